@@ -14,6 +14,13 @@ class DataError(Exception):
     """A data set's file or folder is not as it must be: its category fails, the others go on (exit status 1)."""
 
 
+class NotFittedError(Exception):
+    """A method was asked for scores before it was fitted or loaded."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} is not fitted: call fit(normals) first, or load a saved model")
+
+
 def closest(name: str, valid: Iterable[str]) -> str:
     """'; did you mean padim?' or the list of valid names, to end an error's sentence with."""
     names = sorted(valid)

@@ -6,7 +6,7 @@ Shape legend, used in every docstring and trailing comment:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -64,6 +64,24 @@ class Features(Protocol):
     """A frozen network: (B, C, H, W) images in [0, 1] -> one (B, C, h, w) tensor per level."""
 
     def __call__(self, images: Tensor) -> list[Tensor]: ...
+
+
+class Method(Protocol):
+    """A method is a torch.nn.Module with these three; nothing else stands above it.
+
+    Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
+    saved. The backbone is given to its constructor and is no submodule.
+    """
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights."""
+
+    def fit(self, normals: Normals) -> None:
+        """Learn from normal training images only; a second call forgets the first."""
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores of (B, 3, H, W) images in [0, 1]."""
+        ...
 
 
 class Normals:

@@ -93,6 +93,11 @@ class Record:
         entry = self.metrics.get(metric)
         return None if entry is None else entry["value"]
 
+    @property
+    def localises(self) -> bool:
+        """Whether the method made anomaly maps."""
+        return bool(self.counts.get("maps", 0))
+
 
 def legal(name: str) -> str:
     """A file name that every system takes: letters, digits, '._-'; a changed name ends in 6 digits of its hash."""

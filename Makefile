@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= ../shared/data/mvtec
+
+.PHONY: demo test check results bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## the default benchmark on generated images: tables on the screen, records in demo/
+	$(BIN)/anomaly-bench results=demo
+
+test: .venv/dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+results: .venv/installed  ## the committed records and tables; DATA is the folder of the MVTec categories
+	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0,1,2 \
+		input.crop=null,224 gallery=0
+
+bench: .venv/installed  ## speed against floors, and against anomalib where PEER is its Python
+	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
+
+clean:
+	rm -rf .venv demo dist build

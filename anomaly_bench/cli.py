@@ -1,0 +1,335 @@
+"""`anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]`.
+
+Whatever is not a command or its subject goes to Hydra, with one primary configuration per command. This module
+imports neither torch nor Hydra at its top: `--help`, `list` and `tables` answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench import __version__
+from anomaly_bench.config import GROUPS, choices, conf_folder
+from anomaly_bench.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from anomaly_bench.records import Record
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "tables": "table"}
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "run": (),
+    "tables": (),
+    "list": tuple(LISTS),
+    "data": ("check",),
+    "cache": ("list", "clear"),
+}
+
+HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
+
+usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
+
+commands
+  run                 fit and score every category, write records, print tables (the command when none is given)
+  tables              print the tables of a results folder again
+  list WHAT           {lists}
+  data check          list a dataset's files and say what is wrong with them
+  cache list|clear    decoded images, file hashes and generated datasets, which can be made again
+
+groups (group=choice; * is the default)
+{groups}
+
+keys of run (key=value)
+{keys}
+
+examples
+  anomaly-bench
+  anomaly-bench method=padim backbone=wrn50 dataset=mvtec data_root=/data/mvtec
+  anomaly-bench -m method=padim backbone=lite0 seed=0,1,2 category=[bottle,screw] input.crop=224
+
+Hydra's flags work: --multirun (-m), --cfg job, --config-dir DIR (your own conf), --info.
+Exit status: 0 done; 1 some categories failed, the others are written; 2 wrong usage; 130 interrupted.
+"""
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Carry out one command line and return the exit status."""
+    try:
+        name, subject, rest = split(arguments)
+        if name == "help":
+            print(help_text(rest), end="")
+            return DONE
+        if name == "version":
+            print(f"anomaly-bench {__version__}")
+            return DONE
+        return HANDLERS[name](subject, rest)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
+    """Command, subject, and what goes to Hydra."""
+    rest = list(arguments)
+    if {"--help", "-h"} & set(rest):
+        return "help", None, rest
+    if "--version" in rest:
+        return "version", None, rest
+    if not rest or not is_word(rest[0]):
+        return "run", None, rest
+    name = rest.pop(0)
+    if name not in SUBJECTS:
+        raise UsageError(f"{name}: no such command{closest(name, SUBJECTS)}")
+    subjects = SUBJECTS[name]
+    if not subjects:
+        return name, None, rest
+    if not rest or not is_word(rest[0]):
+        raise UsageError(f"{name}: expected one of {', '.join(subjects)} after it")
+    subject = rest.pop(0)
+    if subject not in subjects:
+        raise UsageError(f"{name} {subject}: no such subject{closest(subject, subjects)}")
+    return name, subject, rest
+
+
+def is_word(argument: str) -> bool:
+    return not argument.startswith(("-", "+", "~")) and "=" not in argument
+
+
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Our configuration folder and the user's `--config-dir`, whose choices are listed too."""
+    folders = [conf_folder()]
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value if equals else "".join(arguments[index + 1 : index + 2])))
+    return folders
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    folders = config_folders(arguments)
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", (folders[0] / "config.yaml").read_text(), re.MULTILINE))
+    groups = [
+        f"  {group:10}" + "  ".join(name + "*" * (name == defaults[group]) for name in choices(group, folders))
+        for group in GROUPS
+    ]
+    keys = re.findall(r"^(\w+: .*)$", (folders[0] / "config.yaml").read_text(), re.MULTILINE)
+    inputs = re.findall(r"^  (\w+: .*)$", (folders[0] / "protocol" / "unified.yaml").read_text(), re.MULTILINE)
+    rows = [[*re.split(r": | # ", key, maxsplit=2), ""] for key in [*keys, *(f"input.{line}" for line in inputs)]]
+    lines = [f"  {f'{key}={value}':18}{about}" for key, value, about, *_ in rows]
+    lists = ", ".join(LISTS)
+    return HELP.format(version=__version__, lists=lists, groups="\n".join(groups), keys="\n".join(lines))
+
+
+def run(_: str | None, arguments: list[str]) -> int:
+    return hydra("config", arguments, run_job)
+
+
+def run_job(config: DictConfig) -> int:
+    """One configuration of a single run or of a sweep: records, then tables on the screen."""
+    from omegaconf import OmegaConf
+
+    from anomaly_bench import report
+
+    summary = execute(OmegaConf.to_container(config, resolve=True))
+    report.write(summary)
+    return FAILED if summary.failed else DONE
+
+
+def execute(config: Any) -> Any:
+    """Run a resolved configuration and return its `Summary`."""
+    from anomaly_bench import speed
+    from anomaly_bench.console import Reporter, log_file
+    from anomaly_bench.run import Runner
+
+    log = Path(str(config["results"])).expanduser() / "logs" / f"{speed.today()}-{os.getpid()}.log"
+    reporter = Reporter()
+    with log_file(log):
+        try:
+            return Runner(config, reporter).run()
+        except KeyboardInterrupt:
+            reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
+            raise
+
+
+def tables(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench import report
+
+    folders = config_folders(arguments)
+    return hydra("tables", arguments, lambda config: report.print_tables(config, folders))
+
+
+def list_names(subject: str | None, arguments: list[str]) -> int:
+    from anomaly_bench import report
+
+    report.print_choices(LISTS[str(subject)], config_folders(arguments))
+    return DONE
+
+
+def data(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench.data import check
+
+    return hydra("data", arguments, lambda config: DONE if check.check(config) else FAILED)
+
+
+def cache(subject: str | None, arguments: list[str]) -> int:
+    from anomaly_bench import cache
+
+    if arguments:
+        raise UsageError(f"cache {subject}: takes no keys, found {arguments[0]}")
+    if subject == "clear":
+        print(f"freed {cache.clear() / 1e6:.1f} MB in {cache.cache_root()}")
+        return DONE
+    rows = cache.listing()
+    for folder, files, size in rows:
+        print(f"{size / 1e6:10.1f} MB  {files:6} files  {folder}")
+    print(f"{sum(row[2] for row in rows) / 1e6:10.1f} MB  in {cache.cache_root()}")
+    return DONE
+
+
+HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
+    "run": run,
+    "tables": tables,
+    "list": list_names,
+    "data": data,
+    "cache": cache,
+}
+
+
+def hydra(primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None]) -> int:
+    """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
+
+    Raises:
+        UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
+    """
+    import hydra as library
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    states: list[int] = []
+    bugs: list[Exception] = []
+
+    def guarded(config: DictConfig) -> None:  # Hydra would print its own lines around an exception
+        try:
+            states.append(job(config) or DONE)
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            states.append(USAGE)
+        except Exception as error:
+            bugs.append(error)
+
+    sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
+    with script_arguments(arguments):
+        try:
+            library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(guarded)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(explain(error, primary, config_folders(arguments))) from error
+        except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
+            if stop.code not in (None, 0):
+                raise UsageError("see anomaly-bench --help") from stop
+    if bugs:
+        raise bugs[0]
+    return max(states, default=DONE)
+
+
+@contextlib.contextmanager
+def script_arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and swallows exceptions unless it is told not to."""
+    before, variable = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [before[0], *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if variable is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = variable
+
+
+def explain(error: Exception, primary: str, folders: Sequence[Path]) -> str:
+    """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
+    text = str(error)
+    choice = re.search(r"Could not find '(\w+)/([^']*)'", text)
+    if choice and choice[1] in GROUPS:
+        group, name = choice.groups()
+        return f"{group}={name}: no such {group}{closest(name, choices(group, folders))}"
+    key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
+        r"Could not override '([^']+)'", text
+    )
+    if key:
+        name = key.groups()[-1]
+        return f"{name}: no such key{closest(name, known_keys(primary, folders[0]))}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+def known_keys(primary: str, folder: Path) -> list[str]:
+    """Every key of the default configuration, dotted, and the groups."""
+    config = compose(primary, [])
+    return sorted(set(dotted(config)))
+
+
+def dotted(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def compose(primary: str, overrides: Sequence[str]) -> Any:
+    """The resolved configuration of some overrides as plain values."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        return OmegaConf.to_container(compose(primary, list(overrides)), resolve=True)
+
+
+def evaluate(*overrides: str, **keys: Any) -> list[Record]:
+    """See `anomaly_bench.evaluate`."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    words = [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())]
+    try:
+        config = compose("config", words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, "config", [conf_folder()])) from error
+    summary = execute(config)
+    if summary.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
+        raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} are written: {reasons}")
+    records: list[Record] = summary.records
+    return records
+
+
+def as_override(value: Any) -> str:
+    """A Python value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"

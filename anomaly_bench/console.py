@@ -1,0 +1,68 @@
+"""What a run says: bars with the time left on a terminal, plain lines elsewhere, everything in the log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("anomaly_bench")
+
+
+class Reporter:
+    """Speaks to the screen (stderr, so that stdout holds tables only) and to the log."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def say(self, line: str) -> None:
+        logger.info(line)
+        self.console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        logger.warning(line)
+        self.console.print(f"warning: {line}", style="yellow", markup=False)
+
+    def fail(self, line: str, error: BaseException | None = None) -> None:
+        """One line on the screen, the whole traceback in the log."""
+        logger.error(line, exc_info=error)
+        self.console.print(f"error: {line}", style="red", markup=False)
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+        """A bar for one stage; yields `advance(done)`. Off a terminal it is silent: the category's line follows."""
+        logger.info("%s (%s)", title, total if total is not None else "until time is up")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.advance(task, done)
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Send the log, with Python's warnings, to a file; a place that cannot be written is said once."""
+    root = logging.getLogger()
+    handler: logging.Handler
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    except OSError as error:
+        print(f"warning: no log is kept: {path.parent}: {error.strerror}", file=sys.stderr)
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.captureWarnings(True)
+    root.addHandler(handler)
+    level, logger.level = logger.level, logging.INFO
+    try:
+        yield
+    finally:
+        logger.level = level
+        root.removeHandler(handler)
+        handler.close()
+        logging.captureWarnings(False)

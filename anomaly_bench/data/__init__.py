@@ -1,0 +1,1 @@
+"""Datasets list files as tasks: one reader per layout, and the store that decodes each image once."""

@@ -1,0 +1,35 @@
+"""`dataset=folder data_root=DIR`: one's own images in MVTec AD's layout.
+
+DIR holds one folder per category, or is one category itself (it then has a folder `train`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from anomaly_bench.data.mvtec import Dataset, find_root, subfolders
+from anomaly_bench.errors import UsageError
+
+
+def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> Dataset:
+    """Every category below `data_root`.
+
+    Args:
+        name: in records and paths; None: the folder's name.
+        title: in tables; None: the name.
+
+    Raises:
+        UsageError: no such folder, or no category in it.
+    """
+    root = find_root("folder", data_root, "a folder of categories in MVTec AD's layout, or one category").resolve()
+    name = name or root.name
+    if (root / "train").is_dir():
+        return Dataset(name, title or name, root, {root.name: None}, {root.name: root})
+    categories = [path for path in subfolders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+    if not categories:
+        raise UsageError(
+            f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
+            f" (folders there: {', '.join(path.name for path in subfolders(root)) or 'none'})"
+        )
+    return Dataset(name, title or name, root, {path.name: None for path in categories})

@@ -1,0 +1,164 @@
+"""The layout of MVTec AD (Bergmann et al., CVPR 2019), which most industrial data sets are kept in:
+
+<root>/<category>/train/good/*            normal images to fit on
+<root>/<category>/test/good/*             normal test images
+<root>/<category>/test/<defect>/*         defective test images
+<root>/<category>/ground_truth/<defect>/<stem>_mask.*   or <stem>.*, non-zero = defect
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image as PILImage
+
+from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.protocol import Image, Task
+
+GOOD = "good"
+DATA_VARIABLE = "ANOMALY_BENCH_DATA"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Categories in the layout above.
+
+    Attributes:
+        categories: every category of the dataset in the papers' order -> its group, or None.
+        root: the folder that holds the categories.
+        folders: category -> folder, where it is not `root / category`.
+    """
+
+    name: str
+    title: str
+    root: Path
+    categories: dict[str, str | None]
+    folders: dict[str, Path] = field(default_factory=dict)
+
+    def folder(self, category: str) -> Path:
+        return self.folders.get(category, self.root / category)
+
+    @property
+    def missing(self) -> list[str]:
+        """Categories that have no folder on this disk."""
+        return [name for name in self.categories if not self.folder(name).is_dir()]
+
+    def task(self, category: str) -> Task:
+        """List the files of one category.
+
+        Raises:
+            DataError: a folder is missing or empty, or images and masks do not match.
+        """
+        return read_category(category, self.categories[category], self.folder(category))
+
+
+def mvtec(
+    name: str, title: str, categories: Mapping[str, Sequence[str]], data_root: str | os.PathLike[str] | None
+) -> Dataset:
+    """MVTec AD below `data_root`, else below `$ANOMALY_BENCH_DATA/<name>`.
+
+    Args:
+        categories: group -> names, in the papers' order.
+
+    Raises:
+        UsageError: no root is given, or it is not there.
+    """
+    groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
+    return Dataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
+
+
+def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str) -> Path:
+    """The dataset's folder from the key `data_root` or from the environment."""
+    shared = os.environ.get(DATA_VARIABLE)
+    if data_root is None and shared is None:
+        raise UsageError(f"dataset={name} needs data_root=DIR ({what}), or {DATA_VARIABLE} set to its parent")
+    root = Path(data_root).expanduser() if data_root is not None else Path(str(shared)).expanduser() / name
+    if not root.is_dir():
+        origin = "data_root" if data_root is not None else f"${DATA_VARIABLE}/{name}"
+        raise UsageError(f"{origin}={root}: no such folder; give {what}")
+    return root
+
+
+def read_category(name: str, group: str | None, folder: Path) -> Task:
+    """The task of one category's folder; see `Dataset.task`."""
+    train, test = folder / "train" / GOOD, folder / "test"
+    for needed in (train, test):
+        if not needed.is_dir():
+            raise DataError(f"{name}: no folder {needed}; expected train/{GOOD} and test/<defect> (MVTec AD's layout)")
+    fit = tuple(Image(path, relative(path, folder), None) for path in image_files(train))
+    if not fit:
+        raise DataError(f"{name}: no image in {train}; a method needs normal images to fit on")
+    tested = tuple(image for kind in subfolders(test) for image in read_kind(name, kind, folder))
+    if not tested:
+        raise DataError(f"{name}: no image in the folders of {test}; expected {GOOD} and one folder per kind of defect")
+    return Task(name, group, fit, {"test": with_masks(name, tested, folder)})
+
+
+def read_kind(category: str, kind: Path, folder: Path) -> list[Image]:
+    defect = None if kind.name == GOOD else kind.name
+    return [Image(path, relative(path, folder), defect) for path in image_files(kind)]
+
+
+def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Image, ...]:
+    """Give each defective image its mask; no mask anywhere is allowed, some missing is not."""
+    truth = folder / "ground_truth"
+    kinds = sorted({image.defect for image in images if image.defect is not None})
+    found = {kind: mask_files(category, truth / kind) for kind in kinds}
+    if not any(found.values()):
+        return tuple(images)
+    matched, lacking = [], []
+    for image in images:
+        mask = None
+        if image.defect is not None:
+            mask = found[image.defect].pop(image.path.stem, None)
+            if mask is None:
+                lacking.append(image.file)
+        matched.append(Image(image.path, image.file, image.defect, mask))
+    if lacking:
+        raise DataError(
+            f"{category}: {len(lacking)} defective images have no mask in {truth}: {shorten(lacking)}; "
+            "expected <defect>/<stem>_mask.* or <stem>.*; add them, or remove all masks for image metrics only"
+        )
+    orphans = [relative(mask, folder) for masks in found.values() for mask in masks.values()]
+    if orphans:
+        raise DataError(f"{category}: {len(orphans)} masks without an image: {shorten(orphans)}; remove or rename them")
+    return tuple(matched)
+
+
+def mask_files(category: str, folder: Path) -> dict[str, Path]:
+    """Image stem -> mask file of one kind of defect."""
+    masks: dict[str, list[Path]] = defaultdict(list)
+    for path in image_files(folder) if folder.is_dir() else []:
+        masks[path.stem.removesuffix("_mask")].append(path)
+    for stem, paths in masks.items():
+        if len(paths) > 1:
+            raise DataError(f"{category}: {len(paths)} masks for image {stem}: {shorten(map(str, paths))}; keep one")
+    return {stem: paths[0] for stem, paths in masks.items()}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files with a suffix that PIL reads, sorted by name; hidden files are left out."""
+    PILImage.init()
+    suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible subfolders, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def shorten(names: Sequence[str] | map[str], most: int = 5) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

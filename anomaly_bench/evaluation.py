@@ -1,0 +1,206 @@
+"""One task, from files to records: fit, score, metrics, sizes, speed."""
+
+from __future__ import annotations
+
+import platform
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import anomaly_bench
+from anomaly_bench import artifacts, metrics, speed
+from anomaly_bench.config import Settings
+from anomaly_bench.console import Reporter
+from anomaly_bench.data import store
+from anomaly_bench.errors import UsageError
+from anomaly_bench.jobs import Job, construct
+from anomaly_bench.protocol import Image, Method, Normals, Outcome, to_tensor
+from anomaly_bench.records import Record
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted method, the bytes-free facts of its fit, and the (H, W) that it scores."""
+
+    method: Any  # a torch.nn.Module that is a protocol.Method
+    cost: dict[str, Any]
+
+
+class Evaluator:
+    """Evaluates jobs of one configuration on one device; the frozen backbone is made once for all of them."""
+
+    def __init__(self, config: Mapping[str, Any], weights: Path | None, settings: Settings, reporter: Reporter) -> None:
+        self.config, self.settings, self.reporter = config, settings, reporter
+        torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+        torch.backends.cudnn.deterministic = True
+        self.device = find_device(speed.device_kind(settings.device))
+        self.backbone = None
+        if config["backbone"] is not None:
+            levels = config["method"]["levels"]
+            self.backbone = construct(
+                config["backbone"], "backbone", levels=levels, weights=weights, precision=settings.precision
+            ).to(self.device)
+
+    def new_method(self) -> Any:
+        network = {} if self.backbone is None else {"backbone": self.backbone}
+        return construct(self.config["method"], "method", **network).to(self.device)
+
+    def evaluate(self, job: Job) -> list[Record]:
+        """Fit on the task's normal images and make one record per test set; maps, model and pictures if wanted.
+
+        Raises:
+            DataError: an image that cannot be read. Whatever the method raises passes through.
+        """
+        speed.reset_peaks(self.device)
+        fitted = self.fit(job)
+        return [self.test(job, name, fitted) for name in job.task.tests]
+
+    def fit(self, job: Job) -> Fitted:
+        name = job.task.name
+        pixels = self.pixels(job, job.task.fit, "training")
+        torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
+        method = self.new_method()
+        with (
+            self.reporter.stage(f"{name}: fitting", len(pixels)) as advance,
+            speed.stopwatch(self.device) as elapsed,
+        ):
+            method.fit(Normals(name, pixels, self.device, advance))
+        return Fitted(method.eval(), {"fit_s": elapsed()})
+
+    def test(self, job: Job, test: str, fitted: Fitted) -> Record:
+        """Score one test set and make its record."""
+        images = job.task.tests[test]
+        pixels = self.pixels(job, images, "test")
+        with speed.stopwatch(self.device) as elapsed:
+            scores, maps = self.score(fitted.method, pixels, job.task.name)
+        cost = {**fitted.cost, "score_s": elapsed()}
+        cost |= {"peak_ram_mb": speed.peak_ram_mb(), "peak_gpu_mb": speed.peak_gpu_mb(self.device)}
+        cost |= {"device": speed.device_name(str(self.device)), "threads": self.settings.threads}
+        masks = self.masks(job, images) if maps is not None else None
+        labels = np.array([image.defect is not None for image in images])
+        result = metrics.evaluate(Outcome(labels, scores, maps, masks))
+        record = job.record(test)
+        record.metrics = {
+            name: {"value": value, "revision": metrics.METRICS[name].revision} for name, value in result.values.items()
+        }
+        record.curves = result.curves
+        record.counts["maps"] = 0 if maps is None else len(maps)
+        record.images = [
+            {"file": image.file, "defect": image.defect, "score": float(score)}
+            for image, score in zip(images, scores, strict=True)
+        ]
+        record.size, record.cost, record.provenance = sizes(fitted.method), cost, provenance()
+        if self.settings.speed:
+            record.speed = [self.speed(job, test, fitted.method)]
+        folder = self.settings.results / record.path.with_suffix("")
+        if self.settings.gallery:
+            artifacts.save_gallery(folder, images, scores, pixels, maps, masks, self.settings.gallery)
+        if self.settings.save_maps and maps is not None:
+            artifacts.save_maps(folder, maps)
+        if self.settings.save_model:
+            artifacts.save_model(folder, fitted.method, job)
+        return record
+
+    def score(
+        self, method: Method, pixels: NDArray[np.uint8], name: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Scores (N,) and maps (N, H, W) of all images, in batches."""
+        scores, maps = [], []
+        step = self.settings.batch_size
+        with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance, torch.no_grad():
+            for start in range(0, len(pixels), step):
+                result = method.score(to_tensor(pixels[start : start + step], self.device))
+                scores.append(result.image.float().cpu().numpy())
+                if result.map is not None:
+                    maps.append(result.map.float().cpu().numpy())
+                advance(len(scores[-1]))
+        return np.concatenate(scores), np.concatenate(maps) if maps else None
+
+    def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
+        """Fit again, with the same result, and add a speed entry of this machine to each record."""
+        method = self.fit(job).method
+        return [replace(record, speed=[*record.speed, self.speed(job, record.test, method)]) for record in records]
+
+    def speed(self, job: Job, test: str, method: Method) -> dict[str, Any]:
+        """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch)."""
+        pixels = self.pixels(job, job.task.tests[test], "test")
+        first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
+        with self.reporter.stage(f"{job.task.name}: timing", None) as advance, torch.no_grad():
+            entry = speed.measure(method.score, self.backbone, to_tensor(pixels[first]), self.device, advance=advance)
+        return {**entry, **job.speed_key(speed.device_name(str(self.device))), "measured": speed.today()}
+
+    def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
+        """Decoded images (N, H, W, 3), cropped; a view of the store."""
+        sha256 = [job.digests[image.path][1] for image in images]
+        with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
+            whole = store.load_images(
+                images, sha256, self.settings.resize, job.dataset.name, self.settings.threads, advance
+            )
+        return centre(whole, self.settings.crop)
+
+    def masks(self, job: Job, images: tuple[Image, ...]) -> NDArray[np.bool_] | None:
+        """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
+        if all(image.mask is None for image in images) and any(image.defect for image in images):
+            return None
+        sha256 = [job.digests[image.mask][1] if image.mask else "" for image in images]
+        whole = store.load_masks(images, sha256, self.settings.resize, job.dataset.name, self.settings.threads)
+        return centre(whole, self.settings.crop).astype(np.bool_)
+
+
+def centre(images: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """The central (H, W) of (N, H, W, ...) as a view."""
+    if crop is None:
+        return images
+    top, left = (round((images.shape[axis + 1] - crop[axis]) / 2) for axis in (0, 1))
+    return images[:, top : top + crop[0], left : left + crop[1]]
+
+
+def sizes(method: nn.Module) -> dict[str, float]:
+    """Extra parameters (the backbone's are not among them) and stored statistics; MB = 10^6 bytes."""
+    parameters = list(method.parameters())
+    stored = [value for name, value in method.named_buffers() if name in method.state_dict()]
+    return {
+        "extra_params": sum(parameter.numel() for parameter in parameters),
+        "extra_mb": sum(parameter.nbytes for parameter in parameters) / 1e6,
+        "stored_mb": sum(buffer.nbytes for buffer in stored) / 1e6,
+    }
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        UsageError: a device that this machine does not have.
+    """
+    have = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    have += ["cuda"] if torch.cuda.is_available() else []
+    have += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in have:
+        raise UsageError(f"device={name}: this machine has {', '.join(have)}; device=auto takes the best of them")
+    return torch.device(name)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and system of this run; no host or user name."""
+    import PIL
+    import timm
+
+    return {
+        "date": speed.today(),
+        "anomaly_bench": anomaly_bench.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "system": platform.system(),
+        "machine": platform.machine(),
+    }

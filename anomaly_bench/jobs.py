@@ -1,0 +1,175 @@
+"""What a run has to do: one job per task, with the fingerprint that says whether it is done. No torch here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from anomaly_bench.config import Settings
+from anomaly_bench.data import store
+from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.protocol import Image, Task
+from anomaly_bench.records import Record, digest
+from anomaly_bench.weights import Weights, resolve
+
+RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights")  # of a YAML, not of a constructor
+
+
+def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a method's, backbone's or dataset's YAML that its `_target_` is called with."""
+    return {key: value for key, value in node.items() if key not in RUNNER_KEYS}
+
+
+def construct(node: Mapping[str, Any], kind: str, **extra: Any) -> Any:
+    """Call a YAML's `_target_` with its keys and `extra`.
+
+    Raises:
+        UsageError: no such target, or keys that it does not take.
+    """
+    keys = {**arguments(node), **extra}
+    target = keys.pop("_target_", None)
+    try:
+        made = get_object(str(target))
+        inspect.signature(made).bind(**keys)
+    except ImportError as error:
+        raise UsageError(f"{kind}._target_={target}: cannot be imported ({str(error).splitlines()[0]})") from error
+    except TypeError as error:
+        raise UsageError(f"{kind}={node.get('name')}: {target}: {error}") from error
+    return made(**keys)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task under one configuration.
+
+    Attributes:
+        config: the resolved configuration; its backbone is None for an image-space method.
+        digests: (size, sha256) of every file of the task.
+    """
+
+    config: Mapping[str, Any]
+    settings: Settings
+    dataset: Dataset
+    task: Task
+    weights: Weights | None
+    digests: Mapping[Path, tuple[int, str]] = field(repr=False)
+
+    def fingerprint(self, test: str) -> str:
+        """Over everything that can change a score, and nothing else; no paths of this machine."""
+        method, backbone = self.config["method"], self.config["backbone"]
+        return digest(
+            {
+                "dataset": self.dataset.name,
+                "task": self.task.name,
+                "fit": [self.identity(image) for image in self.task.fit],
+                "test": [self.identity(image) for image in self.task.tests[test]],
+                "method": {**method, "about": {"revision": method["about"]["revision"]}},
+                "backbone": None if backbone is None else {**arguments(backbone), **self.network_identity()},
+                "input": self.settings.input,
+                "protocol": self.settings.protocol,
+                "oracle": self.settings.oracle,
+                "precision": self.settings.precision,
+                "seed": self.settings.seed,
+            }
+        )
+
+    def identity(self, image: Image) -> list[Any]:
+        mask = None if image.mask is None else self.digests[image.mask]
+        return [image.file, image.defect, *self.digests[image.path], mask]
+
+    def network_identity(self) -> dict[str, Any]:
+        weights = None if self.weights is None else self.weights.sha256
+        return {"weights": weights, "revision": self.config["backbone"]["about"]["revision"]}
+
+    def speed_key(self, device: str) -> dict[str, Any]:
+        """What a speed entry is told apart by: the device's name and how it was used."""
+        settings = self.settings
+        used = {"threads": settings.threads, "batch_size": settings.batch_size, "precision": settings.precision}
+        return {"device": device, **used}
+
+    def record(self, test: str) -> Record:
+        """The record as far as it is known before the work: who, what, with which settings."""
+        method, backbone = self.config["method"], self.config["backbone"]
+        network = None if backbone is None else {**arguments(backbone), **self.network_identity()}
+        tested = self.task.tests[test]
+        return Record(
+            fingerprint=self.fingerprint(test),
+            dataset=self.dataset.name,
+            task=self.task.name,
+            test=test,
+            group=self.task.group,
+            categories=[{"name": name, "group": group} for name, group in self.dataset.categories.items()],
+            method=method["name"],
+            backbone="none" if backbone is None else backbone["name"],
+            titles={
+                "dataset": self.dataset.title,
+                "method": method["about"]["title"],
+                "backbone": "none" if backbone is None else backbone["about"]["title"],
+            },
+            seed=self.settings.seed,
+            protocol=self.settings.protocol,
+            oracle=self.settings.oracle,
+            precision=self.settings.precision,
+            input=self.settings.input,
+            counts={
+                "fit": len(self.task.fit),
+                "test": len(tested),
+                "defects": sum(image.defect is not None for image in tested),
+            },
+            metrics={},
+            curves={},
+            images=[],
+            speed=[],
+            size={},
+            cost={},
+            config={"method": dict(method), "backbone": network, "batch_size": self.settings.batch_size},
+            provenance={},
+        )
+
+
+def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:
+    """The dataset of a YAML; its name is an argument too, for one's own folders."""
+    dataset: Dataset = construct(node, "dataset", name=node["name"], data_root=data_root)
+    return dataset
+
+
+def selected(dataset: Dataset, wanted: list[str]) -> list[str]:
+    """The categories that `category=` names, in the dataset's order.
+
+    Raises:
+        UsageError: a name that is neither a category nor a group of the dataset.
+    """
+    groups = {group for group in dataset.categories.values() if group is not None}
+    for name in wanted:
+        if name != "all" and name not in dataset.categories and name not in groups:
+            near = closest(name, [*dataset.categories, *groups, "all"])
+            raise UsageError(f"category={name}: {dataset.title} has no such category or group{near}")
+    return [name for name, group in dataset.categories.items() if {"all", name, group or "all"} & set(wanted)]
+
+
+def make_job(
+    config: Mapping[str, Any], settings: Settings, dataset: Dataset, category: str, weights: Weights | None
+) -> Job:
+    """List and hash one category's files.
+
+    Raises:
+        DataError: see `Dataset.task`; a file that cannot be read.
+    """
+    task = dataset.task(category)
+    images = [*task.fit, *(image for test in task.tests.values() for image in test)]
+    paths = [image.path for image in images] + [image.mask for image in images if image.mask]
+    return Job(config, settings, dataset, task, weights, store.file_digests(paths, dataset.folder(category)))
+
+
+def find_weights(config: Mapping[str, Any]) -> Weights | None:
+    """The weights of the configured backbone; None for an image-space method."""
+    backbone = config["backbone"]
+    if backbone is None:
+        return None
+    return resolve(backbone["name"], str(backbone["weights"]), backbone["about"].get("pretrained", {}))

@@ -1,0 +1,1 @@
+"""One module per method; `conf/method/<name>.yaml` points at it."""

@@ -1,0 +1,118 @@
+"""PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization.
+
+Thomas Defard, Aleksandr Setkov, Angelique Loesch, Romaric Audigier; 2020, arXiv 2011.08785.
+
+Each position of the feature grid has one Gaussian over the normal images' patch embeddings; the anomaly score of a
+patch is its Mahalanobis distance. The authors released no code. Where common re-implementations differ: the subset
+of dimensions is a seeded permutation here (others: Python's `random.sample`), eps is added once (anomalib adds
+another 1e-5), and the blur mirrors the border pixel, as scipy does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.protocol import Features, Normals, Scores
+
+
+class PaDiM(nn.Module):
+    """PaDiM as in sections III.A to III.C.
+
+    Args:
+        backbone: a frozen network read at three levels.
+        dimensions: of the embedding, drawn at random (section III.A): 100 for R18, 550 for WR50.
+        seed: decides the draw, which is the same for all positions, categories and images.
+        eps: added to the diagonal of each covariance (section III.B).
+        sigma: of the Gaussian blur of the map, in pixels.
+        batch: images per step of fitting.
+    """
+
+    chosen: Tensor  # (D,) indices of embedding dimensions, ascending
+    mean: Tensor  # (h * w, D)
+    whitener: Tensor  # (h * w, D, D), W with W W^T = covariance^-1
+
+    def __init__(
+        self,
+        backbone: Features,
+        dimensions: int,
+        seed: int,
+        eps: float = 0.01,
+        sigma: float = 4.0,
+        batch: int = 32,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.dimensions, self.seed = backbone, dimensions, seed
+        self.eps, self.sigma, self.batch = eps, sigma, batch
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make room for the statistics of feature levels of these (C, h, w) shapes, the largest grid first.
+
+        Raises:
+            UsageError: fewer channels than dimensions.
+        """
+        channels = [shape[0] for shape in shapes]
+        if not 1 <= self.dimensions <= sum(channels):
+            raise UsageError(
+                f"method.dimensions={self.dimensions}: the backbone's levels have {sum(channels)} channels; "
+                f"expected 1 to {sum(channels)}"
+            )
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        chosen = torch.randperm(sum(channels), generator=generator, device="cpu")[: self.dimensions].sort().values
+        positions = shapes[0][1] * shapes[0][2]
+        self.channels, self.grid = channels, shapes[0][1:]
+        self.register_buffer("chosen", chosen)
+        self.register_buffer("mean", torch.empty(positions, self.dimensions))
+        self.register_buffer("whitener", torch.empty(positions, self.dimensions, self.dimensions))
+
+    def fit(self, normals: Normals) -> None:
+        """Stream mean and covariance (equation 1) and factorise the covariances.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if len(normals) < 2:
+            raise ValueError(f"{normals.name}: {len(normals)} training image; PaDiM's covariance needs at least 2")
+        moments = None
+        for levels in normals.features(self.backbone, self.batch):
+            if moments is None:
+                self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
+                self.to(levels[0].device)
+                moments = ops.Moments(self.mean, self.whitener)
+            moments.add(self.embed(levels))
+        assert moments is not None
+        ops.whiten_(moments.scatter, moments.count - 1, self.eps)
+
+    def score(self, images: Tensor) -> Scores:
+        """Mahalanobis distances (equation 2), upsampled and blurred; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], of the size that was fitted.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: images of another size.
+        """
+        if not hasattr(self, "whitener"):
+            raise NotFittedError("PaDiM")
+        levels = self.backbone(images)
+        if levels[0].shape[-2:] != self.grid:
+            raise ValueError(
+                f"feature grid {tuple(levels[0].shape[-2:])}, fitted {self.grid}: score images of one size"
+            )
+        distances = ops.mahalanobis(self.embed(levels), self.mean, self.whitener)  # (h * w, B)
+        maps = ops.smooth_upsample(distances.T.view(-1, *self.grid), images.shape[2:], self.sigma)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    def embed(self, levels: Sequence[Tensor]) -> Tensor:
+        """Patch embeddings (h * w, B, D) of the chosen dimensions."""
+        starts = [sum(self.channels[:index]) for index in range(len(self.channels))]
+        parts = [
+            self.chosen[(self.chosen >= start) & (self.chosen < start + count)] - start
+            for start, count in zip(starts, self.channels, strict=True)
+        ]
+        return ops.align(levels, parts)

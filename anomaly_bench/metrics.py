@@ -1,0 +1,284 @@
+"""Metrics: a scored test set -> numbers in [0, 1], higher = better. All are exact: no grid of thresholds.
+
+Every metric here is a sum, or a maximum, over the distinct scores of the positives (defective images, defect
+pixels). So the negatives are sorted once, each positive's rank among them is looked up by bisection, and that
+one ranking serves all metrics of its level. Tied scores are one threshold. Only ranks count: a strictly
+increasing map of the scores changes nothing.
+
+Letters: P positives, Q negatives, T thresholds, R regions, V vertices of a curve; N, H, W as in `protocol`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_bench.protocol import Outcome
+
+PRO_LIMIT = 0.3  # false positive rate at which the PRO integral ends
+CURVE_POINTS = 500  # of a returned curve
+RUN = 1 << 20  # positives that get 64-bit columns at a time
+RUN_POINTS = 20_000  # of a run's piece of a curve, before the whole curve is thinned
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Level = Literal["image", "pixel"]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A run of neighbouring thresholds, falling; each is the score of at least one positive.
+
+    hits (T+1,): positives >= threshold, before the run and after each threshold; overlap (T+1,): the same with
+    each pixel counted as its share of a region, averaged over regions; above (T,) and reached (T,): negatives
+    > threshold and >= threshold; positives, negatives: how many there are in all.
+    """
+
+    hits: Counts
+    overlap: Floats
+    above: Counts
+    reached: Counts
+    positives: int
+    negatives: int
+
+
+def auroc(steps: Steps) -> float:
+    """Area under the ROC curve: P(positive > negative) + P(tied) / 2, the trapezoid with ties merged."""
+    new = np.diff(steps.hits)
+    not_below = float(new @ (steps.above + steps.reached)) / 2  # exact: summed in int64
+    return (float(new.sum()) - not_below / steps.negatives) / steps.positives
+
+
+def average_precision(steps: Steps) -> float:
+    """Sum of (R_n - R_{n-1}) P_n over thresholds, as scikit-learn's; not the (optimistic) trapezoid."""
+    precision = steps.hits[1:] / (steps.hits[1:] + steps.reached)
+    return float(np.diff(steps.hits) @ precision) / steps.positives
+
+
+def f1_max(steps: Steps) -> float:
+    """Largest F1 = 2 TP / (TP + FP + P) over thresholds: an oracle's, as it is chosen on the test labels."""
+    return float(np.max(2 * steps.hits[1:] / (steps.hits[1:] + steps.reached + steps.positives)))
+
+
+def pro(steps: Steps) -> float:
+    """Area under the per-region overlap curve up to false positive rate L = 0.3, divided by L.
+
+    Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, and its evaluation code: regions are
+    8-connected, per image; negatives are the defect-free pixels of all test images; PRO at L is interpolated. A
+    pixel raises the curve by its share of a region, along a ramp from the false positive rate above its score to
+    the rate with the negatives tied with it; each ramp's integral over [0, L] is added up.
+    """
+    low, high = steps.above / steps.negatives, steps.reached / steps.negatives
+    width = np.maximum(high - low, 1 / steps.negatives)  # a ramp that L cuts is no narrower
+    cut = np.maximum(PRO_LIMIT - low, 0) ** 2 / (2 * width)
+    area = np.where(high <= PRO_LIMIT, PRO_LIMIT - (low + high) / 2, cut)
+    return float(np.diff(steps.overlap) @ area) / PRO_LIMIT
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`of` gives the part of each run of thresholds, `total` joins the parts.
+
+    Raise `revision` whenever a value can change.
+    """
+
+    title: str  # heads its column in tables
+    level: Level
+    of: Callable[[Steps], float]
+    total: Callable[[Iterable[float]], float] = sum
+    revision: int = 1
+
+
+METRICS: dict[str, Metric] = {
+    "image_auroc": Metric("image AUROC", "image", auroc),
+    "image_ap": Metric("image AP", "image", average_precision),
+    "image_f1_max": Metric("image F1-max (test oracle)", "image", f1_max, max),
+    "pixel_auroc": Metric("pixel AUROC", "pixel", auroc),
+    "pixel_ap": Metric("pixel AP", "pixel", average_precision),
+    "pixel_f1_max": Metric("pixel F1-max (test oracle)", "pixel", f1_max, max),
+    "pro": Metric("PRO", "pixel", pro),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns.
+
+    values: each name of METRICS -> a fraction, None where undefined. curves: "image_roc", "pixel_roc" (x false, y
+    true positive rate, x from 0 to 1) and "pro" (x false positive rate from 0 to 0.3, y overlap) -> {"x": [...],
+    "y": [...]}, at most 500 points, rounded to 6 digits; an undefined curve is left out.
+    """
+
+    values: dict[str, float | None]
+    curves: dict[str, dict[str, list[float]]]
+
+
+def evaluate(outcome: Outcome) -> Evaluation:
+    """Compute every metric that is defined, and its curves.
+
+    Image metrics need normal and defective images; pixel metrics need maps, masks, and pixels of both kinds.
+    Beside the outcome it takes 5 bytes a pixel, or 28 a defect pixel where these prevail.
+
+    Raises:
+        ValueError: a shape or type is wrong, or a score is NaN (it has no rank) or infinite (an overflow ties
+            scores that differ).
+    """
+    _check(outcome)
+    values: dict[str, float | None] = dict.fromkeys(METRICS)
+    curves: dict[str, dict[str, list[float]]] = {}
+    rankings: dict[Level, Ranking | None] = {"image": _rank_images(outcome), "pixel": _rank_pixels(outcome)}
+    for level, ranking in rankings.items():
+        if ranking is not None:
+            level_values, level_curves = _sweep(ranking, level)
+            values |= level_values
+            curves |= level_curves
+    return Evaluation(values, curves)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """positives (P,) and negatives (Q,), both rising; region (P,) int32: row of weight (R,) = 1 / (R * its size)."""
+
+    positives: NDArray[Any]
+    negatives: NDArray[Any]
+    region: NDArray[np.int32]
+    weight: Floats
+
+    def steps(self) -> Iterator[Steps]:
+        """All thresholds, from the highest to the lowest, RUN positives or one tie at a time."""
+        stop, overlap = len(self.positives), 0.0
+        while stop:
+            cut = self.positives[max(stop - RUN, 0)]
+            start = int(np.searchsorted(self.positives, cut))  # a tie is not split
+            scores = self.positives[start:stop][::-1]
+            first = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1])))  # (T,)
+            shares = np.add.reduceat(self.weight[self.region[start:stop][::-1]], first)
+            overlaps = overlap + np.concatenate(([0.0], np.cumsum(shares)))
+            yield Steps(
+                hits=len(self.positives) - stop + np.append(first, len(scores)),
+                overlap=overlaps,
+                above=len(self.negatives) - np.searchsorted(self.negatives, scores[first], "right"),
+                reached=len(self.negatives) - np.searchsorted(self.negatives, scores[first], "left"),
+                positives=len(self.positives),
+                negatives=len(self.negatives),
+            )
+            stop, overlap = start, float(overlaps[-1])
+
+
+def _rank(positives: NDArray[Any], negatives: NDArray[Any], region: NDArray[np.int32], weight: Floats) -> Ranking:
+    """Sort the scores of both kinds; `negatives` in place."""
+    negatives.sort()
+    order = np.argsort(positives)
+    return Ranking(positives[order], negatives, region[order], weight)
+
+
+def _rank_images(outcome: Outcome) -> Ranking | None:
+    """The image scores; None if there is only one kind of images. All defects are one region."""
+    positives, negatives = outcome.scores[outcome.labels], outcome.scores[~outcome.labels]
+    if not len(positives) or not len(negatives):
+        return None
+    return _rank(positives, negatives, np.zeros(len(positives), np.int32), np.array([1 / len(positives)]))
+
+
+def _rank_pixels(outcome: Outcome) -> Ranking | None:
+    """The pixel scores of all images; None without maps or masks, or if there is only one kind of pixels."""
+    maps, masks = outcome.maps, outcome.masks
+    if maps is None or masks is None or not masks.any() or masks.all():
+        return None
+    region, sizes = _regions(masks)
+    return _rank(maps[masks], maps[~masks], region, 1 / (len(sizes) * sizes))
+
+
+def _regions(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Counts]:
+    """The 8-connected region of each defect pixel (P,), in the order of `maps[masks]`, and region sizes (R,)."""
+    from scipy import ndimage  # here: who wants a metric's title does not wait for it
+
+    regions, sizes, found = [], [], 0
+    for mask in masks:
+        if mask.any():  # much quicker than labelling
+            labels, count = ndimage.label(mask, np.ones((3, 3)))
+            inside = labels[mask] - 1
+            regions.append(inside + np.int32(found))
+            sizes.append(np.bincount(inside))
+            found += count
+    return np.concatenate(regions, dtype=np.int32), np.concatenate(sizes)
+
+
+def _sweep(ranking: Ranking, level: Level) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+    """Values and curves of one level, in one pass over the thresholds."""
+    metrics = {name: metric for name, metric in METRICS.items() if metric.level == level}
+    parts: dict[str, list[float]] = {name: [] for name in metrics}
+    roc, overlap = [], []
+    for steps in ranking.steps():
+        for name, metric in metrics.items():
+            parts[name].append(metric.of(steps))
+        x = np.column_stack((steps.above, steps.reached)).ravel() / steps.negatives  # the ends of each ramp
+        roc.append(_thin(x, _ends(steps.hits) / steps.positives, RUN_POINTS))
+        overlap.append(_thin(x, _ends(steps.overlap), RUN_POINTS))
+    # a perfect score is 1, though its parts are rounded
+    values = {name: min(float(metric.total(parts[name])), 1.0) for name, metric in metrics.items()}
+    curves = {f"{level}_roc": _curve(roc, 1.0)}
+    if level == "pixel":
+        curves["pro"] = _curve(overlap, PRO_LIMIT)
+    return values, curves
+
+
+def _ends(column: NDArray[Any]) -> NDArray[Any]:
+    """(T+1,) values before and after each threshold -> (2T,) both, in turn."""
+    return np.column_stack((column[:-1], column[1:])).ravel()
+
+
+def _curve(pieces: list[tuple[Floats, Floats]], limit: float) -> dict[str, list[float]]:
+    """Join a curve's pieces from (0, 0) to (1, 1), cut it at x = limit and thin it."""
+    x = np.concatenate([[0.0], *(piece[0] for piece in pieces), [1.0]])
+    y = np.concatenate([[0.0], *(piece[1] for piece in pieces), [1.0]])
+    if limit < 1:
+        y = np.append(y[x < limit], np.interp(limit, x, y))
+        x = np.append(x[x < limit], limit)
+    x, y = _thin(x, y, CURVE_POINTS)
+    return {"x": x.round(6).tolist(), "y": y.round(6).tolist()}
+
+
+def _thin(x: Floats, y: Floats, points: int) -> tuple[Floats, Floats]:
+    """At most `points` points of a rising line through V vertices, equally spaced in x + y, with both ends.
+
+    Between two of them, dx + dy = s, the area is off by at most dx dy / 2 <= s^2 / 8: 0.001 in all for a ROC of 500.
+    """
+    along = x + y
+    distinct = np.concatenate(([True], along[1:] > along[:-1]))
+    x, y, along = x[distinct], y[distinct], along[distinct]
+    if len(along) <= points:
+        return x, y
+    at = np.linspace(along[0], along[-1], points)
+    return np.interp(at, along, x), np.interp(at, along, y)
+
+
+def _check(outcome: Outcome) -> None:
+    """Raise ValueError if the outcome's arrays do not fit together or hold a score that has no rank."""
+    count = len(outcome.labels)
+    if outcome.labels.shape != (count,) or outcome.scores.shape != (count,):
+        raise ValueError(f"expected one label and score an image, found {outcome.labels.shape}, {outcome.scores.shape}")
+    if outcome.maps is not None and (outcome.maps.ndim != 3 or len(outcome.maps) != count):
+        raise ValueError(f"expected maps (N={count}, H, W), found {outcome.maps.shape}")
+    if outcome.maps is not None and outcome.masks is not None and outcome.maps.shape != outcome.masks.shape:
+        raise ValueError(f"expected masks as large as the maps {outcome.maps.shape}, found {outcome.masks.shape}")
+    for name, flags in (("labels", outcome.labels), ("masks", outcome.masks)):
+        if flags is not None and flags.dtype != np.bool_:
+            raise ValueError(f"expected {name} of type bool, found {flags.dtype}")
+    _check_finite("image scores", outcome.scores)
+    if outcome.maps is not None:
+        _check_finite("map scores", outcome.maps)
+
+
+def _check_finite(name: str, scores: NDArray[Any]) -> None:
+    """Raise ValueError unless every score (N, ...) is finite; one image at a time, to save memory."""
+    bad = np.array([image.size - np.count_nonzero(np.isfinite(image)) for image in scores], np.int64)
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} of {scores.size} {name} are NaN or infinite, in {np.count_nonzero(bad)} of {len(bad)} "
+            f"images, the first at index {np.flatnonzero(bad)[0]}; a method must return finite scores"
+        )

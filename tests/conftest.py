@@ -1,0 +1,86 @@
+"""Shared by all tests: a cache of their own, small folders of images, the real images where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+SHARED = Path(os.environ.get("ANOMALY_BENCH_REAL", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """No test reads or fills the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ANOMALY_BENCH_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "empty-cache"))
+    return tmp_path / "empty-cache"
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of the real MVTec categories."""
+    if not (SHARED / "mvtec" / "bottle").is_dir():
+        pytest.skip("needs real MVTec images in ../shared/data/mvtec")
+    return SHARED / "mvtec"
+
+
+def picture(number: int, side: int = 48) -> np.ndarray:
+    """(side, side, 3) uint8, another for each number."""
+    random = np.random.default_rng(number)
+    rows, columns = np.mgrid[:side, :side]
+    wave = 128 + 50 * np.sin((rows + columns) / 5)
+    return (wave[..., None] + random.normal(0, 8, (side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+def make_category(folder: Path, train: int = 6, good: int = 3, defects: int = 3, side: int = 48) -> Path:
+    """A category in MVTec AD's layout with one kind of defect, "spot"."""
+    for number in range(train):
+        save(picture(number, side), folder / "train" / "good" / f"{number:03}.png")
+    for number in range(good):
+        save(picture(100 + number, side), folder / "test" / "good" / f"{number:03}.png")
+    for number in range(defects):
+        image, mask = picture(200 + number, side), np.zeros((side, side), np.uint8)
+        image[10:22, 20:32], mask[10:22, 20:32] = (255, 0, 0), 255
+        save(image, folder / "test" / "spot" / f"{number:03}.png")
+        save(mask, folder / "ground_truth" / "spot" / f"{number:03}_mask.png")
+    return folder
+
+
+def save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A data set of two small categories, "cog" and "mat"."""
+    for name in ("cog", "mat"):
+        make_category(tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the console script's function in this process: exit status, stdout, stderr."""
+    from anomaly_bench.cli import command
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = command(list(words))
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
