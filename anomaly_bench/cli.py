@@ -173,8 +173,7 @@ def execute(config: Any) -> Any:
 def tables(_: str | None, arguments: list[str]) -> int:
     from anomaly_bench import report
 
-    folders = config_folders(arguments)
-    return hydra("tables", arguments, lambda config: report.print_tables(config, folders))
+    return hydra("tables", arguments, report.print_tables)
 
 
 def list_names(subject: str | None, arguments: list[str]) -> int:
@@ -269,7 +268,7 @@ def explain(error: Exception, primary: str, folders: Sequence[Path]) -> str:
     """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
     text = str(error)
     choice = re.search(r"Could not find '(\w+)/([^']*)'", text)
-    if choice and choice[1] in GROUPS:
+    if choice:
         group, name = choice.groups()
         return f"{group}={name}: no such {group}{closest(name, choices(group, folders))}"
     key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(

@@ -103,7 +103,7 @@ def legal(name: str) -> str:
     """A file name that every system takes: letters, digits, '._-'; a changed name ends in 6 digits of its hash."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(". ") or "_"
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)
-    return plain if plain == name and not reserved else f"{plain}_{digest(name)[:6]}"
+    return plain if plain == name and not reserved else f"{'_' if reserved else ''}{plain}_{digest(name)[:6]}"
 
 
 def digest(value: Any) -> str:

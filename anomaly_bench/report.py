@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from anomaly_bench import records, tables
 from anomaly_bench.config import choices, conf_folder
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.records import Record, legal
+from anomaly_bench.renderers import render
 
 if TYPE_CHECKING:
     from anomaly_bench.run import Summary
@@ -30,10 +34,10 @@ def write(summary: Summary) -> None:
         for layout in layouts:
             path = results / "tables" / setup(part[0]) / layout.name
             for kind in ("md", "latex"):
-                text = tables.render(part, layout, format=kind)
+                text = render(part, layout, format=kind)
                 records.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
             if setup(part[0]) in here:
-                print(tables.render(part, layout), end="\n\n")
+                print(render(part, layout), end="\n\n")
     if here:
         print(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
 
@@ -46,7 +50,7 @@ def setup(record: Record) -> str:
     return legal("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 
 
-def print_tables(config: Any, folders: Sequence[Path]) -> None:
+def print_tables(config: Any) -> None:
     """`anomaly-bench tables`: every wanted table of the wanted records, to the screen or into `out`.
 
     Raises:
@@ -62,11 +66,8 @@ def print_tables(config: Any, folders: Sequence[Path]) -> None:
         raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), FORMATS)}")
     for key in ("dataset", "method", "backbone"):
         found = keep(found, key, names(config[key]))
-    layout_folders = [folder / "table" for folder in folders]
-    texts = [
-        tables.render(found, tables.load_layout(name, layout_folders), names(config["cells"]), config["format"])
-        for name in names(config["table"]) or AFTER_RUN
-    ]
+    layouts = [tables.make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
+    texts = [render(found, layout, names(config["cells"]), config["format"]) for layout in layouts]
     text = "\n\n".join(text.rstrip("\n") for text in texts) + "\n"
     if config["out"] is None:
         print(text, end="")
@@ -94,5 +95,5 @@ def print_choices(group: str, folders: Sequence[Path]) -> None:
     width = max(map(len, listed), default=0)
     for name in listed:
         path = next(folder / group / f"{name}.yaml" for folder in folders if (folder / group / f"{name}.yaml").exists())
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:{width}}  {first.removeprefix('# ') if first.startswith('# ') else ''}".rstrip())
+        comments = re.findall(r"^# (?!@package)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        print(f"{name:{width}}  {comments[0] if comments else ''}".rstrip())

@@ -45,8 +45,9 @@ def test_files_carry_their_names(group):
 
 
 def test_every_module_of_a_method_has_a_configuration():
-    import anomaly_bench.methods as package
     from pathlib import Path
+
+    import anomaly_bench.methods as package
 
     modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {"__init__"}
     assert modules == set(METHODS)

@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics import METRICS
 from anomaly_bench.records import Record
-from anomaly_bench.tables import Grid, Layout, grids, load_layout, render, setups
+from anomaly_bench.renderers import render
+from anomaly_bench.tables import Grid, Layout, grids, load_layout, setups
 
 FOLDER = Path(__file__).parents[1] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
@@ -115,28 +116,603 @@ SMALL = [
 ]
 
 
-def test_console() -> None:
-    assert render(SMALL, PER_CLASS) == (
-        """\
+CONSOLE = """\
 MVTec AD, input 256×256, protocol unified: image AUROC, pixel AUROC, PRO (points of 100)
 
-                                                        PaDiM
-                                       ────────────────────────────────────────
-Category                  draem               R18                 WRN50
-───────────────────────────────────────────────────────────────────────────────
+                                draem                          PaDiM
+                                              ────────────────────────────────────────
+Category                                             R18                  WRN50
+──────────────────────────────────────────────────────────────────────────────────────
+weave                      (100.0, 95.5, –)   (80.0, 97.5, 91.1)   (100.0, 97.5, 90.1)
+granite                     (98.0, 97.5, –)   (81.0, 81.0, 81.0)    (99.0, 96.5, 80.0)
+mean of textures            (99.0, 96.5, –)   (80.5, 89.2, 86.1)    (99.5, 97.0, 85.0)
+──────────────────────────────────────────────────────────────────────────────────────
+gear                        (95.0, 85.0, –)   (82.0, 82.0, 82.0)    (90.0, 91.0, 92.0)
+mean of objects (1 of 2)    (95.0, 85.0, –)   (82.0, 82.0, 82.0)    (90.0, 91.0, 92.0)
+──────────────────────────────────────────────────────────────────────────────────────
+mean of all (3 of 4)        (97.7, 92.7, –)   (81.0, 86.8, 84.7)    (96.3, 95.0, 87.4)
+
+Seed 0.
 """
-    )
+MARKDOWN = """\
+**MVTec AD, input 256×256, protocol unified: pixel AUROC (points of 100)**
+
+| Category                   |    draem | PaDiM<br>R18 | PaDiM<br>WRN50 |
+|:---------------------------|---------:|-------------:|---------------:|
+| weave                      |     95.5 |     **97.5** |       **97.5** |
+| granite                    | **97.5** |         81.0 |           96.5 |
+| *mean of textures*         |     96.5 |         89.2 |       **97.0** |
+| gear                       |     85.0 |         82.0 |       **91.0** |
+| *mean of objects (1 of 2)* |     85.0 |         82.0 |       **91.0** |
+| *mean of all (3 of 4)*     |     92.7 |         86.8 |       **95.0** |
+
+- Seed 0.
+"""
+LATEX = r"""\begin{table}[t]
+  \centering
+  \caption{MVTec AD, input 256$\times$256, protocol unified: pixel AUROC, PRO (points of 100)}
+  \label{tab:per_class}
+  \begin{tabular}{lccc}
+    \toprule
+     & draem & \multicolumn{2}{c}{PaDiM} \\
+    \cmidrule(lr){3-4}
+    Category &  & R18 & WRN50 \\
+    \midrule
+    weave & (95.5, --) & (\textbf{97.5}, \textbf{91.1}) & (\textbf{97.5}, 90.1) \\
+    granite & (\textbf{97.5}, --) & (81.0, \textbf{81.0}) & (96.5, 80.0) \\
+    \emph{mean of textures} & (96.5, --) & (89.2, \textbf{86.1}) & (\textbf{97.0}, 85.0) \\
+    \midrule
+    gear & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
+    \emph{mean of objects (1 of 2)} & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
+    \midrule
+    \emph{mean of all (3 of 4)} & (92.7, --) & (86.8, 84.7) & (\textbf{95.0}, \textbf{87.4}) \\
+    \bottomrule
+  \end{tabular}
+  \par\smallskip
+  \parbox{\linewidth}{\footnotesize
+    Seed 0.}
+\end{table}
+"""
+
+
+def test_console() -> None:
+    assert render(SMALL, PER_CLASS) == CONSOLE
+
+
+def test_markdown() -> None:
+    assert render(SMALL, PER_CLASS, ["pixel_auroc"], "md") == MARKDOWN
+
+
+def test_latex() -> None:
+    assert render(SMALL, PER_CLASS, ["pixel_auroc", "pro"], "latex") == LATEX
 
 
 def test_color_only_adds_codes() -> None:
     colored = render(SMALL, PER_CLASS, color=True)
-    assert "\x1b[1m100.0\x1b[0m" in colored
-    assert re.sub(r"\x1b\[\d+m", "", colored) == render(SMALL, PER_CLASS)
+    assert "(\x1b[1m100.0\x1b[0m, 95.5, –)" in colored
+    assert re.sub(r"\x1b\[\d+m", "", colored) == CONSOLE
 
 
-def test_markdown() -> None:
-    assert render(SMALL, PER_CLASS, ["pixel_auroc"], "md") == ""
+def test_unknown_format() -> None:
+    with pytest.raises(UsageError, match="format=latx: no such format; did you mean latex"):
+        render(SMALL, PER_CLASS, format="latx")
 
 
-def test_latex() -> None:
-    assert render(SMALL, PER_CLASS, ["pixel_auroc", "pro"], "latex") == ""
+def test_no_records() -> None:
+    assert [render([], PER_CLASS, format=each) for each in ("console", "md", "latex")] == [""] * 3
+
+
+def test_order_of_records_does_not_matter() -> None:
+    records = [*SMALL, record(input={"resize": [320, 320], "crop": None}), record(settings={"dims": 50})]
+    shuffled = random.Random(0).sample(records, len(records))
+    assert render(shuffled, PER_CLASS) == render(records, PER_CLASS)
+
+
+def test_the_same_record_twice_counts_once() -> None:
+    assert render([*SMALL, *SMALL], PER_CLASS) == CONSOLE
+
+
+# ------------------------------------------------------------------------------------ rows, means, seeds, dashes
+
+
+def test_rows_stand_in_the_datasets_order() -> None:
+    grid = only([record(task=name) for name in reversed(MVTEC)])
+    means = ["mean of textures", "mean of objects", "mean of all"]
+    names = list(MVTEC)
+    assert list(texts(grid)) == [*names[:5], means[0], *names[5:], means[1], means[2]]
+    assert [head.labels[0] for head in grid.rows if head.opens] == ["bottle", "mean of all"]
+    assert [head.labels[0] for head in grid.rows if head.mean] == means
+
+
+def test_mean_of_all_is_over_categories_not_groups() -> None:
+    values = {"weave": 90, "granite": 92, "gear": 50}
+    records = [record((v, v, v), task, categories=FOUR) for task, v in values.items()]
+    rows = texts(only(records, cells=["pro"]))
+    assert (rows["mean of textures"], rows["mean of all (3 of 4)"]) == (["91.0"], ["77.3"])
+
+
+def test_a_category_without_records_has_no_row_but_counts() -> None:
+    rows = texts(only([record((90, 80, 70), "carpet"), record((92, 81, 71), "grid")]))
+    assert rows == {
+        "carpet": ["90.0 80.0 70.0"],
+        "grid": ["92.0 81.0 71.0"],
+        "mean of textures (2 of 5)": ["91.0 80.5 70.5"],
+        "mean of all (2 of 15)": ["91.0 80.5 70.5"],
+    }
+
+
+def test_undefined_values_are_dashes_and_stay_out_of_the_mean() -> None:
+    records = [record((90, None, 60), "weave", categories=FOUR), record((80, 70, None), "gear", categories=FOUR)]
+    grid = only(records)
+    assert texts(grid)["weave"] == ["90.0 – 60.0"]
+    assert texts(grid)["mean of all"] == ["85.0 70.0 60.0"]
+    (notes,) = [
+        cells[0].notes for head, cells in zip(grid.rows, grid.cells, strict=True) if head.labels[0] == "mean of all"
+    ]
+    assert [marked(grid)[letter] for letter in notes] == [
+        "image AUROC: mean of 2 of 4 categories",
+        "pixel AUROC, PRO: 1 of 4 categories",
+    ]
+
+
+def test_a_cell_without_any_value_is_one_dash() -> None:
+    records = [record(task="weave", categories=FOUR), record((1, 1, 1), "gear", "patchcore", categories=FOUR)]
+    lines = render(records, PER_CLASS).splitlines()
+    (weave,) = [line for line in lines if line.startswith("weave")]
+    assert weave.split("   ")[-1].strip() == "–"
+    assert weave.count("–") == 1
+
+
+def test_a_metric_that_was_not_computed_is_a_dash() -> None:
+    assert texts(only([record()], cells=["image_ap"]))["bottle"] == ["–"]
+
+
+def test_columns_that_cover_different_categories_have_footnotes() -> None:
+    both = [record((v, v, v), task, categories=FOUR) for task, v in (("weave", 60), ("granite", 70))]
+    one = [record((99, 99, 99), "weave", "patchcore", categories=FOUR)]
+    grid = only([*both, *one], cells=["pro"])
+    assert texts(grid)["mean of textures"] == ["65.0", "99.0"]  # not compared: different categories
+    notes = [[cell.notes for cell in cells] for cells in grid.cells]
+    assert notes[2] == [(), ("a",)]  # textures: both of 2, 1 of 2
+    assert notes[3] == [("b",), ("c",)]
+    assert grid.notes[1:] == [
+        ("a", "1 of 2 categories"),
+        ("b", "mean of 2 of 4 categories"),
+        ("c", "1 of 4 categories"),
+    ]
+
+
+def test_the_best_mean_is_among_the_methods_with_most_categories() -> None:
+    records = [record((v, v, v), task, m, categories=FOUR) for m, v in (("a", 60), ("b", 70)) for task in FOUR]
+    records.append(record((99, 99, 99), "weave", "c", categories=FOUR))
+    rows = texts(only(records, cells=["pro"]))
+    assert rows["weave"] == ["60.0", "70.0", "99.0*"]
+    assert rows["mean of all"] == ["60.0", "70.0*", "99.0"]
+
+
+def test_equal_numbers_of_different_categories_are_not_compared() -> None:
+    records = [record((60, 60, 60), "weave", "a", categories=FOUR), record((70, 70, 70), "gear", "b", categories=FOUR)]
+    assert texts(only(records, cells=["pro"]))["mean of all"] == ["60.0", "70.0"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ((90, 80, 70), (89, 81, 70), ["90.0* 80.0 70.0*", "89.0 81.0* 70.0*"]),
+        ((90.04, 80, None), (89.96, 80.06, 70), ["90.0* 80.0 –", "90.0* 80.1* 70.0"]),
+    ],
+)
+def test_the_best_of_a_row_by_component(left: Any, right: Any, expected: list[str]) -> None:
+    grid = only([record(left), record(right, method="patchcore")])
+    assert texts(grid)["bottle"] == expected
+
+
+def test_nothing_is_best_in_a_single_column() -> None:
+    assert "**" not in render([record(), record(task="cable")], PER_CLASS, format="md").split("\n", 1)[1]
+
+
+def test_seeds_are_averaged_within_a_category_first() -> None:
+    seeds = [record((v, v, v), "weave", seed=seed, categories=FOUR) for seed, v in ((0, 90), (1, 60), (2, 30))]
+    grid = only([*seeds, record((80, 80, 80), "gear", seed=0, categories=FOUR)], cells=["pro"])
+    assert texts(grid)["weave"] == ["60.0"]
+    assert texts(grid)["mean of all (2 of 4)"] == ["70.0"]  # not 65, the mean of four values
+
+
+def test_seeds_are_named() -> None:
+    records = [record(task=task, seed=seed) for task in ("bottle", "cable") for seed in (2, 0, 1)]
+    assert only(records).notes == [("", "Mean of 3 seeds (0, 1, 2).")]
+    assert only(records[:1]).notes == [("", "Seed 2.")]
+
+
+def test_different_seeds_have_footnotes() -> None:
+    tasks = ("bottle", "cable", "pill")
+    records = [record(task=task, seed=seed, method=m) for m in ("a", "b") for task in tasks for seed in (0, 1, 2)]
+    grid = only([*records[:-1], *(record(task=task, method="c") for task in tasks)])
+    assert grid.notes[0] == ("", "Mean of 3 seeds (0, 1, 2) unless marked.")
+    assert [head.notes for head in grid.columns] == [(), (), ("a",)]  # every value of c: in its header, not in cells
+    assert marked(grid)["a"] == "seed 0"
+    mixed = "mean of 2 to 3 seeds, which differ between categories"
+    expected = [[], [], ["mean of 2 seeds (0, 1)"], [mixed], [mixed]]
+    assert [[marked(grid)[each] for each in cells[1].notes] for cells in grid.cells] == expected
+    assert {cell.notes for cells in grid.cells for cell in (cells[0], cells[2])} == {()}
+
+
+def test_each_category_with_a_seed_of_its_own() -> None:
+    grid = only([record(seed=1), record(task="cable", seed=2), record(task="pill", seed=2)], cells=["pro"])
+    assert grid.notes[0] == ("", "Seed 2 unless marked.")
+    assert [[marked(grid)[each] for each in cells[0].notes] for cells in grid.cells] == [
+        *(["seed 1"], [], []),
+        *(["seeds differ between categories"], ["seeds differ between categories"]),
+    ]
+
+
+def test_datasets_without_groups_have_one_mean() -> None:
+    plain = {"b": None, "a": None}
+    rows = texts(only([record(task=task, categories=plain) for task in plain], cells=["pro"]))  # type: ignore[arg-type]
+    assert list(rows) == ["b", "a", "mean of all"]
+    assert list(texts(only([record(task="b", categories={"b": None})]))) == ["b"]  # type: ignore[dict-item]
+
+
+def test_a_single_group_has_no_mean_of_its_own() -> None:
+    names = dict.fromkeys(("a", "b"), "objects")
+    assert list(texts(only([record(task=task, categories=names) for task in names]))) == ["a", "b", "mean of all"]
+
+
+def test_not_a_number_is_a_dash() -> None:
+    assert texts(only([record((float("nan"), float("inf"), 1))]))["bottle"] == ["– – 1.0"]
+
+
+def test_named_test_sets_are_rows_of_their_task() -> None:
+    records = [record((v, v, v), "gear", test=test, categories=FOUR) for test, v in (("test", 90), ("dark", 60))]
+    rows = texts(only(records, cells=["pro"]))
+    assert rows["gear"] == ["90.0"]
+    assert rows["gear/dark"] == ["60.0"]
+    assert rows["mean of all (2 of 5)"] == ["75.0"]
+
+
+def test_test_sets_of_one_task_for_all_categories_are_the_categories() -> None:
+    records = [record((v, v, v), "together", test=test, categories=FOUR) for test, v in (("gear", 90), ("weave", 60))]
+    assert list(texts(only(records)))[:2] == ["weave", "mean of textures (1 of 2)"]
+
+
+def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [record(), record(method="patchcore")]
+    monkeypatch.setitem(METRICS, "pro", dataclasses.replace(METRICS["pro"], revision=3))
+    new = record(method="patchcore")
+    assert "outdated" not in render([new], PER_CLASS)
+    grid = only([records[0], new])
+    assert grid.columns[0].notes == ("a",)
+    assert grid.notes == [("", "Seed 0."), ("a", "PRO: outdated (revision 1, now 3)")]
+    grid = only([*records, record(method="zero")], cells=["pro"])  # two of three are outdated
+    assert [head.notes for head in grid.columns] == [("a",), ("a",), ()]
+    assert only([records[0]], cells=["pro"]).notes == [("", "Seed 0. Outdated (revision 1, now 3).")]
+
+
+# ----------------------------------------------------------------------------------------------- setups, columns
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"dataset": "visa", "titles": {"dataset": "VisA"}}, "VisA, input 256×256, protocol unified: PRO"),
+        ({"protocol": "paper"}, "MVTec AD, input 256×256, protocol paper: PRO"),
+        ({"input": {"resize": [256, 128], "crop": None}}, "MVTec AD, input 256×128, protocol unified: PRO"),
+        ({"input": {"resize": [256, 256], "crop": [224, 224]}}, "input 256×256, crop 224×224, protocol unified: PRO"),
+        ({"oracle": True}, "protocol unified, oracle (settings chosen on the test images): PRO"),
+        ({"precision": "bf16"}, "MVTec AD, input 256×256, protocol unified, bf16: PRO"),
+    ],
+)
+def test_setups_have_their_own_tables(changed: dict[str, Any], said: str) -> None:
+    records = [record((90, 90, 90)), record((50, 50, 50), method="patchcore", **changed)]
+    assert sorted(len(part) for part in setups(records)) == [1, 1]
+    made = {grid.caption: texts(grid)["bottle"] for grid in grids(records, PER_CLASS, ["pro"])}
+    (caption,) = [caption for caption, row in made.items() if row == ["50.0"]]
+    assert f"{said} (points of 100)" in caption
+    assert made["MVTec AD, input 256×256, protocol unified: PRO (points of 100)"] == ["90.0"]
+    assert len({grid.name for grid in grids(records, PER_CLASS)}) == 2  # labels of LaTeX
+
+
+def test_columns_by_title_and_backbone() -> None:
+    pairs = [("patchcore", "wrn50"), ("padim", "wrn50"), ("padim", "r18"), ("zero", "none")]
+    grid = only([record(method=method, backbone=backbone) for method, backbone in pairs])
+    assert columns(grid) == ["PaDiM / R18", "PaDiM / WRN50", "PatchCore / WRN50", "zero"]
+
+
+def test_methods_with_one_title_are_told_apart() -> None:
+    titles = {"dataset": "MVTec AD", "method": "PaDiM", "backbone": "WRN50"}
+    grid = only([record(method="padim", titles=titles), record(method="mine", titles=titles)])
+    assert columns(grid) == ["PaDiM (mine) / WRN50", "PaDiM (padim) / WRN50"]
+
+
+def test_hyper_parameters_are_not_averaged() -> None:
+    records = [record((v, v, v), settings={"dims": dims, "more": {"eps": 1}}) for dims, v in ((50, 90), (100, 70))]
+    grid = only([*records, record(backbone="r18", settings={"dims": 3})], cells=["pro"])
+    assert columns(grid) == ["PaDiM / R18", "PaDiM (dims=50) / WRN50", "PaDiM (dims=100) / WRN50"]
+    assert texts(grid)["bottle"] == ["70.0", "90.0*", "70.0"]
+
+
+def test_every_differing_hyper_parameter_is_named() -> None:
+    settings = [{"more": {"eps": eps}, "kind": kind} for eps, kind in ((0.1, "x"), (0.2, "x"), (0.1, None))]
+    grid = only([record(task=task, settings=each) for task, each in zip(MVTEC, settings, strict=False)])
+    assert columns(grid) == [
+        "PaDiM (kind=null, more.eps=0.1) / WRN50",
+        "PaDiM (kind=x, more.eps=0.1) / WRN50",
+        "PaDiM (kind=x, more.eps=0.2) / WRN50",
+    ]
+
+
+def test_a_backbone_with_other_weights_is_another_column() -> None:
+    def config(weights: str) -> dict[str, Any]:
+        return {"method": {}, "backbone": {"weights": weights * 64}}
+
+    grid = only([record(config=config("a")), record(config=config("b"))])
+    assert columns(grid) == [f"PaDiM (backbone.weights={8 * each}) / WRN50" for each in "ab"]
+
+
+def test_what_changes_no_score_splits_no_column() -> None:
+    about = [{"title": "A", "revision": 1}, {"title": "B", "revision": 1, "input": 256}]
+    grid = only([record(settings={"about": each}, seed=seed) for seed, each in enumerate(about)])
+    assert columns(grid) == ["PaDiM / WRN50"]
+    grid = only([record(settings={"about": {"revision": revision}}) for revision in (1, 2)])
+    assert columns(grid) == ["PaDiM (revision=1) / WRN50", "PaDiM (revision=2) / WRN50"]
+
+
+def test_unexplained_differences_are_labelled_by_fingerprint() -> None:
+    clash = [record((v, v, v), fingerprint=f"{v}" * 32) for v in (10, 20)]
+    grid = only([*clash, record((30, 30, 30), "pill")], cells=["pro"])
+    assert columns(grid) == ["PaDiM / WRN50", "PaDiM (10101010) / WRN50", "PaDiM (20202020) / WRN50"]
+    assert texts(grid)["bottle"] == ["–", "10.0", "20.0*"]
+    assert texts(grid)["pill"] == ["30.0", "–", "–"]
+
+
+# ----------------------------------------------------------------------------------------------------- complexity
+
+
+def timed(fps: float, method: str = "padim", task: str = "bottle", **others: Any) -> Record:
+    speed = {**SPEED, "fps": fps, "latency_ms": 1000 / fps, "backbone_latency_ms": 20.0}
+    return record(task=task, method=method, **{"speed": [speed], **others})
+
+
+def test_complexity() -> None:
+    size = {"extra_params": 41_300_000, "extra_mb": 165.2, "stored_mb": 0.0}
+    records = [timed(10, task=task) for task in ("bottle", "cable")]
+    records += [timed(fps, "patchcore", task, size=size) for fps, task in ((20, "bottle"), (40, "cable"))]
+    records += [record(task=task, method="draem", backbone="none") for task in ("bottle", "cable")]
+    assert render(records, COMPLEXITY) == (
+        """\
+MVTec AD, input 256×256, protocol unified: speed, size and cost
+
+                                 Latency (ms)     Extra parameters      Memory (MB)
+                               ────────────────   ────────────────   ─────────────────
+Method      Backbone     FPS   total   backbone   million       MB   stored   peak RAM   Fit (s)
+────────────────────────────────────────────────────────────────────────────────────────────────
+draem                      –       –          –      0.00      0.0      0.0          1       1.0
+PaDiM       WRN50      10.00   100.0       20.0      0.00      0.0      0.0          1       1.0
+PatchCore   WRN50      30.00    37.5       20.0     41.30    165.2      0.0          1       1.0
+
+Mean of 2 of 15 categories (bottle, cable). Seed 0. Speed: EPYC, 2 threads, batch 32, fp32. Fit
+and memory: EPYC, 2 threads.
+FPS: in batches. Latency: median over single images; of it the backbone, timed alone. MB = 10⁶
+bytes.
+Extra parameters: trained ones besides the backbone's. Stored: statistics kept of the normal
+images.
+"""
+    )
+    assert texts(only(records, COMPLEXITY))["PatchCore WRN50"][:3] == ["30.00*", "37.5*", "20.0"]
+
+
+def test_speeds_of_other_settings_are_not_compared() -> None:
+    gpu = {"device": "H100", "threads": None, "batch_size": 64, "precision": "fp32", "fps": 900.0}
+    both = timed(10)
+    both.speed.append(gpu)
+    grid = only([both, timed(20, "patchcore"), record(method="draem")], COMPLEXITY)
+    assert [head.above for head in grid.rows] == [
+        *("EPYC, 2 threads, batch 32, fp32", ""),
+        *("H100, batch 64, fp32", "speed not measured"),
+    ]
+    assert [head.opens for head in grid.rows] == [False, False, True, True]
+    assert [shown(cells[0]) for cells in grid.cells] == ["10.00", "20.00*", "900.00", "–"]
+    assert "Speed:" not in grid.notes[0][1]
+    assert render([both, timed(20, "patchcore")], COMPLEXITY).count("\nH100, batch 64, fp32\n") == 1
+
+
+def test_costs_on_other_machines_are_not_compared(tmp_path: Path) -> None:
+    text = MINE.replace("columns: categories", "columns: cells")
+    fit = layout(tmp_path, text.replace("[pro]", "[{value: fit_s, best: lowest, scale: 1}]"))
+    here = {"fit_s": 1.0, "device": "EPYC", "threads": 2}
+    costs = [here, {**here, "fit_s": 2.0}]
+    pair = [record(method=method, cost=cost) for method, cost in zip("ab", costs, strict=True)]
+    assert [shown(cells[0]) for cells in only(pair, fit).cells] == ["1.0*", "2.0"]
+    pair[1].cost["threads"] = 4
+    assert [shown(cells[0]) for cells in only(pair, fit).cells] == ["1.0", "2.0"]
+
+
+def test_the_latest_speed_of_a_setting_counts() -> None:
+    twice = timed(10)
+    twice.speed.append({**twice.speed[0], "fps": 11.0})
+    assert texts(only([twice], COMPLEXITY))["PaDiM WRN50"][0] == "11.00"
+
+
+def test_a_percentile_of_too_few_calls_is_a_dash() -> None:
+    grid = only([timed(10, speed=[{**SPEED, "fps": 10.0, "latency_ms": None}])], COMPLEXITY)
+    assert texts(grid)["PaDiM WRN50"][:3] == ["10.00", "–", "–"]
+
+
+def test_complexity_says_what_it_covers() -> None:
+    records = [timed(10, task=task) for task in MVTEC] + [timed(9, "patchcore", task) for task in list(MVTEC)[1:]]
+    slow = record(method="zero", cost={"fit_s": 9.0, "peak_ram_mb": None, "device": "H100", "threads": None})
+    grid = only([*records, slow], COMPLEXITY)
+    assert grid.notes[0][1].startswith("Mean of 15 categories unless marked. Seed 0. Speed: EPYC, 2 threads")
+    assert [[marked(grid)[each] for each in head.notes] for head in grid.rows] == [
+        [],
+        ["mean of 14 of 15 categories (without carpet)"],
+        ["1 of 15 categories (bottle)"],
+    ]
+    assert [marked(grid)[each] for each in grid.cells[2][-1].notes] == ["fit and memory: H100"]
+    assert shown(grid.cells[0][0]) == "10.00"  # 15 categories against 14: not compared
+
+
+# -------------------------------------------------------------------------------------------------------- layouts
+
+
+def layout(tmp_path: Path, text: str, name: str = "mine") -> Layout:
+    (tmp_path / f"{name}.yaml").write_text(text)
+    return load_layout("mine", [tmp_path, FOLDER])
+
+
+MINE = "name: mine\ncaption: '{cells}'\nrows: methods\ncolumns: categories\ncells: [pro]\nscale: 100\n"
+
+
+def test_categories_as_columns(tmp_path: Path) -> None:
+    grid = only(SMALL, layout(tmp_path, MINE))
+    assert columns(grid) == [
+        *("textures / weave", "textures / granite", "textures / mean of textures"),
+        *("objects / gear", "objects / mean of objects (1 of 2)", "mean of all (3 of 4)"),
+    ]
+    assert texts(grid)["PaDiM WRN50"] == ["90.1", "80.0", "85.0", "92.0*", "92.0*", "87.4*"]
+    header = render(SMALL, layout(tmp_path, MINE), format="latex").splitlines()[6:8]
+    assert header[0].strip() == r"&  & \multicolumn{3}{c}{textures} & \multicolumn{2}{c}{objects} &  \\"
+    assert header[1].strip() == r"\cmidrule(lr){3-5} \cmidrule(lr){6-7}"
+
+
+def test_methods_as_columns_metrics_as_rows(tmp_path: Path) -> None:
+    text = MINE.replace("rows: methods", "rows: cells").replace("columns: categories", "columns: methods")
+    grid = only(SMALL, layout(tmp_path, text.replace("[pro]", "[image_auroc, {value: pro, digits: 0}]")))
+    assert texts(grid) == {"image AUROC": ["97.7*", "81.0", "96.3"], "PRO": ["–", "85", "87*"]}
+    assert grid.notes == [("", "Mean of 3 of 4 categories (without biscuit). Seed 0.")]
+
+
+def test_cells_are_chosen(tmp_path: Path) -> None:
+    assert columns(only([record()], cells=["pro", "image_auroc"])) == ["PaDiM / WRN50"]
+    assert texts(only([record()], cells=["pro", "image_auroc"]))["bottle"] == ["70.0 90.0"]
+    assert "bottle                       70.0" in render([record()], PER_CLASS, ["pro"])
+    assert len(only([record()], COMPLEXITY, ["pro"]).columns) == 8  # its cells are columns, which stay
+    with pytest.raises(UsageError, match="unknown metric image_aurc; did you mean image_auroc"):
+        grids([record()], PER_CLASS, ["image_aurc"])
+    with pytest.raises(UsageError, match="cells is empty"):
+        grids([record()], PER_CLASS, [])
+
+
+def test_a_users_own_metric() -> None:
+    own = {"mine": {"value": 0.5, "revision": 1}}
+    rows = texts(only([record(metrics=own), record(method="zero", metrics={})], cells=["mine"]))
+    assert rows["bottle"] == ["50.0", "–"]
+
+
+def test_the_first_folder_wins(tmp_path: Path) -> None:
+    (tmp_path / "per_class.yaml").write_text(MINE.replace("mine", "per_class"))
+    assert load_layout("per_class", [tmp_path, FOLDER]).columns == "categories"
+    assert load_layout("per_class", [FOLDER, tmp_path]).columns == "methods"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("scale: 100", "scales: 100", "unknown key scales; did you mean scale"),
+        ("scale: 100", "scale: ten", "scale is 'ten', expected a value of type float"),
+        ("scale: 100", "digits: true", "digits is True"),
+        ("scale: 100", "notes: [5]", r"notes is \[5\]"),
+        ("name: mine", "name: other", "name is other, expected mine"),
+        ("rows: methods", "rows: method", "rows or columns is method; did you mean methods"),
+        ("rows: methods", "rows: categories", "exactly one of them must be methods"),
+        ("rows: methods\n", "", "missing 1 required positional argument: 'rows'"),
+        ("{cells}", "{cell}", r"caption: KeyError\('cell'\); valid: {dataset}, {setup}, {cells}"),
+        ("[pro]", "[]", "cells is empty"),
+        ("[pro]", "[5]", "found 5, expected a mapping"),
+        ("[pro]", "[{title: PRO}]", "missing 1 required positional argument: 'value'"),
+        ("[pro]", "[{value: pro, digit: 2}]", "unknown key digit; did you mean digits"),
+        ("[pro]", "[{value: pro, over: Pixels}]", "over: Pixels has no effect"),
+        ("[pro]", "[{value: pro, best: most}]", "best is most"),
+        ("name: mine", "- name", "cannot be read"),
+    ],
+)
+def test_wrong_layouts_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    layout(tmp_path, MINE)
+    with pytest.raises(UsageError, match=message):
+        layout(tmp_path, MINE.replace(old, new))
+
+
+def test_an_unknown_layout_names_the_closest() -> None:
+    with pytest.raises(UsageError, match="no table layout named per_clas; did you mean per_class"):
+        load_layout("per_clas", [FOLDER])
+
+
+def test_every_layout_is_readable() -> None:
+    assert [load_layout(path.stem, [FOLDER]).name for path in FOLDER.glob("*.yaml")]
+
+
+# ------------------------------------------------------------------------------------------- hostile names, LaTeX
+
+
+def hostile() -> list[Record]:
+    names = {HOSTILE: HOSTILE, "b": "g", "*c": "g", "[d]": "g"}
+    titles = dict.fromkeys(("dataset", "method", "backbone"), HOSTILE)
+    first = [record(task=task, categories=names, titles=titles, settings={"k": HOSTILE}) for task in names]
+    return [*first, *(timed(1, "z_%", task, categories=names) for task in names)]
+
+
+def test_hostile_names_keep_the_markdown_table() -> None:
+    text = render(hostile(), PER_CLASS, format="md")
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert html.count("<table>") == 1
+    rows = re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
+    assert {row.count("<td") + row.count("<th") for row in rows} == {3}
+    shown = "a_b &amp; 50% #1 \\x {y} ~ ^ &lt;b&gt;|pipe| [z] --- `c` $m$ 漢é"
+    assert f'<td style="text-align:left">{shown}</td>' in html
+    assert f"<em>mean of {shown}</em>" in html
+
+
+def test_hostile_names_keep_the_lines_of_the_console() -> None:
+    text = render([*hostile(), record(task="b", method="\x1b[31mred\r\n")], PER_CLASS)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+    tables = [part.splitlines() for part in re.split(r"\n\n", text)]
+    assert [len(lines) for lines in tables if lines[-1].startswith("mean of all")] == [12]
+
+
+def pdf(text: str, folder: Path) -> str:
+    """Compile a document with every warning of a too wide line as an error, and return the log."""
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed (apt-get install texlive-latex-recommended)")
+    (folder / "table.tex").write_text(text, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "table.pdf").stat().st_size > 1000
+    return done.stdout
+
+
+def test_latex_compiles(tmp_path: Path) -> None:
+    others = [
+        record(task="cable", oracle=True),
+        timed(5, speed=[{**SPEED, "fps": 1.0}, {**SPEED, "threads": 9, "fps": 2.0}]),
+    ]
+    for number, records in enumerate(([*SMALL, *others], hostile())):
+        for each in (PER_CLASS, COMPLEXITY):
+            folder = tmp_path / f"{number}-{each.name}"
+            folder.mkdir()
+            log = pdf(render(records, each, format="latex", standalone=True), folder)
+            assert "Overfull" not in log
+            assert f"({len(setups(records))} page" in log.replace("\n", "")
+
+
+def test_latex_sets_every_letter_that_it_keeps(tmp_path: Path) -> None:
+    letters = "".join(map(chr, (*range(32, 127), *range(0xA0, 0x250), 0x2013, 0x2014, 0x2019, 0x4E00, 0x1F600)))
+    names = [letters[start : start + 30] for start in range(0, len(letters), 30)]
+    records = [record(task=name, categories=dict.fromkeys(names, "")) for name in names]
+    pdf(render(records, PER_CLASS, format="latex", standalone=True), tmp_path)
+
+
+def test_latex_escapes() -> None:
+    text = render(hostile(), PER_CLASS, ["pro"], "latex")
+    escaped = (
+        r"a\_b \& 50\% \#1 \textbackslash{}x \{y\} \textasciitilde{} \textasciicircum{} \textless{}b\textgreater{}"
+        r"\textbar{}pipe\textbar{} {[}z] -{}-{}- `c` \$m\$ U+6F22é"
+    )
+    assert f"    {escaped} & 70.0 & 70.0 " in text.replace(r"\textbf{70.0}", "70.0")
+    assert "    {[}d] & " in text
+    assert "    {*}c & " in text
+
+
+def test_importing_tables_is_light() -> None:
+    code = "import sys, anomaly_bench.renderers; print({'torch', 'pandas', 'numpy', 'rich', 'omegaconf'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

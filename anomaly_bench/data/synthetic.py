@@ -19,20 +19,31 @@ picture is drawn with and without its defect; the mask holds the pixels that dif
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from anomaly_bench.cache import cache_root
+from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.errors import UsageError
+
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
+Colour = tuple[float, float, float]
 outer = np.multiply.outer  # (3,) colour, (H, W) brightness -> (3, H, W) picture
 
-REVISION = 1  # raised when a pixel of any image changes
+REVISION = 2  # raised when a pixel of any image changes
 CATEGORIES = {"weave": "textures", "granite": "textures", "gear": "objects", "biscuit": "objects"}
 DEFECTS = {
     "weave": ("fibre", "hole", "misweave", "stain"),
@@ -40,26 +51,27 @@ DEFECTS = {
     "gear": ("bent", "chip", "rust", "scratch"),
     "biscuit": ("bite", "burn", "crack", "filled"),
 }
-SIZE, TRAIN, GOOD, EACH = (
-    256,
-    40,
-    20,
-    5,
-)  # pixels a side; images: training, good in the test set, of each defect
+SIZE = 256  # pixels a side
+TRAIN, GOOD, EACH = 40, 20, 5  # images of a category: to train on, good ones to test, of each defect
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float64)
 VISIBLE = 0.03  # a smaller change of a pixel in [0, 1] is left out of image and mask
 
 
 def generate(root: Path) -> None:
     """Write <category>/train/good, test/<good or defect> and ground_truth/<defect> below `root`, as PNG files."""
+    with ThreadPoolExecutor(4) as pool:  # NumPy and Pillow let go of the interpreter's lock
+        for written in [pool.submit(_write, root, *image) for image in _images()]:
+            written.result()
+
+
+def _images() -> Iterator[tuple[str, str, str, int, int]]:
+    """Category, split, defect, number in the folder and number in the split of every image."""
     for category, defects in DEFECTS.items():
-        for number in range(TRAIN):
-            _write(root, category, "train", "good", number, number)
-        for number in range(GOOD):
-            _write(root, category, "test", "good", number, number)
+        yield from ((category, "train", "good", number, number) for number in range(TRAIN))
+        yield from ((category, "test", "good", number, number) for number in range(GOOD))
         for place, defect in enumerate(defects):
-            for number in range(EACH):
-                _write(root, category, "test", defect, number, GOOD + place * EACH + number)
+            first = GOOD + place * EACH
+            yield from ((category, "test", defect, number, first + number) for number in range(EACH))
 
 
 def _write(root: Path, category: str, split: str, defect: str, number: int, index: int) -> None:
@@ -97,7 +109,7 @@ def render(category: str, split: str, index: int, defect: str = "good") -> tuple
         differs = np.abs((flawed - picture) * light).max(axis=0) > VISIBLE
         mask = ndimage.binary_fill_holes(ndimage.binary_closing(differs, iterations=3))
         picture = np.where(mask, flawed, picture)
-    picture = picture * light + default_rng([seed, 3]).normal(0, 0.012, (SIZE, SIZE))
+    picture = picture * light + 0.012 * _grain(default_rng([seed, 3]))
     return np.moveaxis(picture.clip(0, 1) * 255, 0, 2).round().astype(np.uint8), mask
 
 
@@ -112,22 +124,27 @@ def _light(rng: Generator, index: int) -> Floats:
     return np.asarray(outer(mean * (1 + rng.normal(0, 0.01, 3)), plane))
 
 
+def _grain(rng: Generator) -> Floats:
+    """(H, W) white noise of mean 0 and deviation 1: uniform, which is much faster than normal."""
+    return np.asarray((rng.random((SIZE, SIZE)) - 0.5) * np.sqrt(12))
+
+
 def _field(rng: Generator, scale: float) -> Floats:
     """(H, W) smooth noise of mean 0 and deviation about 1, with bumps `scale` pixels wide."""
-    if scale < 10:
-        noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), scale, truncate=2, mode="wrap")
-        return np.asarray(noise * scale * 2 * np.sqrt(np.pi))
+    if scale < 8:
+        noise = ndimage.gaussian_filter(_grain(rng), scale, truncate=2, mode="wrap")
+        return np.asarray(noise * (2 * np.sqrt(np.pi) * scale))
     knots = np.arange(-3, SIZE / scale + 3)  # a sum of a few wide bumps, much faster than a wide filter
     basis = np.exp(-((np.arange(SIZE)[:, None] / scale - knots) ** 2) / 2)
     basis /= np.sqrt((basis**2).sum(axis=1, keepdims=True))
     rows = np.einsum("ik,kl->il", basis, rng.standard_normal((len(knots), len(knots))))
-    return np.asarray(np.einsum("il,jl->ij", rows, basis))  # not @: threads would cost more than they save
+    return np.asarray(np.einsum("il,jl->ij", rows, basis))  # not @: its threads cost more than they save
 
 
-def _blend(picture: Floats, colour: tuple[float, float, float] | Floats, cover: Floats) -> Floats:
-    """`picture` where `cover` is 0, `colour` (or another picture) where it is 1."""
-    target = np.reshape(colour, (3, 1, 1)) if isinstance(colour, tuple) else colour
-    return picture + cover * (target - picture)
+def _blend(below: Colour | Floats, above: Colour | Floats, cover: Floats) -> Floats:
+    """(3, H, W) `below` where `cover` is 0, `above` where it is 1; each is a colour or a picture."""
+    low, high = (np.reshape(x, (3, 1, 1)) if isinstance(x, tuple) else x for x in (below, above))
+    return np.asarray(low + cover * (high - low))
 
 
 def _step(distance: Floats, soft: float = 0.7) -> Floats:
@@ -137,8 +154,8 @@ def _step(distance: Floats, soft: float = 0.7) -> Floats:
 
 def _relief(height: Floats, blur: float) -> Floats:
     """(H, W) how much brighter a surface of this height is under light from the upper left."""
-    down, right = np.gradient(ndimage.gaussian_filter(height, blur, truncate=3))
-    return np.asarray(down + right)
+    smooth = ndimage.gaussian_filter(height, blur, truncate=2)
+    return np.asarray(np.roll(smooth, -1, (0, 1)) - np.roll(smooth, 1, (0, 1))) / 2
 
 
 def _shadow(solid: Floats) -> Floats:
@@ -180,10 +197,13 @@ def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> Flo
     if defect == "misweave":
         column, row = i[int(centre[1]), int(centre[0])], j[int(centre[1]), int(centre[0])]
         over = over | ((i == column) & (abs(j - row) <= 1 + round(3 * strength)))
-    warp = _thread(u - i, ((v + i) % 4) / 2) * rng.normal(1, 0.05, 64)[i]
-    weft = _thread(v - j, ((u + j) % 4 - 2) / 2) * rng.normal(1, 0.05, 64)[j]
-    shade = np.where(over, warp, weft) * (1 + 0.06 * _field(rng, 1) + 0.03 * _field(rng, 30))
-    picture = _blend(outer((0.74, 0.71, 0.64), shade), outer((0.28, 0.37, 0.52), shade), over.astype(float))
+    width = np.where(over, u - i, v - j)  # from 0 to 1 across the thread on top, and along the part of it that is seen
+    length = np.where(over, v + i, u + j - 2) % 4 / 2
+    round_ = np.sqrt(width * (1 - width)) * (1 + 3 * (length * (1 - length)).clip(0))
+    twist = 0.95 + 0.05 * np.sin(2 * np.pi * (3 * length + width))
+    tone = np.where(over, rng.normal(1, 0.05, 64)[i], rng.normal(1, 0.05, 64)[j])
+    shade = (0.2 + round_) * twist * tone * (1 + 0.06 * _field(rng, 1) + 0.03 * _field(rng, 30))
+    picture: Floats = shade * _blend((0.74, 0.71, 0.64), (0.28, 0.37, 0.52), over.astype(float))
     if defect == "hole":
         picture = _blend(picture, (0.07, 0.06, 0.06), _step(radius * 0.5 - far))
     if defect == "stain":
@@ -191,14 +211,8 @@ def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> Flo
         picture *= 1 - outer((0.4, 0.8, 1.4), (0.2 + 0.35 * strength) * spot)
     if defect == "fibre":
         line = _line(flaw, centre, 30 + 50 * strength, 0.15, 1.3 + strength)
-        picture = _blend(picture, (0.62, 0.16, 0.14), line * (0.5 + 0.4 * strength))
+        picture = _blend(picture, (0.62, 0.16, 0.14), line * (0.4 + 0.4 * strength))
     return picture
-
-
-def _thread(width: Floats, length: Floats) -> Floats:
-    """(H, W) brightness of a thread, round across its width and along the length (0 to 1) that is seen."""
-    rounded = np.sqrt(width * (1 - width) * 4) * (0.6 + 0.4 * (length * (1 - length) * 4).clip(0, 1))
-    return np.asarray((0.2 + 0.8 * rounded) * (0.95 + 0.05 * np.sin(2 * np.pi * (3 * length + width))))
 
 
 def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
@@ -209,7 +223,7 @@ def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> F
     picture = _blend(picture, (0.80, 0.78, 0.76), 0.25 * np.exp(-((_field(rng, 45) / 0.04) ** 2)))
     centre = _somewhere(flaw, 0, 95)
     if defect == "crack":
-        line = _line(flaw, centre, 40 + 60 * strength, 0.3, 1.8 + 1.5 * strength)
+        line = _line(flaw, centre, 45 + 60 * strength, 0.3, 2 + 1.5 * strength)
         picture = _blend(picture, (0.10, 0.09, 0.08), line * (0.6 + 0.4 * strength))
         picture += 0.25 * np.roll(line, (2, 2), (0, 1))
     if defect == "pit":
@@ -227,26 +241,32 @@ def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> F
 def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
     x, y = X - 128 - rng.normal(0, 2), Y - 128 - rng.normal(0, 2)
     r, angle = np.hypot(x, y) * rng.normal(1, 0.006), np.arctan2(y, x) + rng.normal(0, 0.022)
-    away = 1 - np.cos(angle - 2 * np.pi * flaw.integers(18) / 18)  # from the tooth that has the defect
-    bend = (0.01 + 0.05 * strength) * np.exp(-((88 * away) ** 2)) * ((r - 86) / 16).clip(0, 1)
-    edge = 95 + 8 * np.tanh(2.5 * np.cos(18 * (angle + bend if defect == "bent" else angle)))
+    tooth, turned = angle - np.pi * flaw.integers(18) / 9, angle
+    if defect == "bent":
+        turned = angle + (0.01 + 0.045 * strength) * _near(tooth) * ((r - 86) / 16).clip(0, 1)
+    edge = 95 + 8 * np.tanh(2.5 * np.cos(18 * turned))
     if defect == "chip":
-        edge -= np.exp(-((88 * away) ** 2)) * np.maximum(edge - 101 + 7 * strength, 0)
+        edge -= _near(tooth) * np.maximum(edge - 101 + 7 * strength, 0)
     sixth = (angle + rng.normal(0, 0.005)) % (np.pi / 3) - np.pi / 6
-    hole = np.hypot(r * np.cos(sixth) - 62, r * np.sin(sixth))
+    hole = np.sqrt(r * r - 2 * 62 * r * np.cos(sixth) + 62**2)  # distance from the nearest hole's middle
     solid = _step(edge - r) * _step(r - 20) * _step(hole - 11)
     relief = 0.5 * _relief(solid - 0.4 * _step(r - 36) + 0.4 * _step(r - 84), 1.3)
-    turned = 0.12 * np.cos(2 * angle - rng.normal(1, 0.5)) + 0.03 * rng.standard_normal(400)[(r * 2).astype(int)]
+    gloss = 0.12 * np.cos(2 * angle - rng.normal(1, 0.5)) + 0.03 * rng.standard_normal(400)[(r * 2).astype(int)]
     grain = _field(rng, 1.5)
-    metal = outer((0.60, 0.62, 0.66), 1 + turned + 0.02 * grain + 0.03 * _field(rng, 20))
+    metal = outer((0.60, 0.62, 0.66), 1 + gloss + 0.02 * grain + 0.03 * _field(rng, 20))
     if defect == "rust":
-        spot = _spot(flaw, _somewhere(flaw, 40, 90), 2.5 + 5 * strength, 2)
-        metal = _blend(metal, (0.50, 0.37, 0.28), spot * (0.15 + 0.4 * strength) * (1 + 0.2 * _field(flaw, 2)))
+        spot = _spot(flaw, _somewhere(flaw, 40, 90), 3 + 5 * strength, 2)
+        metal = _blend(metal, (0.50, 0.37, 0.28), spot * (0.15 + 0.3 * strength) * (1 + 0.2 * _field(flaw, 2)))
     if defect == "scratch":
-        line = _line(flaw, _somewhere(flaw, 36, 84), 15 + 25 * strength, 0.03, 1 + 0.3 * strength)
-        metal += (0.05 + 0.2 * strength) * (line - np.roll(line, 2, 0))
+        line = _line(flaw, _somewhere(flaw, 36, 84), 15 + 20 * strength, 0.03, 1 + 0.2 * strength)
+        metal += (0.05 + 0.15 * strength) * (line - np.roll(line, 2, 0))
     table = outer((0.20, 0.22, 0.26), (1 - 0.5 * _shadow(solid)) * (1 + 0.05 * grain))
     return _blend(table, metal, solid) + relief * (0.3 + 0.7 * solid)
+
+
+def _near(angle: Floats) -> Floats:
+    """1 at the tooth that lies at angle 0, 0 at the others."""
+    return np.asarray(np.exp(-((88 * (1 - np.cos(angle))) ** 2)))
 
 
 def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
@@ -257,21 +277,42 @@ def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> F
     solid = _step(edge - r, 1)
     if defect == "bite":
         solid *= 1 - _spot(flaw, rim, 6 + 6 * strength, 1)
-    dents, closed = np.zeros_like(r), flaw.integers(12)
-    for number in range(18):
-        ring, turn = (66, number / 6) if number < 12 else (33, number / 3 + 1 / 6)
-        left, top = ring * np.cos(np.pi * turn) + rng.normal(0, 1), ring * np.sin(np.pi * turn) + rng.normal(0, 1)
-        depth = rng.uniform(0.7, 1.2) * (0.4 * (1 - strength) if defect == "filled" and number == closed else 1)
-        dents += depth * np.exp(-((x[:1] - left) ** 2) / 18) * np.exp(-((y[:, :1] - top) ** 2) / 18)
+    number = np.arange(18)  # of the hole: twelve in the outer ring, six in the inner
+    ring, turn = np.where(number < 12, 66, 33), np.pi * np.where(number < 12, number / 6, number / 3 + 1 / 6)
+    left, top = rng.normal(ring * np.cos(turn), 1)[:, None], rng.normal(ring * np.sin(turn), 1)[:, None]
+    depth = rng.uniform(0.7, 1.2, 18)
+    if defect == "filled":
+        depth[flaw.integers(12)] *= 0.4 * (1 - strength)
+    bowls = depth[:, None] * np.exp(-((y[:, 0] - top) ** 2) / 18), np.exp(-((x[0] - left) ** 2) / 18)
+    dents = np.einsum("ni,nj->ij", *bowls)
     fine, coarse = _field(rng, 2), _field(rng, 5)
     brown = 0.25 + 0.5 * _step(r - 98, 25) + 0.14 * _field(rng, 25) + 0.1 * coarse
     if defect == "burn":
-        brown += (0.3 + 0.4 * strength) * _spot(flaw, _somewhere(flaw, 0, 80), 5 + 8 * strength, 3)
-    shade = 1 - 0.6 * dents.clip(0, 1)
-    dough = _blend(outer((0.90, 0.70, 0.43), shade), outer((0.55, 0.31, 0.13), shade), brown.clip(0, 1))
+        brown += (0.35 + 0.4 * strength) * _spot(flaw, _somewhere(flaw, 0, 80), 5.5 + 8 * strength, 3)
+    dough = _blend((0.90, 0.70, 0.43), (0.55, 0.31, 0.13), brown.clip(0, 1)) * (1 - 0.6 * dents.clip(0, 1))
     if defect == "crack":
         line = _line(flaw, _somewhere(flaw, 20, 75), 20 + 25 * strength, 0.3, 1.2 + strength)
         dough = _blend(dough, (0.35, 0.20, 0.10), line * (0.3 + 0.35 * strength))
     relief = 0.4 * _relief(solid * (1 + 0.06 * fine + 0.07 * coarse - 0.5 * dents), 1) * solid
     plate = outer((0.55, 0.62, 0.68), (1 - 0.4 * _shadow(solid)) * (1 + 0.01 * fine))
     return _blend(plate, dough, solid) + relief
+
+
+def synthetic(name: str, title: str, data_root: str | None) -> Dataset:
+    """The dataset of the generated images, made in the cache where it is missing or incomplete.
+
+    Raises:
+        UsageError: a data_root is given; these images are generated.
+    """
+    if data_root is not None:
+        raise UsageError("data_root has no effect on dataset=synthetic: its images are generated; leave it out")
+    root = cache_root() / f"synthetic-{REVISION}"
+    complete = len(CATEGORIES) * (TRAIN + GOOD) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_suffix(".lock")):
+        if sum(1 for _ in root.rglob("*.png")) != complete:
+            shutil.rmtree(root, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=root.parent, prefix=".tmp-") as folder:
+                generate(Path(folder, "tree"))
+                os.replace(Path(folder, "tree"), root)
+    return Dataset(name, title, root, dict(CATEGORIES))

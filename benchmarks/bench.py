@@ -1,0 +1,190 @@
+"""Speed against floors and peers: `make bench`. Ratios of medians, both sides measured in turn in one run.
+
+Every part prints what it measured, its mark, and whether the mark is reached. `--peer PYTHON` is the interpreter of
+an environment that has anomalib (`python -m venv peer && peer/bin/pip install 'anomalib==2.7.*'`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm  # noqa: F401 - imported here so that no timed part imports it
+import torch
+
+from anomaly_bench import metrics, speed
+from anomaly_bench.cli import compose
+from anomaly_bench.console import Reporter
+from anomaly_bench.contract import Setup
+from anomaly_bench.data import store
+from anomaly_bench.data.mvtec import image_files
+from anomaly_bench.protocol import Normals, Outcome, to_tensor
+from anomaly_bench.run import Runner
+
+THREADS = 2
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def in_turn(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
+    """Median seconds of each call; one after the other, so that noise of the machine meets all."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            samples[name].append(seconds(call))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def show(part: str, found: dict[str, float], ratio: float, mark: str, reached: bool) -> None:
+    times = ", ".join(f"{name} {value * 1000:.1f} ms" for name, value in found.items())
+    print(f"{part}: ratio {ratio:.2f} ({mark}: {'reached' if reached else 'MISSED'}); {times}", flush=True)
+
+
+def run_over_floor(data: Path) -> None:
+    """(a) A run of bottle, cold store, over decoding and the same cut backbone's pass."""
+    setup = Setup("padim")
+    paths = [path for kind in (data / "bottle").glob("t*/*") for path in image_files(kind)]
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["ANOMALY_BENCH_CACHE"] = f"{folder}/cache"
+            words = ["dataset=mvtec", f"data_root={data}", "category=bottle", "input.crop=224", "speed=false"]
+            config = compose("config", [*words, f"results={folder}/results", f"threads={THREADS}"])
+            summary = Runner(config, Reporter()).run()
+            assert not summary.failed, summary.failed
+
+    def floor() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            pixels = np.stack(list(pool.map(lambda path: store.decode_image(path, (256, 256)), paths)))
+        for start in range(0, len(pixels), 32):
+            setup.network(to_tensor(pixels[start : start + 32, 16:240, 16:240]))
+
+    floor()
+    found = in_turn(5, run=run, floor=floor)
+    ratio = found["run"] / found["floor"]
+    show(f"(a) run of bottle ({len(paths)} images) over its floor", found, ratio, "at most 1.4", ratio <= 1.4)
+
+
+def process_over_peer(data: Path, peer: str) -> None:
+    """(b) Whole processes, cold, on the same images and weights."""
+    weights = Runner(compose("config", ["results=" + tempfile.mkdtemp()]), Reporter()).weights
+    assert weights is not None
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"data_root={data}", "dataset=mvtec", "category=bottle", "input.crop=224", "speed=false"]
+            command = [str(Path(sys.executable).with_name("anomaly-bench")), *words, f"results={folder}/results"]
+            environment = {**os.environ, "ANOMALY_BENCH_CACHE": f"{folder}/cache"}
+            subprocess.run([*command, f"threads={THREADS}"], check=True, capture_output=True, env=environment)
+
+    def theirs() -> None:
+        script = Path(__file__).with_name("peer_anomalib.py")
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "peer.json")
+            words = ["--root", str(data), "--category", "bottle", "--method", "padim", "--weights", str(weights.file)]
+            words += ["--resize", "256", "--crop", "224", "--threads", str(THREADS), "--out", str(out)]
+            subprocess.run([peer, str(script), *words], check=True, capture_output=True)
+            print("    peer:", json.loads(out.read_text()))
+
+    found = in_turn(3, ours=ours, anomalib=theirs)
+    ratio = found["anomalib"] / found["ours"]
+    show("(b) anomalib's process over ours, bottle", found, ratio, "at least 4", ratio >= 4)
+
+
+def head_over_sum() -> None:
+    """(c) PaDiM's head at batch 1 over one sum of its stored statistics + 3 ms."""
+    setup = Setup("padim")
+    random = np.random.default_rng(0)
+    method = setup.fitted(Normals("bench", random.integers(0, 256, (32, 224, 224, 3), np.uint8)))
+    image = to_tensor(random.integers(0, 256, (1, 224, 224, 3), np.uint8))
+    levels = setup.network(image)
+    method.backbone = lambda images: levels
+    calls = {"head": lambda: method.score(image), "sum": lambda: [b.sum() for b in method.buffers()]}
+    in_turn(20, **calls)
+    found = in_turn(100, **calls)
+    ratio = found["head"] / (found["sum"] + 0.003)
+    show("(c) PaDiM's head over the sum of its statistics + 3 ms", found, ratio, "at most 4", ratio <= 4)
+
+
+def help_in_a_second() -> None:
+    """(d) `--help` from the shell."""
+    command = [str(Path(sys.executable).with_name("anomaly-bench")), "--help"]
+    found = in_turn(5, help=lambda: subprocess.run(command, check=True, capture_output=True))
+    show("(d) --help, over one second", found, found["help"], "below 1", found["help"] < 1)
+
+
+def metrics_over_sort() -> None:
+    """PRO and pixel AUROC (and all other metrics) over one torch.sort of all the scores."""
+    random = np.random.default_rng(0)
+    masks = np.zeros((83, 256, 256), np.bool_)
+    for index in range(20, 83):
+        top, left = random.integers(0, 200, 2)
+        masks[index, top : top + 40, left : left + 40] = True
+    maps = random.normal(size=masks.shape).astype(np.float32) + masks
+    outcome = Outcome(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks)
+    scores = torch.from_numpy(maps).flatten()
+    found = in_turn(7, metrics=lambda: metrics.evaluate(outcome), sort=lambda: torch.sort(scores))
+    ratio = found["metrics"] / found["sort"]
+    show("(e) all metrics of 83 maps of 256x256 over one torch.sort", found, ratio, "at most 2", ratio <= 2)
+
+
+def memory_of_wrn50() -> None:
+    """WR50-Rd550 on 209 images at 224 px: the process's peak, in a process of its own."""
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, "--wrn50"], check=True, capture_output=True, text=True)
+    peak = float(done.stdout) / 2**30
+    print(
+        f"(f) PaDiM WR50-Rd550, 209 images at 224 px: peak {peak:.2f} GiB "
+        f"(at most 6: {'reached' if peak <= 6 else 'MISSED'}), {time.perf_counter() - begin:.0f} s",
+        flush=True,
+    )
+
+
+def fit_wrn50() -> None:
+    setup = Setup("padim", "wrn50", ("backbone.weights=random",))
+    pixels = np.random.default_rng(0).integers(0, 256, (209, 224, 224, 3), np.uint8)
+    speed.reset_peaks(torch.device("cpu"))
+    method = setup.fitted(Normals("memory", pixels))
+    method.score(to_tensor(pixels[:8]))
+    print((speed.peak_ram_mb() or 0) * 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/mvtec"), help="the MVTec categories")
+    parser.add_argument("--peer", help="the Python of an environment with anomalib")
+    parser.add_argument("--wrn50", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    if arguments.wrn50:
+        return fit_wrn50()
+    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    help_in_a_second()
+    metrics_over_sort()
+    head_over_sum()
+    memory_of_wrn50()
+    if (arguments.data / "bottle").is_dir():
+        run_over_floor(arguments.data.resolve())
+        if arguments.peer:
+            process_over_peer(arguments.data.resolve(), arguments.peer)
+    else:
+        print(f"no bottle in {arguments.data}: (a) and (b) are left out; give DATA=DIR")
+
+
+if __name__ == "__main__":
+    main()

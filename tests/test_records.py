@@ -1,0 +1,86 @@
+"""Records: written whole or not at all, read whole or reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from anomaly_bench import records
+from anomaly_bench.records import CSV_COLUMNS, DamagedRecord, Record, legal
+
+
+@pytest.fixture
+def record():
+    return Record(
+        fingerprint="ab" * 32, dataset="mvtec", task="bottle", test="test", group="objects",
+        categories=[{"name": "bottle", "group": "objects"}], method="padim", backbone="lite0",
+        titles={"dataset": "MVTec AD", "method": "PaDiM", "backbone": "Lite0"}, seed=3, protocol="unified",
+        oracle=False, precision="fp32", input={"resize": [256, 256], "crop": None},
+        counts={"fit": 2, "test": 1, "defects": 1, "maps": 1},
+        metrics={"image_auroc": {"value": 0.5, "revision": 1}, "pro": {"value": None, "revision": 1}},
+        curves={}, images=[], speed=[{"fps": 10.0, "latency_ms": 7.0, "device": "chip", "threads": 2, "batch_size": 8}],
+        size={"extra_params": 0, "extra_mb": 0.0, "stored_mb": 1.5},
+        cost={"fit_s": 1.0, "score_s": 1.0, "peak_ram_mb": None, "peak_gpu_mb": None, "device": "chip", "threads": 2},
+        config={}, provenance={},
+    )  # fmt: skip
+
+
+def test_saved_is_loaded(record, tmp_path):
+    path = records.save(record, tmp_path)
+    assert path.relative_to(tmp_path).as_posix() == "records/mvtec/padim-lite0/bottle-s3-abababab.json"
+    assert records.load(path) == record
+    assert records.load_all(tmp_path) == ([record], [])
+    assert [each.name for each in path.parent.iterdir()] == [path.name], "no temporary file is left"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "digit", "field", "empty", "list", "binary"])
+def test_damage_is_noticed(record, tmp_path, damage):
+    path = records.save(record, tmp_path)
+    text = path.read_text()
+    if damage == "field":
+        content = json.loads(text)
+        del content["seed"]
+        text = json.dumps(content)
+    changes = {"truncate": text[: len(text) // 2], "digit": text.replace("0.5", "0.9"), "empty": "", "list": "[]"}
+    path.write_bytes(b"\xff\x00" if damage == "binary" else changes.get(damage, text).encode())
+    with pytest.raises(DamagedRecord, match=r"bottle-s3-abababab\.json"):
+        records.load(path)
+    found, messages = records.load_all(tmp_path)
+    assert (found, len(messages)) == ([], 1)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    records.write_atomically(path, "old")
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        records.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_results_csv(record, tmp_path):
+    path = records.write_csv([record, replace(record, seed=4, speed=[])], tmp_path)
+    with path.open() as file:
+        first, second = csv.DictReader(file)
+    assert tuple(first) == CSV_COLUMNS
+    assert (first["category"], first["image_auroc"], first["pro"], first["fps"]) == ("bottle", "0.5", "", "10.0")
+    assert (second["seed"], second["fps"], second["device"], second["resize"]) == ("4", "", "chip", "256x256")
+
+
+@pytest.mark.parametrize("name", ["bottle", "metal_nut", "Gehäuse", "a b", "../up", "con", "NUL.txt", "x:y", "", "."])
+def test_names_are_legal_on_windows_and_stay_apart(name):
+    found = legal(name)
+    assert found.strip(". ")
+    assert not set(found) & set('<>:"/\\|?* ')
+    assert found.upper().split(".")[0] not in ("CON", "NUL")
+    assert (found == name) == (name in ("bottle", "metal_nut"))
+    assert legal("a b") != legal("a_b") != legal("a?b")

@@ -1,0 +1,142 @@
+"""The decoded image store: any file that PIL reads, one decode, no damaged or stale pixel."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import picture, save
+from PIL import Image as PILImage
+
+from anomaly_bench.data import store
+from anomaly_bench.errors import DataError
+from anomaly_bench.protocol import Image
+
+
+def load(paths, size=(32, 32), advance=lambda done: None):
+    digests = store.file_digests(paths, paths[0].parent)
+    images = [Image(path, path.name, None) for path in paths]
+    return store.load_images(images, [digests[path][1] for path in paths], size, "test", 2, advance)
+
+
+@pytest.fixture
+def paths(tmp_path, empty_cache):
+    made = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(made):
+        save(picture(number), path)
+    return made
+
+
+def stored_files(cache):
+    return sorted((cache / "store").rglob("*.npy"))
+
+
+def test_pixels_are_pils_bilinear(paths, empty_cache):
+    done = []
+    array = load(paths, (32, 40), done.append)
+    assert array.shape == (5, 32, 40, 3)
+    assert sum(done) == 5
+    expected = np.asarray(PILImage.open(paths[3]).resize((40, 32), PILImage.Resampling.BILINEAR))
+    assert np.array_equal(array[3], expected)
+    assert not array.flags.writeable
+
+
+def test_second_call_decodes_nothing(paths, empty_cache, monkeypatch):
+    first = np.array(load(paths))
+    monkeypatch.setattr(store, "decode_image", None)
+    assert np.array_equal(load(paths), first)
+    assert len(stored_files(empty_cache)) == 1
+
+
+def test_changed_file_is_decoded_again(paths, empty_cache):
+    before = np.array(load(paths))
+    save(picture(77), paths[2])
+    os.utime(paths[2], ns=(1, 1))
+    after = load(paths)
+    assert not np.array_equal(after[2], before[2])
+    assert np.array_equal(after[1], before[1])
+
+
+def test_damaged_store_is_rebuilt(paths, empty_cache, caplog):
+    before = np.array(load(paths))
+    (file,) = stored_files(empty_cache)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 255
+    file.write_bytes(content)
+    assert np.array_equal(load(paths), before)
+    assert "damaged" in caplog.text
+    file.write_bytes(bytes(content[:100]))
+    assert np.array_equal(load(paths), before)
+
+
+def test_two_at_once_make_one_file(paths, empty_cache):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load(paths), range(2))
+    assert np.array_equal(first, second)
+    assert len(stored_files(empty_cache)) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(paths, tmp_path, monkeypatch, caplog):
+    blocked = tmp_path / "file-not-folder"
+    blocked.write_text("")
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(blocked))
+    assert load(paths).shape == (5, 32, 32, 3)
+    assert "stay in memory" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK"])
+def test_every_mode_becomes_eight_bit_rgb(tmp_path, empty_cache, mode):
+    grey = np.linspace(0, 255, 48 * 48).reshape(48, 48).astype(np.uint8)
+    if mode == "I;16":
+        image = PILImage.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = PILImage.fromarray(grey).convert("RGB" if mode in ("CMYK", "RGBA") else "L").convert(mode)
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    found = load([path], (48, 48))[0]
+    assert found.shape == (48, 48, 3)
+    expected = np.asarray(image.convert("L")) if mode == "1" else grey  # dithered
+    assert np.abs(found.astype(int) - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "jpg", "webp", "tif", "gif"])
+def test_any_suffix(tmp_path, empty_cache, suffix):
+    path = tmp_path / f"image.{suffix}"
+    save(picture(1), path)
+    assert load([path]).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None])
+def test_file_that_is_no_image_is_named(paths, content):
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(DataError, match=r"1\.png: cannot be decoded"):
+        load(paths)
+
+
+def mask_of(tmp_path, mask, image_size=(48, 48)):
+    save(np.zeros((*image_size, 3), np.uint8), tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    item = Image(tmp_path / "image.png", "image.png", "spot", tmp_path / "mask.png")
+    return store.load_masks([item, Image(item.path, "image.png", None)], ["a", "b"], (24, 24), "test", 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16"])
+def test_masks_are_zero_and_one_by_nearest_neighbour(tmp_path, empty_cache, mode):
+    values = np.zeros((48, 48), np.uint8)
+    values[10:30, 20:40] = 255
+    mask = PILImage.fromarray(values.astype(np.uint16)) if mode == "I;16" else PILImage.fromarray(values).convert(mode)
+    found = mask_of(tmp_path, mask)
+    expected = np.zeros((24, 24), np.uint8)
+    expected[5:15, 10:20] = 1
+    if mode == "I;16":  # 255 of 65535 is not nothing
+        assert found[0].max() == 1
+    assert np.array_equal(found[0], expected)
+    assert found[1].max() == 0
+
+
+def test_mask_of_another_size_is_an_error(tmp_path, empty_cache):
+    with pytest.raises(DataError, match=r"mask\.png: 20x30 pixels.*48x48.*same size"):
+        mask_of(tmp_path, PILImage.new("L", (20, 30)))
