@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.utils import get_object
+from numpy.typing import NDArray
 
 from anomaly_bench.config import Settings
 from anomaly_bench.data import store
 from anomaly_bench.data.mvtec import Dataset
-from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.errors import DataError, UsageError, closest
 from anomaly_bench.protocol import Image, Task
 from anomaly_bench.records import Record, digest
 from anomaly_bench.weights import Weights, resolve
@@ -93,6 +96,29 @@ class Job:
         used = {"threads": settings.threads, "batch_size": settings.batch_size, "precision": settings.precision}
         return {"device": device, **used}
 
+    def pixels(self, images: tuple[Image, ...], advance: store.Advance = lambda done: None) -> NDArray[np.uint8]:
+        """Decoded images (N, H, W, 3), cropped; a view of the store."""
+        sha256 = [self.digests[image.path][1] for image in images]
+        settings = self.settings
+        whole = store.load_images(images, sha256, settings.resize, self.dataset.name, settings.threads, advance)
+        return centre(whole, settings.crop)
+
+    def masks(self, images: tuple[Image, ...]) -> NDArray[np.bool_] | None:
+        """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
+        if all(image.mask is None for image in images) and any(image.defect for image in images):
+            return None
+        sha256 = [self.digests[image.mask][1] if image.mask else "" for image in images]
+        settings = self.settings
+        whole = store.load_masks(images, sha256, settings.resize, self.dataset.name, settings.threads)
+        return centre(whole, settings.crop).astype(np.bool_)
+
+    def decode(self) -> None:
+        """Fill the store; what is wrong with a file is said when its pixels are asked for."""
+        with contextlib.suppress(DataError):
+            for images in (self.task.fit, *self.task.tests.values()):
+                self.pixels(images)
+                self.masks(images)
+
     def record(self, test: str) -> Record:
         """The record as far as it is known before the work: who, what, with which settings."""
         method, backbone = self.config["method"], self.config["backbone"]
@@ -131,6 +157,14 @@ class Job:
             config={"method": dict(method), "backbone": network, "batch_size": self.settings.batch_size},
             provenance={},
         )
+
+
+def centre(images: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """The central (H, W) of (N, H, W, ...) as a view."""
+    if crop is None:
+        return images
+    top, left = (round((images.shape[axis + 1] - crop[axis]) / 2) for axis in (0, 1))
+    return images[:, top : top + crop[0], left : left + crop[1]]
 
 
 def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:

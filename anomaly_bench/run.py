@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +46,13 @@ class Runner:
         self.summary = Summary(self.settings)
         self._evaluator: Evaluator | None = None
 
-    @property
-    def evaluator(self) -> Evaluator:
-        """Made when the first category has to be computed: a finished run imports no torch."""
+    def evaluator(self, job: Job) -> Evaluator:
+        """Made for the first job that has to be computed: a finished run imports no torch.
+
+        Meanwhile that job's images are decoded: importing keeps one core busy at most.
+        """
         if self._evaluator is None:
+            threading.Thread(target=job.decode, daemon=True).start()
             from anomaly_bench.evaluation import Evaluator
 
             file = None if self.weights is None else self.weights.file
@@ -91,12 +95,12 @@ class Runner:
         done = [record for record in found if record is not None]
         worked = True
         if self.settings.overwrite or len(done) < len(found) or any(map(self.lacks_files, done)):
-            done = self.evaluator.evaluate(job)
+            done = self.evaluator(job).evaluate(job)
             self.keep(done)
             self.reporter.say(f"{where}: {headline(done)}")
         elif self.settings.speed and not all(self.has_speed(job, record) for record in done):
             self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
-            done = self.evaluator.add_speed(job, done)
+            done = self.evaluator(job).add_speed(job, done)
             self.keep(done)
         else:
             worked = False

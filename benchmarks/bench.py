@@ -60,12 +60,13 @@ def run_over_floor(data: Path) -> None:
     setup = Setup("padim")
     paths = [path for kind in (data / "bottle").glob("t*/*") for path in image_files(kind)]
 
+    words = ["dataset=mvtec", f"data_root={data}", "category=bottle", "input.crop=224", "speed=false"]
+    config = compose("config", [*words, f"threads={THREADS}"])
+
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["ANOMALY_BENCH_CACHE"] = f"{folder}/cache"
-            words = ["dataset=mvtec", f"data_root={data}", "category=bottle", "input.crop=224", "speed=false"]
-            config = compose("config", [*words, f"results={folder}/results", f"threads={THREADS}"])
-            summary = Runner(config, Reporter()).run()
+            summary = Runner({**config, "results": f"{folder}/results"}, Reporter()).run()
             assert not summary.failed, summary.failed
 
     def floor() -> None:

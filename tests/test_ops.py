@@ -42,7 +42,8 @@ def test_moments_are_numpys_however_the_images_are_batched(batches):
     x = torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(0)) * 3 + 100  # a mean far from zero
     moments = ops.Moments(torch.empty(4, 6), torch.empty(4, 6, 6))
     for part in x.split(batches, dim=1):
-        moments.add(part)
+        moments.add_(part.clone())
+    moments.finish()
     for position in range(4):
         values = x[position].double().numpy()
         np.testing.assert_allclose(moments.mean[position], values.mean(0), rtol=1e-6)
@@ -53,7 +54,8 @@ def test_moments_are_numpys_however_the_images_are_batched(batches):
 def test_whitened_length_is_the_mahalanobis_distance(block_bytes):
     x = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1))  # fewer images than dimensions
     moments = ops.Moments(torch.empty(5, 6), torch.empty(5, 6, 6))
-    moments.add(x)
+    moments.add_(x.clone())
+    moments.finish()
     ops.whiten_(moments.scatter, 3, 0.01, block_bytes)
     tested = torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(2))
     found = ops.mahalanobis(tested, moments.mean, moments.scatter)

@@ -298,6 +298,14 @@ def test_hydra_leaves_nothing_behind(small, command, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
+def test_synthetic_is_neither_easy_nor_hopeless(tmp_path):
+    made = anomaly_bench.evaluate(results=tmp_path, speed=False, gallery=0)
+    assert [record.task for record in made] == ["weave", "granite", "gear", "biscuit"]
+    for record in made:
+        assert 0.80 <= record.value("image_auroc") <= 0.98, record.task
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_bottle_reaches_the_marks(real, command, tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from anomaly_bench.data import synthetic
 
@@ -68,8 +67,7 @@ def test_masks_are_exact(root: Path, category: str, defect: str) -> None:
         assert not nothing.any()
         assert not change[~inside].any()
         assert 20 <= inside.sum() < 4000
-        assert (change[inside] > 0).mean() > 0.6  # the rest are specks closed up
-        assert not ndimage.binary_dilation(inside)[[0, -1]].all()
+        assert (change[inside] > 0).mean() > 0.9  # the rest are specks closed up
 
 
 @pytest.mark.parametrize("category", synthetic.CATEGORIES)

@@ -83,8 +83,9 @@ class PaDiM(nn.Module):
                 self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
                 self.to(levels[0].device)
                 moments = ops.Moments(self.mean, self.whitener)
-            moments.add(self.embed(levels))
+            moments.add_(self.embed(levels))
         assert moments is not None
+        moments.finish()
         ops.whiten_(moments.scatter, moments.count - 1, self.eps)
 
     def score(self, images: Tensor) -> Scores:

@@ -1,0 +1,82 @@
+"""Every code block of the README runs, and its tables are those of results/."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_category
+
+from anomaly_bench import records, speed
+from anomaly_bench.cli import command as call
+from anomaly_bench.config import conf_folder
+from anomaly_bench.renderers import render
+from anomaly_bench.tables import load_layout
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("anomaly-bench")]
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """An empty folder to work in, small images for the data that a reader has, and no waiting for the clock."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    for name in ("bottle", "screw", "carpet", "mine/cog"):
+        make_category(tmp_path / "data" / ("" if "/" in name else "mvtec") / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command_lines(line, quick):
+    words = [word.replace("/data/", f"{quick}/data/") for word in shlex.split(line, comments=True)[1:]]
+    if "backbone=wrn50" in words:
+        words += ["backbone.weights=random", "method.dimensions=20", "category=bottle", "input.resize=64"]
+    if "tables" in words:
+        assert call(["dataset=folder", f"data_root={quick}/data/mine", "input.resize=64", "batch_size=2"]) == 0
+    if words[0] not in ("data", "tables", "list", "--help"):
+        words.append("batch_size=2")
+    partial = any("mvtec" in word for word in words) and not any("category=[" in word for word in words)
+    assert call(words) == (1 if partial and "category=bottle" not in words else 0)  # 1: categories are missing on disk
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        assert f"\n{target}:" in makefile
+
+
+def test_python_door(quick, capsys):
+    exec(blocks("python")[0], {})
+    out = capsys.readouterr().out
+    assert re.search(r"^weave 0\.\d+ 0\.\d+$", out, re.MULTILINE)
+    assert len(blocks("python")[0].strip().splitlines()) <= 14
+
+
+def test_a_method_of_ones_own(quick, monkeypatch, capsys):
+    (quick / "my_package.py").write_text(blocks("python")[1])
+    (quick / "my_conf" / "method").mkdir(parents=True)
+    (quick / "my_conf" / "method" / "mean.yaml").write_text(blocks("yaml")[0])
+    monkeypatch.syspath_prepend(str(quick))
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    assert call(["--config-dir", "my_conf", "method=mean", "dataset=folder", f"data_root={quick}/data/mine"]) == 0
+    assert "Mean" in capsys.readouterr().out
+
+
+def test_tables_are_those_of_the_committed_records():
+    printed = README.partition("<!-- tables")[2].partition("-->\n")[2].partition("<!-- end of tables -->")[0]
+    found, damaged = records.load_all(ROOT / "results")
+    assert not damaged
+    assert found, "run make results"
+    layouts = [load_layout(name, [conf_folder() / "table"]) for name in ("per_class", "complexity")]
+    assert printed.split() == "\n".join(render(found, layout, format="md") for layout in layouts).split()
