@@ -96,7 +96,7 @@ def save_gallery(
             if maps is not None:
                 squares.append(heat(maps[index], low, high))
             buffer = io.BytesIO()
-            beside(squares).save(buffer, "PNG")
+            beside(squares).save(buffer, "PNG", compress_level=1)
             name = f"{kind}-{rank}-{legal(images[index].file.rpartition('.')[0].replace('/', '-'))}.png"
             write_atomically(folder / name, buffer.getvalue())
 

@@ -183,8 +183,8 @@ def decode_mask(image: Image, size: Size) -> NDArray[np.uint8]:
                 f"{image.mask}: {mask.width}x{mask.height} pixels, but its image {image.file} has "
                 f"{picture.width}x{picture.height}; expected the same size"
             )
-        colour = eight_bit(mask, image.mask).convert("RGB")
-        defect = np.asarray(colour).any(axis=-1).astype(np.uint8)
+        values = np.asarray(mask if mask.mode[0] in "1LIF" and mask.mode != "LA" else mask.convert("RGB"))
+        defect = (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1).astype(np.uint8)
     resized = PILImage.fromarray(defect).resize((size[1], size[0]), PILImage.Resampling.NEAREST)
     return np.asarray(resized)
 
