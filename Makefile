@@ -27,6 +27,7 @@ check: .venv/dev  ## style and types
 results: .venv/installed  ## the committed records and tables; DATA is the folder of the MVTec categories
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0,1,2 \
 		input.crop=null,224 gallery=0
+	$(BIN)/python benchmarks/update_readme.py
 
 bench: .venv/installed  ## speed against floors, and against anomalib where PEER is its Python
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))

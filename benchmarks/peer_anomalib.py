@@ -11,15 +11,13 @@ strides 4, 8 and 16 (PatchCore: 8 and 16), filled from the given checkpoint; not
 
 lean     anomalib at its best, the default here: Lightning's barebones mode, no validation pass (by default
          that is the test set over again) and raw scores. The AUROC metric puts scores outside [0, 1] through
-         a float32 sigmoid, which saturates, so scores are divided by 1024: a power of two, hence exact.
-default  what a user of the two-line example gets: a validation pass on the test set, the F1-adaptive
-         threshold, scores normalised by it and clamped to [0, 1] (not strictly monotone), a checkpoint.
+         a float32 sigmoid, which saturates, so scores are scaled by a power of two: exact, order kept.
+default  what the two-line example gives: a validation pass on the test set, the F1-adaptive threshold, scores
+         normalised and clamped to [0, 1] (ties are possible at the ends), a checkpoint on disk.
 
-Either way no picture is written per test image (no visualizer). `seconds` are marks since the script's start:
-imports done, model built and fitted, metrics computed.
-
-A second stage times anomalib's k-centre greedy on a float32 array of points; the covering radius is the
-largest Euclidean distance of a point to its nearest chosen centre, in the array's own space:
+Neither draws a picture of each test image. `seconds` are marks since the script's start: imports done, model
+built and fitted, metrics computed. A second stage times anomalib's k-centre greedy on a float32 array of
+points; the covering radius is the largest Euclidean distance of a point to its nearest chosen centre:
 
     peer/bin/python benchmarks/peer_anomalib.py --stage kcenter --array X.npy --ratio 0.01 --out k.json
 """
@@ -29,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
@@ -45,22 +42,18 @@ START = time.perf_counter()  # before the heavy imports, which are all inside th
 BACKBONE = "tf_efficientnet_lite0"
 LAYERS = {"padim": ["blocks.1", "blocks.2", "blocks.4"], "patchcore": ["blocks.2", "blocks.4"]}
 STRIDES = {"blocks.1": 4, "blocks.2": 8, "blocks.4": 16}
-SCALE = 2.0**-10  # brings raw distances into [0, 1] without rounding
+SCALE = 2.0**-20  # brings raw distances into [0, 1] without rounding
+PACKAGES = ("anomalib", "lightning", "torch", "torchvision", "timm", "torchmetrics")
 METRICS = {"image_auroc": "image_AUROC", "pixel_auroc": "pixel_AUROC", "pro": "pixel_AUPRO"}
 
 
-def elapsed() -> float:
-    return round(time.perf_counter() - START, 3)
+def since(start: float) -> float:
+    return round(time.perf_counter() - start, 3)
 
 
 def peak_rss_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def versions() -> dict[str, str]:
-    names = ("anomalib", "lightning", "torch", "torchvision", "timm", "torchmetrics")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def load_backbone(extractor: torch.nn.Module, weights: Path) -> None:
@@ -95,8 +88,7 @@ def build(args: argparse.Namespace) -> Any:
             outputs.anomaly_map = outputs.anomaly_map * SCALE
             outputs.pred_score = outputs.pred_score * SCALE
 
-    resize, crop = (args.resize, args.resize), (args.crop, args.crop)
-    normalize = Normalize(mean=[0.5] * 3, std=[0.5] * 3)
+    steps = [Resize((args.resize,) * 2, antialias=True), CenterCrop(args.crop), Normalize([0.5] * 3, [0.5] * 3)]
     metrics = [
         AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
         AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_"),
@@ -106,30 +98,27 @@ def build(args: argparse.Namespace) -> Any:
         "backbone": BACKBONE,
         "layers": LAYERS[args.method],
         "pre_trained": False,
-        "pre_processor": PreProcessor(Compose([Resize(resize, antialias=True), CenterCrop(crop), normalize])),
+        "pre_processor": PreProcessor(Compose(steps)),
         "post_processor": RawScores() if args.profile == "lean" else True,
         "evaluator": Evaluator(test_metrics=metrics),
         "visualizer": False,
     }
-    if args.method == "padim":
-        model: Any = Padim(n_features=100, **common)
-    else:
-        model = Patchcore(coreset_sampling_ratio=args.ratio, **common)
-    extractor = model.model.feature_extractor
-    assert list(extractor.reductions) == [STRIDES[layer] for layer in LAYERS[args.method]]
-    load_backbone(extractor.feature_extractor, args.weights)
+    own = {"n_features": 100} if args.method == "padim" else {"coreset_sampling_ratio": args.ratio}
+    model = (Padim if args.method == "padim" else Patchcore)(**common, **own)
+    assert list(model.model.feature_extractor.reductions) == [STRIDES[x] for x in LAYERS[args.method]]
+    load_backbone(model.model.feature_extractor.feature_extractor, args.weights)
     return model
 
 
 def detect(args: argparse.Namespace) -> dict[str, Any]:
-    """Fit and test on one category."""
+    """Fit and test one method on one category."""
     import anomalib.models  # noqa: F401 (used by build; here so that its time counts as import)
     import torch
     from anomalib.data import MVTecAD
     from anomalib.engine import Engine
     from lightning import seed_everything
 
-    seconds = {"import": elapsed()}
+    seconds = {"import": since(START)}
     torch.set_num_threads(args.threads)
     seed_everything(args.seed, verbose=False)
     model = build(args)
@@ -138,13 +127,10 @@ def detect(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(default_root_dir=folder, accelerator="cpu", **lean)
         engine.fit(model, datamodule=data)
-        seconds["fit"] = elapsed()
+        seconds["fit"] = since(START)
         engine.test(model, datamodule=data, verbose=False)
-        found = engine.trainer.callback_metrics
-        scores = {key: float(found[name]) for key, name in METRICS.items()}
-        seconds["test"] = elapsed()
-    counts = {"train_images": len(data.train_data), "test_images": len(data.test_data)}
-    return scores | {"seconds": seconds, "peak_rss_mb": peak_rss_mb()} | counts
+        scores = {key: float(engine.trainer.callback_metrics[name]) for key, name in METRICS.items()}
+        return scores | {"seconds": seconds | {"test": since(START)}, "peak_rss_mb": peak_rss_mb()}
 
 
 def kcenter(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,11 +145,10 @@ def kcenter(args: argparse.Namespace) -> dict[str, Any]:
     points = torch.from_numpy(np.load(args.array, allow_pickle=False).astype(np.float32, copy=False))
     began = time.perf_counter()
     chosen = KCenterGreedy(embedding=points, sampling_ratio=args.ratio).select_coreset_idxs()
-    result = {"seconds": round(time.perf_counter() - began, 3), "peak_rss_mb": peak_rss_mb()}
+    result = {"seconds": since(began), "peak_rss_mb": peak_rss_mb()}
     centres = points[chosen].double()
     radius = max(torch.cdist(part.double(), centres).amin(1).max().item() for part in points.split(4096))
-    shape = {"points": len(points), "dimensions": points.shape[1], "centres": len(set(chosen))}
-    return result | shape | {"covering_radius": radius}
+    return result | {"shape": list(points.shape), "centres": len(set(chosen)), "covering_radius": radius}
 
 
 def main() -> None:
@@ -171,7 +156,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=["detect", "kcenter"], default="detect")
     parser.add_argument("--root", type=Path, help="the folder that holds the categories")
     parser.add_argument("--category", default="bottle")
-    parser.add_argument("--method", choices=sorted(LAYERS), default="padim")
+    parser.add_argument("--method", choices=["padim", "patchcore"], default="padim")
     parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0 checkpoint (.pth)")
     parser.add_argument("--profile", choices=["lean", "default"], default="lean")
     for name, value in {"resize": 256, "crop": 224, "threads": 2, "workers": 0, "seed": 0}.items():
@@ -186,7 +171,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     result = kcenter(args) if args.stage == "kcenter" else detect(args)
     settings = {key: value.name if isinstance(value, Path) else value for key, value in vars(args).items()}
-    result = {"settings": settings} | result | {"versions": versions()}
+    result = {"settings": settings, **result, "versions": {name: version(name) for name in PACKAGES}}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
