@@ -29,7 +29,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "run": (),
     "tables": (),
     "list": tuple(LISTS),
-    "data": ("check",),
+    "data": ("check", "download"),
     "cache": ("list", "clear"),
 }
 
@@ -42,6 +42,7 @@ commands
   tables              print the tables of a results folder again
   list WHAT           {lists}
   data check          list a dataset's files and say what is wrong with them
+  data download       fetch a dataset's official archive, check it and unpack it into data_root
   cache list|clear    decoded images, file hashes and generated datasets, which can be made again
 
 groups (group=choice; * is the default)
@@ -183,10 +184,11 @@ def list_names(subject: str | None, arguments: list[str]) -> int:
     return DONE
 
 
-def data(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.data import check
+def data(subject: str | None, arguments: list[str]) -> int:
+    from anomaly_bench.data import check, download
 
-    return hydra("data", arguments, lambda config: DONE if check.check(config) else FAILED)
+    work = download.download if subject == "download" else check.check
+    return hydra("data", arguments, lambda config: DONE if work(config) else FAILED)
 
 
 def cache(subject: str | None, arguments: list[str]) -> int:

@@ -7,8 +7,8 @@ an environment that has anomalib (`python -m venv peer && peer/bin/pip install '
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from anomaly_bench.console import Reporter
 from anomaly_bench.contract import Setup
 from anomaly_bench.data import store
 from anomaly_bench.data.mvtec import image_files
+from anomaly_bench.jobs import find_weights
 from anomaly_bench.protocol import Normals, Outcome, to_tensor
 from anomaly_bench.run import Runner
 
@@ -81,9 +82,9 @@ def run_over_floor(data: Path) -> None:
     show(f"(a) run of bottle ({len(paths)} images) over its floor", found, ratio, "at most 1.4", ratio <= 1.4)
 
 
-def process_over_peer(data: Path, peer: str) -> None:
-    """(b) Whole processes, cold, on the same images and weights."""
-    weights = Runner(compose("config", ["results=" + tempfile.mkdtemp()]), Reporter()).weights
+def process_over_peer(data: Path, peer: str, images: str) -> None:
+    """(b) Whole processes, cold, on the same images and weights; anomalib as its users call it, and at its leanest."""
+    weights = find_weights(compose("config", []))
     assert weights is not None
 
     def ours() -> None:
@@ -93,18 +94,33 @@ def process_over_peer(data: Path, peer: str) -> None:
             environment = {**os.environ, "ANOMALY_BENCH_CACHE": f"{folder}/cache"}
             subprocess.run([*command, f"threads={THREADS}"], check=True, capture_output=True, env=environment)
 
-    def theirs() -> None:
+    def theirs(profile: str) -> None:
         script = Path(__file__).with_name("peer_anomalib.py")
         with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder, "peer.json")
             words = ["--root", str(data), "--category", "bottle", "--method", "padim", "--weights", str(weights.file)]
-            words += ["--resize", "256", "--crop", "224", "--threads", str(THREADS), "--out", str(out)]
+            words += ["--crop", "224", "--threads", str(THREADS), "--profile", profile, "--out", f"{folder}/peer.json"]
             subprocess.run([peer, str(script), *words], check=True, capture_output=True)
-            print("    peer:", json.loads(out.read_text()))
 
-    found = in_turn(3, ours=ours, anomalib=theirs)
-    ratio = found["anomalib"] / found["ours"]
-    show("(b) anomalib's process over ours, bottle", found, ratio, "at least 4", ratio >= 4)
+    found = in_turn(3, ours=ours, default=lambda: theirs("default"), lean=lambda: theirs("lean"))
+    for profile in ("default", "lean"):
+        ratio = found[profile] / found["ours"]
+        part = f"(b) anomalib's process ({profile}) over ours, {images}"
+        show(part, {"ours": found["ours"], profile: found[profile]}, ratio, "at least 4", ratio >= 4)
+
+
+def original_size(data: Path, folder: Path) -> Path:
+    """bottle's 209 + 83 images at 900x900: copies of the few originals that lie beside the 256-pixel data.
+
+    The timing is that of the real files; scores of copies mean nothing.
+    """
+    for path in sorted((data / "bottle").glob("*/*/*.png")):
+        part, kind, _ = path.relative_to(data / "bottle").parts
+        beside = data.parent / "original_size" / "bottle" / part
+        originals = sorted((beside / kind).glob("*.png")) or sorted(beside.glob("*/*.png"))
+        target = folder / path.relative_to(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(originals[int(path.stem[:3]) % len(originals)], target)
+    return folder
 
 
 def head_over_sum() -> None:
@@ -182,7 +198,10 @@ def main() -> None:
     if (arguments.data / "bottle").is_dir():
         run_over_floor(arguments.data.resolve())
         if arguments.peer:
-            process_over_peer(arguments.data.resolve(), arguments.peer)
+            process_over_peer(arguments.data.resolve(), arguments.peer, "256-pixel bottle")
+            with tempfile.TemporaryDirectory() as folder:
+                large = original_size(arguments.data.resolve(), Path(folder))
+                process_over_peer(large, arguments.peer, "bottle at 900x900")
     else:
         print(f"no bottle in {arguments.data}: (a) and (b) are left out; give DATA=DIR")
 

@@ -1,0 +1,160 @@
+"""`data check`: official counts, what a root may be wrong in, and the memory of headers."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_category, picture, save
+from omegaconf import OmegaConf
+from PIL import Image
+
+from anomaly_bench.cli import compose
+from anomaly_bench.data import check
+from anomaly_bench.data.folder import folder
+from anomaly_bench.errors import UsageError
+
+OFFICIAL = compose("config", ["dataset=mvtec"])["dataset"]
+TRUE = {"train": 6, "good": 3, "defects": 3, "kinds": 1}  # of conftest.make_category
+
+
+def config(root, counts=None, category="all"):
+    dataset = {
+        "name": "small",
+        "title": "Small",
+        "about": {"counts": counts or {}},
+        "_target_": "anomaly_bench.data.mvtec.mvtec",
+        "categories": {"objects": ["cog"], "textures": ["mat"]},
+    }
+    return OmegaConf.create({"dataset": dataset, "data_root": str(root), "category": category})
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files whose headers are read."""
+    files = []
+    inner = check.opened
+
+    def spy(path):
+        files.append(path)
+        return inner(path)
+
+    monkeypatch.setattr(check, "opened", spy)
+    return files
+
+
+def test_the_official_counts_are_the_papers():
+    counts = OFFICIAL["about"]["counts"]
+    assert sorted(counts) == sorted(name for names in OFFICIAL["categories"].values() for name in names)
+    sums = {key: sum(count[key] for count in counts.values()) for key in check.COUNTED}
+    assert sums == {"train": 3629, "good": 467, "defects": 1258, "kinds": 73}
+    assert sums["train"] + sums["good"] + sums["defects"] == 5354
+
+
+def test_the_whole_official_layout(command, tmp_path, empty_cache, opened):
+    def png(pixels):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    image, mask = png(picture(0, 8)), png(np.full((8, 8), 255, np.uint8))
+    for name, count in OFFICIAL["about"]["counts"].items():
+        kinds = [f"kind{number}" for number in range(count["kinds"])]
+        for part in (
+            "train/good",
+            "test/good",
+            *(f"{top}/{kind}" for top in ("test", "ground_truth") for kind in kinds),
+        ):
+            (tmp_path / name / part).mkdir(parents=True)
+        for number in range(count["train"]):
+            (tmp_path / name / "train/good" / f"{number:03}.png").write_bytes(image)
+        for number in range(count["good"]):
+            (tmp_path / name / "test/good" / f"{number:03}.png").write_bytes(image)
+        for number in range(count["defects"]):
+            kind = kinds[number % len(kinds)]
+            (tmp_path / name / "test" / kind / f"{number:03}.png").write_bytes(image)
+            (tmp_path / name / "ground_truth" / kind / f"{number:03}_mask.png").write_bytes(mask)
+    status, out, _ = command("data", "check", "dataset=mvtec", f"data_root={tmp_path}")
+    assert (status, out.count(" ok ")) == (0, 15)
+    assert len(opened) == 5354 + 1258
+    opened.clear()
+    assert command("data", "check", "dataset=mvtec", f"data_root={tmp_path}")[0] == 0
+    assert opened == []
+
+
+def test_counts_that_differ_are_named(tree, capsys):
+    assert check.check(config(tree, {"cog": TRUE, "mat": TRUE}))
+    assert capsys.readouterr().out.count(" ok ") == 2
+    assert not check.check(config(tree, {"cog": TRUE, "mat": {"train": 7, "good": 3, "defects": 4, "kinds": 2}}))
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "counts differ: train 6, official 7; test defects 3, official 4; kinds of defect 1, official 2" in out
+    assert out.count(" ok ") == 1
+    assert check.check(config(tree, {"cog": {"train": 7}}, category="mat")), "a category without official counts"
+
+
+def test_a_broken_header_is_read_again_and_the_sound_ones_are_not(tree, empty_cache, opened):
+    assert check.check(config(tree))
+    (tree / "cog" / "train" / "good" / "002.png").write_text("no image")
+    for _ in range(2):
+        opened.clear()
+        assert not check.check(config(tree))
+        assert [path.name for path in opened] == ["002.png"]
+
+
+def test_a_changed_file_of_the_same_size_is_read_again(tree, empty_cache, opened):
+    path = tree / "cog" / "train" / "good" / "002.png"
+    assert check.check(config(tree))
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert not check.check(config(tree))
+
+
+def test_without_a_cache_it_only_takes_longer(tree, empty_cache, opened):
+    empty_cache.write_text("a file where the cache should be")
+    assert check.check(config(tree))
+    assert check.check(config(tree))
+    assert len(opened) == 2 * 2 * (6 + 3 + 3 + 3)
+
+
+def test_a_mask_of_another_size(tree):
+    save(np.zeros((40, 48), np.uint8), tree / "cog" / "ground_truth" / "spot" / "001_mask.png")
+    numbers, problems = check.examine(folder(None, None, tree), "cog", TRUE)
+    assert numbers == ["6", "3", "3", "1", "3"]
+    assert len(problems) == 1
+    assert problems[0].endswith("001_mask.png: 48x40 pixels, its image test/spot/001.png has 48x48; expected the same")
+
+
+def test_a_category_that_is_not_there(tree, capsys):
+    shutil.rmtree(tree / "cog")
+    assert not check.check(config(tree))
+    assert "no folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["empty", "other", "file", "number"])
+def test_a_root_that_cannot_be_is_one_clear_line(command, tmp_path, layout):
+    root = tmp_path / "root"
+    message = f"no category of MVTec AD in it (folders there: {'images, labels' if layout == 'other' else 'none'})"
+    if layout == "file":
+        root.write_text("")
+        message = "no such folder"
+    elif layout == "number":
+        root, message = 7, "data_root=7: no such folder"
+    else:
+        root.mkdir()
+    if layout == "other":
+        for name in ("images", "labels"):
+            make_category(root / name, train=1, good=1, defects=1)
+    status, out, err = command("data", "check", "dataset=mvtec", f"data_root={root}")
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_empty_folder_of_ones_own(tmp_path):
+    node = compose("config", ["dataset=folder"])["dataset"]
+    with pytest.raises(UsageError, match=r"no category found.*folders there: none"):
+        check.check(OmegaConf.create({"dataset": node, "data_root": str(tmp_path), "category": "all"}))

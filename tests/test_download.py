@@ -1,0 +1,597 @@
+"""`data download` against a server in this process: whole, broken, stalled, hostile, and on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import namedtuple
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_category
+from omegaconf import OmegaConf
+
+from anomaly_bench.cli import compose
+from anomaly_bench.data import download
+from anomaly_bench.errors import UsageError
+
+LICENCE = "Small is licensed for tests"
+Usage = namedtuple("Usage", "total used free")
+
+
+@dataclass
+class Request:
+    path: str
+    range: str | None
+    if_range: str | None
+    sent: int = 0
+
+
+@dataclass
+class State:
+    """What the server has and was asked for; how it behaves is the first word of a path."""
+
+    content: bytes = b""
+    etag: str | None = '"one"'
+    requests: list[Request] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """whole; plain: knows no Range; cut, stall, interrupt: after half of what was asked for; page; gone; endless: gives
+    no length; shifted: another part than was asked for."""
+
+    state: State
+
+    def do_GET(self):
+        behaviour = self.path.strip("/")
+        request = Request(behaviour, self.headers.get("Range"), self.headers.get("If-Range"))
+        self.state.requests.append(request)
+        if behaviour == "gone":
+            return self.send_error(404)
+        content, first = self.state.content, 0
+        if behaviour == "page":
+            content = b"<html>no such share</html>"
+        elif request.range and behaviour != "plain" and request.if_range in (None, self.state.etag):
+            first = int(re.fullmatch(r"bytes=(\d+)-", request.range)[1])
+        if first >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if first else 200)
+        if first:
+            shift = 5 * (behaviour == "shifted")
+            self.send_header("Content-Range", f"bytes {first + shift}-{len(content) - 1}/{len(content)}")
+        if self.state.etag and behaviour != "plain":
+            self.send_header("ETag", self.state.etag)
+        self.send_header("Content-Type", "text/html" if behaviour == "page" else "application/x-xz")
+        if behaviour != "endless":
+            self.send_header("Content-Length", str(len(content) - first))
+        self.end_headers()
+        half = behaviour in ("cut", "stall", "interrupt")
+        body = content[first : first + (len(content) - first) // 2] if half else content[first:]
+        self.wfile.write(body)
+        request.sent = len(body)
+        if behaviour == "interrupt":
+            time.sleep(0.2)  # let it arrive
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if behaviour in ("stall", "interrupt"):
+            self.state.over.wait(10)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    handler = type("Bound", (Handler,), {"state": State()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads, server.block_on_close = True, False
+    threading.Thread(target=functools.partial(server.serve_forever, 0.01), daemon=True).start()
+    yield server
+    handler.state.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The bytes of a tar.xz of two categories and a licence, as MVTec's is laid out, its folders read-only."""
+    folder = tmp_path_factory.mktemp("archive")
+    for name in ("cog", "mat"):
+        make_category(folder / name, train=4, good=2, defects=2)
+    (folder / "license.txt").write_text("free")
+
+    def read_only(member):
+        member.mode = 0o555 if member.isdir() else 0o444
+        return member
+
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:xz", preset=0) as tar:
+        for name in ("cog", "license.txt", "mat"):
+            tar.add(folder / name, name, filter=read_only)
+    return made.getvalue()
+
+
+class Site:
+    """The server and what a dataset's YAML says of it."""
+
+    def __init__(self, server, root):
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.state = server.RequestHandlerClass.state
+        self.state.content, self.state.etag = b"", '"one"'
+        self.root, self.part = root, root / ".download" / "archive.part"
+        self.limits = {"unpacked": 10**7, "members": 100}
+        self.sha256 = ""
+
+    def holds(self, content):
+        self.state.content, self.sha256 = content, hashlib.sha256(content).hexdigest()
+
+    @property
+    def requests(self):
+        return self.state.requests
+
+    def node(self, *behaviours):
+        addresses = [f"{self.url}/{behaviour}" for behaviour in behaviours]
+        return {
+            "name": "small",
+            "title": "Small",
+            "about": {"archive": {"licence": LICENCE, "addresses": addresses, "sha256": self.sha256, **self.limits}},
+            "_target_": "anomaly_bench.data.mvtec.mvtec",
+            "categories": {"objects": ["cog"], "textures": ["mat"]},
+        }
+
+    def get(self, *behaviours, category="all"):
+        """Call the command's function with these addresses, and forget the requests before."""
+        self.requests.clear()
+        values = {"dataset": self.node(*behaviours), "data_root": str(self.root), "category": category}
+        return download.download(OmegaConf.create(values))
+
+    def files(self):
+        """All that is in the data's root, but for the folder that the download works in."""
+        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+        return sorted(file for file in found if not file.startswith(".download/"))
+
+    def is_complete(self):
+        whole = all(len(list((self.root / name).rglob("*.png"))) == 10 for name in ("cog", "mat"))
+        return whole and not (self.root / ".download").exists()
+
+
+@pytest.fixture
+def site(server, archive, tmp_path):
+    made = Site(server, tmp_path / "data")
+    made.holds(archive)
+    made.requests.clear()
+    return made
+
+
+def test_the_official_archive_is_described():
+    archive = download.read_archive(compose("config", ["dataset=mvtec"])["dataset"])
+    assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
+    assert len(archive.addresses) == 2
+    assert all(address.startswith("https://") for address in archive.addresses)
+    assert "CC BY-NC-SA 4.0" in archive.licence
+    assert archive.members > 5354 + 1258
+
+
+def test_plain(site, capsys):
+    assert site.get("whole")
+    assert site.is_complete()
+    assert (site.root / "license.txt").read_text() == "free"
+    assert [(request.range, request.sent) for request in site.requests] == [(None, len(site.state.content))]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == LICENCE
+
+
+def test_nothing_to_do(site, capsys):
+    site.get("whole")
+    assert site.get("whole")
+    assert site.requests == []
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_only_what_is_asked_for(site):
+    assert site.get("whole", category="cog")
+    assert not (site.root / "mat").exists()
+    assert site.get("whole", category=["cog", "mat"])
+    assert site.is_complete()
+
+
+def test_what_is_there_stays(site):
+    (site.root / "cog").mkdir(parents=True)
+    (site.root / "cog" / "mine.txt").write_text("mine")
+    (site.root / "license.txt").write_text("old")
+    assert site.get("whole")
+    assert [path.name for path in (site.root / "cog").iterdir()] == ["mine.txt"]
+    assert (site.root / "license.txt").read_text() == "old"
+    assert len(list((site.root / "mat").rglob("*.png"))) == 10
+
+
+def test_a_broken_transfer_is_resumed(site, capsys):
+    half = len(site.state.content) // 2
+    assert not site.get("cut")
+    assert site.part.stat().st_size == half
+    err = capsys.readouterr().err
+    assert re.search(r"cut: broke off after 0\.\d MB of 0\.\d MB", err)
+    assert "the same command goes on there" in err
+    assert site.get("whole")
+    rest = site.requests[0]
+    assert (rest.range, rest.sent) == (f"bytes={half}-", len(site.state.content) - half)
+    assert site.is_complete()
+
+
+def test_the_second_address_goes_on_where_the_first_broke(site):
+    assert site.get("cut", "whole")
+    assert [request.path for request in site.requests] == ["cut", "whole"]
+    assert sum(request.sent for request in site.requests) == len(site.state.content)
+    assert site.is_complete()
+
+
+def test_the_etag_is_sent_to_its_own_address_only(site):
+    site.get("cut")
+    site.get("cut", "whole")
+    assert [request.if_range for request in site.requests] == ['"one"', None]
+
+
+def test_a_file_that_has_changed_is_fetched_anew(site):
+    site.get("cut")
+    site.state.etag = '"two"'
+    assert not site.get("cut")
+    assert site.requests[0].if_range == '"one"'
+    assert site.requests[0].range is not None
+    assert site.part.read_bytes() == site.state.content[: site.requests[0].sent]
+    assert site.get("cut", "whole")
+
+
+def test_a_weak_etag_is_not_sent(site):
+    site.state.etag = 'W/"one"'
+    site.get("cut")
+    assert site.get("cut", "whole")
+    assert [request.if_range for request in site.requests] == [None, None]
+
+
+def test_a_server_without_range_starts_anew(site):
+    site.get("cut")
+    assert site.get("plain")
+    assert site.requests[0].range is not None
+    assert site.requests[0].sent == len(site.state.content)
+    assert site.is_complete()
+
+
+def test_a_server_that_sends_another_part(site, capsys):
+    site.get("cut")
+    before = site.part.read_bytes()
+    assert not site.get("shifted")
+    assert "it sent bytes" in capsys.readouterr().err
+    assert site.part.read_bytes() == before
+
+
+def test_a_server_that_gives_no_length(site):
+    assert site.get("endless")
+    assert site.is_complete()
+
+
+def test_a_whole_file_put_there_by_hand_needs_no_network(site):
+    site.part.parent.mkdir(parents=True)
+    site.part.write_bytes(site.state.content)
+    assert site.get("gone")
+    assert site.requests == []
+    assert site.is_complete()
+
+
+def test_a_part_that_is_longer_than_the_file(site):
+    site.part.parent.mkdir(parents=True)
+    site.part.write_bytes(site.state.content + b"more")
+    assert site.get("whole")
+    assert [request.range is None for request in site.requests] == [False, True]
+
+
+@pytest.mark.parametrize(("first", "said"), [("gone", "404"), ("page", "sent a page")])
+def test_the_second_address_when_the_first_fails(site, capsys, first, said):
+    assert site.get(first, "whole")
+    assert said in capsys.readouterr().err
+    assert site.is_complete()
+
+
+def test_a_page_instead_of_the_archive_does_not_cost_what_has_come(site):
+    site.get("cut")
+    assert not site.get("page")
+    assert site.part.stat().st_size == len(site.state.content) // 2
+
+
+def test_no_server_at_all(site, capsys):
+    site.url = "http://127.0.0.1:1"
+    assert not site.get("whole", "gone")
+    err = capsys.readouterr().err
+    assert err.count("refused") == 2
+    assert "no address gave the whole archive" in err
+    assert list(site.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["no address", "http://[", "ftp://127.0.0.1:1", "file://{folder}"])
+def test_an_address_that_is_none(site, capsys, tmp_path, address):
+    (tmp_path / "whole").write_bytes(site.state.content)
+    site.url = address.format(folder=tmp_path)
+    assert not site.get("whole")
+    assert "no address gave" in capsys.readouterr().err
+
+
+def test_a_wrong_hash_deletes_what_came(site, capsys):
+    site.sha256 = "0" * 64
+    assert not site.get("whole", "cut")
+    err = capsys.readouterr().err
+    assert f"expected {'0' * 64}; it is deleted" in err
+    assert [request.range for request in site.requests] == [None, None], "the second address starts anew"
+    assert site.files() == []
+
+
+def test_a_server_that_stalls(site, capsys, monkeypatch):
+    monkeypatch.setattr(download, "READ_SECONDS", 0.2)
+    assert not site.get("stall")
+    err = capsys.readouterr().err
+    assert "no byte for 0.2 s" in err
+    assert "the same command goes on there" in err
+    half = len(site.state.content) // 2
+    assert site.part.stat().st_size == half
+    assert site.get("stall", "whole")
+    assert [request.range for request in site.requests] == [f"bytes={half}-", f"bytes={half + (half + 1) // 2}-"]
+    assert site.is_complete()
+
+
+def test_interrupted_by_the_user(site, tmp_path, command):
+    if not hasattr(signal, "pthread_kill"):
+        pytest.skip("needs pthread_kill")
+    words = ["data", "download", "--config-dir", str(tmp_path / "conf"), "dataset=small", f"data_root={site.root}"]
+    choose(site, tmp_path, "interrupt")
+    status, _, err = command(*words)
+    assert status == 130
+    assert "interrupted" in err
+    assert site.part.stat().st_size == len(site.state.content) // 2
+    choose(site, tmp_path, "whole")
+    assert command(*words)[0] == 0
+    assert site.is_complete()
+    assert command("data", "check", *words[2:])[0] == 0
+
+
+def choose(site, tmp_path, *behaviours):
+    """Write the dataset `small` with these addresses into the user's own configuration."""
+    (tmp_path / "conf" / "dataset").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "conf" / "dataset" / "small.yaml").write_text(yaml.safe_dump(site.node(*behaviours)))
+
+
+def test_exit_statuses(site, tmp_path, command, monkeypatch):
+    choose(site, tmp_path, "gone")
+    words = ["data", "download", "--config-dir", str(tmp_path / "conf"), "dataset=small"]
+    status, out, err = command(*words, f"data_root={site.root}")
+    assert (status, out) == (1, "")
+    assert err.startswith(LICENCE)
+    (tmp_path / "file").write_text("")
+    assert command(*words, f"data_root={tmp_path / 'file'}")[::2] == (
+        2,
+        f"{LICENCE}\nerror: data_root={tmp_path / 'file'}: cannot be made a folder (File exists)\n",
+    )
+    assert "needs data_root=DIR" in command(*words)[2]
+    assert "did you mean cog?" in command(*words, f"data_root={site.root}", "category=cob")[2]
+    choose(site, tmp_path, "whole")
+    monkeypatch.setenv("ANOMALY_BENCH_DATA", str(tmp_path / "shared" / "all"))
+    assert command(*words)[0] == 0
+    assert (tmp_path / "shared" / "all" / "small" / "cog").is_dir()
+    status, _, err = command("data", "download", "dataset=folder", f"data_root={site.root}")
+    assert status == 2
+    assert err.startswith("error: nothing to download")
+
+
+def test_a_misspelt_key_of_the_archive(site):
+    site.limits["memberz"] = 3
+    with pytest.raises(UsageError, match="memberz"):
+        site.get("whole")
+
+
+def test_two_at_once(site, capsys):
+    site.part.parent.mkdir(parents=True)
+    site.part.write_bytes(site.state.content[:10])
+    with download.workplace(site.root):
+        assert not site.get("whole")
+    assert "another download is at work there" in capsys.readouterr().err
+    assert site.get("whole")
+
+
+def member(name, kind=tarfile.REGTYPE, content=b"x", link=""):
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.size = kind, link, len(content)
+    return made, content
+
+
+HOSTILE = {
+    "absolute": member("/cog/train/good/evil.png"),
+    "parent": member("cog/../../evil.png"),
+    "parent at the top": member("../evil.png"),
+    "backslash": member("cog\\..\\..\\evil.png"),
+    "drive": member("C:/evil.png"),
+    "reserved": member("cog/NUL.png"),
+    "symlink": member("cog/link", tarfile.SYMTYPE, b"", "/etc/passwd"),
+    "symlink inside": member("cog/link", tarfile.SYMTYPE, b"", "train"),
+    "hardlink": member("cog/link", tarfile.LNKTYPE, b"", "../evil.png"),
+    "device": member("cog/device", tarfile.CHRTYPE, b""),
+    "pipe": member("cog/pipe", tarfile.FIFOTYPE, b""),
+}
+
+
+def packed(*members):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:xz", preset=0) as tar:
+        for about, content in members:
+            tar.addfile(about, io.BytesIO(content))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_leaves_nothing(site, capsys, tmp_path, name):
+    site.holds(packed(member("cog/train/good/0.png"), member("mat/0.png"), HOSTILE[name]))
+    assert not site.get("whole")
+    assert f"{HOSTILE[name][0].name!r} is refused" in capsys.readouterr().err
+    assert site.files() == []
+    assert not list(tmp_path.rglob("evil*"))
+    assert not (site.root / ".download" / "unpacked").exists()
+
+
+def test_harmless_names(site):
+    site.holds(packed(member("./cog/.hidden/0.png"), member("mat/a_b-c.0.png"), member("other/x"), member("./notes")))
+    assert site.get("whole")
+    assert site.files() == ["cog/.hidden/0.png", "mat/a_b-c.0.png", "notes"]
+
+
+@pytest.mark.parametrize("limit", ["unpacked", "members"])
+def test_a_bomb(site, capsys, limit):
+    big = [member("cog/zeros", content=bytes(3 * 10**6))] if limit == "unpacked" else []
+    many = [member(f"cog/{number}") for number in range(200)] if limit == "members" else []
+    site.holds(packed(*big, *many, member("mat/0.png")))
+    assert len(site.state.content) < 50_000
+    site.limits["unpacked"] = 10**6
+    assert not site.get("whole")
+    assert "the archive holds more than 100 members or 1.0 MB" in capsys.readouterr().err
+    assert site.files() == []
+
+
+def test_an_archive_without_a_category(site, capsys):
+    site.holds(packed(member("cog/0.png")))
+    assert not site.get("whole")
+    assert "the archive has no folder mat" in capsys.readouterr().err
+    assert site.files() == []
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"\xfd7zXZ\x00" + bytes(100), b""])
+def test_a_file_that_is_no_archive(site, capsys, content):
+    site.holds(content or site.state.content[:9999])
+    assert not site.get("whole")
+    assert "cannot be unpacked" in capsys.readouterr().err
+    assert site.files() == []
+
+
+def test_too_little_space_is_said_before_anything_comes(site, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4 * 10**6))
+    assert not site.get("whole")
+    assert re.search(r"needs up to 10\.\d MB free, found 4\.0 MB", capsys.readouterr().err)
+    assert site.files() == []
+    monkeypatch.undo()
+    assert site.get("whole")
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ZeroDivisionError()]
+)
+def test_unpacking_that_stops_in_the_middle(site, capsys, monkeypatch, failure):
+    inner, calls = tarfile.TarFile.extract, []
+
+    def extract(self, *arguments, **keys):
+        calls.append(arguments)
+        if len(calls) == 20:
+            raise failure
+        return inner(self, *arguments, **keys)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    if isinstance(failure, OSError):
+        assert not site.get("whole")
+        assert re.search(r"the disk is full: found \d+\.\d MB free, unpacking needs", capsys.readouterr().err)
+    else:
+        with pytest.raises(type(failure)):
+            site.get("whole")
+    assert len(calls) == 20
+    assert site.files() == []
+    assert [path.name for path in (site.root / ".download").glob("unpacked*")] == []
+    monkeypatch.undo()
+    assert site.get("whole")
+    assert site.requests == [], "the archive had come"
+    assert site.is_complete()
+
+
+def test_killed_while_unpacking(site):
+    left = site.root / ".download" / "unpacked" / "cog"
+    left.mkdir(parents=True)
+    (left / "half.png").write_text("half")
+    assert site.get("whole")
+    assert site.is_complete()
+    assert "cog/half.png" not in site.files()
+
+
+def test_renaming_that_stops_after_the_first(site, monkeypatch):
+    inner, calls = Path.rename, []
+
+    def rename(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        site.get("whole")
+    monkeypatch.undo()
+    assert len(list((site.root / "cog").rglob("*.png"))) == 10
+    assert not (site.root / "mat").exists()
+    assert site.get("whole")
+    assert site.is_complete()
+
+
+@pytest.fixture
+def small_disk(site):
+    """The data's root as a disk of its own; returns a function that makes it of a number of bytes."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux")
+    site.root.mkdir()
+
+    def mount(size, remount=""):
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"{remount}size={size}", "tmpfs", str(site.root)],
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode:
+            pytest.skip(f"cannot mount a small disk: {made.stderr.strip()}")
+
+    yield mount
+    subprocess.run(["umount", str(site.root)], capture_output=True)
+
+
+@pytest.mark.parametrize("times", [0.5, 1.5])
+def test_a_disk_that_is_really_full(site, small_disk, capsys, monkeypatch, times):
+    """Half the archive fits, or the archive but not what is in it; the space was there when it was asked for."""
+    size = int(times * len(site.state.content))
+    small_disk(size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 10**9))
+    assert not site.get("whole")
+    monkeypatch.undo()
+    assert "the disk is full" in capsys.readouterr().err
+    assert site.files() == []
+    kept = site.part.stat().st_size
+    assert 0.3 * size < kept <= size
+    site.limits["unpacked"] = 10**6
+    small_disk(10**7, "remount,")
+    assert site.get("whole")
+    assert sum(request.sent for request in site.requests) == len(site.state.content) - kept
+    assert site.is_complete()
+
+
+def test_a_place_that_cannot_be_written(site, capsys):
+    site.root.mkdir()
+    (site.root / ".download").write_text("a file")
+    assert not site.get("whole")
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_sources_file_is_plain(site):
+    site.get("cut")
+    assert json.loads((site.part.parent / "source.json").read_bytes()) == {f"{site.url}/cut": '"one"'}
