@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
+PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: demo test check results bench clean
+.PHONY: demo test check results bench peer clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -29,8 +30,12 @@ results: .venv/installed  ## the committed records and tables; DATA is the folde
 		input.crop=null,224 gallery=0
 	$(BIN)/python benchmarks/update_readme.py
 
-bench: .venv/installed  ## speed against floors, and against anomalib where PEER is its Python
+bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 
+peer:  ## anomalib in an environment of its own
+	$(PYTHON) -m venv .peer
+	.peer/bin/python -m pip install --quiet 'anomalib==2.7.*'
+
 clean:
-	rm -rf .venv demo dist build
+	rm -rf .venv .peer demo dist build

@@ -7,6 +7,7 @@ imports neither torch nor Hydra at its top: `--help`, `list` and `tables` answer
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -62,8 +63,12 @@ Exit status: 0 done; 1 some categories failed, the others are written; 2 wrong u
 
 
 def main() -> None:
-    """The console script."""
-    sys.exit(command(sys.argv[1:]))
+    """The console script; it ends without the second that taking torch apart would cost."""
+    status = command(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def command(arguments: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ def test_list(command, subject):
     ("words", "message"),
     [
         (["method=padimm"], "method=padimm: no such method; did you mean padim?"),
-        (["backbone=lite"], "did you mean lite0?"),
+        (["backbone=lite"], "did you mean lite0"),
         (["seeed=1"], "seeed: no such key; did you mean seed"),
         (["method.dimension=3"], "method.dimension: no such key; did you mean method.dimensions"),
         (["+method.dims=3"], "unexpected keyword argument 'dims'"),
