@@ -1,4 +1,4 @@
-"""Where anomaly-bench keeps what can be made again: decoded images, file hashes, looks at headers, generated datasets."""
+"""Where anomaly-bench keeps what can be made again: decoded images, hashes, headers, generated datasets."""
 
 from __future__ import annotations
 

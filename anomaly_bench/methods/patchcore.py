@@ -1,0 +1,197 @@
+"""PatchCore: Towards Total Recall in Industrial Anomaly Detection.
+
+Karsten Roth, Latha Pemula, Joaquin Zepeda, Bernhard Schoelkopf, Thomas Brox, Peter Gehler; 2021 (CVPR 2022),
+arXiv 2106.08265.
+
+The patch embeddings of all normal images are thinned to a coreset, the memory bank; the anomaly score of a patch is its
+squared distance to the nearest entry. Where the authors' code and the paper differ, the code is followed: squared
+distances, and the image score is the largest patch score, before upsampling, without the paper's re-weighting
+(`reweight`). What differs from both is the selection: exact greedy k-centre of the embeddings themselves, its first
+centre drawn; the code measures in a random projection to 128 dimensions and keeps the mean distance to ten random
+points as an upper bound.
+
+anomalib differs from all of these: no pooling to 1024 dimensions, a sparse random projection for the selection, plain
+distances, a re-weighting over 9 neighbours, a map upsampled by replication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.coreset import k_centre
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.neighbours import Neighbours, nearest, require_memory, squared_lengths, take_row_counts
+from anomaly_bench.protocol import Features, Normals, Scores
+
+AROUND = 9  # bank entries around the nearest one that the re-weighting looks at; the paper prints no number
+
+
+class PatchCore(nn.Module):
+    """PatchCore as in section 3, with one nearest neighbour.
+
+    Args:
+        backbone: a frozen network; the paper reads levels 2 and 3.
+        ratio: of the training patches that are kept.
+        seed: draws the first of them.
+        dimensions: of the embedding where the levels have at least as many channels together; see `embed`.
+        reweight: image scores as in equation 7 instead of the code's maximum.
+        sigma: of the Gaussian blur of the map, in pixels.
+        batch: images per step of fitting.
+    """
+
+    bank: Tensor  # (M, D)
+    norms: Tensor  # (M,) squared lengths of the bank's rows
+
+    def __init__(
+        self,
+        backbone: Features,
+        ratio: float,
+        seed: int,
+        dimensions: int = 1024,
+        reweight: bool = False,
+        sigma: float = 4.0,
+        batch: int = 32,
+    ) -> None:
+        if not 0 < ratio <= 1:
+            raise UsageError(f"method.ratio={ratio}: expected a part of the patches, above 0 and at most 1")
+        super().__init__()
+        self.backbone, self.ratio, self.seed, self.dimensions = backbone, ratio, seed, dimensions
+        self.reweight, self.sigma, self.batch = reweight, sigma, batch
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make an empty bank for feature levels of these (C, h, w) shapes, the largest grid first."""
+        channels = sum(shape[0] for shape in shapes)
+        self.grid, self.pooled = shapes[0][1:], channels >= self.dimensions
+        self.register_buffer("bank", torch.empty(0, self.dimensions if self.pooled else channels))
+        self.register_buffer("norms", torch.empty(0), persistent=False)
+
+    def fit(self, normals: Normals) -> None:
+        """Embed every patch and keep the coreset.
+
+        The embedding is one float32 array (N * h * w, D); besides it the memory takes one batch's features, the bank,
+        and what `k_centre` needs, about 16 bytes a patch.
+
+        Raises:
+            MemoryError: the embedding would not fit.
+            ValueError: the coreset is less than one patch, or less than two to re-weight with.
+        """
+        embedding, start = None, 0
+        for levels in normals.features(self.backbone, self.batch):
+            if embedding is None:
+                self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
+                self.to(levels[0].device)
+                embedding, count = self.reserve(normals)
+            patches = self.embed(levels)
+            embedding[start : start + len(patches)] = patches
+            start += len(patches)
+        assert embedding is not None
+        with normals.stage(f"{normals.name}: coreset", count) as advance:
+            chosen = k_centre(embedding, count, self.seed, advance)
+        self.bank = embedding[chosen]
+        self.norms = squared_lengths(self.bank)
+
+    def reserve(self, normals: Normals) -> tuple[Tensor, int]:
+        """An array for the embeddings of all images, and the number of them to keep."""
+        rows, dimensions = len(normals) * self.grid[0] * self.grid[1], self.bank.shape[1]
+        count, least = int(self.ratio * rows), 2 if self.reweight else 1
+        if count < least:
+            raise ValueError(
+                f"{normals.name}: method.ratio={self.ratio} of {rows} patches is {count}; expected at least {least}, "
+                f"a ratio of {least / rows:.2g}"
+            )
+        require_memory(
+            (rows + count) * 4 * dimensions + 16 * rows,
+            self.bank.device,
+            f"{normals.name}: the embedding of {rows} patches x {dimensions}, with a bank of {count},",
+            "give a smaller input.resize or input.crop, deeper method.levels, or fewer training images",
+        )
+        return self.bank.new_empty(rows, dimensions), count
+
+    def score(self, images: Tensor) -> Scores:
+        """Squared distances to the bank, upsampled and blurred; the image score is the largest before that.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], of the size that was fitted.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: images of another size.
+        """
+        if not hasattr(self, "bank"):
+            raise NotFittedError("PatchCore")
+        levels = self.backbone(images)
+        if levels[0].shape[-2:] != self.grid:
+            raise ValueError(
+                f"feature grid {tuple(levels[0].shape[-2:])}, fitted {self.grid}: score images of one size"
+            )
+        patches = self.embed(levels)  # (B * h * w, D)
+        found = nearest(patches, self.bank, norms=self.norms)
+        distances = found.distances.view(len(images), -1)  # (B, h * w)
+        maps = ops.smooth_upsample(distances.view(-1, *self.grid), images.shape[2:], self.sigma)
+        return Scores(self.reweighted(patches, found, len(images)) if self.reweight else distances.amax(dim=1), maps)
+
+    def embed(self, levels: Sequence[Tensor]) -> Tensor:
+        """Locally aware patch embeddings (B * h * w, D), section 3.1.
+
+        Every patch is averaged with its eight neighbours (zeros beyond the border count), deeper levels are resized
+        bilinearly to the first one's grid, and the levels are concatenated.
+
+        Where the levels have fewer channels than `dimensions`, that is all, and as in anomalib. Else the averages are
+        the authors' adaptive ones: of a level's C x 9 values, channel by channel, in `dimensions` (overlapping) bins,
+        and then of the concatenated levels in `dimensions` bins again. For the 512 channels of WR50's level 2 this
+        weighs the centre double; of the 1024 of its level 3, pairs of channels are averaged.
+        """
+        levels = [adaptive(level, self.dimensions) if self.pooled else average(level) for level in levels]
+        grid = levels[0].shape[-2:]
+        deeper = [F.interpolate(level, grid, mode="bilinear", align_corners=False) for level in levels[1:]]
+        joined = torch.cat([levels[0], *deeper], dim=1)
+        if self.pooled:
+            joined = shrink(joined, self.dimensions)
+        return joined.permute(0, 2, 3, 1).reshape(-1, joined.shape[1])
+
+    def reweighted(self, patches: Tensor, found: Neighbours, batch: int) -> Tensor:
+        """Image scores (B,) of equations 6 and 7, in plain (not squared) distances.
+
+        The largest patch distance s* is multiplied by one minus its part in a softmax over the distances of that patch
+        to the AROUND entries nearest to its own nearest entry, which is one of them.
+        """
+        distances, images = found.distances.view(batch, -1), torch.arange(batch, device=patches.device)
+        place = images * distances.shape[1] + distances.argmax(dim=1)  # of the farthest patch of each image
+        star = found.distances[place, 0].sqrt()
+        around = nearest(
+            self.bank[found.indices[place, 0]], self.bank, min(AROUND, len(self.bank)), self.norms
+        ).indices  # (B, AROUND)
+        apart = (self.bank[around] - patches[place][:, None]).norm(dim=2)
+        return (1 - torch.exp(star - apart.logsumexp(dim=1))) * star
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        take_row_counts(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.norms = squared_lengths(self.bank)
+
+
+def average(level: Tensor) -> Tensor:
+    """(B, C, h, w) means over 3 x 3 patches; zeros beyond the border count."""
+    return F.avg_pool2d(level, 3, stride=1, padding=1)
+
+
+def adaptive(level: Tensor, dimensions: int) -> Tensor:
+    """(B, C, h, w) -> (B, dimensions, h, w): the C x 9 values of each 3 x 3 patch in so many bins.
+
+    The authors resize the C x 9 values and then average; both are linear and act on other axes, so this is the same,
+    for a ninth of the work. Image by image: 9 copies of a level are large.
+    """
+    shape = (1, -1, *level.shape[2:])
+    return torch.cat([shrink(F.unfold(one, 3, padding=1).view(shape), dimensions) for one in torch.split(level, 1)])
+
+
+def shrink(maps: Tensor, channels: int) -> Tensor:
+    """(B, C, h, w) -> (B, channels, h, w): torch's adaptive average pooling along the channels."""
+    batch, _, height, width = maps.shape
+    return F.adaptive_avg_pool2d(maps.flatten(2), (channels, height * width)).view(batch, channels, height, width)

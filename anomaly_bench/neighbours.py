@@ -1,0 +1,172 @@
+"""Exact nearest neighbours in squared L2 in plain torch, and the rows of features that they are found among.
+
+A query's distances to a bank are |q|^2 - 2 q.b + |b|^2, one matrix product in blocks that stay in a cache. Each block
+leaves only the minimum of every GROUP rows; the best groups are then looked at again, by differences. So the result
+has the precision of differences, and costs hardly more than the product.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+GROUP = 16  # bank rows that leave one minimum
+QUERIES = 1024  # at a time
+TOLERANCE = 1e-4  # of a distance, relative
+ROUNDING = 8 * 2.0**-23  # of |q|^2 - 2 q.b + |b|^2, relative to |q|^2 + |b|^2: above all that was seen
+
+
+class Neighbours(NamedTuple):
+    """The k nearest rows of each query, the nearest first."""
+
+    distances: Tensor  # (Q, k) squared L2
+    indices: Tensor  # (Q, k) int64
+
+
+@torch.no_grad()
+def nearest(
+    queries: Tensor, bank: Tensor, k: int = 1, norms: Tensor | None = None, block_bytes: int | None = None
+) -> Neighbours:
+    """The k nearest rows of a bank to each query.
+
+    Distances are within 1e-4 of those in exact arithmetic, relative, and 0 for a copy of a row; rows nearer to each
+    other than that may change places. Memory besides the result: two blocks, and sixteen for the groups' minima.
+
+    Args:
+        queries: (Q, D) float32.
+        bank: (M, D) float32.
+        norms: (M,) squared lengths of the bank's rows, if they are known.
+        block_bytes: of one block; None: `cache_bytes`.
+
+    Raises:
+        ValueError: k is not in 1 to M.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k={k} nearest of {len(bank)} rows; expected 1 to {len(bank)}")
+    block_bytes = block_bytes or cache_bytes(queries.device)
+    norms = squared_lengths(bank) if norms is None else norms
+    groups = -(-len(bank) // GROUP)
+    step = max(1, min(QUERIES, 16 * block_bytes // (4 * groups)))
+    return concatenate([search(part, bank, k, norms, block_bytes) for part in torch.split(queries, step)])
+
+
+def cache_bytes(device: torch.device) -> int:
+    """A block of numbers that stays in a core's cache, or fills a GPU."""
+    return 2_000_000 if device.type == "cpu" else 200_000_000
+
+
+def squared_lengths(rows: Tensor) -> Tensor:
+    """(M,) of (M, D) rows, without a second array of their size."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.square_()
+
+
+def concatenate(parts: list[Neighbours]) -> Neighbours:
+    return Neighbours(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: int) -> Neighbours:
+    """`nearest` of one part of the queries.
+
+    The k nearest rows lie in the k groups with the smallest minima, up to rounding. Where rounding could hide a nearer
+    row in the best group that was left out, the query is compared with the whole bank by differences.
+    """
+    minima = group_minima(queries, bank, norms, block_bytes)
+    count = min(k, len(minima))
+    values, groups = minima.topk(min(count + 1, len(minima)), dim=0, largest=False)
+    found = among_groups(queries, bank, k, groups[:count].T, block_bytes)
+    if len(minima) > count:
+        lengths = squared_lengths(queries)
+        left_out = values[count] + lengths - ROUNDING * (lengths + norms.max())
+        doubtful = left_out.clamp_(min=0) < (1 - TOLERANCE) * found.distances[:, -1]
+        if doubtful.any():
+            for part, exact in zip(found, by_differences(queries[doubtful], bank, k, block_bytes), strict=True):
+                part[doubtful] = exact
+    return found
+
+
+def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int) -> Tensor:
+    """(ceil(M / GROUP), Q): the minima of |b|^2 - 2 q.b over every GROUP rows b of the bank."""
+    groups = -(-len(bank) // GROUP)
+    minima = queries.new_empty(groups, len(queries))
+    step = min(groups, max(1, block_bytes // (4 * GROUP * len(queries))))  # groups of a block
+    products = queries.new_empty(step * GROUP, len(queries))
+    for start in range(0, groups, step):
+        rows = slice(start * GROUP, (start + step) * GROUP)
+        part = bank[rows]
+        torch.addmm(norms[rows, None], part, queries.T, alpha=-2, out=products[: len(part)])
+        products[len(part) :] = torch.inf
+        count = min(step, groups - start)
+        blocks = products[: count * GROUP].view(count, GROUP, len(queries))
+        torch.amin(blocks, dim=1, out=minima[start : start + count])
+    return minima
+
+
+def among_groups(queries: Tensor, bank: Tensor, k: int, groups: Tensor, block_bytes: int) -> Neighbours:
+    """The k nearest by differences among the rows of each query's (Q, g) groups."""
+    rows = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=bank.device)).flatten(1)  # (Q, g * GROUP)
+    beyond = rows >= len(bank)  # of the last group
+    rows[beyond] = 0
+    step = min(len(rows), max(1, block_bytes // (4 * rows.shape[1] * bank.shape[1])))
+    block = bank.new_empty(step * rows.shape[1], bank.shape[1])
+    distances = bank.new_empty(rows.shape)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        differences = torch.index_select(bank, 0, some.flatten(), out=block[: some.numel()]).view(*some.shape, -1)
+        differences.sub_(queries[start : start + step, None]).square_()
+        torch.sum(differences, dim=2, out=distances[start : start + step])
+    values, places = distances.masked_fill_(beyond, torch.inf).topk(k, largest=False)
+    return Neighbours(values, rows.gather(1, places))
+
+
+def by_differences(queries: Tensor, bank: Tensor, k: int, block_bytes: int) -> Neighbours:
+    """The k nearest by differences among all rows: slow, and as exact as the numbers are."""
+    parts = torch.split(queries, max(1, block_bytes // (4 * len(bank))))
+    direct = "donot_use_mm_for_euclid_dist"
+    found = [torch.cdist(part, bank, compute_mode=direct).square_().topk(k, largest=False) for part in parts]
+    return concatenate([Neighbours(*each) for each in found])
+
+
+def require_memory(needed: int, device: torch.device, what: str, options: str) -> None:
+    """Refuse what cannot be held, before the work.
+
+    Args:
+        needed: bytes.
+        what: a sentence's subject in the singular; options: what the user can do instead.
+
+    Raises:
+        MemoryError: less is free on the device; where a system does not say, nothing is refused.
+    """
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise MemoryError(f"{what} needs {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB: {options}")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken on a device; all of a computer's where only that is known; None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def take_row_counts(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Give a module's own buffers as many rows as a state dict has, so that it can be loaded.
+
+    For `_load_from_state_dict` of a method whose `build` cannot know the number of rows.
+    """
+    for name, buffer in module.named_buffers(recurse=False):
+        saved = state.get(prefix + name)
+        if saved is not None and saved.shape[1:] == buffer.shape[1:]:
+            setattr(module, name, buffer.new_empty(saved.shape))

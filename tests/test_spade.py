@@ -1,0 +1,166 @@
+"""SPADE against brute force over all patches, written from the paper's equations."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from anomaly_bench import evaluate, neighbours
+from anomaly_bench.contract import Setup, pictures
+from anomaly_bench.errors import UsageError
+from anomaly_bench.methods import spade
+from anomaly_bench.protocol import Normals, to_tensor
+
+
+def replicated(values, height, width):
+    """(B, h, w, C) on a larger grid."""
+    rows = np.arange(height) * values.shape[1] // height
+    columns = np.arange(width) * values.shape[2] // width
+    return values[:, rows][:, :, columns]
+
+
+def features(setup, pixels):
+    """Of the map's levels (B, h, w, C) float64, and the pooled last level (B, C)."""
+    *levels, deepest = [level.double().permute(0, 2, 3, 1).numpy() for level in setup.network(to_tensor(pixels))]
+    return levels, deepest.mean(axis=(1, 2))
+
+
+def together(levels):
+    """(B, h, w, D): each level brought to the grid of the one before it, and so on to the first."""
+    whole = levels[-1]
+    for level in reversed(levels[:-1]):
+        whole = np.concatenate([level, replicated(whole, *level.shape[1:3])], axis=-1)
+    return whole
+
+
+def distance_map(queries, gallery):
+    """(h, w) squared distances of (h, w, D) to the nearest of (K, h, w, D)."""
+    patches = gallery.reshape(-1, gallery.shape[-1])
+    flat = [np.square(patches - query).sum(axis=1).min() for query in queries.reshape(-1, queries.shape[-1])]
+    return np.array(flat).reshape(queries.shape[:2])
+
+
+def smooth(values, size):
+    large = F.interpolate(torch.from_numpy(values)[None, None], size=size, mode="bilinear")[0, 0].numpy()
+    return gaussian_filter(large, 4)
+
+
+@pytest.mark.parametrize("pyramid", ["joined", "mean"])
+@pytest.mark.parametrize("size", [(64, 64), (68, 72)])
+def test_scores_and_maps_follow_the_equations(pyramid, size):
+    """At 68 x 72 the grids are 17 x 18, 9 x 9 and 5 x 5: cells of several sizes."""
+    setup = Setup("spade", overrides=("method.neighbours=4", f"method.pyramid={pyramid}"))
+    images = np.pad(pictures(12), ((0, 0), (0, size[0] - 64), (0, size[1] - 64), (0, 0)), mode="reflect")
+    train, test = images[:10], images[10:].copy()
+    test[0, 20:30, 20:30] = 0
+    method = setup.fitted(Normals("slow", train))
+    known, known_pooled = features(setup, train)
+    tested, tested_pooled = features(setup, test)
+    result = method.score(to_tensor(test))
+    for index in range(2):
+        distances = np.square(known_pooled - tested_pooled[index]).sum(axis=1)
+        chosen = distances.argsort()[:4]
+        assert float(result.image[index]) == pytest.approx(distances[chosen].mean(), rel=1e-4)
+        if pyramid == "joined":
+            levels = [(together(tested)[index], together(known)[chosen])]
+        else:
+            levels = [(mine[index], theirs[chosen]) for mine, theirs in zip(tested, known, strict=True)]
+        expected = np.mean([smooth(distance_map(*level), size) for level in levels], axis=0)
+        np.testing.assert_allclose(result.map[index], expected, rtol=1e-3)
+
+
+def test_small_blocks_change_nothing(monkeypatch):
+    setup = Setup("spade", overrides=("method.neighbours=6",))
+    images = to_tensor(pictures(2, first=700))
+    expected = setup.one.score(images).map
+    monkeypatch.setattr(spade, "cache_bytes", lambda device: 1)
+    torch.testing.assert_close(setup.one.score(images).map, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("few", [0.01, 10**6])
+@pytest.mark.parametrize("bytes", [1, 10**6])
+def test_patches_of_cells_are_compared_by_pairs_or_all(monkeypatch, few, bytes):
+    monkeypatch.setattr(spade, "FEW", few)
+    monkeypatch.setattr(spade, "cache_bytes", lambda device: bytes)
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = torch.rand(5, 3, 7, generator=random), torch.rand(11, 3, 7, generator=random)
+    deeper = torch.rand(5, 11, generator=random)
+    between = (ours[:, :, None, None] - theirs).square().sum(-1)  # (5, 3, 11, 3)
+    expected = (between + deeper[:, None, :, None]).amin(dim=(2, 3))
+    best = torch.full((5, 3), torch.inf)
+    spade.lower_(best, deeper, ours, theirs)
+    torch.testing.assert_close(best, expected)
+    best = expected * torch.tensor([0.5, 2, 1])
+    spade.lower_(best, deeper, ours, theirs)
+    torch.testing.assert_close(best, expected * torch.tensor([0.5, 1, 1]))
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [((4, 6), (2, 3)), ((17, 18), (9, 9)), ((5, 5), (5, 5)), ((7, 3), (2, 2))])
+def test_cells_are_the_positions_that_a_coarse_one_fills(fine, coarse):
+    found = spade.cells(fine, coarse)
+    assert found.shape[0] == coarse[0] * coarse[1]
+    for cell, positions in enumerate(found.tolist()):
+        expected = {
+            i * fine[1] + j
+            for i in range(fine[0])
+            for j in range(fine[1])
+            if (i * coarse[0] // fine[0], j * coarse[1] // fine[1]) == divmod(cell, coarse[1])
+        }
+        assert set(positions) == expected
+
+
+def test_stored_features_are_as_large_as_computed():
+    """spade.md: WR50 at 224 px, levels 1 to 3 and 2048 pooled channels: 5.37 MiB an image."""
+    setup = Setup("spade", "wrn50", ("backbone.weights=random",))
+    method = setup.new()
+    with torch.device("meta"):
+        method.build(setup.network.shapes((224, 224)))
+    floats = sum(value[None].expand(1, *value.shape).shape[2:].numel() for value in method.state_dict().values())
+    assert floats * 4 / 2**20 == pytest.approx(5.37, abs=0.01)
+
+
+def test_more_neighbours_than_images(caplog, tree, tmp_path):
+    """A warning, K reduced, and the record says so."""
+    with caplog.at_level(logging.WARNING):
+        words = {"data_root": str(tree), "category": "cog", "results": str(tmp_path), "speed": False, "gallery": 0}
+        (record,) = evaluate("input.resize=64", method="spade", dataset="folder", **words)
+    assert "cog: method.neighbours=50 reduced to 6, the number of training images" in caplog.text
+    assert record.cost["neighbours"] == 6
+
+
+def test_one_training_image():
+    method = Setup("spade").fitted(Normals("single", pictures(1)))
+    result = method.score(to_tensor(pictures(3)))
+    assert result.image[0] < 1e-5 * result.image[1]
+    assert result.map[0].max() < 1e-3 * result.map[1].max()
+
+
+def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
+    monkeypatch.setattr(neighbours, "free_memory", lambda device: 10**5)
+    seen = []
+    with pytest.raises(MemoryError, match=r"many: the gallery of 24 images needs 1 MB.*fewer training images"):
+        Setup("spade", overrides=("method.batch=8",)).fitted(Normals("many", pictures(24), advance=seen.append))
+    assert seen == []
+
+
+def test_another_image_size_is_refused():
+    with pytest.raises(ValueError, match="score images of one size"):
+        Setup("spade").one.score(torch.rand(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("method.neighbours=0", "method.neighbours=0: expected at least 1"),
+        ("method.pyramid=meen", "method.pyramid=meen: no such choice; did you mean mean"),
+        ("method.levels=[1,4]", "method.levels: 2 levels; SPADE needs"),
+    ],
+)
+def test_settings_that_make_no_sense(words, message):
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")):
+        Setup("spade", overrides=(words,)).fitted()
