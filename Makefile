@@ -28,6 +28,10 @@ check: .venv/dev  ## style and types
 results: .venv/installed  ## the committed records and tables; DATA is the folder of the MVTec categories
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0,1,2 \
 		input.crop=null,224 gallery=0
+	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0 \
+		method=patchcore,spade,mahalanobis_ad input.crop=224 gallery=0
+	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=1,2 \
+		method=patchcore,spade,mahalanobis_ad input.crop=224 gallery=0 speed=false
 	$(BIN)/python benchmarks/update_readme.py
 
 bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`

@@ -32,8 +32,8 @@ def test_list(command, subject):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=padimm"], "method=padimm: no such method; did you mean padim?"),
-        (["backbone=lite"], "did you mean lite0"),
+        (["method=padimm"], "method=padimm: no such method; did you mean padim"),
+        (["backbone=lite"], "backbone=lite: no such backbone; did you mean lite"),
         (["seeed=1"], "seeed: no such key; did you mean seed"),
         (["method.dimension=3"], "method.dimension: no such key; did you mean method.dimensions"),
         (["+method.dims=3"], "unexpected keyword argument 'dims'"),

@@ -28,7 +28,7 @@ from anomaly_bench.protocol import Features, Normals, Scores
 
 logger = logging.getLogger(__name__)
 PYRAMIDS = ("joined", "mean")
-FEW = 20  # one pair of cells in so many is looked up; more are had sooner by a matrix product
+FEW = 32  # one pair of cells in so many is looked up; more are had sooner by a matrix product
 
 
 class SPADE(nn.Module):
