@@ -2,8 +2,8 @@
 
 Exact, and the same for every block size, because no distance is rounded: points are first put on a lattice of whole
 numbers, 19 to 25 bits a coordinate, so that squared distances are whole numbers that float64 holds exactly, in
-whatever order they are summed. That moves a point by at most 2^-20 or so of the widest dimension's range, as much as
-float32 loses in a distance.
+whatever order they are summed. That moves a coordinate by at most 2^-20 of the widest dimension's range (up to 2048
+dimensions), no more than a distance in float32 loses.
 
 The farthest points are nearly always among those that were farthest a while ago. So only these candidates are followed
 centre by centre; once the farthest candidate is no farther than a point that is none, all points are brought up to date

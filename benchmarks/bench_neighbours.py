@@ -1,6 +1,7 @@
-"""Coreset, PatchCore and SPADE against bare matrix products and against anomalib: `python benchmarks/bench_neighbours.py`.
+"""Coreset, PatchCore and SPADE against bare matrix products and against anomalib.
 
-As benchmarks/bench.py, whose helpers it uses: ratios of medians, both sides measured in turn in one run.
+Run by hand: `python benchmarks/bench_neighbours.py --peer PYTHON`. As in benchmarks/bench.py, whose helpers it uses:
+ratios of medians, both sides measured in turn in one run.
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ def large_coreset() -> None:
     count = LARGE // 100
     print(
         f"(k) first {FIRST} centres of {LARGE} x {DIMENSIONS}: {result['seconds']:.0f} s, peak {peak:.2f} GiB "
-        f"(at most 6: {'reached' if peak <= 6 else 'MISSED'}); at the rate of the last {result['last']} the {count} "
-        f"of 1 % take {result['seconds'] + (count - FIRST) * result['rate'] / 60:.0f} min",
+        f"(at most 6: {'reached' if peak <= 6 else 'MISSED'}); at the rate since centre {result['half']}, "
+        f"{count} (1 %) take {(result['seconds'] + (count - FIRST) * result['rate']) / 60:.0f} min",
         flush=True,
     )
 
@@ -164,12 +165,16 @@ def select_large() -> None:
     for part in torch.split(points, 100_000):
         torch.mm(torch.randn(len(part), 24, generator=random), mixing, out=part)
     speed.reset_peaks(torch.device("cpu"))
-    marks: list[tuple[float, int]] = []
-    begin = time.perf_counter()
-    k_centre(points, FIRST, advance=lambda centres: marks.append((time.perf_counter() - begin, centres)))
-    (earlier, _), (end, last) = marks[-2:]
+    marks, begin = {0: 0.0}, time.perf_counter()  # centres: seconds
+
+    def advance(centres: int) -> None:
+        marks[max(marks) + centres] = time.perf_counter() - begin
+
+    k_centre(points, FIRST, advance=advance)
+    whole, half = max(marks), max(count for count in marks if count <= FIRST // 2)
+    rate = (marks[whole] - marks[half]) / (whole - half)
     peak = (speed.peak_ram_mb() or 0) * 1e6
-    print(json.dumps({"seconds": end, "peak": peak, "last": last, "rate": (end - earlier) / last}))
+    print(json.dumps({"seconds": marks[whole], "peak": peak, "half": half, "rate": rate}))
 
 
 def main() -> None:
