@@ -181,7 +181,7 @@ def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):
     (record,) = records.load_all(results)[0]
     (entry,) = record.speed
     assert (entry["batch_size"], entry["threads"]) == (3, 2)
-    assert entry["latency_ms"] > entry["backbone_latency_ms"] > 0
+    assert min(entry["latency_ms"], entry["backbone_latency_ms"], entry["fps"]) > 0
     assert "done before" in command(*words, "category=cog", "speed=true", "batch_size=3")[2]
     command(*words, "category=cog", "speed=true", "batch_size=3", "threads=1")
     assert [entry["threads"] for entry in records.load_all(results)[0][0].speed] == [2, 1]
