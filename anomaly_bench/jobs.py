@@ -73,7 +73,7 @@ class Job:
                 "fit": [self.identity(image) for image in self.task.fit],
                 "test": [self.identity(image) for image in self.task.tests[test]],
                 "method": {**method, "about": {"revision": method["about"]["revision"]}},
-                "backbone": None if backbone is None else {**arguments(backbone), **self.network_identity()},
+                "backbone": None if backbone is None else {**self.network_read(), **self.network_identity()},
                 "input": self.settings.input,
                 "protocol": self.settings.protocol,
                 "oracle": self.settings.oracle,
@@ -85,6 +85,14 @@ class Job:
     def identity(self, image: Image) -> list[Any]:
         mask = None if image.mask is None else self.digests[image.mask]
         return [image.file, image.defect, *self.digests[image.path], mask]
+
+    def network_read(self) -> dict[str, Any]:
+        """The backbone's arguments; of its named modules those that the method reads."""
+        read = arguments(self.config["backbone"])
+        if isinstance(read.get("modules"), Mapping):
+            levels = {str(level) for level in self.config["method"].get("levels", ())}
+            read["modules"] = {level: module for level, module in read["modules"].items() if str(level) in levels}
+        return read
 
     def network_identity(self) -> dict[str, Any]:
         weights = None if self.weights is None else self.weights.sha256

@@ -57,8 +57,8 @@ def nearest(
 
 
 def cache_bytes(device: torch.device) -> int:
-    """A block of numbers that stays in a core's cache, or fills a GPU."""
-    return 2_000_000 if device.type == "cpu" else 200_000_000
+    """A block of numbers that stays in the cores' caches, or occupies a GPU."""
+    return 4_000_000 if device.type == "cpu" else 200_000_000
 
 
 def squared_lengths(rows: Tensor) -> Tensor:
@@ -78,17 +78,21 @@ def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: in
     row in the best group that was left out, the query is compared with the whole bank by differences.
     """
     minima = group_minima(queries, bank, norms, block_bytes)
-    count = min(k, len(minima))
-    values, groups = minima.topk(min(count + 1, len(minima)), dim=0, largest=False)
-    found = among_groups(queries, bank, k, groups[:count].T, block_bytes)
-    if len(minima) > count:
-        lengths = squared_lengths(queries)
-        left_out = values[count] + lengths - ROUNDING * (lengths + norms.max())
-        doubtful = left_out.clamp_(min=0) < (1 - TOLERANCE) * found.distances[:, -1]
-        if doubtful.any():
-            for part, exact in zip(found, by_differences(queries[doubtful], bank, k, block_bytes), strict=True):
-                part[doubtful] = exact
+    _, groups = smallest(minima, min(k, len(minima)), dim=0)
+    found = among_groups(queries, bank, k, groups.T, block_bytes)
+    lengths = squared_lengths(queries)
+    left_out = minima.scatter_(0, groups, torch.inf).amin(dim=0) + lengths - ROUNDING * (lengths + norms.max())
+    doubtful = left_out.clamp_(min=0) < (1 - TOLERANCE) * found.distances[:, -1]
+    if doubtful.any():
+        for part, exact in zip(found, by_differences(queries[doubtful], bank, k, block_bytes), strict=True):
+            part[doubtful] = exact
     return found
+
+
+def smallest(values: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The k smallest values in ascending order, and their places."""
+    found = values.min(dim, keepdim=True) if k == 1 else values.topk(k, dim, largest=False)  # topk of 1 is slow
+    return found.values, found.indices
 
 
 def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int) -> Tensor:
@@ -101,8 +105,9 @@ def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int)
         rows = slice(start * GROUP, (start + step) * GROUP)
         part = bank[rows]
         torch.addmm(norms[rows, None], part, queries.T, alpha=-2, out=products[: len(part)])
-        products[len(part) :] = torch.inf
         count = min(step, groups - start)
+        if len(part) < count * GROUP:  # the last group
+            products[len(part) :] = torch.inf
         blocks = products[: count * GROUP].view(count, GROUP, len(queries))
         torch.amin(blocks, dim=1, out=minima[start : start + count])
     return minima
@@ -121,7 +126,7 @@ def among_groups(queries: Tensor, bank: Tensor, k: int, groups: Tensor, block_by
         differences = torch.index_select(bank, 0, some.flatten(), out=block[: some.numel()]).view(*some.shape, -1)
         differences.sub_(queries[start : start + step, None]).square_()
         torch.sum(differences, dim=2, out=distances[start : start + step])
-    values, places = distances.masked_fill_(beyond, torch.inf).topk(k, largest=False)
+    values, places = smallest(distances.masked_fill_(beyond, torch.inf), k, dim=1)
     return Neighbours(values, rows.gather(1, places))
 
 
@@ -129,8 +134,9 @@ def by_differences(queries: Tensor, bank: Tensor, k: int, block_bytes: int) -> N
     """The k nearest by differences among all rows: slow, and as exact as the numbers are."""
     parts = torch.split(queries, max(1, block_bytes // (4 * len(bank))))
     direct = "donot_use_mm_for_euclid_dist"
-    found = [torch.cdist(part, bank, compute_mode=direct).square_().topk(k, largest=False) for part in parts]
-    return concatenate([Neighbours(*each) for each in found])
+    return concatenate(
+        [Neighbours(*smallest(torch.cdist(part, bank, compute_mode=direct).square_(), k, dim=1)) for part in parts]
+    )
 
 
 def require_memory(needed: int, device: torch.device, what: str, options: str) -> None:

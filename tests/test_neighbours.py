@@ -141,3 +141,16 @@ def test_rows_are_loaded_whatever_their_number():
     assert loaded[0].rows.equal(torch.ones(4, 3))
     with pytest.raises(RuntimeError, match="size mismatch"):
         loaded.load_state_dict({"0.rows": torch.ones(4, 2)})
+
+
+def test_rounding_cannot_hide_the_nearest_row():
+    """Between far clusters a product is rounded by more than neighbours lie apart: such queries are looked at again."""
+    fine = 0.05 * random(GROUP * 30, 4)
+    shuffled = torch.randperm(GROUP * 60, generator=torch.Generator().manual_seed(2))
+    check(0.05 * random(200, 4, seed=1) + 1000, torch.cat([fine + 1000, fine - 1000])[shuffled], 1)
+
+
+@pytest.mark.parametrize("rows", [GROUP * 40, GROUP * 40 + 5])
+def test_well_spread_rows_need_no_second_look(rows, monkeypatch):
+    monkeypatch.setattr(neighbours, "by_differences", lambda *_: pytest.fail("compared with the whole bank"))
+    check(random(50, 6), random(rows, 6, seed=1), 1, block_bytes=8 * GROUP * 50 * 4)

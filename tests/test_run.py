@@ -82,10 +82,12 @@ def test_the_record_holds_what_the_issue_names(small, command):
 def test_each_setting_that_matters_makes_its_own_record(small, command):
     words, results = small
     variants = ["seed=0", "seed=1", "method.eps=0.1", "input.crop=48", "precision=bf16", "backbone.weights=random"]
+    variants.append("backbone.modules.2=blocks.2.0")
     for number, variant in enumerate(variants, 1):
         assert command(*words, "category=cog", variant)[0] == 0
         assert len(files(results)) == number, variant
     command(*words, "category=cog", "batch_size=2", "threads=1")  # these do not change a score
+    command(*words, "category=cog", "backbone.modules.head=conv_head")  # a level that the method does not read
     assert len(files(results)) == len(variants)
 
 

@@ -185,7 +185,7 @@ def adaptive(level: Tensor, dimensions: int) -> Tensor:
     """(B, C, h, w) -> (B, dimensions, h, w): the C x 9 values of each 3 x 3 patch in so many bins.
 
     The authors resize the C x 9 values and then average; both are linear and act on other axes, so this is the same,
-    for a ninth of the work. Image by image: 9 copies of a level are large.
+    with fewer maps to resize. Image by image: 9 copies of a level are large.
     """
     shape = (1, -1, *level.shape[2:])
     return torch.cat([shrink(F.unfold(one, 3, padding=1).view(shape), dimensions) for one in torch.split(level, 1)])
@@ -193,5 +193,6 @@ def adaptive(level: Tensor, dimensions: int) -> Tensor:
 
 def shrink(maps: Tensor, channels: int) -> Tensor:
     """(B, C, h, w) -> (B, channels, h, w): torch's adaptive average pooling along the channels."""
-    batch, _, height, width = maps.shape
-    return F.adaptive_avg_pool2d(maps.flatten(2), (channels, height * width)).view(batch, channels, height, width)
+    patches = maps.flatten(2).transpose(1, 2)  # (B, h * w, C)
+    pooled = F.adaptive_avg_pool1d(patches, channels)
+    return pooled.transpose(1, 2).view(len(maps), channels, *maps.shape[2:])
