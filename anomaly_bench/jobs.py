@@ -89,9 +89,10 @@ class Job:
     def network_read(self) -> dict[str, Any]:
         """The backbone's arguments; of its named modules those that the method reads."""
         read = arguments(self.config["backbone"])
-        if isinstance(read.get("modules"), Mapping):
-            levels = {str(level) for level in self.config["method"].get("levels", ())}
-            read["modules"] = {level: module for level, module in read["modules"].items() if str(level) in levels}
+        levels = self.config["method"].get("levels")
+        if isinstance(levels, list) and isinstance(read.get("modules"), Mapping):
+            names = {str(level) for level in levels}
+            read["modules"] = {level: module for level, module in read["modules"].items() if str(level) in names}
         return read
 
     def network_identity(self) -> dict[str, Any]:
