@@ -12,6 +12,7 @@ from anomaly_bench.errors import UsageError
 
 GROUPS = ("dataset", "method", "backbone", "protocol")
 PRECISIONS = ("fp32", "bf16", "fp16")
+SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint")
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
 
 
@@ -44,6 +45,7 @@ class Settings:
     gallery: int
     save_maps: bool
     save_model: bool
+    checkpoint: bool
     protocol: str
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
@@ -86,7 +88,10 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         protocol=str(config["protocol"]),
         resize=resize,
         crop=crop,
-        **{name: truth(config, name) for name in ("oracle", "overwrite", "speed", "save_maps", "save_model")},
+        **{
+            name: truth(config, name)
+            for name in ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint")
+        },
     )
 
 

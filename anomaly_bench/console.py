@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger("anomaly_bench")
 
@@ -36,12 +37,18 @@ class Reporter:
         self.console.print(f"error: {line}", style="red", markup=False)
 
     @contextlib.contextmanager
-    def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], Any]]:
-        """A bar for one stage; yields `advance(done)`. Off a terminal it is silent: the category's line follows."""
+    def stage(self, title: str, total: int | None) -> Iterator[Advance]:
+        """A bar for one stage; yields `advance(done, note)`. Off a terminal it is silent: notes go to the log."""
         logger.info("%s (%s)", title, total if total is not None else "until time is up")
         with self.display() as bars:
             task = bars.add_task(title, total=total)
-            yield lambda done: bars.advance(task, done)
+
+            def advance(done: int, note: str = "") -> None:
+                bars.update(task, advance=done, description=f"{title} ({note})" if note else title)
+                if note:
+                    logger.info("%s: %s", title, note)
+
+            yield advance
             bars.remove_task(task)
 
     @contextlib.contextmanager

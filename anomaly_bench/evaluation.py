@@ -74,7 +74,8 @@ class Evaluator:
             self.reporter.stage(f"{name}: fitting", len(pixels)) as advance,
             speed.stopwatch(self.device) as elapsed,
         ):
-            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage))
+            checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
+            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint))
         return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})})
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:

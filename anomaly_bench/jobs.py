@@ -121,6 +121,11 @@ class Job:
         whole = store.load_masks(images, sha256, settings.resize, self.dataset.name, settings.threads)
         return centre(whole, settings.crop).astype(np.bool_)
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished training is kept, below the results folder."""
+        return self.record(next(iter(self.task.tests))).path.with_suffix(".checkpoint")
+
     def decode(self) -> None:
         """Fill the store; what is wrong with a file is said when its pixels are asked for."""
         with contextlib.suppress(DataError):

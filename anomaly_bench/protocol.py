@@ -7,10 +7,11 @@ Shape legend, used in every docstring and trailing comment:
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # this module is read by commands that must not import torch
     import torch
     from torch import Tensor
+
+    Transform = Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, 3, H, W) images
 
 
 class Scores(NamedTuple):
@@ -86,10 +89,20 @@ class Method(Protocol):
         ...
 
 
+class Advance(Protocol):
+    """Moves a progress bar on by so many, with a note such as the loss."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+def unseen(done: int, note: str = "") -> None:
+    """The progress of a bar that nobody watches."""
+
+
 @contextlib.contextmanager
-def silent(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+def silent(title: str, total: int) -> Iterator[Advance]:
     """A stage that nobody watches."""
-    yield lambda done: None
+    yield unseen
 
 
 class Normals:
@@ -101,6 +114,7 @@ class Normals:
         device: where batches are put.
         advance: called with the number of images after each batch (a progress bar).
         stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
+        checkpoint: the file in which an unfinished training is kept; None: nowhere.
     """
 
     def __init__(
@@ -108,11 +122,12 @@ class Normals:
         name: str,
         pixels: NDArray[np.uint8],
         device: torch.device | str = "cpu",
-        advance: Callable[[int], Any] = lambda images: None,
-        stage: Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], Any]]] = silent,
+        advance: Advance = unseen,
+        stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
+        checkpoint: Path | None = None,
     ) -> None:
         self.name, self.pixels, self.device = name, pixels, device
-        self.advance, self.stage = advance, stage
+        self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -122,16 +137,81 @@ class Normals:
         """(H, W) of every image."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
-    def images(self, batch: int) -> Iterator[Tensor]:
-        """Batches (B, 3, H, W) float32 in [0, 1], in order."""
+    def images(self, batch: int, transform: Transform | None = None) -> Iterator[Tensor]:
+        """Batches (B, 3, H, W) float32 in [0, 1], in order; `transform` may change each."""
         for start in range(0, len(self), batch):
-            yield to_tensor(self.pixels[start : start + batch], self.device)
+            images = to_tensor(self.pixels[start : start + batch], self.device)
+            yield images if transform is None else transform(images)
             self.advance(min(batch, len(self) - start))
 
-    def features(self, backbone: Features, batch: int) -> Iterator[list[Tensor]]:
+    def features(self, backbone: Features, batch: int, transform: Transform | None = None) -> Iterator[list[Tensor]]:
         """Each batch of `images` passed once through a frozen backbone."""
-        for images in self.images(batch):
+        for images in self.images(batch, transform):
             yield backbone(images)
+
+    def kept(self, backbone: Features, batch: int, transform: Transform | None = None) -> Kept:
+        """The features of all images, passed once through a frozen backbone, for as many epochs as one likes."""
+        kept: Kept | None = None
+        start = 0
+        for levels in self.features(backbone, batch, transform):
+            if kept is None:
+                kept = Kept([(len(self), *level.shape[1:]) for level in levels], self.device)
+            for whole, level in zip(kept.levels, levels, strict=True):
+                whole[start : start + len(level)] = level.cpu()
+            start += len(levels[0])
+        assert kept is not None, "a task has at least one training image"
+        return kept
+
+    def split(self, fraction: float, seed: int) -> tuple[Normals, Normals]:
+        """The images in two: all but a share of them, and that share, at least one image each, drawn by the seed.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if len(self) < 2:
+            raise ValueError(f"{self.name}: {len(self)} training image; expected at least 2, as some are held out")
+        count = min(max(1, round(fraction * len(self))), len(self) - 1)
+        order = np.random.default_rng(seed).permutation(len(self))
+        held, rest = np.sort(order[:count]), np.sort(order[count:])
+        return self.part(rest), self.part(held)
+
+    def part(self, chosen: NDArray[np.intp]) -> Normals:
+        """Some of the images, by their numbers."""
+        return Normals(self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint)
+
+
+class Kept:
+    """Features (N, C, h, w) of each level, in memory or, where they are large, in a temporary file.
+
+    Args:
+        shapes: (N, C, h, w) of each level.
+        device: where the features that are asked for are put.
+    """
+
+    LARGE = 4_000_000_000  # bytes
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device | str) -> None:
+        import torch
+
+        self.device = device
+        if 4 * sum(int(np.prod(shape)) for shape in shapes) <= self.LARGE:
+            self.levels = [torch.empty(shape) for shape in shapes]
+        else:
+            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in shapes]  # noqa: SIM115 (the map holds it)
+            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, shapes, strict=True)]
+            self.levels = [torch.from_numpy(array) for array in maps]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each level."""
+        return [(level.shape[1], level.shape[2], level.shape[3]) for level in self.levels]
+
+    def __getitem__(self, chosen: Tensor | slice) -> list[Tensor]:
+        """The levels (B, C, h, w) of some images, by their numbers."""
+        return [level[chosen].to(self.device) for level in self.levels]
 
 
 def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:

@@ -102,6 +102,7 @@ class Runner:
         if self.settings.overwrite or len(done) < len(found) or any(map(self.lacks_files, done)):
             done = self.evaluator(job).evaluate(job)
             self.keep(done)
+            (self.settings.results / job.checkpoint).unlink(missing_ok=True)
             self.reporter.say(f"{where}: {headline(done)}")
         elif self.settings.speed and not all(self.has_speed(job, record) for record in done):
             self.reporter.say(f"{where}: has a record, its speed on this machine is measured")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from anomaly_bench.errors import UsageError
+from anomaly_bench.protocol import Kept, Normals
+from anomaly_bench.training import Loop
+
+X = torch.linspace(-1, 1, 10)[:, None]
+
+
+class Stopped(Exception):
+    pass
+
+
+def normals(**keys):
+    return Normals("cog", np.zeros((10, 4, 4, 3), np.uint8), **keys)
+
+
+def fit(epochs=5, stop_in=None, seed=3, make_nan_in=None, batch=4, dropout=0.5, **keys):
+    """A small training with dropout; `stop_in`: killed in that epoch."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1))
+    loop = Loop(module, torch.optim.Adam(module.parameters(), 0.05, fused=True), normals(**keys), epochs)
+    for epoch in loop:
+        for chosen in epoch.batches(len(X), batch):
+            loss = (module(X[chosen]) - X[chosen] ** 2).square().mean()
+            epoch.step(loss * (float("nan") if epoch.number == make_nan_in else 1))
+            if epoch.number == stop_in:
+                raise Stopped
+    return module, loop
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_seed_decides_everything():
+    assert same(fit()[0], fit()[0])
+    assert not same(fit()[0], fit(seed=4)[0])
+
+
+@pytest.mark.parametrize("stop_in", [0, 1, 4])
+def test_a_killed_training_goes_on_as_if_unbroken(tmp_path, stop_in):
+    unbroken, loop = fit()
+    with pytest.raises(Stopped):
+        fit(stop_in=stop_in, checkpoint=tmp_path / "a" / "c")
+    assert (tmp_path / "a" / "c").exists() == (stop_in > 0)
+    module, resumed = fit(checkpoint=tmp_path / "a" / "c")
+    assert same(module, unbroken)
+    assert resumed.losses == loop.losses
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["c"]
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    module, _ = fit(checkpoint=tmp_path / "c")
+    again, loop = fit(checkpoint=tmp_path / "c", make_nan_in=0)
+    assert same(module, again)
+    assert len(loop.losses) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_or_foreign_checkpoint_counts_as_none(tmp_path, content, caplog):
+    if content is None:  # the right module, another optimiser
+        module, _ = fit(epochs=1)
+        torch.save({"module": module.state_dict(), "optimiser": {}, "losses": [1.0]}, tmp_path / "c")
+    else:
+        (tmp_path / "c").write_bytes(content)
+    assert same(fit(checkpoint=tmp_path / "c")[0], fit()[0])
+    assert "not a checkpoint of this training" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_loss(tmp_path):
+    with pytest.raises(ValueError, match=r"cog: the loss is nan in epoch 3 of 5, the last finite loss was \d"):
+        fit(make_nan_in=2)
+    with pytest.raises(ValueError, match=r"in epoch 1 of 5, the last finite loss was none"):
+        fit(make_nan_in=0, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_batch_may_be_larger_than_the_training_set():
+    assert len(fit(batch=100)[1].losses) == 5
+
+
+def test_losses_fall_and_are_facts():
+    _, loop = fit(epochs=100, dropout=0.0)
+    assert loop.facts["epochs"] == len(loop.facts["losses"]) == 100
+    assert loop.losses[-1] < loop.losses[0] / 3
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
+        fit(epochs=0)
+
+
+def test_clipped_steps_are_short():
+    weight = nn.Parameter(torch.zeros(()))
+    module = nn.ParameterList([weight])
+    for epoch in Loop(module, torch.optim.SGD(module.parameters(), lr=1.0), normals(), 1, clip=0.5):
+        epoch.step(100 * weight)
+    assert float(weight.detach()) == pytest.approx(-0.5)
+
+
+def test_every_image_once_an_epoch_in_another_order():
+    orders = []
+    module = nn.Linear(1, 1)
+    for epoch in Loop(module, torch.optim.SGD(module.parameters(), lr=0.1), normals(), 2):
+        parts = list(epoch.batches(7, 3))
+        assert [len(part) for part in parts] == [3, 3, 1]
+        orders.append(torch.cat(parts))
+    assert all(order.sort().values.equal(torch.arange(7)) for order in orders)
+    assert not orders[0].equal(orders[1])
+
+
+def pixels(count=7):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_kept_features_are_those_of_one_pass(large, monkeypatch):
+    if large:
+        monkeypatch.setattr(Kept, "LARGE", 100)  # into a file
+    calls = []
+
+    def backbone(images):
+        calls.append(len(images))
+        return [images[:, :2], images.mean(dim=1, keepdim=True)[..., ::2, ::2]]
+
+    task = Normals("cog", pixels())
+    kept = task.kept(backbone, 3)
+    assert calls == [3, 3, 1]
+    assert kept.shapes == [(2, 8, 8), (1, 4, 4)]
+    streamed = [torch.cat(parts) for parts in zip(*task.features(backbone, 7), strict=True)]
+    chosen = torch.tensor([5, 0, 5])
+    for part, whole, level in zip(kept[chosen], kept[:], streamed, strict=True):
+        assert whole.equal(level)
+        assert part.equal(level[chosen])
+
+
+def test_kept_features_of_transformed_images():
+    task = Normals("cog", pixels())
+    kept = task.kept(lambda images: [images], 4, transform=lambda images: images.flip(-1))
+    assert kept[:][0].equal(torch.cat(list(task.images(4))).flip(-1))
+
+
+def test_split_is_a_partition_by_the_seed():
+    task = Normals("cog", pixels(10))
+    rest, held = task.split(0.2, seed=1)
+    assert (len(rest), len(held)) == (8, 2)
+    together = {image.tobytes() for part in (rest, held) for image in part.pixels}
+    assert together == {image.tobytes() for image in task.pixels}
+    assert np.array_equal(task.split(0.2, seed=1)[1].pixels, held.pixels)
+    assert not np.array_equal(task.split(0.2, seed=2)[1].pixels, held.pixels)
+    assert [len(part) for part in Normals("cog", pixels(2)).split(0.01, 0)] == [1, 1]
+    with pytest.raises(ValueError, match="1 training image; expected at least 2"):
+        Normals("cog", pixels(1)).split(0.5, 0)
