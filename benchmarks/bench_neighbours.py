@@ -1,7 +1,7 @@
 """Coreset, PatchCore and SPADE against bare matrix products and against anomalib.
 
-Run by hand: `python benchmarks/bench_neighbours.py --peer PYTHON`. As in benchmarks/bench.py, whose helpers it uses:
-ratios of medians, both sides measured in turn in one run.
+The second part of `make bench`. As in benchmarks/bench.py, whose helpers it uses: ratios of medians, both sides
+measured in turn in one run.
 """
 
 from __future__ import annotations

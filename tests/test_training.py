@@ -86,7 +86,7 @@ def test_a_batch_may_be_larger_than_the_training_set():
 
 
 def test_losses_fall_and_are_facts():
-    _, loop = fit(epochs=100, dropout=0.0)
+    _, loop = fit(epochs=100, dropout=0.0, batch=10)
     assert loop.facts["epochs"] == len(loop.facts["losses"]) == 100
     assert loop.losses[-1] < loop.losses[0] / 3
 
