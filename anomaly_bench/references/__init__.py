@@ -1,0 +1,219 @@
+"""Published numbers: every cell of every table of five papers, one CSV per paper.
+
+`printed` is the text as it stands there, `value` the number to compare with: in points of 100 for accuracies, empty for
+a dash, and repaired where the paper contradicts itself or another one; a repaired cell has a comment, and so has one
+that is doubtful but kept. `references/check.py` looks for the contradictions. No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import NamedTuple
+
+from anomaly_bench.errors import DataError, UsageError, closest
+
+FOLDER = Path(__file__).parent
+DASH = "-"
+TEXT = ""  # the unit of a cell that is no number, such as a backbone's name
+ORIGINS = ("own", "quoted", "re-run")
+UNITS = {
+    "image_auroc": "points",
+    "pixel_auroc": "points",
+    "pro": "points",
+    "fps": "images/s",
+    "time_ms": "ms",
+    "extra_params": "million",
+    "backbone": TEXT,
+    "input_size": TEXT,
+}
+MEANS = {"mean:textures": "mean of textures", "mean:objects": "mean of objects", "mean:all": "mean of all"}
+
+
+class Table(NamedTuple):
+    """One table of a paper. scale: points of 100 in one unit of what it prints for accuracies."""
+
+    paper: str
+    number: str
+    dataset: str = "mvtec"
+    scale: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"{self.paper}, Table {self.number}"
+
+
+DEFARD, ZHENG = "Defard et al. 2020 (PaDiM)", "Zheng et al. 2022 (benchmark)"
+JANG, YOU, COHEN = "Jang et al. 2022 (N-pad)", "You et al. 2022 (ADTR)", "Cohen and Hoshen 2020 (SPADE)"
+TABLES = {
+    "padim2020_III": Table(DEFARD, "III"),
+    "padim2020_IV": Table(DEFARD, "IV", dataset="stc"),
+    "zheng2022_1": Table(ZHENG, "1"),
+    "zheng2022_2": Table(ZHENG, "2"),
+    "zheng2022_3": Table(ZHENG, "3"),
+    "zheng2022_4": Table(ZHENG, "4", dataset="mvtec_3d"),
+    "zheng2022_5": Table(ZHENG, "5", dataset="mvtec_3d", scale=100),
+    "zheng2022_6": Table(ZHENG, "6", dataset="mvtec_3d", scale=100),
+    "npad2022_1": Table(JANG, "1"),
+    "npad2022_2": Table(JANG, "2"),
+    "adtr2022_1": Table(YOU, "1"),
+    "spade2020_1": Table(COHEN, "1"),
+    "spade2020_2": Table(COHEN, "2"),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One cell of a published table; every field but `value` is the text of its CSV column.
+
+    Attributes:
+        table: a name of TABLES.
+        method, printed_name: our id, and the name in the table's header.
+        backbone: our id, empty where the table names none.
+        category: our name, a key of MEANS, or empty where the table has no categories.
+        variant: what else tells columns apart, such as the input "3d only/voxel"; mostly empty.
+        value: in `unit`; None for a dash and for text.
+        comment: why the value is repaired, or why it is doubtful.
+        origin: the paper's own method, quoted from elsewhere, or a method of others that the paper ran again.
+    """
+
+    table: str
+    method: str
+    printed_name: str
+    backbone: str
+    category: str
+    variant: str
+    metric: str
+    printed: str
+    value: float | None
+    unit: str
+    comment: str
+    origin: str
+
+    @property
+    def source(self) -> str:
+        """The paper: the CSV's name without its suffix."""
+        return self.table.rpartition("_")[0]
+
+    @property
+    def dataset(self) -> str:
+        return TABLES[self.table].dataset
+
+    @property
+    def is_mean(self) -> bool:
+        return self.category in MEANS
+
+    @property
+    def number(self) -> Decimal | None:
+        """What is printed, in `unit` and as precise as printed; None for a dash and for text."""
+        if self.printed == DASH or self.unit == TEXT:
+            return None
+        return Decimal(self.printed) * (TABLES[self.table].scale if self.unit == "points" else 1)
+
+
+COLUMNS = [field.name for field in fields(Reference)]
+
+
+def load(name: str | None = None, folder: Path = FOLDER) -> list[Reference]:
+    """The cells of one paper ("zheng2022") or table ("zheng2022_1") in the order in which they are printed; None: all.
+
+    Raises:
+        UsageError: no such paper or table.
+        DataError: a line that cannot be: file, line, what was found and what was expected.
+    """
+    sources = sorted({table.rpartition("_")[0] for table in TABLES})
+    if name is not None and name not in (*sources, *TABLES):
+        raise UsageError(f"{name}: no such paper or table{closest(name, [*sources, *TABLES])}")
+    methods = aliases(folder)
+    wanted = [source for source in sources if name is None or name == source or name.startswith(f"{source}_")]
+    cells = [cell for source in wanted for cell in _read(folder / f"{source}.csv", methods)]
+    return [cell for cell in cells if name in (None, cell.source, cell.table)]
+
+
+def aliases(folder: Path = FOLDER) -> dict[str, str]:
+    """Every name that a table prints -> our id of the method.
+
+    Raises:
+        DataError: the file lacks, a column does, or a name stands there twice.
+    """
+    methods: dict[str, str] = {}
+    path = folder / "aliases.csv"
+    for line, row in _rows(path, ["printed_name", "method"]):
+        if row["printed_name"] in methods:
+            raise DataError(f"{path.name}:{line}: {row['printed_name']} stands there a second time; keep one line")
+        methods[row["printed_name"]] = row["method"]
+    return methods
+
+
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column -> text) of every row of a CSV."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if header != columns:
+                raise DataError(f"{path.name}:1: columns {','.join(header)}; expected {','.join(columns)}")
+            for row in reader:
+                if len(row) != len(columns):
+                    raise DataError(f"{path.name}:{reader.line_num}: {len(row)} fields; expected {len(columns)}")
+                yield reader.line_num, dict(zip(columns, row, strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; it is part of the package, install it again") from error
+    except csv.Error as error:
+        raise DataError(f"{path.name}:{reader.line_num}: no CSV: {error}") from error
+
+
+def _read(path: Path, methods: Mapping[str, str]) -> list[Reference]:
+    cells: list[Reference] = []
+    known: dict[tuple[str, ...], int] = {}
+    for line, row in _rows(path, COLUMNS):
+        try:
+            cell = _cell(row, path.stem, methods)
+        except ValueError as error:
+            raise DataError(f"{path.name}:{line}: {error}") from error
+        key = (cell.table, cell.printed_name, cell.variant, cell.category, cell.metric)
+        if key in known:
+            raise DataError(f"{path.name}:{line}: {' '.join(filter(None, key))} again, as on line {known[key]}")
+        known[key] = line
+        cells.append(cell)
+    return cells
+
+
+def _cell(row: Mapping[str, str], source: str, methods: Mapping[str, str]) -> Reference:
+    """One checked row; ValueError: what is wrong with it."""
+    tables = [table for table in TABLES if table.startswith(f"{source}_")]
+    _one_of("table", row["table"], tables)
+    _one_of("printed_name", row["printed_name"], methods)
+    _one_of("method", row["method"], [methods[row["printed_name"]]])
+    _one_of("metric", row["metric"], UNITS)
+    _one_of("unit", row["unit"], [UNITS[row["metric"]]])
+    _one_of("origin", row["origin"], ORIGINS)
+    if row["category"].startswith("mean:"):
+        _one_of("category", row["category"], MEANS)
+    if not row["printed"]:
+        raise ValueError(f"printed is empty; expected the table's text, or {DASH}")
+    value = _decimal("value", row["value"]) if row["value"] else None
+    texts = {column: row[column] for column in COLUMNS if column != "value"}
+    cell = Reference(value=None if value is None else float(value), **texts)
+    if cell.printed != DASH and cell.unit != TEXT:
+        _decimal("printed", cell.printed)
+    if value != cell.number and not cell.comment:
+        raise ValueError(f"value {value} of a printed {cell.printed} without a comment; say why it is repaired")
+    return cell
+
+
+def _one_of(column: str, found: str, valid: Mapping[str, object] | list[str] | tuple[str, ...]) -> None:
+    if found not in valid:
+        raise ValueError(f"{column} {found or 'is empty'}{closest(found, valid)}")
+
+
+def _decimal(column: str, text: str) -> Decimal:
+    with contextlib.suppress(InvalidOperation):
+        number = Decimal(text)
+        if number.is_finite():
+            return number
+    raise ValueError(f"{column} {text}: expected a number")
