@@ -31,6 +31,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "tables": (),
     "list": tuple(LISTS),
     "data": ("check", "download"),
+    "references": ("check",),
     "cache": ("list", "clear"),
 }
 
@@ -44,6 +45,7 @@ commands
   list WHAT           {lists}
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
+  references check    what the papers' published tables contradict, in themselves and in each other
   cache list|clear    decoded images, file hashes and generated datasets, which can be made again
 
 groups (group=choice; * is the default)
@@ -196,6 +198,12 @@ def data(subject: str | None, arguments: list[str]) -> int:
     return hydra("data", arguments, lambda config: DONE if work(config) else FAILED)
 
 
+def references(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench.references import page
+
+    return hydra("references", arguments, page.check)
+
+
 def cache(subject: str | None, arguments: list[str]) -> int:
     from anomaly_bench import cache
 
@@ -216,6 +224,7 @@ HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "tables": tables,
     "list": list_names,
     "data": data,
+    "references": references,
     "cache": cache,
 }
 

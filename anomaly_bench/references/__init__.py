@@ -35,20 +35,27 @@ MEANS = {"mean:textures": "mean of textures", "mean:objects": "mean of objects",
 
 
 class Table(NamedTuple):
-    """One table of a paper. scale: points of 100 in one unit of what it prints for accuracies."""
+    """One table of a paper. paper: a key of PAPERS; fractions: it prints accuracies as 0.975, not as 97.5."""
 
     paper: str
     number: str
     dataset: str = "mvtec"
-    scale: int = 1
+    fractions: bool = False
 
     @property
     def title(self) -> str:
         return f"{self.paper}, Table {self.number}"
 
 
-DEFARD, ZHENG = "Defard et al. 2020 (PaDiM)", "Zheng et al. 2022 (benchmark)"
-JANG, YOU, COHEN = "Jang et al. 2022 (N-pad)", "You et al. 2022 (ADTR)", "Cohen and Hoshen 2020 (SPADE)"
+COHEN, DEFARD = "Cohen and Hoshen 2020", "Defard et al. 2020"
+JANG, YOU, ZHENG = "Jang et al. 2022", "You et al. 2022", "Zheng et al. 2022"
+PAPERS = {
+    COHEN: "SPADE, arXiv 2005.02357",
+    DEFARD: "PaDiM, arXiv 2011.08785",
+    JANG: "N-pad, arXiv 2210.08768",
+    YOU: "ADTR, arXiv 2209.01816",
+    ZHENG: "a benchmark of thirteen methods, arXiv 2205.14852",
+}
 TABLES = {
     "padim2020_III": Table(DEFARD, "III"),
     "padim2020_IV": Table(DEFARD, "IV", dataset="stc"),
@@ -56,8 +63,8 @@ TABLES = {
     "zheng2022_2": Table(ZHENG, "2"),
     "zheng2022_3": Table(ZHENG, "3"),
     "zheng2022_4": Table(ZHENG, "4", dataset="mvtec_3d"),
-    "zheng2022_5": Table(ZHENG, "5", dataset="mvtec_3d", scale=100),
-    "zheng2022_6": Table(ZHENG, "6", dataset="mvtec_3d", scale=100),
+    "zheng2022_5": Table(ZHENG, "5", dataset="mvtec_3d", fractions=True),
+    "zheng2022_6": Table(ZHENG, "6", dataset="mvtec_3d", fractions=True),
     "npad2022_1": Table(JANG, "1"),
     "npad2022_2": Table(JANG, "2"),
     "adtr2022_1": Table(YOU, "1"),
@@ -112,7 +119,8 @@ class Reference:
         """What is printed, in `unit` and as precise as printed; None for a dash and for text."""
         if self.printed == DASH or self.unit == TEXT:
             return None
-        return Decimal(self.printed) * (TABLES[self.table].scale if self.unit == "points" else 1)
+        number = Decimal(self.printed)
+        return number.scaleb(2) if self.unit == "points" and TABLES[self.table].fractions else number
 
 
 COLUMNS = [field.name for field in fields(Reference)]
