@@ -171,8 +171,8 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]
                 yield reader.line_num, dict(zip(columns, row, strict=True))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; it is part of the package, install it again") from error
-    except csv.Error as error:
-        raise DataError(f"{path.name}:{reader.line_num}: no CSV: {error}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}:{reader.line_num}: no CSV in UTF-8: {error}") from error
 
 
 def _read(path: Path, methods: Mapping[str, str]) -> list[Reference]:

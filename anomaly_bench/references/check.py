@@ -127,7 +127,10 @@ def means(table: Iterable[Column], known: set[Reference]) -> Iterator[Finding]:
                 "means",
                 f"{column.place}: {column.metric}, {'; '.join(text for _, text, _ in wrong)}",
                 max(off for off, _, _ in wrong),
-                tuple(f"{text}; rounding explains {tolerance(column, cell.category):.2g}" for _, text, cell in wrong),
+                tuple(
+                    f"{named(cell.category)}: rounding explains a difference of {tolerance(column, cell.category):.2g}."
+                    for *_, cell in wrong
+                ),
                 tuple(cell for *_, cell in wrong),
             )
     if last_digit:

@@ -68,8 +68,8 @@ def shuffled(table: Sequence[Column]) -> Iterator[Finding]:
             f"Correlation with {witness.place}: {signed(printed)} as printed, {signed(read)} in {order}.",
             against("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
             against_others(table, column, order, groups=False)[1],
-            f"{witness.place} agrees with the other methods as printed ({signed(in_profile(table, witness))}): the fault "
-            "is not there.",
+            f"{witness.place} agrees with the other methods as printed ({signed(in_profile(table, witness))}): "
+            "the fault is not there.",
         )
         yield misplaced(column, order, evidence, witness)
 
@@ -91,7 +91,7 @@ def own_orders(table: Sequence[Column]) -> Iterator[Finding]:
             f"That is weak evidence: {len(better)} other columns gain as much by one of the orders tried"
             + (f" ({'; '.join(better)})" if better else "")
             + ", and no other paper here prints this method.",
-            f"Stronger, from outside: {own.known_from} {named(own.category)}, {own.value}. {named(own.category)} has "
+            f"Stronger, from outside: {own.known_from} {named(own.category)}, {own.value}. Here that category has "
             f"{column.number(own.category)} as printed, {read[own.category]} in {own.order}.",
             own.basis,
         )
@@ -128,9 +128,10 @@ def gain(table: Sequence[Column], column: Column) -> float:
 def misplaced(column: Column, order: str, evidence: tuple[str, ...], witness: Column | None = None) -> Finding:
     """A shuffled column; without a witness probably."""
     read = column.read(ORDERS[order])
-    header = ["category", "printed", f"in {order}", *([witness.place] if witness else [])]
+    header = ("category", "printed", f"in {order}", *([witness.place] if witness else []))
     rows = [
-        [named(row), column.number(row), read[row], *([witness.number(row)] if witness else [])] for row in column.rows
+        (named(row), str(column.number(row)), str(read[row]), *([str(witness.number(row))] if witness else []))
+        for row in column.rows
     ]
     return Finding(
         "shuffled",
@@ -138,7 +139,7 @@ def misplaced(column: Column, order: str, evidence: tuple[str, ...], witness: Co
         max(abs(float(column.number(row) - read[row])) for row in column.rows),
         evidence,
         tuple(column.cells.values()),
-        tuple(tuple(map(str, row)) for row in [header, *rows]),
+        (header, *rows),
         sure=witness is not None,
     )
 

@@ -42,16 +42,13 @@ def check(config: Any) -> None:
     elif config["format"] == "md":
         print(text, end="")
     else:
-        console = Console()
-        console.print(Markdown(text), width=None if console.is_terminal else WIDTH)
+        Console(width=None if Console().is_terminal else WIDTH).print(Markdown(text))
 
 
 def plain(text: str) -> str:
     """What a terminal of WIDTH columns shows, without its codes."""
-    console = Console(file=StringIO(), width=WIDTH, color_system=None)
-    console.print(Markdown(text))
-    file = console.file
-    assert isinstance(file, StringIO)
+    file = StringIO()
+    Console(file=file, width=WIDTH, color_system=None).print(Markdown(text))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
@@ -79,10 +76,10 @@ def preface(references: Sequence[Reference]) -> str:
     papers = [paper for paper in PAPERS if any(TABLES[table].paper == paper for table in tables)]
     known = "; ".join(f"{paper} ({PAPERS[paper]})" for paper in papers)
     return (
-        f"Made by `anomaly-bench references check format=md`; do not edit. {len(references)} cells of {len(tables)} tables "
-        f"in {len(papers)} papers were compared, as they are printed: {known}. What is wrong here may be the papers' or "
-        "that of the copies that the numbers were taken from. Accuracies are points of 100. A cell that the package "
-        "repairs keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
+        f"Made by `anomaly-bench references check format=md`; do not edit. {len(references)} cells of {len(tables)} "
+        f"tables in {len(papers)} papers were compared, as they are printed: {known}. A fault may be the paper's or that "
+        "of the copy that the numbers were taken from. Accuracies are points of 100. A cell that the package repairs "
+        "keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
     )
 
 
@@ -100,7 +97,7 @@ def runs(references: Sequence[Reference]) -> Iterator[str]:
         "Columns of one method and metric in two papers that share too few values to be copies: another run, another "
         "setting, or another version of the method."
     )
-    rows = [("metric", "one", "other", "mean difference", "largest", "correlation")]
+    rows: list[tuple[str, ...]] = [("metric", "one", "other", "mean difference", "largest", "correlation")]
     rows += [compared(one, other) for one, other in other_runs(columns(references))]
     yield grid(rows)
 
@@ -119,27 +116,29 @@ def unseen(references: Iterable[Reference], findings: Iterable[Finding]) -> Iter
     seen = {cell for finding in findings for cell in finding.cells}
     left = [cell for cell in references if cell.comment and cell not in seen]
     places = (
-        f"{cell.printed_name} in {TABLES[cell.table].title}, {named(cell.category)}: {cell.comment}." for cell in left
+        f"{cell.printed_name} in {TABLES[cell.table].title}, {named(cell.category) or cell.metric}: {cell.comment}."
+        for cell in left
     )
     yield bullets(places) if left else "None."
 
 
 def criteria() -> Iterator[str]:
     yield (
-        f"Shuffled columns: two papers' columns of one method and metric, with {LEAST_ROWS} rows or more in common, that "
-        f"correlate below {DOUBTFUL} are read in {', '.join(ORDERS)}. One of these is believed if fewer than {RARE:.0%} of "
-        f"{DRAWS} random orders correlate as well in ranks. Which of the two columns is shuffled is told by the other "
-        "methods: a category that is hard for them is hard for this one. That alone would be no proof: methods do differ, "
-        f"so it is used alone only for the order of a method's own paper, below {PROBABLE:.0%}, and called probable."
+        f"Shuffled columns: two papers' columns of one method and metric, with {LEAST_ROWS} rows or more in common, "
+        f"that correlate below {DOUBTFUL} are read in {', '.join(ORDERS)}. One of these is believed if fewer than "
+        f"{RARE:.0%} of {DRAWS} random orders correlate as well in ranks. Which of the two columns is shuffled is told "
+        "by the other methods: a category that is hard for them is hard for this one. That alone would be no proof, for "
+        "methods do differ; it stands alone only for the order of a method's own paper, must be reached by fewer than "
+        f"{PROBABLE:.0%} of the random orders, and is called probable."
     )
     yield (
-        "Papers against papers: columns of which two thirds of the shared values agree are copies of one source; what then "
-        "differs is a contradiction. A value that is printed to fewer digits agrees within its rounding."
+        "Papers against papers: columns of which two thirds of the shared values agree are copies of one source; what "
+        "then differs is a contradiction. A value that is printed to fewer digits agrees within its rounding."
     )
     yield (
-        "Means: recomputed from the printed rows. Half of the mean's last digit is allowed, and for the rounding of n rows "
-        f"{SIGMAS} standard deviations, {SIGMAS} · d / √(12 n), where d is the rows' last digit. Zeros that all cells of a "
-        "column end in do not count as digits."
+        "Means: recomputed from the printed rows. Half of the mean's last digit is allowed, and for the rounding of n "
+        f"rows {SIGMAS} standard deviations, {SIGMAS} · d / √(12 n), where d is the rows' last digit. Zeros that all "
+        "rows of a column end in do not count as digits."
     )
     yield "Bold type is not compared: the package computes it."
 
