@@ -184,12 +184,17 @@ def times(references: Iterable[Reference]) -> Iterator[Finding]:
 def remainder(fps: Reference, time: Reference) -> tuple[float, float, float]:
     """1000/FPS - time in ms: the least that rounding allows, as printed, the most."""
     images, milliseconds = Decimal(fps.printed), Decimal(time.printed)
-    half, slack = Decimal(5).scaleb(exponent(images) - 1), Decimal(5).scaleb(exponent(milliseconds) - 1)
+    half, slack = half_digit(fps.printed), half_digit(time.printed)
     return (
         float(1000 / (images + half) - milliseconds - slack),
         float(1000 / images - milliseconds),
         float(1000 / (images - half) - milliseconds + slack),
     )
+
+
+def half_digit(printed: str) -> Decimal:
+    """Half of the last digit of a text such as "5.00"."""
+    return Decimal("0.5").scaleb(-len(printed.partition(".")[2]))
 
 
 def parameters(references: Iterable[Reference]) -> Iterator[Finding]:

@@ -6,7 +6,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from statistics import correlation, fmean
+from operator import mul
+from statistics import correlation, fmean, pstdev
 from typing import NamedTuple
 
 from anomaly_bench.references.columns import OBJECTS, TEXTURES, Column, Finding, named, pairs, signed
@@ -122,7 +123,9 @@ def gain(table: Sequence[Column], column: Column) -> float:
     """By how much the best order lifts the rank correlation of a column that is not repaired."""
     if not orders_of(column) or any(cell.comment for cell in column.cells.values()):
         return 0.0
-    return max(in_profile(table, column, order) for order in orders_of(column).values()) - in_profile(table, column)
+    others = profile(table, column)
+    fits = [fit(ranks(column.read(order)), others) for order in (column.rows, *orders_of(column).values())]
+    return max(fits) - fits[0]
 
 
 def misplaced(column: Column, order: str, evidence: tuple[str, ...], witness: Column | None = None) -> Finding:
@@ -175,13 +178,17 @@ def in_profile(table: Sequence[Column], column: Column, order: Sequence[str] | N
 
 
 def by_chance(column: Mapping[str, float], witness: Mapping[str, float], reached: float, *, groups: bool) -> int:
-    """How many of DRAWS random orders of a column correlate as well; groups: textures and objects stay apart."""
+    """How many of DRAWS random orders of a column correlate as well; groups: textures and objects stay apart.
+
+    An order changes neither mean nor spread, so it is told by its sum of products.
+    """
+    rows = sorted(column, key=lambda name: groups and name not in TEXTURES)
+    left, right = [column[row] for row in rows], [witness[row] for row in rows]
+    kept = sum(row in TEXTURES for row in rows) if groups else 0
+    least = len(rows) * (fmean(left) * fmean(right) + reached * pstdev(left) * pstdev(right)) - 1e-6
     generator = random.Random(0)
-    parts = [[name for name in column if (name in TEXTURES) == side] for side in (True, False)] if groups else []
     found = 0
     for _ in range(DRAWS):
-        drawn: dict[str, float] = {}
-        for names in parts or [list(column)]:
-            drawn.update(zip(generator.sample(names, len(names)), (column[name] for name in names), strict=True))
-        found += fit(drawn, witness) >= reached - 1e-9
+        drawn = generator.sample(left[:kept], kept) + generator.sample(left[kept:], len(left) - kept)
+        found += sum(map(mul, drawn, right)) >= least
     return found

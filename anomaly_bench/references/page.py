@@ -77,9 +77,9 @@ def preface(references: Sequence[Reference]) -> str:
     known = "; ".join(f"{paper} ({PAPERS[paper]})" for paper in papers)
     return (
         f"Made by `anomaly-bench references check format=md`; do not edit. {len(references)} cells of {len(tables)} "
-        f"tables in {len(papers)} papers were compared, as they are printed: {known}. A fault may be the paper's or that "
-        "of the copy that the numbers were taken from. Accuracies are points of 100. A cell that the package repairs "
-        "keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
+        f"tables in {len(papers)} papers were compared, as they are printed: {known}. A fault may be the paper's or "
+        "that of the copy that the numbers were taken from. Accuracies are points of 100. A cell that the package "
+        "repairs keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
     )
 
 
@@ -127,9 +127,9 @@ def criteria() -> Iterator[str]:
         f"Shuffled columns: two papers' columns of one method and metric, with {LEAST_ROWS} rows or more in common, "
         f"that correlate below {DOUBTFUL} are read in {', '.join(ORDERS)}. One of these is believed if fewer than "
         f"{RARE:.0%} of {DRAWS} random orders correlate as well in ranks. Which of the two columns is shuffled is told "
-        "by the other methods: a category that is hard for them is hard for this one. That alone would be no proof, for "
-        "methods do differ; it stands alone only for the order of a method's own paper, must be reached by fewer than "
-        f"{PROBABLE:.0%} of the random orders, and is called probable."
+        "by the other methods: a category that is hard for them is hard for this one. That alone would be no proof, "
+        "for methods do differ; it stands alone only for the order of a method's own paper, must be reached by fewer "
+        f"than {PROBABLE:.0%} of the random orders, and is called probable."
     )
     yield (
         "Papers against papers: columns of which two thirds of the shared values agree are copies of one source; what "
