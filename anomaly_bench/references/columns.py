@@ -131,8 +131,8 @@ def named(category: str) -> str:
 
 
 def signed(number: float, places: int = 2) -> str:
-    """With a minus sign that is as wide as a plus."""
-    return f"{number:.{places}f}".replace("-", "−")
+    """With a minus sign that is as wide as a plus, and none before zero."""
+    return f"{number:z.{places}f}".replace("-", "−")
 
 
 def exponent(number: Decimal) -> int:
