@@ -29,6 +29,7 @@ LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "t
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "run": (),
     "tables": (),
+    "report": (),
     "list": tuple(LISTS),
     "data": ("check", "download"),
     "references": ("check",),
@@ -42,6 +43,7 @@ usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
 commands
   run                 fit and score every category, write records, print tables (the command when none is given)
   tables              print the tables of a results folder again
+  report              one HTML file of a results folder: all records, heat maps, figures, the worst images
   list WHAT           {lists}
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
@@ -184,6 +186,12 @@ def tables(_: str | None, arguments: list[str]) -> int:
     return hydra("tables", arguments, report.print_tables)
 
 
+def write_report(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench import html_report
+
+    return hydra("report", arguments, html_report.write)
+
+
 def list_names(subject: str | None, arguments: list[str]) -> int:
     from anomaly_bench import report
 
@@ -222,6 +230,7 @@ def cache(subject: str | None, arguments: list[str]) -> int:
 HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "run": run,
     "tables": tables,
+    "report": write_report,
     "list": list_names,
     "data": data,
     "references": references,

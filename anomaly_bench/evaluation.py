@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import anomaly_bench
-from anomaly_bench import artifacts, metrics, speed
+from anomaly_bench import artifacts, gallery, metrics, speed
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
@@ -105,7 +105,7 @@ class Evaluator:
             record.speed = [self.speed(job, test, fitted.method)]
         folder = self.settings.results / record.path.with_suffix("")
         if self.settings.gallery:
-            artifacts.save_gallery(folder, images, scores, pixels, maps, masks, self.settings.gallery)
+            gallery.save(folder, images, scores, pixels, maps, masks, self.settings.gallery)
         if self.settings.save_maps and maps is not None:
             artifacts.save_maps(folder, maps)
         if self.settings.save_model:

@@ -373,7 +373,7 @@ def _category_lines(records: Sequence[Record]) -> list[Line]:
 
 def _method_lines(records: Sequence[Record], with_speed: bool) -> list[Line]:
     """Methods by title and backbone; with several speed settings, in a section for each."""
-    entries = _entries(records, with_speed)
+    entries = method_entries(records, with_speed)
     settings = {entry.setting for entry in entries if entry.setting}
     if len(settings) < 2:
         return [Line(Head((entry.title, entry.backbone)), entry=entry) for entry in entries]
@@ -388,7 +388,7 @@ def _method_lines(records: Sequence[Record], with_speed: bool) -> list[Line]:
     return lines
 
 
-def _entries(records: Sequence[Record], with_speed: bool) -> list[Entry]:
+def method_entries(records: Sequence[Record], with_speed: bool) -> list[Entry]:
     pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
     methods, backbones = _titles(records, "method"), _titles(records, "backbone")
     for record in records:
