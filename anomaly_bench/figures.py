@@ -22,6 +22,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
@@ -113,7 +115,7 @@ CURVES = {
 def latency(points: Sequence[Point], y_title: str) -> Figure:
     """Accuracy (points of 100) against latency (ms, logarithmic)."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _plane(6.4, 3.6)
+        figure, axes = _plane(5.2, 3.5)
         _labels(axes, "latency of one image (ms, median)", y_title)
         axes.set_xscale("log")
         axes.set_xlim(min(point.x for point in points) / 1.6, max(point.x for point in points) * 1.9)
@@ -166,7 +168,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figur
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend), layout="none")
         for number, (kind, lines) in enumerate(panels.items()):
-            left, width = (number + 0.17) / len(panels), 0.79 / len(panels)
+            left, width = (number + 0.17) / len(panels), 0.77 / len(panels)
             _curve_panel(figure.add_axes((left, 0.24 if legend else 0.16, width, 0.66 if legend else 0.74)), kind, lines)
         if legend:
             firsts = {line.label: line for lines in panels.values() for line in lines if line.first}
@@ -186,11 +188,10 @@ def _curve_panel(axes: Axes, kind: str, lines: Sequence[Curve]) -> None:
         axes.add_line(drawn)
 
 
-def _line(series: int, x: Sequence[float], y: Sequence[float], **more: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    look: dict[str, Any] = {"linewidth": 1.3, "markersize": 5, "markeredgewidth": 0.6, "markeredgecolor": PAPER.light}
-    line = Line2D(x, y, **look, **_look(series), linestyle=DASHES[series // len(SERIES) % len(DASHES)], **more)
+def _line(series: int, x: Sequence[float], y: Sequence[float], size: float = 5, **more: Any) -> Line2D:
+    look: dict[str, Any] = {"linewidth": 1.3, "markersize": size, "markeredgewidth": 0.6, "clip_on": False}
+    edge, dashes = PAPER.light, DASHES[series // len(SERIES) % len(DASHES)]
+    line = Line2D(x, y, **look, **_look(series), markeredgecolor=edge, linestyle=dashes, **more)
     line.set_gid(f"series-{series}")
     return line
 
@@ -202,7 +203,7 @@ def sample(series: int) -> Figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(-1, 1))
-        axes.add_line(_line(series, [0, 0.5, 1], [0, 0, 0], markevery=[1]))
+        axes.add_line(_line(series, [0, 0.5, 1], [0, 0, 0], markevery=[1], size=7))
     return figure
 
 
@@ -218,7 +219,7 @@ def heat_map(grid: Grid) -> Figure:
         for row, column in itertools.product(range(len(grid.rows)), range(len(grid.columns))):
             share, value = shares[row][column], grid.cells[row][column].values[0]
             face = "none" if share is None else _mix(PAPER.light, SERIES[0].light, 0.08 + 0.5 * share)
-            axes.add_patch(matplotlib.patches.Rectangle((column, row), 1, 1, facecolor=face, edgecolor=PAPER.light))
+            axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor=PAPER.light))
             weight = "bold" if value.rank == 1 and numbers[row][column] is not None else "normal"
             axes.text(column + 0.5, row + 0.5, value.text, ha="center", va="center", weight=weight)
         axes.set_xticks([number + 0.5 for number in range(len(grid.columns))])
@@ -302,7 +303,7 @@ def _name(axes: Axes, points: Sequence[Point]) -> None:
             ha={-1: "right", 0: "center", 1: "left"}[side],
             va="center",
             color=colour,
-            arrowprops={"arrowstyle": "-", "color": LINE.light, "linewidth": 0.7, "shrinkB": 4} if far else None,
+            arrowprops={"arrowstyle": "-", "color": MUTED.light, "linewidth": 0.6, "shrinkB": 4} if far else None,
         )
         if point.series is not None:
             text.set_gid(f"series-{point.series}")

@@ -47,7 +47,7 @@ NUMBERS = (
     Measure("stored_mb", "stored (MB)"),
     Measure("peak_ram_mb", "peak RAM (MB)", digits=0),
 )
-KINDS = {"alarm": "false alarm", "miss": "miss"}
+KINDS = {"alarm": "False alarms: normal images of highest score", "miss": "Misses: defective images of lowest score"}
 
 
 def write(config: Any) -> None:
