@@ -12,7 +12,7 @@ import itertools
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import Bbox
 
 from anomaly_bench.records import write_atomically
 from anomaly_bench.tables import Grid
@@ -54,7 +53,7 @@ VARIABLES = {
 MARKERS = "os^DvPX<>*"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 FONT = 10.0  # points
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": FONT,
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK.light,
@@ -137,8 +136,7 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
         figure, axes = _plane(8.0, 4.4)
         _labels(axes, "month of the arXiv number", y_title)
         points = [*published, *measured]
-        xs = [point.x for point in points]
-        axes.set_xlim(min(xs) - 45, max(xs) + 75)  # days
+        axes.set_xlim(min(point.x for point in points) - 45, _last_day(axes, points))
         locator = AutoDateLocator(minticks=3, maxticks=9)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
@@ -154,6 +152,13 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
     return figure
 
 
+def _last_day(axes: Axes, points: Sequence[Point]) -> float:
+    """The end of the timeline, so that the latest point has its label beside it."""
+    latest, first = max(points, key=lambda point: point.x), min(point.x for point in points) - 45
+    share = min(0.4, (_width(latest.label) + 16) / (axes.get_window_extent().width / _scale(axes)))
+    return first + max(latest.x - first, 90) / (1 - share)
+
+
 def _better(best: Point, point: Point) -> Point:
     return Point(point.x, max(best.y, point.y), point.label)
 
@@ -166,13 +171,15 @@ def month_number(year: int, month: int) -> float:
 def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figure:
     """ROC and PRO curves side by side: the name of each of `CURVES` -> its lines."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend), layout="none")
+        figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend))
         for number, (kind, lines) in enumerate(panels.items()):
             left, width = (number + 0.17) / len(panels), 0.77 / len(panels)
-            _curve_panel(figure.add_axes((left, 0.24 if legend else 0.16, width, 0.66 if legend else 0.74)), kind, lines)
+            _curve_panel(
+                figure.add_axes((left, 0.24 if legend else 0.16, width, 0.66 if legend else 0.74)), kind, lines
+            )
         if legend:
             firsts = {line.label: line for lines in panels.values() for line in lines if line.first}
-            handles = [_line(line.series, [], [], label=line.label) for line in firsts.values()]
+            handles = [_line(line.series, [], [], label=clean(line.label)) for line in firsts.values()]
             figure.legend(handles=handles, loc="lower center", ncols=min(4, len(handles)), frameon=False)
     return figure
 
@@ -199,7 +206,7 @@ def _line(series: int, x: Sequence[float], y: Sequence[float], size: float = 5, 
 def sample(series: int) -> Figure:
     """A short line in the style of a series, for a legend."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.45, 0.2), layout="none")
+        figure = Figure(figsize=(0.45, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(-1, 1))
@@ -213,7 +220,7 @@ def heat_map(grid: Grid) -> Figure:
     shares = heat_shares(grid)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         wide, high = 2.2 + 0.95 * len(grid.columns), 1.1 + 0.27 * len(grid.rows)
-        figure = Figure(figsize=(wide, high), layout="none")
+        figure = Figure(figsize=(wide, high))
         axes = figure.add_axes((2.0 / wide, 0.1 / high, 0.95 * len(grid.columns) / wide, 0.27 * len(grid.rows) / high))
         axes.set(xlim=(0, len(grid.columns)), ylim=(len(grid.rows), 0))
         for row, column in itertools.product(range(len(grid.rows)), range(len(grid.columns))):
@@ -247,7 +254,7 @@ def _mix(first: str, second: str, share: float) -> str:
 
 
 def _plane(wide: float, high: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(wide, high), layout="none")
+    figure = Figure(figsize=(wide, high))
     return figure, figure.add_axes((0.65 / wide, 0.55 / high, 1 - 0.8 / wide, 1 - 0.7 / high))
 
 
@@ -271,54 +278,82 @@ def _scatter(axes: Axes, points: Sequence[Point]) -> None:
         if point.series is None:
             axes.plot([point.x], [point.y], "o", markerfacecolor="none", markeredgecolor=MUTED.light, markersize=6)
         else:
-            edge = {"markeredgecolor": PAPER.light, "markeredgewidth": 0.8}
-            line = axes.plot([point.x], [point.y], linestyle="", markersize=9, **edge, **_look(point.series))
-            line[0].set_gid(f"series-{point.series}")
+            look = {**_look(point.series), "markeredgecolor": PAPER.light, "markeredgewidth": 0.8, "markersize": 9}
+            (mark,) = axes.plot([point.x], [point.y], linestyle="", **look)
+            mark.set_gid(f"series-{point.series}")
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels of the drawing
 
 
 def _name(axes: Axes, points: Sequence[Point]) -> None:
     """Write each point's label where it covers no point and no other label; far ones get a thin line."""
-    places = [tuple(map(float, axes.transData.transform((point.x, point.y)))) for point in points]
-    scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
-    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in places]
-    inside = axes.get_window_extent()
+    scale = _scale(axes)
+    left, bottom, right, top = axes.get_window_extent().extents
+    places = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
+    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places]
     for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda pair: (pair[0].series is None, pair[1])):
-        label = clean(point.label)
-        width, height = 0.58 * FONT * len(label) * scale, 1.15 * FONT * scale
-        boxes = [
-            Bbox.from_bounds(x + dx * scale + (side - 1) / 2 * width, y + dy * scale - height / 2, width, height)
-            for dx, dy, side in _offsets()
+        boxes = [_label_box(point.label, x, y, offset, scale) for offset in OFFSETS]
+        free = [
+            3 * _shared(box, (left, bottom, right, top)) - sum(_shared(box, each) for each in taken) for box in boxes
         ]
-        costs = [sum(_overlap(box, other) for other in taken) + 3 * (width * height - _overlap(box, inside)) for box in boxes]
-        chosen = min(range(len(boxes)), key=lambda number: (round(costs[number]), number))
+        chosen = max(range(len(boxes)), key=lambda number: (round(free[number]), -number))
         taken.append(boxes[chosen])
-        dx, dy, side = list(_offsets())[chosen]
-        colour = MUTED.light if point.series is None else INK.light
-        far = max(abs(dx), abs(dy)) > 12
-        text = axes.annotate(
-            label,
-            (point.x, point.y),
-            (dx, dy),
-            textcoords="offset points",
-            ha={-1: "right", 0: "center", 1: "left"}[side],
-            va="center",
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": MUTED.light, "linewidth": 0.6, "shrinkB": 4} if far else None,
-        )
-        if point.series is not None:
-            text.set_gid(f"series-{point.series}")
+        _write(axes, point, OFFSETS[chosen])
 
 
-def _offsets() -> Iterator[tuple[float, float, int]]:
-    """(right, up) in points and the side the text lies on (-1 left, 0 middle, 1 right), nearest first."""
-    for far in (8, 18, 28, 40, 54):
-        yield from ((far, 0, 1), (-far, 0, -1), (0, far + 2, 0), (0, -far - 2, 0))
-        yield from ((far * 0.7, far, 1), (far * 0.7, -far, 1), (-far * 0.7, far, -1), (-far * 0.7, -far, -1))
+def _write(axes: Axes, point: Point, offset: tuple[float, float, int]) -> None:
+    """A label at one of `OFFSETS` from its point."""
+    dx, dy, side = offset
+    line = {"arrowstyle": "-", "color": MUTED.light, "linewidth": 0.6, "shrinkB": 4}
+    text = axes.annotate(
+        clean(point.label),
+        (point.x, point.y),
+        (dx, dy),
+        textcoords="offset points",
+        ha={-1: "right", 0: "center", 1: "left"}[side],
+        va="center",
+        color=MUTED.light if point.series is None else INK.light,
+        arrowprops=line if max(abs(dx), abs(dy)) > 12 else None,
+    )
+    if point.series is not None:
+        text.set_gid(f"series-{point.series}")
 
 
-def _overlap(first: Bbox, second: Bbox) -> float:
-    both = Bbox.intersection(first, second)
-    return 0.0 if both is None else float(both.width * both.height)
+# (right, up) in points, and the side of that place which the text lies on (-1 left, 0 both, 1 right); nearest first
+OFFSETS: list[tuple[float, float, int]] = [
+    place
+    for far in (8, 18, 28, 40, 54)
+    for place in (
+        *((far, 0, 1), (-far, 0, -1), (0, far + 2, 0), (0, -far - 2, 0)),
+        *((0.7 * far, far, 1), (0.7 * far, -far, 1), (-0.7 * far, far, -1), (-0.7 * far, -far, -1)),
+    )
+]
+
+
+def _label_box(label: str, x: float, y: float, offset: tuple[float, float, int], scale: float) -> Box:
+    """What a label of the point at pixel (x, y) would cover."""
+    dx, dy, side = offset
+    width, height = _width(label) * scale, 1.15 * FONT * scale
+    left, bottom = x + dx * scale + (side - 1) / 2 * width, y + dy * scale - height / 2
+    return left, bottom, left + width, bottom + height
+
+
+def _shared(first: Box, second: Box) -> float:
+    """The area that two boxes share."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _width(label: str) -> float:
+    """Of a text, in points: about, as the reader's font is not known."""
+    return 0.58 * FONT * len(label)
+
+
+def _scale(axes: Axes) -> float:
+    """Pixels of the drawing per point."""
+    return float(axes.figure.dpi) / 72
 
 
 def clean(text: str) -> str:

@@ -88,7 +88,7 @@ class Case:
         file, defect: the image's path in the dataset, and its label: None where it is normal.
         score: of the image; rank: among all `images` of the test set, 1 has the highest score.
         crossed: of the `others`, the images of the other label, those on the wrong side of it: defective ones that
-            score no higher than a false alarm, normal ones that score no lower than a miss. 0: no error at any threshold.
+            score no higher than a false alarm, normal ones that score no lower than a miss; 0: none, it is in order.
         picture: the file that `save` wrote, if it is there.
     """
 
@@ -121,7 +121,7 @@ def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
 
 
 def squares(picture: Path) -> dict[str, PILImage.Image]:
-    """"image", and "mask" and "map" where they were drawn, of a file that `save` wrote; nothing of a damaged one."""
+    """ "image", and "mask" and "map" where they were drawn, of a file that `save` wrote; nothing of a damaged one."""
     try:
         with PILImage.open(picture) as opened:
             sheet = opened.convert("RGB")

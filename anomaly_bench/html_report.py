@@ -11,7 +11,7 @@ import hashlib
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,21 @@ from PIL import Image as PILImage
 
 import anomaly_bench
 from anomaly_bench import figures, gallery, references, report, tables
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.figures import Curve, Point
 from anomaly_bench.gallery import Case
+from anomaly_bench.metrics import METRICS
 from anomaly_bench.records import Record, csv_row, legal, load_all, write_atomically
 from anomaly_bench.references.methods import publications
 from anomaly_bench.tables import Entry, Grid, Layout, Measure
 
-METRICS = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and accuracy axes
+ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
+KINDS = {"alarm": "False alarms: normal images of highest score", "miss": "Misses: defective images of lowest score"}
 LEADING = {"category": "Category", "method": "Method", "backbone": "Backbone"}  # columns of the table of records
-TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
-CHOSEN = ("category", "method", "backbone", "dataset", "input", "protocol")  # those with a choice of their values
 NUMBERS = (
     Measure("seed", "Seed", digits=0),
-    *(Measure(name, title, scale=100, digits=2) for name, title in zip(METRICS, ("image AUROC", "pixel AUROC", "PRO"), strict=True)),
-    Measure("image_ap", "image AP", scale=100, digits=2),
-    Measure("pixel_ap", "pixel AP", scale=100, digits=2),
+    *(Measure(name, METRICS[name].title, scale=100, digits=2) for name in (*ACCURACIES, "image_ap", "pixel_ap")),
     Measure("latency_ms", "latency (ms)"),
     Measure("fps", "FPS"),
     Measure("fit_s", "fit (s)"),
@@ -47,47 +45,41 @@ NUMBERS = (
     Measure("stored_mb", "stored (MB)"),
     Measure("peak_ram_mb", "peak RAM (MB)", digits=0),
 )
-KINDS = {"alarm": "False alarms: normal images of highest score", "miss": "Misses: defective images of lowest score"}
+TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
 
 
 def write(config: Any) -> None:
-    """Write `out`, and the figures into the folder `figures` if one is named.
+    """Write the page to `out`, and the figures into the folder `figures` if one is named.
 
     Raises:
-        UsageError: no records, or none of a wanted name.
+        UsageError: a results folder without records, or no record of a wanted name.
     """
-    found = read([Path(name).expanduser() for name in report.names(config["results"]) or []])
-    for key in ("dataset", "method", "backbone"):
-        wanted = {record.path for record in report.keep([each.record for each in found], key, report.names(config[key]))}
-        found = [each for each in found if each.record.path in wanted]
-    sections = [Section(f"s{number}", part) for number, part in enumerate(split(found), 1)]
+    known, pictures = read([Path(name).expanduser() for name in report.names(config["results"]) or []])
+    for key, wanted in config["only"].items():
+        known = only(known, str(key), report.names(wanted))
+    sections = [Section(f"s{number}", part, pictures) for number, part in enumerate(tables.setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
-    text = page(found, sections).encode("utf-8", "replace")  # half a surrogate pair in a file name becomes "?"
+    text = page(known, sections).encode("utf-8", "replace")  # half a surrogate pair in a file name becomes "?"
     write_atomically(out, text)
-    print(f"{out}: {len(found)} records, {len(text) / 1e6:.1f} MB")
+    print(f"{out}: {len(known)} records, {len(text) / 1e6:.1f} MB")
     if config["figures"] is not None:
         folder = Path(str(config["figures"])).expanduser()
-        drawn = [(name, figure) for section in sections for name, figure in section.drawings()]
+        drawn = [drawing for section in sections for drawing in section.drawings()]
         for name, figure in drawn:
             figures.save(figure, folder / name)
         print(f"{folder}: {len(drawn)} figures, each as SVG and PDF")
 
 
-@dataclass(frozen=True)
-class Found:
-    """A record, and the folder of its pictures (which need not be there)."""
+def read(folders: Sequence[Path]) -> tuple[list[Record], dict[Path, Path]]:
+    """The records of all folders, and by their paths the folders of their pictures (which need not be there).
 
-    record: Record
-    pictures: Path
-
-
-def read(folders: Sequence[Path]) -> list[Found]:
-    """The records of all folders; one that lies in several counts once, with the speeds of all.
+    A record that lies in several results folders counts once, with the speeds of all: one for each machine.
 
     Raises:
-        UsageError: a folder without a record.
+        UsageError: a results folder without records.
     """
-    found: dict[Path, Found] = {}
+    known: dict[Path, Record] = {}
+    pictures: dict[Path, Path] = {}
     for folder in folders:
         loaded, damaged = load_all(folder)
         for message in damaged:
@@ -95,20 +87,25 @@ def read(folders: Sequence[Path]) -> list[Found]:
         if not loaded:
             raise UsageError(f"results={folder}: no records there; anomaly-bench results={folder} ... makes some")
         for record in loaded:
-            pictures = folder / record.path.with_suffix("")
-            known = found.get(record.path)
-            if known is not None:
-                speeds = [*known.record.speed, *(each for each in record.speed if each not in known.record.speed)]
-                pictures = known.pictures if known.pictures.is_dir() else pictures
-                record = replace(known.record, speed=speeds)
-            found[record.path] = Found(record, pictures)
-    return list(found.values())
+            path, beside = record.path, folder / record.path.with_suffix("")
+            speeds = known[path].speed if path in known else []
+            known[path] = replace(record, speed=[*speeds, *(each for each in record.speed if each not in speeds)])
+            if path not in pictures or not pictures[path].is_dir():
+                pictures[path] = beside
+    return list(known.values()), pictures
 
 
-def split(found: Sequence[Found]) -> list[list[Found]]:
-    """What one table may compare; see `tables.setups`."""
-    places = {each.record.path: each for each in found}
-    return [[places[record.path] for record in part] for part in tables.setups(each.record for each in found)]
+def only(known: list[Record], key: str, wanted: list[str] | None) -> list[Record]:
+    """The records whose dataset, method or backbone is one of the wanted names; None: all.
+
+    Raises:
+        UsageError: a name that no record has.
+    """
+    have = {getattr(record, key) for record in known}
+    for name in wanted or ():
+        if name not in have:
+            raise UsageError(f"only.{key}={name}: no record of it{closest(name, have)}")
+    return [record for record in known if wanted is None or getattr(record, key) in wanted]
 
 
 # -------------------------------------------------------------------------------------------------- sections
@@ -150,43 +147,40 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure on the page, and the numbers it shows as a table."""
+    """A figure on the page, the grid whose numbers it shows, the table of its published ones, and who is missing."""
 
+    title: str
     svg: Markup
     grid: Grid
-    title: str
-    text: str = ""
+    missing: list[str]
+    source: str = ""
 
 
 class Section:
     """The records of one setup, and the parts of the page made from them; `key` starts the ids of its elements."""
 
-    def __init__(self, key: str, found: Sequence[Found]) -> None:
-        self.key = key
-        self.records = [each.record for each in found]
-        self.pictures = {each.record.path: each.pictures for each in found}
-        self.entries = {(entry.title, entry.backbone): entry for entry in tables.method_entries(self.records, with_speed=False)}
-        self.series = {labels: number for number, labels in enumerate(self.entries)}
-        self.labels = [" ".join(filter(None, labels)) for labels in self.entries]
-        self.metrics = [name for name in METRICS if any(record.value(name) is not None for record in self.records)]
-        self.heat = {name: self._grid("categories", "methods", [name]) for name in self.metrics}
-        self.title = self._grid("categories", "methods", ["image_auroc"]).caption
-        rows = self._grid("categories", "methods", ["image_auroc"]).rows
-        self.categories = [row.labels[0] for row in rows if not row.mean]
+    def __init__(self, key: str, records: Sequence[Record], pictures: Mapping[Path, Path]) -> None:
+        self.key, self.records, self.pictures = key, records, pictures
+        self.entries = tables.method_entries(records, with_speed=False)
+        self.labels = [" ".join(filter(None, (entry.title, entry.backbone))) for entry in self.entries]
+        self.series = {(entry.title, entry.backbone): number for number, entry in enumerate(self.entries)}
+        measured = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
+        self.metrics = {name: METRICS[name].title for name in measured}
+        self.heat = {name: self._grid("categories", "methods", [name]) for name in ACCURACIES}
+        self.title = self.heat["image_auroc"].caption
+        self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
 
     def _grid(self, rows: str, columns: str, cells: list[Any]) -> Grid:
         layout = Layout("report", "{dataset}, {setup}", rows, columns, cells, scale=100)
         return tables.grids(self.records, layout)[0]
 
-    def metric_title(self, name: str) -> str:
-        return next(measure.title for measure in NUMBERS if measure.value == name)
-
-    def samples(self) -> list[Markup]:
-        """The look of each series, for the legend."""
-        return [self._inline(figures.sample(number), f"legend-{number}", "") for number in range(len(self.labels))]
+    def legend(self) -> Iterator[tuple[str, Markup]]:
+        """The name of each series and its look."""
+        for number, label in enumerate(self.labels):
+            yield label, self._inline(figures.sample(number), f"legend-{number}", "")
 
     def _inline(self, figure: Figure, name: str, title: str) -> Markup:
-        return Markup(figures.inline(figure, f"{self.key}-{name}", title))  # noqa: S704: escaped by the XML writer
+        return Markup(figures.inline(figure, f"{self.key}-{name}", title))  # escaped by the XML writer
 
     # accuracy against latency and against time
 
@@ -206,11 +200,11 @@ class Section:
             yield place, grid, points
 
     def latency_plots(self, metric: str) -> Iterator[Plot]:
-        title = self.metric_title(metric)
+        title = self.metrics[metric]
         for number, (place, grid, points) in enumerate(self.latency(metric)):
             heading = f"{title} against latency" + (f" ({place})" if place else "")
             svg = self._inline(figures.latency(points, title), f"latency-{metric}-{number}", heading)
-            yield Plot(svg, grid, heading)
+            yield Plot(heading, svg, grid, self._missing(points))
 
     def timeline(self, metric: str) -> tuple[Grid, list[Point], list[Point]]:
         """The grid of measured values, published points, measured points; of methods with an arXiv number."""
@@ -227,24 +221,24 @@ class Section:
         measured = []
         for head, (cell,) in zip(grid.rows, grid.cells, strict=True):
             number = self.series[head.labels[0], head.labels[1]]
-            month, value = months.get(self._method(self.entries[head.labels[0], head.labels[1]])), cell.values[0].number
+            month, value = months.get(method_name(self.entries[number])), cell.values[0].number
             if month is not None and value is not None:
                 measured.append(Point(month, 100 * value, self.labels[number], number))
         return grid, published, measured
-
-    def _method(self, entry: Entry) -> str:
-        return next(iter(entry.records.values()))[0].method
 
     def timeline_plot(self, metric: str) -> Plot | None:
         """None where there is nothing to show, neither published nor measured."""
         grid, published, measured = self.timeline(metric)
         if not published and not measured:
             return None
-        title = self.metric_title(metric)
+        title = self.metrics[metric]
         heading = f"{title} against the month of publication"
         svg = self._inline(figures.timeline(published, measured, title), f"timeline-{metric}", heading)
         source = references.TABLES[PUBLISHED[metric]].title if published else ""
-        return Plot(svg, grid, heading, source)
+        return Plot(heading, svg, grid, self._missing(measured), source)
+
+    def _missing(self, points: Sequence[Point]) -> list[str]:
+        return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]
 
     # curves
 
@@ -252,7 +246,7 @@ class Section:
         """Panel -> lines, one for each method and seed."""
         panels: dict[str, list[Curve]] = defaultdict(list)
         for kind in figures.CURVES:
-            for number, entry in enumerate(self.entries.values()):
+            for number, entry in enumerate(self.entries):
                 drawn = [record.curves[kind] for record in entry.records.get(category, ()) if kind in record.curves]
                 for order, curve in enumerate(drawn):
                     panels[kind].append(Curve(curve["x"], curve["y"], self.labels[number], number, order == 0))
@@ -269,7 +263,7 @@ class Section:
     def doubts(self, category: str) -> list[Doubt]:
         """The worst images of a category over all methods, of each method its first seed with pictures."""
         found: dict[tuple[str, str], Doubt] = {}
-        for number, entry in enumerate(self.entries.values()):
+        for number, entry in enumerate(self.entries):
             made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
             record = next((each for each in made if self.pictures[each.path].is_dir()), made[0] if made else None)
             for case in [] if record is None else gallery.cases(record, self.pictures[record.path]):
@@ -282,21 +276,23 @@ class Section:
 
     # for print
 
-    def drawings(self) -> Iterator[tuple[str, Figure]]:
-        """Every figure under a file name without suffix."""
-        start = report.setup(self.records[0])
-        for metric in self.metrics:
-            title = self.metric_title(metric)
-            yield f"{start}-heat-{metric}", figures.heat_map(self.heat[metric])
+    def drawings(self) -> Iterator[tuple[Path, Figure]]:
+        """Every figure, and its path below the folder of figures without a suffix."""
+        folder = Path(report.setup(self.records[0]))
+        for metric, title in self.metrics.items():
+            yield folder / f"heat-{metric}", figures.heat_map(self.heat[metric])
             for number, (_, _, points) in enumerate(self.latency(metric), 1):
-                yield f"{start}-latency-{metric}" + (f"-{number}" if number > 1 else ""), figures.latency(points, title)
+                yield folder / f"latency-{metric}-{number}", figures.latency(points, title)
             _, published, measured = self.timeline(metric)
             if published or measured:
-                yield f"{start}-timeline-{metric}", figures.timeline(published, measured, title)
+                yield folder / f"timeline-{metric}", figures.timeline(published, measured, title)
         for category in self.categories:
-            panels = self.curves(category)
-            if panels:
-                yield f"{start}-curves-{legal(category)}", figures.curves(panels, legend=True)
+            if panels := self.curves(category):
+                yield folder / f"curves-{legal(category)}", figures.curves(panels, legend=True)
+
+
+def method_name(entry: Entry) -> str:
+    return next(iter(entry.records.values()))[0].method
 
 
 def data_uri(picture: PILImage.Image) -> str:
@@ -312,38 +308,42 @@ def data_uri(picture: PILImage.Image) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table of records; `measure` where it holds numbers, `choices` where rows can be chosen by its value."""
+    """Of the table of records; choices: the values by which rows can be chosen."""
 
+    name: str
     title: str
-    measure: Measure | None = None
+    number: bool = False
     choices: tuple[str, ...] = ()
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
     """The columns of some `table_row`s; one that holds a single value everywhere offers no choice."""
-    values = {name: sorted({row[name] for row in rows}) for name in (*LEADING, *TRAILING)}
-    choices = {name: tuple(values[name]) if len(values[name]) > 1 else () for name in (*CHOSEN,)}
-    made = {name: Column(title, choices=choices.get(name, ())) for name, title in (LEADING | TRAILING).items()}
-    numbers = [Column(measure.title, measure) for measure in NUMBERS]
-    return [*(made[name] for name in LEADING), *numbers, *(made[name] for name in TRAILING)]
+
+    def texts(titles: Mapping[str, str]) -> Iterator[Column]:
+        for name, title in titles.items():
+            values = sorted({row[name] for row in rows})
+            yield Column(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
+
+    numbers = (Column(measure.value, measure.title, number=True) for measure in NUMBERS)
+    return [*texts(LEADING), *numbers, *texts(TRAILING)]
 
 
-def table_row(found: Found) -> dict[str, Any]:
-    """The cells of one record by name: text, or (sort key, text) of a number; and its `path`."""
-    row = csv_row(found.record)
+def table_row(record: Record) -> dict[str, Any]:
+    """The cells of one record by name: text, or (number or None, text); and its `path`."""
+    row = csv_row(record)
     size = " crop ".join(filter(None, (str(row["resize"]), str(row["crop"]))))
     numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in NUMBERS}
     texts = {name: str(row[name]) for name in ("category", "method", "backbone", "dataset", "protocol")}
-    return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": found.record.path.as_posix()}
+    return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
 
 
 def printed(measure: Measure, value: float | None) -> str:
     return tables.DASH if value is None else f"{value * measure.scale:.{measure.digits}f}"
 
 
-def page(found: Sequence[Found], sections: Sequence[Section]) -> str:
+def page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     """The whole file as text; equal records give equal text."""
-    rows = [table_row(each) for each in found]
+    rows = [table_row(record) for record in known]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly_bench", "templates"),
         autoescape=True,
@@ -355,14 +355,12 @@ def page(found: Sequence[Found], sections: Sequence[Section]) -> str:
     return environment.get_template("report.html").render(
         version=anomaly_bench.__version__,
         variables=figures.VARIABLES,
-        series_count=len(figures.SERIES),
-        script=Markup(script),  # noqa: S704: our own file
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         columns=columns(rows),
         rows=rows,
-        names=[*LEADING, *(measure.value for measure in NUMBERS), *TRAILING],
         sections=sections,
         heat_shares=figures.heat_shares,
+        numbered=enumerate,
         kinds=KINDS,
-        dash=tables.DASH,
     )

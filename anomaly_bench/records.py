@@ -172,7 +172,7 @@ def csv_row(record: Record) -> Mapping[str, Any]:
     """The flat row of one record in results.csv; the latest speed entry counts."""
     speed = record.speed[-1] if record.speed else {}
     flat: dict[str, Any] = {
-        **asdict(record),
+        **vars(record),
         **{name: record.value(name) for name in record.metrics},
         **record.size,
         **record.cost,

@@ -1,0 +1,468 @@
+"""The HTML report: its numbers in Python, its behaviour in a headless Chromium where there is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tables import FOUR, SPEED, record
+
+from anomaly_bench import figures, gallery, html_report
+from anomaly_bench.cli import command as call
+from anomaly_bench.records import Record, save
+from anomaly_bench.references.methods import publications
+
+BREAK = "document.title='broken'"
+HOSTILE = f'a\'"><img src=x onerror="{BREAK}"><script>{BREAK}</script>&amp;{{{{7*7}}}}$x^$\x07\ud800'
+CURVE = {"x": [0.0, 0.0, 0.2, 1.0], "y": [0.0, 0.5, 0.9, 1.0]}
+CURVES = {"image_roc": CURVE, "pixel_roc": CURVE, "pro": {"x": [0.0, 0.1, 0.3], "y": [0.0, 0.7, 0.9]}}
+
+
+def pictured(results: Path, made: Record, seed: int = 0) -> Record:
+    """A record with 12 images, of them 6 defective, written with its pictures."""
+    random = np.random.default_rng(seed)
+    defects = [None] * 6 + [made.titles.get("defect") or "crack"] * 6
+    scores = (random.normal(size=12) + np.repeat([0, 1], 6)).astype(np.float32)
+    files = [f"test/{defect or 'good'}/{number:03}.png" for number, defect in enumerate(defects)]
+    made.images = [
+        {"file": file, "defect": defect, "score": float(score)}
+        for file, defect, score in zip(files, defects, scores, strict=True)
+    ]
+    made.curves = CURVES
+    save(made, results)
+    images: Any = [SimpleNamespace(file=file, defect=defect) for file, defect in zip(files, defects, strict=True)]
+    pixels = random.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    maps = random.random((12, 32, 32), dtype=np.float32) if made.metrics["pro"]["value"] is not None else None
+    masks = None if maps is None else random.random((12, 32, 32)) > 0.8
+    gallery.save(results / made.path.with_suffix(""), images, scores, pixels, maps, masks, 6)
+    return made
+
+
+def timed(milliseconds: float) -> list[dict[str, Any]]:
+    return [{**SPEED, "latency_ms": milliseconds, "fps": 1000 / milliseconds}]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two setups: three methods on MVTec AD (one without maps), and one whose every name is hostile."""
+    folder = tmp_path_factory.mktemp("report")
+    for number, (method, points, speed) in enumerate(
+        [("padim", (95, 90, 80), timed(10)), ("patchcore", (99, 95, 90), timed(100)), ("draem", (100, None, None), [])]
+    ):
+        for place, task in enumerate(("bottle", "zipper")):
+            lower = tuple(None if point is None else point - 2.5 * place for point in points)
+            pictured(folder, record(lower, task, method, speed=speed), number)
+    names = {"dataset": HOSTILE, "method": HOSTILE, "backbone": HOSTILE}
+    made = record((90, 80, 70), HOSTILE, HOSTILE, HOSTILE, categories={HOSTILE: HOSTILE}, dataset=HOSTILE)
+    made.titles, made.protocol = {**names, "defect": HOSTILE.replace("/", "")}, HOSTILE
+    pictured(folder, made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    assert call(["report", f"results={results}", f"out={results}/report.html", f"figures={results}/figures"]) == 0
+    return results / "report.html"
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_command_writes_a_page_and_figures(page, results, command):
+    status, out, err = command("report", f"results={results}", f"out={results}/again.html", "only.method=[padim,draem]")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r".*again\.html: 4 records, 0\.\d MB\n", out)
+    text = (results / "again.html").read_text(encoding="utf-8")
+    assert "draem" in text
+    assert "patchcore" not in text
+
+
+def test_equal_records_give_equal_bytes(page, results):
+    assert call(["report", f"results={results}", f"out={results}/twin.html", f"figures={results}/twins"]) == 0
+    assert (results / "twin.html").read_bytes() == page.read_bytes()
+    drawn, again = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+        for folder in (results / "figures", results / "twins")
+    )
+    assert len(drawn) >= 20
+    assert drawn == again
+
+
+def test_figures_are_svg_and_pdf(page, results):
+    folder = results / "figures" / "mvtec-unified-256x256"
+    for part in ("heat-image_auroc", "heat-pro", "timeline-pixel_auroc", "latency-pro-1", "curves-bottle"):
+        text = (folder / f"{part}.svg").read_text(encoding="utf-8")
+        assert ElementTree.fromstring(text.encode()).tag.endswith("svg")
+        assert "var(--" not in text
+        assert (folder / f"{part}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["results=/no/such"], "results=/no/such: no records there; anomaly-bench results=/no/such ... makes some"),
+        (["results=[{results},/no/such]"], "results=/no/such: no records there"),
+        (["results={results}", "only.method=padimm"], "only.method=padimm: no record of it; did you mean padim?"),
+        (["method=padim"], "method: no such key; did you mean only.method?"),
+        (["figure=x"], "figure: no such key; did you mean figures?"),
+    ],
+)
+def test_errors_are_one_line(command, results, tmp_path, words, message):
+    words = [word.format(results=results) for word in words]
+    status, out, err = command("report", *words, f"out={tmp_path}/report.html")
+    assert status == 2
+    assert message in err
+    assert out == ""
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_no_torch(results, tmp_path):
+    code = (
+        "import sys; from anomaly_bench.cli import command;"
+        f"assert command(['report', 'results={results}', 'out={tmp_path}/report.html', 'only.method=padim']) == 0;"
+        "assert not {'torch', 'timm', 'pandas', 'matplotlib.pyplot'} & set(sys.modules), 'a slow import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
+    here, there = timed(10), [{**SPEED, "device": "H100", "latency_ms": 1.0, "fps": 1000.0}]
+    one, two = record(speed=here), record(speed=[*here, *there])
+    two.fingerprint = one.fingerprint
+    save(one, tmp_path / "one")
+    pictured(tmp_path / "two", two)
+    known, pictures = html_report.read([tmp_path / "one", tmp_path / "two"])
+    assert [entry["device"] for entry in known[0].speed] == ["EPYC", "H100"]
+    assert pictures[known[0].path].is_relative_to(tmp_path / "two")
+    section = html_report.Section("s1", known, pictures)
+    assert [(place, points[0].x) for place, _, points in section.latency("pro")] == [
+        ("EPYC, 2 threads, batch 32, fp32", 10.0),
+        ("H100, 2 threads, batch 32, fp32", 1.0),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- the parts
+
+
+def test_points_of_the_figures(results):
+    known, pictures = html_report.read([results])
+    section = html_report.Section("s1", [each for each in known if each.dataset == "mvtec"], pictures)
+    assert section.labels == ["draem WRN50", "PaDiM WRN50", "PatchCore WRN50"]
+    ((_, _, points),) = section.latency("image_auroc")
+    assert [(point.x, point.y, point.series) for point in points] == [(10, 93.75, 1), (100, 97.75, 2)]
+    _, published, measured = section.timeline("image_auroc")
+    months = {point.label: point.x for point in measured}
+    assert months["PaDiM WRN50"] == figures.month_number(2020, 11)
+    told = {point.label: (point.x, point.y) for point in published}
+    assert len(told) == 13
+    assert told["FastFlow"] == (figures.month_number(2021, 11), 99.4)
+    assert told["SPADE"] == (figures.month_number(2020, 5), 85.5)
+    assert section.timeline("pro")[1] == []
+
+
+def test_published_values_stay_with_their_dataset(tmp_path):
+    made = record(task="weave", categories=FOUR, dataset="synthetic")
+    section = html_report.Section("s1", [made], {made.path: tmp_path})
+    _, published, measured = section.timeline("image_auroc")
+    assert published == []
+    assert [point.y for point in measured] == [90.0]
+
+
+def test_arxiv_numbers_are_those_of_the_configurations():
+    folder = Path(__file__).parents[1] / "conf" / "method"
+    known = publications()
+    for path in sorted(folder.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        told = re.search(r"arXiv:? ?(\d{4}\.\d{4,5})", text)
+        assert known[path.stem].arxiv == (told[1] if told else "")
+        assert known[path.stem].title == yaml.safe_load(text)["about"]["title"]
+    assert known["padim"].month == (2020, 11)
+    assert known["glance"].month is None
+
+
+def test_best_so_far_in_the_timeline():
+    points = [figures.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
+    line = figures.timeline(points, [], "AUROC").axes[0].lines[0]
+    assert list(zip(*line.get_data(), strict=True)) == [(100, 70), (200, 90), (300, 90)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=12))
+def test_worst_cases_by_brute_force(images):
+    made = record(
+        images=[{"file": f"{n}.png", "defect": "x" if bad else None, "score": s} for n, (bad, s) in enumerate(images)]
+    )
+    found = list(gallery.cases(made, Path("no such folder"), least=len(images)))
+    assert len(found) == len(images)
+    for case in found:
+        bad = case.defect is not None
+        others = [score for other, score in images if other != bad]
+        assert case.kind == ("miss" if bad else "alarm")
+        assert case.rank == 1 + sum(score > case.score for _, score in images)
+        assert case.crossed == sum(score >= case.score if bad else score <= case.score for score in others)
+        assert (case.others, case.images) == (len(others), len(images))
+    for kind, sign in (("alarm", -1), ("miss", 1)):
+        scores = [sign * case.score for case in found if case.kind == kind]
+        assert scores == sorted(scores)
+
+
+def test_pictures_are_found_again(tmp_path):
+    made = pictured(tmp_path, record())
+    found = list(gallery.cases(made, tmp_path / made.path.with_suffix("")))
+    assert [case.kind for case in found] == ["alarm"] * 3 + ["miss"] * 3
+    parts = [gallery.squares(case.picture) for case in found]
+    assert all(list(part) == ["image", "mask", "map"] and part["map"].size == (128, 128) for part in parts)
+    found[0].picture.write_bytes(b"no picture")
+    assert gallery.squares(found[0].picture) == {}
+
+
+def test_images_that_most_methods_get_wrong_come_first(tmp_path):
+    scores = {"padim": [9, 1, 5, 8], "patchcore": [1, 9, 5, 8], "draem": [9, 1, 2, 3]}
+    made = [
+        record(
+            method=method,
+            images=[
+                {"file": f"{number}.png", "defect": None if number < 2 else "crack", "score": float(score)}
+                for number, score in enumerate(values)
+            ],
+        )
+        for method, values in scores.items()
+    ]
+    section = html_report.Section("s1", made, {each.path: tmp_path / "none" for each in made})
+    alarms = [doubt for doubt in section.doubts("bottle") if doubt.kind == "alarm"]
+    assert [(doubt.file, doubt.wrong, len(doubt.views)) for doubt in alarms] == [("0.png", 2, 3), ("1.png", 1, 3)]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_contrast(theme):
+    paper = luminance(getattr(figures.PAPER, theme))
+    for name, shade in figures.VARIABLES.items():
+        other = luminance(getattr(shade, theme))
+        contrast = (max(paper, other) + 0.05) / (min(paper, other) + 0.05)
+        assert contrast >= {"paper": 1, "line": 1, "ink": 4.5, "muted": 4.5}.get(name, 3), name
+
+
+def test_every_series_has_a_look_of_its_own():
+    looks = {(repr(figures._look(number)), number // len(figures.SERIES) % 4) for number in range(40)}
+    assert len(looks) == 40
+
+
+def test_a_full_benchmark_stays_below_20_mb(tmp_path):
+    """One category of ten methods that agree on no image, with pictures of pure noise: a fifteenth of 20 MB."""
+    random = np.random.default_rng(0)
+    images: Any = [SimpleNamespace(file=f"{n}.png", defect="x" if n > 30 else None) for n in range(60)]
+    x = np.linspace(0, 1, 500)
+    for number in range(10):
+        scores = random.random(60).astype(np.float32)
+        kept = [{"file": i.file, "defect": i.defect, "score": float(s)} for i, s in zip(images, scores, strict=True)]
+        curves = {name: {"x": list(x), "y": list(np.sort(random.random(500)))} for name in CURVES}
+        made = record(task="bottle", method=f"m{number}", images=kept, curves=curves, speed=timed(10 + number))
+        save(made, tmp_path)
+        noise = random.integers(0, 255, (60, 128, 128, 3), dtype=np.uint8)
+        maps, masks = random.random((60, 16, 16), dtype=np.float32), random.random((60, 128, 128)) > 0.5
+        maps = maps.repeat(8, axis=1).repeat(8, axis=2)
+        gallery.save(tmp_path / made.path.with_suffix(""), images, scores, noise, maps, masks, 6)
+    assert call(["report", f"results={tmp_path}", f"out={tmp_path}/report.html"]) == 0
+    assert 15 * (tmp_path / "report.html").stat().st_size < 20e6
+
+
+def test_hostile_names_make_no_element(page):
+    text = page.read_text(encoding="utf-8")
+    elements = Elements(text).found
+    assert [attributes for tag, attributes in elements if tag == "script"] == [{}]
+    assert all((attributes["src"] or "").startswith("data:image/") for tag, attributes in elements if tag == "img")
+    assert not any(name.startswith("on") for _, attributes in elements for name in attributes)
+    assert all((each.get("href") or "#").startswith(("#", "data:,")) for _, each in elements)
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert "{{7*7}}" in text
+    assert "\x07" not in re.sub(r"(?s)<(td|h5|p|option|b)\b.*?</\1>", "", text)
+
+
+# ------------------------------------------------------------------------------------------------- in Chromium
+
+
+@pytest.fixture(scope="module")
+def browser(page):
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chrome.get(page.as_uri())
+    yield chrome
+    chrome.quit()
+
+
+def find(browser, css: str) -> list[Any]:
+    return browser.find_elements("css selector", css)
+
+
+def column(browser, title: str) -> list[str]:
+    """The shown cells of a column of the table of records, from the top."""
+    script = (
+        "const [heads, rows] = ['thead th', 'tbody tr'].map(css => [...document.querySelectorAll('#table ' + css)]);"
+        "const place = heads.findIndex(head => head.innerText.trim() == arguments[0]);"
+        "return rows.filter(row => !row.hidden).map(row => row.cells[place].innerText)"
+    )
+    return browser.execute_script(script, title)
+
+
+def head(browser, title: str) -> Any:
+    return next(each for each in find(browser, "#table thead th") if each.text.strip() == title)
+
+
+def choose(browser, css: str, value: str) -> None:
+    from selenium.webdriver.support.select import Select
+
+    Select(find(browser, css)[0]).select_by_visible_text(value)
+
+
+def reset(browser) -> None:
+    find(browser, "#filters button[type=reset]")[0].click()
+
+
+def test_sorting(browser):
+    head(browser, "image AUROC").find_element("css selector", "button").click()
+    assert column(browser, "image AUROC") == ["100.00", "99.00", "97.50", "96.50", "95.00", "92.50", "90.00"]
+    assert head(browser, "image AUROC").get_attribute("aria-sort") == "descending"
+    head(browser, "latency (ms)").find_element("css selector", "button").send_keys("\ue007")  # the enter key
+    assert column(browser, "latency (ms)") == ["100.0", "100.0", "10.0", "10.0", "–", "–", "–"]
+    head(browser, "latency (ms)").find_element("css selector", "button").send_keys(" ")
+    assert column(browser, "latency (ms)") == ["10.0", "10.0", "100.0", "100.0", "–", "–", "–"]
+    assert len(find(browser, "#table th[aria-sort]")) == 1
+    head(browser, "Category").find_element("css selector", "button").click()
+    assert column(browser, "Category")[-6:] == ["bottle"] * 3 + ["zipper"] * 3
+
+
+def test_filtering(browser):
+    search = find(browser, "#search")[0]
+    search.send_keys("ZIPPER pad")
+    assert column(browser, "Method") == ["padim"]
+    assert find(browser, "#count")[0].text == "1 of 7 records"
+    reset(browser)
+    assert len(column(browser, "Method")) == 7
+    choose(browser, "#filters select", "bottle")
+    assert sorted(column(browser, "Method")) == ["draem", "padim", "patchcore"]
+    search.send_keys("no such word")
+    assert find(browser, "#count")[0].text == "0 of 7 records"
+    reset(browser)
+
+
+def test_the_metric_is_chosen_for_heat_map_and_figures(browser):
+    shown = "#s1 h3, #s2 h3"
+    mvtec = next(each for each in find(browser, "section.setup") if "MVTec AD" in each.text).get_attribute("id")
+    assert "image AUROC by category" in [each.text for each in find(browser, shown)]
+    choose(browser, f"[data-group={mvtec}-metric]", "PRO")
+    titles = [each.text for each in find(browser, f"#{mvtec} h3") if each.is_displayed()]
+    assert titles[0] == "PRO by category"
+    cells = [each for each in find(browser, f"#{mvtec} .heat td") if each.is_displayed()]
+    assert {each.text for each in cells} == {"80.0", "77.5", "78.8", "90.0", "87.5", "88.8", "–"}
+    shades = {each.text: each.value_of_css_property("background-color") for each in cells}
+    assert len(set(shades.values())) == len(shades)
+
+
+def test_gallery(browser):
+    mvtec = next(each for each in find(browser, "section.setup") if "MVTec AD" in each.text).get_attribute("id")
+    choose(browser, f"[data-group={mvtec}-category]", "zipper")
+    titles = [each.text for each in find(browser, f"#{mvtec} h3") if each.is_displayed()]
+    assert titles[1:] == ["Curves of zipper", "Worst cases of zipper"]
+    cases = [each for each in find(browser, f"#{mvtec} .case") if each.is_displayed()]
+    assert {each.get_attribute("data-kind") for each in cases} == {"alarm", "miss"}
+    assert sum(len(each.find_elements("css selector", "[class^=series]")) for each in cases) == 3 * 6
+    assert all(re.search(r"score -?[\d.]+\nrank \d+ of 12\n", each.text) for each in cases)
+    broken = (
+        "return [...document.images].filter(i => i.checkVisibility() && !(i.complete && i.naturalWidth == 128)).length"
+    )
+    assert browser.execute_script(broken) == 0
+    box = find(browser, f"#{mvtec} [data-legend] input")[1]
+    lines = [each for each in find(browser, f"#{mvtec} .plot .series-1") if each.is_displayed()]
+    assert len(lines) >= 3
+    box.send_keys(" ")
+    assert not any(each.is_displayed() for each in find(browser, f"#{mvtec} .series-1") if each.tag_name != "label")
+    box.click()
+
+
+def test_keyboard_reaches_everything(browser):
+    browser.execute_script("window.scrollTo(0, 0); document.activeElement.blur()")
+    for css, holds in (
+        ("button, select, input, summary, a", "tabIndex >= 0"),
+        (".scroll", "tabIndex == 0 && each.ariaLabel"),
+    ):
+        script = f"return [...document.querySelectorAll(arguments[0])].every(each => each.{holds})"
+        assert browser.execute_script(script, css)
+    browser.refresh()
+    find(browser, "body")[0].send_keys("\ue004")  # the tab key
+    focused = browser.switch_to.active_element
+    assert focused.text == "Skip to the records"
+    assert focused.is_displayed()
+
+
+def test_dark_and_light(browser):
+    colours = set()
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        line = "getComputedStyle(document.querySelector('.legend .series-0 path')).stroke"
+        colours.add(tuple(browser.execute_script(f"return [getComputedStyle(document.body).backgroundColor, {line}]")))
+    assert len({background for background, _ in colours}) == len({line for _, line in colours}) == 2
+
+
+def test_a_telephone_needs_no_sideways_scrolling(browser):
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 400
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_hostile_names_stay_text(browser):
+    assert browser.title == "anomaly-bench report"
+    shown = HOSTILE.replace("\ud800", "?")
+    texts = browser.execute_script("return [...document.querySelectorAll('h2, h5, td')].map(e => e.textContent)")
+    assert any(shown in text for text in texts)
+
+
+def test_nothing_is_fetched_and_nothing_complains(browser, page):
+    """The last test: over everything that the others did."""
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert all(address.startswith("data:") or address.partition("#")[0] == page.as_uri() for address in asked)
