@@ -357,7 +357,7 @@ def _scale(axes: Axes) -> float:
 
 
 def clean(text: str) -> str:
-    """Without the characters that no SVG or PDF may hold: control characters and halves of surrogate pairs."""
+    """Without the characters that no HTML, SVG or PDF may hold: control characters and halves of surrogate pairs."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
 
 

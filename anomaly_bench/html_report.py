@@ -59,7 +59,7 @@ def write(config: Any) -> None:
         known = only(known, str(key), report.names(wanted))
     sections = [Section(f"s{number}", part, pictures) for number, part in enumerate(tables.setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
-    text = page(known, sections).encode("utf-8", "replace")  # half a surrogate pair in a file name becomes "?"
+    text = page(known, sections).encode()
     write_atomically(out, text)
     print(f"{out}: {len(known)} records, {len(text) / 1e6:.1f} MB")
     if config["figures"] is not None:
@@ -347,6 +347,7 @@ def page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly_bench", "templates"),
         autoescape=True,
+        finalize=lambda value: figures.clean(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

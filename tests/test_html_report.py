@@ -106,10 +106,10 @@ def test_equal_records_give_equal_bytes(page, results):
     assert call(["report", f"results={results}", f"out={results}/twin.html", f"figures={results}/twins"]) == 0
     assert (results / "twin.html").read_bytes() == page.read_bytes()
     drawn, again = (
-        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         for folder in (results / "figures", results / "twins")
     )
-    assert len(drawn) >= 20
+    assert len(drawn) == 2 * (11 + 4)
     assert drawn == again
 
 
@@ -306,7 +306,7 @@ def test_hostile_names_make_no_element(page):
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert "{{7*7}}" in text
-    assert "\x07" not in re.sub(r"(?s)<(td|h5|p|option|b)\b.*?</\1>", "", text)
+    assert "\x07" not in text
 
 
 # ------------------------------------------------------------------------------------------------- in Chromium
@@ -454,7 +454,7 @@ def test_a_telephone_needs_no_sideways_scrolling(browser):
 
 def test_hostile_names_stay_text(browser):
     assert browser.title == "anomaly-bench report"
-    shown = HOSTILE.replace("\ud800", "?")
+    shown = HOSTILE.replace("\ud800", "\ufffd").replace("\x07", "\ufffd")
     texts = browser.execute_script("return [...document.querySelectorAll('h2, h5, td')].map(e => e.textContent)")
     assert any(shown in text for text in texts)
 
