@@ -33,7 +33,7 @@
     }
     count.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} records`;
   }
-  form.addEventListener("input", filter);
+  for (const event of ["input", "change"]) form.addEventListener(event, filter);
   form.addEventListener("reset", () => setTimeout(filter)); // after the fields are empty
   form.addEventListener("submit", (event) => event.preventDefault());
 
