@@ -50,7 +50,7 @@ VARIABLES = {
     **{"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE},
     **{f"series-{number}": shade for number, shade in enumerate(SERIES)},
 }
-MARKERS = "os^DvPX<>*"
+MARKERS = "os^DvPX<>p"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 FONT = 10.0  # points
 STYLE: Any = {
@@ -348,7 +348,7 @@ def _shared(first: Box, second: Box) -> float:
 
 def _width(label: str) -> float:
     """Of a text, in points: about, as the reader's font is not known."""
-    return 0.58 * FONT * len(label)
+    return 0.63 * FONT * len(label)
 
 
 def _scale(axes: Axes) -> float:
