@@ -1,0 +1,138 @@
+"""A paper's numbers beside measured ones: whose they are, whether the two may be compared, and their difference.
+
+A gap is a comparison only where method, backbone, input and categories agree; what disagrees is said in a footnote.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anomaly_bench.entries import Entry, describe_input, pair
+from anomaly_bench.grid import DASH
+from anomaly_bench.layouts import COST, SPEED, Measure
+from anomaly_bench.records import Record
+from anomaly_bench.references import Reference
+
+ORIGINS = {
+    "own": "the paper's own result",
+    "quoted": "quoted by the paper",
+    "re-run": "run again by the paper's authors",
+}
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A method as a paper prints it: its name there, our names of it and its backbone, its cells.
+
+    Attributes:
+        cells: by (category, metric).
+        repairs: comment -> what the cells that share it should say, where that is another value.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    variant: str
+    cells: Mapping[tuple[str, str], Reference]
+    repairs: Mapping[str, str]
+
+    def find(self, category: str, measure: Measure) -> Reference | None:
+        """The cell of a category; a table without categories has one for all."""
+        metric = measure.published or measure.value
+        return self.cells.get((category, metric)) or self.cells.get(("", metric))
+
+
+def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) -> list[Printed]:
+    """The methods of one table in the paper's order; `labels` are of its categories."""
+    parts: dict[tuple[str, str, str, str], list[Reference]] = defaultdict(list)
+    for cell in references:
+        parts[cell.printed_name, cell.method, cell.backbone, cell.variant].append(cell)
+    return [
+        Printed(*key, {(cell.category, cell.metric): cell for cell in part}, _repairs(part, labels))
+        for key, part in parts.items()
+    ]
+
+
+def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str, str]:
+    """Comment -> 'carpet 98.7, grid 99.6', or of a single cell its value."""
+    changed: dict[str, dict[str, str]] = defaultdict(dict)
+    for cell in cells:
+        if cell.value is not None and cell.comment and cell.number is not None and cell.value != float(cell.number):
+            changed[cell.comment][labels.get(cell.category, cell.category)] = f"{cell.value:g}"
+    return {
+        comment: ", ".join(values.values() if len(values) == 1 else (f"{name} {text}" for name, text in values.items()))
+        for comment, values in changed.items()
+    }
+
+
+def pairs(printed: Sequence[Printed], entries: Sequence[Entry]) -> list[tuple[Printed | None, Entry | None]]:
+    """The paper's methods in its order, each with our entries of it, and then the entries that it does not have.
+
+    An entry stands beside the paper's method of its backbone, or else of its name (the last one, if there are many).
+    """
+    found: list[tuple[Printed | None, Entry | None]] = []
+    for each in printed:
+        own = [entry for entry in entries if _beside(entry, printed) is each]
+        found += [(each, entry) for entry in own or (None,)]
+    return [*found, *((None, entry) for entry in entries if _beside(entry, printed) is None)]
+
+
+def _beside(entry: Entry, printed: Sequence[Printed]) -> Printed | None:
+    named = [each for each in printed if each.method == entry.sample.method]
+    exact = [each for each in named if each.backbone == entry.sample.backbone]
+    return (exact or named)[-1] if named else None
+
+
+def text_of(cell: Reference) -> str:
+    """As printed; a dash as ours."""
+    return DASH if cell.printed == "-" else cell.printed
+
+
+def number_of(cell: Reference, measure: Measure) -> float | None:
+    """The repaired value in the unit of the table's cells."""
+    if cell.value is None:
+        return None
+    return cell.value * measure.scale / 100 if cell.unit == "points" else cell.value
+
+
+def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
+    """By kind, for the footnotes: whose number it is, and what is wrong with it."""
+    values = printed.repairs.get(cell.comment)
+    repair = f"{cell.comment} ({values})" if values and values not in cell.comment else cell.comment
+    return {"origin": ORIGINS[cell.origin], "repair": repair}
+
+
+def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure, complete: bool) -> list[str]:
+    """What forbids to compare a published value with a measured one; nothing: the gap is a comparison.
+
+    Args:
+        sample: one of the records.
+        complete: whether the measured value covers every category of the published one.
+    """
+    found = []
+    if printed.backbone != sample.backbone:
+        said = f"published with {printed.backbone}" if printed.backbone else "the published one's is not stated"
+        found.append(f"backbone {sample.backbone} ({said})" if sample.backbone != "none" else said)
+    found += _input_differences(cell, sample)
+    if sample.oracle:
+        found.append("settings chosen on the test images")
+    if not complete:
+        found.append("fewer categories")
+    if measure.value in (*SPEED, *COST):
+        found.append("another machine")
+    return found
+
+
+def _input_differences(cell: Reference, sample: Record) -> list[str]:
+    """A paper's own input is that of our method's YAML; what others ran it on again is not known."""
+    if cell.origin == "re-run":
+        return ["published at an unknown input"]
+    about: Mapping[str, Any] = (sample.config.get("method") or {}).get("about") or {}
+    shape = about.get("input")
+    if not isinstance(shape, Mapping):
+        return ["published at an unknown input"]
+    same = all(pair(shape.get(part)) == pair(sample.input.get(part)) for part in ("resize", "crop"))
+    return [] if same else [f"input {describe_input(sample.input)} (published at {describe_input(shape)})"]
