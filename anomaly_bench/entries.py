@@ -23,7 +23,7 @@ def setups(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         shape = json.dumps(record.input, sort_keys=True)
         key = (record.dataset, record.protocol, shape, record.oracle, record.precision)
-        parts[key][record.method, record.backbone, record.task, record.test, record.seed, record.fingerprint] = record
+        parts[key][record.identity] = record
     return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
 
 
@@ -169,9 +169,13 @@ def _titles(records: Sequence[Record], part: str) -> dict[str, str]:
 
 def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """Records of one method and backbone by hyper-parameters, labelled 'dims=50'; one part has the label ''."""
+    keys: dict[tuple[Any, ...], str] = {}  # records share their configuration, see `records.outlines`
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        parts[json.dumps(_settings(record), sort_keys=True, default=str)].append(record)
+        alike = (id(record.config), record.protocol, record.oracle, record.precision, id(record.input))
+        if alike not in keys:
+            keys[alike] = json.dumps(_settings(record), sort_keys=True, default=str)
+        parts[keys[alike]].append(record)
     settings = {key: _settings(part[0]) for key, part in parts.items()}
     paths = sorted({path for each in settings.values() for path in each})
     differing = [path for path in paths if len({_plain(each.get(path, ...)) for each in settings.values()}) > 1]

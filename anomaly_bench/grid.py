@@ -90,9 +90,11 @@ def one_line(text: str) -> str:
 
 
 def joined(cell: Cell, beside: bool, show: Callable[[Value], str]) -> str:
-    """'97.5', '(99.1, –, 92.1)', '97.5 (98.1) −0.6 / – (92.1)', or one dash where there is nothing."""
+    """'97.5', '(99.1, –, 92.1)', '97.5 (98.1) −0.6 / – (92.1)', '– (98.1, 92.1)', or one dash."""
     if all(value.empty for value in cell.values):
         return DASH
+    if beside and all(value.text == DASH for value in cell.values):
+        return show(Value(published=", ".join(value.published or DASH for value in cell.values)))
     texts = [show(value) for value in cell.values]
     if beside:
         return " / ".join(texts)

@@ -68,7 +68,7 @@ class Layout:
         labels: of a paper's rows or columns: category, or mean as in `references.MEANS` -> what is printed.
         second: whether the second best is underlined.
         scale, digits, deviation: of the cells that do not say their own.
-        notes: printed under every table.
+        notes: printed under every table of measured values.
     """
 
     name: str

@@ -21,6 +21,7 @@ ORIGINS = {
     "quoted": "quoted by the paper",
     "re-run": "run again by the paper's authors",
 }
+DIFFERENCES = ("backbone", "input", "machine", "oracle")
 
 
 @dataclass(frozen=True)
@@ -105,34 +106,23 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
     return {"origin": ORIGINS[cell.origin], "repair": repair}
 
 
-def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure, complete: bool) -> list[str]:
-    """What forbids to compare a published value with a measured one; nothing: the gap is a comparison.
-
-    Args:
-        sample: one of the records.
-        complete: whether the measured value covers every category of the published one.
-    """
-    found = []
+def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure) -> dict[str, str]:
+    """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
+    found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
     if printed.backbone != sample.backbone:
-        said = f"published with {printed.backbone}" if printed.backbone else "the published one's is not stated"
-        found.append(f"backbone {sample.backbone} ({said})" if sample.backbone != "none" else said)
-    found += _input_differences(cell, sample)
-    if sample.oracle:
-        found.append("settings chosen on the test images")
-    if not complete:
-        found.append("fewer categories")
+        found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
+    shape = _published_input(cell, sample)
+    if shape is None:
+        found["input"] = "input (published: not stated)"
+    elif any(pair(shape.get(part)) != pair(sample.input.get(part)) for part in ("resize", "crop")):
+        found["input"] = f"input {describe_input(sample.input)} (published: {describe_input(shape)})"
     if measure.value in (*SPEED, *COST):
-        found.append("another machine")
+        found["machine"] = "published on another machine"
     return found
 
 
-def _input_differences(cell: Reference, sample: Record) -> list[str]:
-    """A paper's own input is that of our method's YAML; what others ran it on again is not known."""
-    if cell.origin == "re-run":
-        return ["published at an unknown input"]
+def _published_input(cell: Reference, sample: Record) -> Mapping[str, Any] | None:
+    """A method's own input is that of its YAML, also where others quote it; what they ran it again on is not known."""
     about: Mapping[str, Any] = (sample.config.get("method") or {}).get("about") or {}
-    shape = about.get("input")
-    if not isinstance(shape, Mapping):
-        return ["published at an unknown input"]
-    same = all(pair(shape.get(part)) == pair(sample.input.get(part)) for part in ("resize", "crop"))
-    return [] if same else [f"input {describe_input(sample.input)} (published at {describe_input(shape)})"]
+    shape = about.get("input") if cell.origin != "re-run" else None
+    return shape if isinstance(shape, Mapping) else None

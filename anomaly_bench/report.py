@@ -53,6 +53,8 @@ def print_tables(config: Any) -> None:
     """
     layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
     sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
+    if set(sources.values()) == {"reported"} and config["setup"] is not None:
+        raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
     known = _load(config["results"], set(sources.values()) != {"reported"})
     texts = []
     for layout in layouts:
@@ -73,7 +75,7 @@ def print_tables(config: Any) -> None:
 def _load(results: Any, needed: bool) -> list[Record]:
     """The records of one or more results folders; the same one found twice is one, with the speeds of both."""
     folders = [Path(name).expanduser() for name in names(results) or ()]
-    found: dict[Path, Record] = {}
+    found: dict[tuple[Any, ...], Record] = {}
     for folder in folders if needed else ():
         part, damaged = records.outlines(folder)
         for message in damaged:
@@ -81,7 +83,7 @@ def _load(results: Any, needed: bool) -> list[Record]:
         if not part:
             raise UsageError(f"results={folder}: no records there; anomaly-bench results={folder} ... makes some")
         for record in part:
-            same = found.setdefault(record.path, record)
+            same = found.setdefault(record.identity, record)
             same.speed += [entry for entry in record.speed if entry not in same.speed]
     return list(found.values())
 
@@ -96,12 +98,13 @@ def _wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[l
                 raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
         known = [record for record in known if wanted is None or getattr(record, key) in wanted]
         cells = [cell for cell in cells if wanted is None or getattr(cell, key) in ("", *wanted)]
-    setups = {setup_name(record) for record in known}
-    for name in names(config["setup"]) or ():
-        if name not in setups:
-            raise UsageError(f"setup={name}: no record of it{closest(name, setups)}")
-    chosen = names(config["setup"]) or setups
-    return [record for record in known if setup_name(record) in chosen], cells
+    if config["setup"] is not None:
+        parts = {setup_name(part[0]): part for part in setups(known)}
+        for name in names(config["setup"]) or ():
+            if name not in parts:
+                raise UsageError(f"setup={name}: no record of it{closest(name, parts)}")
+        known = [record for name in names(config["setup"]) or () for record in parts[name]]
+    return known, cells
 
 
 def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
@@ -116,7 +119,7 @@ def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
             setup = _overrides(found[0]) if found else "protocol=paper"
             chosen = f"backbone={backbone or (found[0].backbone if found else 'wrn50')}"
             command = f"anomaly-bench method={method} {chosen} dataset={cells[0].dataset} {setup} data_root=..."
-            lines.append(f"{name}: no records; {command} makes them")
+            lines.append(f"{name}: no records, dashes; {command} makes them")
     return lines + ([f"not among the methods of anomaly-bench: {', '.join(missing)}"] if missing else [])
 
 

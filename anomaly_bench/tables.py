@@ -17,6 +17,7 @@ from anomaly_bench.entries import all_categories, describe, setup_name, setups
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.grid import Cell, Grid, Head
 from anomaly_bench.layouts import Layout
+from anomaly_bench.published import DIFFERENCES
 from anomaly_bench.values import Found, beside, measured, rank, reported
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from anomaly_bench.references import Reference
 
 T = TypeVar("T")
+GAP = "The gap is a comparison only where backbone, input and categories are those of the paper."
+MARKS = "The best are chosen by the repaired values."
 SOURCES = ("measured", "reported", "both")
-FACTS = ("setup", "count", "seeds", "speed", "cost", "metric", "gap")  # in this order below a table
+FACTS = ("setup", "count", "seeds", "speed", "cost", "metric", *DIFFERENCES)  # in this order below a table
 
 
 def grids(
@@ -236,12 +239,15 @@ def _general_notes(common: Mapping[str, tuple[str, bool]], material: Material, m
     facts = {kind: fact + " unless marked" * (not all_alike) for kind, (fact, all_alike) in common.items() if fact}
     kinds = FACTS if mixed or material.layout.published else FACTS[1:]  # a caption has the setup
     sentences = " ".join(f"{facts[kind][:1].upper()}{facts[kind][1:]}." for kind in kinds if kind in facts)
-    source = ""
+    texts = [sentences, *material.layout.notes]
     if material.source != "measured":
         title = published.TABLES[material.layout.published].title
         source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {title}"
         source += f"; {facts['origin']}." if "origin" in facts else "."
-    return [("", text) for text in (sentences, source, *material.layout.notes) if text]
+        source += f" {GAP}" if any(kind in common for kind in DIFFERENCES) else ""
+        repaired = any(cell.comment and cell.value != float(cell.number or 0) for cell in material.references)
+        texts = [source + f" {MARKS}" * repaired] if material.source == "reported" else [sentences, source, *texts[1:]]
+    return [("", text) for text in texts if text]
 
 
 def _lettered(grid: Grid) -> Grid:

@@ -129,15 +129,14 @@ def beside(measure: Measure, line: Line, key: str, wanted: Sequence[str], averag
         return found
     number, theirs = published.number_of(cell, measure), reported(measure, line, key)
     repaired = cell.number is not None and cell.value != float(cell.number)
-    found.published = f"{number:.{measure.digits}f}" if repaired else theirs.text
+    found.published = f"{number:.{measure.digits}f}" if repaired else theirs.text.replace(DASH, "")
     found.facts |= theirs.facts
     if found.number is not None and number is not None and line.entry is not None:
-        complete = set(wanted) <= found.covered
-        differences = published.differences(line.printed, cell, line.entry.sample, measure, complete)
-        found.facts["gap"] = f"gap not comparable: {'; '.join(differences)}" if differences else ""
-        gap = round(found.number - number, measure.digits) + 0.0
-        found.gap = f"{gap:+.{measure.digits}f}".replace("-", "−")
-        found.grade = "unlike" if differences else _grade(gap, measure.best)
+        differences = published.differences(line.printed, cell, line.entry.sample, measure)
+        found.facts |= {kind: differences.get(kind, "") for kind in published.DIFFERENCES}
+        gap = round(found.number - number, measure.digits)
+        found.gap = f"{gap:+.{measure.digits}f}".replace("-", "−") if gap else f"±{0:.{measure.digits}f}"
+        found.grade = "unlike" if differences or set(wanted) - found.covered else _grade(gap, measure.best)
     return found
 
 
