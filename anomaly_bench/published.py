@@ -61,12 +61,17 @@ def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str,
     """Comment -> 'carpet 98.7, grid 99.6', or of a single cell its value."""
     changed: dict[str, dict[str, str]] = defaultdict(dict)
     for cell in cells:
-        if cell.value is not None and cell.comment and cell.number is not None and cell.value != float(cell.number):
+        if is_repaired(cell):
             changed[cell.comment][labels.get(cell.category, cell.category)] = f"{cell.value:g}"
     return {
         comment: ", ".join(values.values() if len(values) == 1 else (f"{name} {text}" for name, text in values.items()))
         for comment, values in changed.items()
     }
+
+
+def is_repaired(cell: Reference) -> bool:
+    """Whether another value than the printed one is compared."""
+    return cell.value is not None and cell.number is not None and cell.value != float(cell.number)
 
 
 def pairs(printed: Sequence[Printed], entries: Sequence[Entry]) -> list[tuple[Printed | None, Entry | None]]:

@@ -91,7 +91,7 @@ def _load(results: Any, needed: bool) -> list[Record]:
 def _wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
     """The records and published cells that `dataset`, `method`, `backbone` and `setup` leave."""
     for key in ("dataset", "method", "backbone"):
-        wanted = names(config[key])
+        wanted = names(config["only"][key])
         have = {getattr(each, key) for each in (*known, *cells)} - {""}
         for name in wanted or ():
             if name not in have:

@@ -17,7 +17,7 @@ from anomaly_bench.entries import all_categories, describe, setup_name, setups
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.grid import Cell, Grid, Head
 from anomaly_bench.layouts import Layout
-from anomaly_bench.published import DIFFERENCES
+from anomaly_bench.published import DIFFERENCES, is_repaired
 from anomaly_bench.values import Found, beside, measured, rank, reported
 
 if TYPE_CHECKING:
@@ -241,11 +241,12 @@ def _general_notes(common: Mapping[str, tuple[str, bool]], material: Material, m
     sentences = " ".join(f"{facts[kind][:1].upper()}{facts[kind][1:]}." for kind in kinds if kind in facts)
     texts = [sentences, *material.layout.notes]
     if material.source != "measured":
-        title = published.TABLES[material.layout.published].title
-        source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {title}"
+        table = published.TABLES[material.layout.published]
+        source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {table.title}"
+        source += f" ({published.PAPERS[table.paper]})"
         source += f"; {facts['origin']}." if "origin" in facts else "."
         source += f" {GAP}" if any(kind in common for kind in DIFFERENCES) else ""
-        repaired = any(cell.comment and cell.value != float(cell.number or 0) for cell in material.references)
+        repaired = any(map(is_repaired, material.references))
         texts = [source + f" {MARKS}" * repaired] if material.source == "reported" else [sentences, source, *texts[1:]]
     return [("", text) for text in texts if text]
 

@@ -128,7 +128,7 @@ def beside(measure: Measure, line: Line, key: str, wanted: Sequence[str], averag
     if cell is None or line.printed is None:
         return found
     number, theirs = published.number_of(cell, measure), reported(measure, line, key)
-    repaired = cell.number is not None and cell.value != float(cell.number)
+    repaired = published.is_repaired(cell)
     found.published = f"{number:.{measure.digits}f}" if repaired else theirs.text.replace(DASH, "")
     found.facts |= theirs.facts
     if found.number is not None and number is not None and line.entry is not None:
