@@ -12,7 +12,7 @@ from anomaly_bench.entries import Entry, Setting, all_categories, category_of, e
 from anomaly_bench.grid import Head
 from anomaly_bench.layouts import SPEED, TEXTS, Layout, Measure
 from anomaly_bench.published import Printed, pairs, printed_methods
-from anomaly_bench.references import MEANS, Reference
+from anomaly_bench.references import MEANS, Reference, load
 
 if TYPE_CHECKING:
     from anomaly_bench.records import Record
@@ -49,7 +49,7 @@ class Material:
 
     Attributes:
         records: of one setup, unless they are mixed on purpose; those of a paper's table may be none.
-        references: the published cells of a paper's table.
+        references: the published cells of the methods that a paper's table shows; its rows do not depend on them.
         source: "measured", "reported" or "both".
     """
 
@@ -132,7 +132,7 @@ def _entries(material: Material) -> list[Entry]:
 def _printed_categories(material: Material) -> list[Line]:
     """The paper's categories and means in its order."""
     layout, everything = material.layout, all_categories(material.records)
-    keys = list(dict.fromkeys(cell.category or ALL for cell in material.references))
+    keys = list(dict.fromkeys(cell.category or ALL for cell in load(layout.published)))
     over = layout.header("categories")
     labels = {**MEANS, **layout.labels}
     return _ruled([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys])

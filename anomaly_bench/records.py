@@ -186,15 +186,17 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
     What a file says is kept in the user's cache by its size and time of change, so that 10,000 records need no 10 s.
     """
     kept_in = cache_root() / "outlines" / f"{digest(str(results.resolve()))[:16]}.json"
-    kept: dict[str, Any] = {"shared": [], "files": {}}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # TypeError: not the mapping that we write
-        kept |= json.loads(kept_in.read_bytes())
+    version = [SCHEMA, *(entry.name for entry in fields(Record))]
+    kept: dict[str, Any] = {"version": version, "shared": [], "files": {}}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not what we write
+        read = json.loads(kept_in.read_bytes())
+        kept = read if read["version"] == version and read.keys() == kept.keys() else kept
     files: dict[str, list[Any]] = {}
     shared = {json.dumps(value): place for place, value in enumerate(kept["shared"])}
     damaged: list[str] = []
     for name in sorted(_files(results / "records")):
         stat = os.stat(name)
-        stamp = [SCHEMA, stat.st_size, stat.st_mtime_ns]
+        stamp = [stat.st_size, stat.st_mtime_ns]
         try:
             known = kept["files"].get(name)
             files[name] = known if known and known[0] == stamp else [stamp, _outline(load(Path(name)), shared)]
@@ -202,7 +204,7 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
             damaged.append(str(error))
     values = [json.loads(text) for text in shared]
     if files != kept["files"]:
-        write_atomically(kept_in, json.dumps({"shared": values, "files": files}, separators=(",", ":")))
+        write_atomically(kept_in, json.dumps({**kept, "shared": values, "files": files}, separators=(",", ":")))
     empty = {name: type_() for name, type_ in UNREAD.items()}
     made = [
         Record(**{**content, **{name: values[content[name]] for name in SHARED}, **empty})

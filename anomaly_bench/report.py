@@ -56,16 +56,16 @@ def print_tables(config: Any) -> None:
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
     known = _load(config["results"], set(sources.values()) != {"reported"})
-    texts = []
+    made, missing = [], []
     for layout in layouts:
         found, cells = _wanted(known, load(layout.published) if layout.published else [], config)
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
-        made = tables.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
-        color = config["out"] is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        texts.append(draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone")))
-        for line in how_to_get(found, cells) if source != "reported" else ():
-            print(line, file=sys.stderr)
-    text = "\n\n".join(text.rstrip("\n") for text in texts) + "\n"
+        made += tables.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
+        missing += how_to_get(found, cells) if source != "reported" else []
+    color = config["out"] is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
+    for line in dict.fromkeys(missing):
+        print(line, file=sys.stderr)
     if config["out"] is None:
         print(text, end="")
     else:

@@ -46,7 +46,7 @@ def grids(
         cells: metrics to show instead of the layout's, where these are a tuple; where they are rows or columns
             the layout's stay.
         source: "measured"; of a paper's table also "reported" (as printed) or "both" (with the gap).
-        references: cells of the paper's table to show instead of all.
+        references: published cells of the methods to show, instead of the whole paper's.
         mixed: records of unlike setups share a grid and are marked.
 
     Raises:
@@ -100,6 +100,8 @@ def _grid(material: Material, name: str, mixed: bool) -> Grid:
     """The table of one setup."""
     layout = material.layout
     axes = {axis: lines(axis, material) for axis in (layout.rows, layout.columns)}
+    if not axes["methods"]:
+        raise UsageError(f"{name}: no published method and no record with its numbers is left; name fewer of them")
     matrix = _matrix(axes[layout.rows], axes[layout.columns], material)
     methods_down = layout.rows == "methods"
     across = _turned(matrix) if methods_down else matrix  # [category or cell][method]

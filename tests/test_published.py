@@ -184,9 +184,9 @@ def test_a_gap_between_unlike_things_is_grey_and_says_why(changed: dict[str, Any
 def test_what_others_ran_again_had_an_unknown_input() -> None:
     cell = load("padim2020_III")[-1]
     again = [dataclasses.replace(cell, origin="re-run", category="bottle")]
-    assert table([ours()], references=again).cells[0][0].values[1].grade == "unlike"
+    assert table([ours()], references=again).cells[6][0].values[1].grade == "unlike"
     quoted = [dataclasses.replace(cell, origin="quoted", category="bottle")]
-    assert table([ours()], references=quoted).cells[0][0].values[1].grade == "better"
+    assert table([ours()], references=quoted).cells[6][0].values[1].grade == "better"
 
 
 def test_a_mean_is_compared_over_the_same_categories() -> None:
@@ -463,6 +463,28 @@ def test_formats_into_files(command: Any, folder: Path, tmp_path: Path) -> None:
         words = [f"format={name}", f"out={out}", *(["standalone=true"] if name in ("latex", "html") else [])]
         assert command("tables", "table=adtr2022_1", f"results={folder}", *words)[0] == 0
         assert out.read_text(encoding="utf-8").startswith(start)
+
+
+def test_several_tables_are_one_document(command: Any, folder: Path) -> None:
+    words = ["tables", "table=[padim2020_IV,spade2020_1,per_class]", f"results={folder}"]
+    for name, start in (("latex", "\\documentclass"), ("html", "<!doctype")):
+        status, out, err = command(*words, f"format={name}", "standalone=true")
+        tags = out.count("\\begin{table}") + out.count("<table")
+        assert (status, out.count(start), tags) == (0, 1, 3), err
+    assert command(*words, "format=csv")[1].count("table,row,") == 1
+
+
+def test_a_method_that_the_paper_does_not_have(command: Any, folder: Path) -> None:
+    store.save(ours((99, None, None), method="zero"), folder)
+    words = [f"results={folder}", "method=zero"]
+    status, out, err = command("tables", "table=zheng2022_1", *words)
+    assert (status, err) == (0, "")
+    assert re.search(r"bottle +99\.0\n", out)
+    assert re.search(r"carpet +–\n", out)
+    status, _, err = command("tables", "table=zheng2022_2", *words)
+    assert (status, "zheng2022_2: no published method and no record with its numbers is left" in err) == (2, True)
+    status, _, err = command("tables", *words, "backbone=r18")
+    assert (status, "backbone=r18: no record of it; valid: wrn50" in err) == (2, True)
 
 
 def test_several_results_folders(command: Any, folder: Path, tmp_path: Path) -> None:
