@@ -18,7 +18,7 @@ def cache_root() -> Path:
 
 
 def listing() -> list[tuple[str, int, int]]:
-    """(folder, files, bytes) of each part of the cache: `store/<dataset>`, `digests`, `synthetic-...`."""
+    """(folder, files, bytes) of each part of the cache: `store/<dataset>`, `digests`, `outlines`, `synthetic-...`."""
     root = cache_root()
     store = root / "store"
     folders = sorted(path for path in root.glob("*") if path.is_dir() and path != store)

@@ -26,8 +26,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from anomaly_bench.grid import Grid
 from anomaly_bench.records import write_atomically
-from anomaly_bench.tables import Grid
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its remarks on fonts tell a user nothing
 

@@ -23,13 +23,15 @@ from PIL import Image as PILImage
 
 import anomaly_bench
 from anomaly_bench import figures, gallery, references, report, tables
+from anomaly_bench.entries import Entry, entries, setups
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.figures import Curve, Point
 from anomaly_bench.gallery import Case
+from anomaly_bench.grid import DASH, Grid
+from anomaly_bench.layouts import Layout, Measure
 from anomaly_bench.metrics import METRICS
 from anomaly_bench.records import Record, csv_row, legal, load_all, write_atomically
 from anomaly_bench.references.methods import publications
-from anomaly_bench.tables import Entry, Grid, Layout, Measure
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
@@ -57,7 +59,7 @@ def write(config: Any) -> None:
     known, pictures = read([Path(name).expanduser() for name in report.names(config["results"]) or []])
     for key, wanted in config["only"].items():
         known = only(known, str(key), report.names(wanted))
-    sections = [Section(f"s{number}", part, pictures) for number, part in enumerate(tables.setups(known), 1)]
+    sections = [Section(f"s{number}", part, pictures) for number, part in enumerate(setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
     text = page(known, sections).encode()
     write_atomically(out, text)
@@ -161,9 +163,9 @@ class Section:
 
     def __init__(self, key: str, records: Sequence[Record], pictures: Mapping[Path, Path]) -> None:
         self.key, self.records, self.pictures = key, records, pictures
-        self.entries = tables.method_entries(records, with_speed=False)
-        self.labels = [" ".join(filter(None, (entry.title, entry.backbone))) for entry in self.entries]
-        self.series = {(entry.title, entry.backbone): number for number, entry in enumerate(self.entries)}
+        self.entries = entries(records, with_speed=False)
+        self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
+        self.series = {(entry.full_title, entry.backbone): number for number, entry in enumerate(self.entries)}
         measured = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
         self.metrics = {name: METRICS[name].title for name in measured}
         self.heat = {name: self._grid("categories", "methods", [name]) for name in ACCURACIES}
@@ -292,7 +294,7 @@ class Section:
 
 
 def method_name(entry: Entry) -> str:
-    return next(iter(entry.records.values()))[0].method
+    return entry.sample.method
 
 
 def data_uri(picture: PILImage.Image) -> str:
@@ -338,7 +340,7 @@ def table_row(record: Record) -> dict[str, Any]:
 
 
 def printed(measure: Measure, value: float | None) -> str:
-    return tables.DASH if value is None else f"{value * measure.scale:.{measure.digits}f}"
+    return DASH if value is None else f"{value * measure.scale:.{measure.digits}f}"
 
 
 def page(known: Sequence[Record], sections: Sequence[Section]) -> str:

@@ -1,18 +1,27 @@
-"""Text of tables: a grid as console text, Markdown or LaTeX."""
+"""Text of tables: a grid as console text, Markdown, HTML or CSV; `latex` has the fifth format."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import re
 import textwrap
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.tables import DASH, Cell, Grid, Head, Layout, Value, grids
+from anomaly_bench.grid import BEST, SECOND, Cell, Grid, Value, header, joined, labels_of, one_line
+from anomaly_bench.latex import document, latex
+from anomaly_bench.layouts import Layout
+from anomaly_bench.tables import grids
 
 if TYPE_CHECKING:
     from anomaly_bench.records import Record
+    from anomaly_bench.references import Reference
+
+FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "html"}  # and their suffixes
 
 
 def render(
@@ -21,66 +30,47 @@ def render(
     cells: Sequence[str] | None = None,
     format: str = "console",
     *,
+    source: str = "measured",
+    references: Sequence[Reference] | None = None,
+    mixed: bool = False,
     color: bool = False,
     standalone: bool = False,
 ) -> str:
     """The tables of all setups as text.
 
     Args:
-        cells: metrics to show instead of the layout's, see `grids`.
-        format: "console", "md" or "latex".
-        color: console only: set the best values in bold with terminal codes; for a terminal, not a file.
-        standalone: LaTeX only: a whole document instead of a part to \\input.
+        cells, source, references, mixed: see `grids`.
+        format, color, standalone: see `draw`.
 
     Raises:
-        UsageError: an unknown format or metric.
+        UsageError: an unknown format, metric or source.
     """
-    made = grids(records, layout, cells)
-    if format == "console":
-        return "\n".join(console(grid, color) for grid in made)
-    if format == "md":
-        return "\n".join(map(markdown, made))
-    if format == "latex":
-        return document(made) if standalone else "\n".join(map(latex, made))
-    raise UsageError(f"format={format}: no such format{closest(format, ('console', 'md', 'latex'))}")
+    made = grids(records, layout, cells, source, references=references, mixed=mixed)
+    return draw(made, format, color=color, standalone=standalone)
 
 
-def _one_line(text: str) -> str:
-    """Without line breaks and control characters, which would break a table or command a terminal."""
-    return " ".join("".join(" " if unicodedata.category(char) == "Cc" else char for char in text).split())
+def draw(made: Sequence[Grid], format: str, *, color: bool = False, standalone: bool = False) -> str:
+    """Grids as text of one format.
 
+    Args:
+        format: one of `FORMATS`.
+        color: console only: set marks and gaps with terminal codes; for a terminal, not a file.
+        standalone: LaTeX: a whole document instead of a part to \\input. HTML: a whole page.
 
-def _joined(cell: Cell, show: Callable[[Value], str]) -> str:
-    """'97.5', '(99.1, –, 92.1)', or one dash where nothing was measured."""
-    if all(value.number is None for value in cell.values):
-        return DASH
-    texts = [show(value) for value in cell.values]
-    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
-
-
-def _labels(head: Head, escape: Callable[[str], str], mark: str) -> list[str]:
-    """Its labels, the last one that is not empty followed by the letters of its notes."""
-    labels = [escape(label) for label in head.labels]
-    if head.notes:
-        last = max((level for level, label in enumerate(labels) if label), default=0)
-        labels[last] += mark.format(",".join(head.notes))
-    return labels
-
-
-def _header(labels: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
-    """Header lines from the top as (label, columns that it spans); equal neighbours under one header are merged."""
-    lines = []
-    for level in range(len(labels[0])):
-        line: list[tuple[str, int]] = []
-        lowest = level == len(labels[0]) - 1
-        for column, own in enumerate(labels):
-            same = column > 0 and own[level] and own[: level + 1] == labels[column - 1][: level + 1]
-            if same and not lowest:
-                line[-1] = (own[level], line[-1][1] + 1)
-            else:
-                line.append((own[level], 1))
-        lines.append(line)
-    return lines
+    Raises:
+        UsageError: an unknown format, or `standalone` where it has no effect.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format={format}: no such format{closest(format, FORMATS)}")
+    if standalone and format not in ("latex", "html"):
+        raise UsageError(f"standalone=true has no effect on format={format}; expected format=latex or html")
+    if format == "csv":
+        return csv_text(made)
+    if standalone:
+        widest = max((len(line) for grid in made for line in console(grid).splitlines()), default=0)
+        return document(made, widest) if format == "latex" else page(made)
+    one = {"md": markdown, "latex": latex, "html": html_table}
+    return "\n".join(console(grid, color) if format == "console" else one[format](grid) for grid in made)
 
 
 class Piece(NamedTuple):
@@ -92,6 +82,7 @@ class Piece(NamedTuple):
     text: str = ""  # printed instead of `plain`: the same with terminal codes
 
 
+SUP = "<sup>{}</sup>"
 RULE: list[Piece] = []
 GAP = 3
 
@@ -107,15 +98,15 @@ def console(grid: Grid, color: bool = False) -> str:
     total = _width(widths)
     drawn = [_drawn(pieces, widths) if pieces else "─" * total for pieces in lines]
     notes = [f"[{mark}] {text}" if mark else text for mark, text in grid.notes]
-    folded = [textwrap.fill(_one_line(text), max(total, 88)) for text in (grid.caption, *notes)]
+    folded = [textwrap.fill(one_line(text), max(total, 88)) for text in (grid.caption, *notes)]
     return "\n".join((folded[0], "", *drawn, *([""] if notes else []), *folded[1:])) + "\n"
 
 
 def _header_pieces(grid: Grid) -> Iterator[list[Piece]]:
     side = "^" if grid.paired else ">"
-    header = _header([_labels(head, _one_line, "[{}]") for head in grid.columns])
-    for level, line in enumerate(header, 1):
-        stubs = [Piece(title if level == len(header) else "") for title in grid.corner]
+    levels = header([labels_of(head, one_line, "[{}]") for head in grid.columns])
+    for level, line in enumerate(levels, 1):
+        stubs = [Piece(title if level == len(levels) else "") for title in grid.corner]
         yield [*stubs, *(Piece(label, "^" if span > 1 else side, span) for label, span in line)]
         if any(span > 1 for _, span in line):
             yield [*(Piece("") for _ in stubs), *(Piece("", "─" if span > 1 else " ", span) for _, span in line)]
@@ -128,16 +119,27 @@ def _body_pieces(grid: Grid, color: bool) -> Iterator[list[Piece]]:
         if row.opens:
             yield RULE
         if row.above:
-            yield [Piece(_one_line(row.above), span=len(grid.corner) + len(grid.columns))]
+            yield [Piece(one_line(row.above), span=len(grid.corner) + len(grid.columns))]
         ends = [mark.ljust(width) for mark, width in zip(own, room, strict=True)]
-        stubs = [Piece(label) for label in _labels(row, _one_line, "[{}]")]
-        yield [*stubs, *(_value_piece(cell, end, color) for cell, end in zip(cells, ends, strict=True))]
+        stubs = [Piece(label) for label in labels_of(row, one_line, "[{}]")]
+        plain = [joined(cell, grid.beside, _plain) + end for cell, end in zip(cells, ends, strict=True)]
+        style = _colored if color else _plain
+        shown = [joined(cell, grid.beside, style) + end for cell, end in zip(cells, ends, strict=True)]
+        yield [*stubs, *(Piece(*pair) for pair in zip(plain, ">" * len(plain), [1] * len(plain), shown, strict=True))]
 
 
-def _value_piece(cell: Cell, end: str, color: bool) -> Piece:
-    bold = "\x1b[1m{}\x1b[0m" if color else "{}"
-    text = _joined(cell, lambda value: bold.format(value.text) if value.rank == 1 else value.text)
-    return Piece(_joined(cell, lambda value: value.text) + end, ">", 1, text + end)
+def _plain(value: Value) -> str:
+    """'97.5 (98.1) −0.6'."""
+    return " ".join(filter(None, (value.text, f"({value.published})" * bool(value.published), value.gap)))
+
+
+def _colored(value: Value) -> str:
+    codes = {BEST: "1", SECOND: "4", "better": "32", "worse": "31", "unlike": "90"}
+
+    def code(text: str, key: int | str) -> str:
+        return f"\x1b[{codes[key]}m{text}\x1b[0m" if text and key in codes else text
+
+    return _plain(replace(value, text=code(value.text, value.rank), gap=code(value.gap, value.grade)))
 
 
 def _width(widths: Sequence[int]) -> int:
@@ -172,13 +174,14 @@ def _drawn(pieces: Sequence[Piece], widths: Sequence[int]) -> str:
 
 def markdown(grid: Grid) -> str:
     """A GitHub-flavoured table: header lines and letters of notes as <br> and <sup>."""
-    header = ["<br>".join(filter(None, _labels(head, _markdown_text, "<sup>{}</sup>"))) for head in grid.columns]
-    rows = [[*map(_markdown_text, grid.corner), *header]]
+    titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in grid.columns]
+    rows = [[*map(_markdown_text, grid.corner), *titles]]
     for head, cells in zip(grid.rows, grid.cells, strict=True):
         if head.above:
             rows.append([f"*{_markdown_text(head.above)}*", *[""] * (len(rows[0]) - 1)])
-        stubs = _labels(head, _markdown_text, "<sup>{}</sup>")
-        rows.append([f"*{stubs[0]}*" if head.mean else stubs[0], *stubs[1:], *map(_markdown_cell, cells)])
+        stubs = labels_of(head, _markdown_text, SUP)
+        shown = [_markdown_cell(cell, grid.beside) for cell in cells]
+        rows.append([f"*{stubs[0]}*" if head.mean else stubs[0], *stubs[1:], *shown])
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     sides = "<" * len(grid.corner) + ">" * len(grid.columns)
     shapes = list(zip(sides, widths, strict=True))
@@ -191,110 +194,107 @@ def markdown(grid: Grid) -> str:
     return "\n".join((*parts, *notes)) + "\n"
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = _joined(cell, lambda value: f"**{value.text}**" if value.rank == 1 else value.text)
-    return text + (f"<sup>{','.join(cell.notes)}</sup>" if cell.notes else "")
+def _markdown_cell(cell: Cell, beside: bool) -> str:
+    return joined(cell, beside, _markdown_value) + (SUP.format(",".join(cell.notes)) if cell.notes else "")
+
+
+def _markdown_value(value: Value) -> str:
+    """GitHub shows no colour: a gap that is no comparison is in italics."""
+    text, published, gap = (_markdown_text(each) for each in (value.text, value.published, value.gap))
+    styled = {BEST: f"**{text}**", SECOND: f"<ins>{text}</ins>"}.get(value.rank, text)
+    gap = f"*{gap}*" if gap and value.grade == "unlike" else gap
+    return " ".join(filter(None, (styled, f"({published})" * bool(published), gap)))
 
 
 def _markdown_text(text: str) -> str:
     """Escaped; underscores within words are left, as they mean nothing there."""
-    return re.sub(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", one_line(text))
 
 
-TEX = {
-    **{char: f"\\{char}" for char in "{}$&#_%"},
-    **{char: f"{{{char}}}" for char in "[*"},  # after a line break they would be its argument or its star
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "{''}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"–": r"{\textendash}", "—": r"{\textemdash}", "’": "'", "×": r"$\times$", "±": r"$\pm$", "⁶": "$^6$"},
-}
-OGONEK = "\N{COMBINING OGONEK}"  # the one accent up to U+017F that the default encoding lacks
+CSS = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; }
+table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; margin-bottom: 1ex; }
+caption { caption-side: top; text-align: left; font-weight: bold; padding-bottom: 1ex; }
+th, td { padding: 2px 10px; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: normal; }
+thead th { text-align: center; vertical-align: bottom; }
+thead th[colspan] { border-bottom: 1px solid; }
+tbody, tr.rule { border-top: 1px solid; }
+tbody th { text-align: left; }
+tr.mean th { font-style: italic; }
+.best { font-weight: bold; }
+.second { text-decoration: underline; }
+.published { color: #555; }
+.better { color: #17722a; }
+.worse { color: #b3261e; }
+.unlike { color: #999; }
+.notes { font-size: 13px; margin: 0 0 3em; padding: 0; list-style: none; max-width: 75em; }
+"""
 
 
-def _latex_text(text: str) -> str:
-    escaped = "".join(map(_latex_char, _one_line(text)))
-    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens are no dash
+def page(made: Sequence[Grid]) -> str:
+    """A whole HTML page of tables, which needs nothing else."""
+    title = html.escape(made[0].caption if made else "no tables")
+    head = f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+    style = f"<style>{CSS}</style>\n</head>\n<body>\n"
+    return head + style + "\n".join(map(html_table, made)) + "</body>\n</html>\n"
 
 
-def _latex_char(char: str) -> str:
-    """Escaped; what the default fonts have no glyph for as its code, U+6F22."""
-    letters = unicodedata.normalize("NFD", char)  # the letter, then its accents
-    accented = char <= "ſ" and letters[0].isascii() and OGONEK not in letters
-    return TEX.get(char) or (char if accented else f"U+{ord(char):04X}")
+def html_table(grid: Grid) -> str:
+    """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind."""
+    lines = [f'<table id="{html.escape(grid.name)}">', f"<caption>{_html_text(grid.caption)}</caption>", "<thead>"]
+    levels = header([labels_of(head, _html_text, SUP) for head in grid.columns])
+    for level, line in enumerate(levels, 1):
+        stubs = [title if level == len(levels) else "" for title in grid.corner]
+        titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
+        lines.append(f"<tr>{''.join(f'<th>{stub}</th>' for stub in stubs)}{''.join(titles)}</tr>")
+    lines += ["</thead>", "<tbody>", *_html_body(grid), "</tbody>", "</table>"]
+    notes = [f"<li>{f'{SUP.format(mark)} ' * bool(mark)}{_html_text(text)}</li>" for mark, text in grid.notes]
+    return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"
 
 
-def latex(grid: Grid) -> str:
-    """A `table` environment; needs \\usepackage{booktabs}."""
-    sides = "l" * len(grid.corner) + ("c" if grid.paired else "r") * len(grid.columns)
-    marks = [f"\\textsuperscript{{{mark}}}~" if mark else "" for mark, _ in grid.notes]
-    notes = [mark + _latex_text(text) for mark, (_, text) in zip(marks, grid.notes, strict=True)]
-    below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
-    lines = [
-        "\\begin{table}[t]",
-        "  \\centering",
-        f"  \\caption{{{_latex_text(grid.caption)}}}",
-        f"  \\label{{tab:{re.sub('[^A-Za-z0-9_-]', '-', grid.name)}}}",
-        f"  \\begin{{tabular}}{{{sides}}}",
-        *(
-            f"    {line}"
-            for line in ("\\toprule", *_latex_header(grid), "\\midrule", *_latex_body(grid), "\\bottomrule")
-        ),
-        "  \\end{tabular}",
-        *(below if notes else ()),
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_header(grid: Grid) -> Iterator[str]:
-    header = _header([_labels(head, _latex_text, "\\textsuperscript{{{}}}") for head in grid.columns])
-    for level, line in enumerate(header, 1):
-        stubs = [_latex_text(title) if level == len(header) else "" for title in grid.corner]
-        labels = [f"\\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text for text, span in line]
-        yield _latex_row([*stubs, *labels])
-        rules, end = [], len(stubs)
-        for _, span in line:
-            end += span
-            rules += [f"\\cmidrule(lr){{{end - span + 1}-{end}}}"] if span > 1 else []
-        if rules:
-            yield " ".join(rules)
-
-
-def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(texts) + r" \\"
-
-
-def _latex_body(grid: Grid) -> Iterator[str]:
+def _html_body(grid: Grid) -> Iterator[str]:
     for head, cells in zip(grid.rows, grid.cells, strict=True):
-        if head.opens:
-            yield "\\midrule"
         if head.above:
             width = len(grid.corner) + len(grid.columns)
-            yield _latex_row([f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{_latex_text(head.above)}}}}}"])
-        stubs = _labels(head, _latex_text, "\\textsuperscript{{{}}}")
-        stubs[0] = f"\\emph{{{stubs[0]}}}" if head.mean else stubs[0]
-        yield _latex_row([*stubs, *map(_latex_cell, cells)])
+            yield f'<tr class="rule"><th colspan="{width}">{_html_text(head.above)}</th></tr>'
+        kinds = " ".join(filter(None, ("rule" * (head.opens and not head.above), "mean" * head.mean)))
+        stubs = "".join(f"<th>{label}</th>" for label in labels_of(head, _html_text, SUP))
+        texts = [joined(cell, grid.beside, _html_value) for cell in cells]
+        marks = [SUP.format(",".join(cell.notes)) if cell.notes else "" for cell in cells]
+        shown = "".join(f"<td>{text}{mark}</td>" for text, mark in zip(texts, marks, strict=True))
+        yield f"<tr{f' class={kinds!r}' * bool(kinds)}>{stubs}{shown}</tr>"
 
 
-def _latex_cell(cell: Cell) -> str:
-    text = _joined(cell, lambda value: f"\\textbf{{{value.text}}}" if value.rank == 1 else value.text)
-    mark = f"\\rlap{{\\textsuperscript{{{','.join(cell.notes)}}}}}" if cell.notes else ""
-    return text.replace(DASH, "--") + mark
+def _html_value(value: Value) -> str:
+    parts = [_span(value.text, {BEST: "best", SECOND: "second"}.get(value.rank, ""))]
+    parts += [_span(f"({value.published})", "published")] if value.published else []
+    return " ".join([*parts, *([_span(value.gap, value.grade)] if value.gap else [])])
 
 
-def document(made: Sequence[Grid]) -> str:
-    """A whole LaTeX document, one table a page, the paper as wide as the widest table needs."""
-    widest = max((len(line) for grid in made for line in console(grid).splitlines()), default=0)
-    width = max(21, round(widest * 0.18 + 4))  # cm; a digit is 0.18 cm wide
-    lines = (
-        "\\documentclass{article}",
-        "\\usepackage[utf8]{inputenc}",
-        "\\usepackage{booktabs}",
-        f"\\usepackage[paperwidth={width}cm,paperheight=29.7cm,margin=2cm]{{geometry}}",
-        "\\setlength{\\belowcaptionskip}{1ex}",
-        "\\makeatletter\\setlength{\\@fptop}{0pt}\\makeatother % tables at the top of their pages",
-        "\\pagestyle{empty}",
-        "\\begin{document}",
-        "\n\\clearpage\n".join(map(latex, made)) + "\\end{document}",
-    )
-    return "\n".join(lines) + "\n"
+def _span(text: str, kind: str) -> str:
+    return f'<span class="{kind}">{_html_text(text)}</span>' if kind else _html_text(text)
+
+
+def _html_text(text: str) -> str:
+    return html.escape(one_line(text))
+
+
+CSV_HEADER = ("table", "row", "column", "metric", "value", "published", "gap", "gap_is", "rank", "notes")
+
+
+def csv_text(made: Sequence[Grid]) -> str:
+    """One line for each value of each cell, with what its footnotes say; rank 1 is the best."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for grid in made:
+        said = dict(grid.notes)
+        for row, cells in zip(grid.rows, grid.cells, strict=True):
+            for column, cell in zip(grid.columns, cells, strict=True):
+                names = [" / ".join(filter(None, map(one_line, head.labels))) for head in (row, column)]
+                notes = "; ".join(said[mark] for mark in (*row.notes, *column.notes, *cell.notes))
+                for part, value in zip(grid.parts, cell.values, strict=True):
+                    shown = [value.text, value.published, value.gap, value.grade, value.rank or ""]
+                    writer.writerow([grid.name, *names, part, *shown, notes])
+    return text.getvalue()

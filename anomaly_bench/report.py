@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,77 +12,125 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from anomaly_bench import records, tables
-from anomaly_bench.config import choices, conf_folder
+from anomaly_bench.config import choices, conf_folder, truth
+from anomaly_bench.entries import setup_name, setups
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.records import Record, legal
-from anomaly_bench.renderers import render
+from anomaly_bench.layouts import load_layout, make_layout
+from anomaly_bench.records import Record
+from anomaly_bench.references import Reference, load
+from anomaly_bench.renderers import FORMATS, draw, render
 
 if TYPE_CHECKING:
     from anomaly_bench.run import Summary
 
 AFTER_RUN = ("per_class", "complexity")
-FORMATS = {"console": "txt", "md": "md", "latex": "tex"}
 
 
 def write(summary: Summary) -> None:
     """Derive results.csv and all tables from the records of the results folder; print those of this run's setup."""
     results = summary.settings.results
-    known, _ = records.load_all(results)  # damaged ones were reported when the run met them
+    known, _ = records.outlines(results)  # damaged ones were reported when the run met them
     records.write_csv(known, results)
-    here = {setup(record) for record in summary.records}
-    layouts = [tables.load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
-    for part in tables.setups(known):
+    here = {setup_name(record) for record in summary.records}
+    layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
+    for part in setups(known):
         for layout in layouts:
-            path = results / "tables" / setup(part[0]) / layout.name
+            path = results / "tables" / setup_name(part[0]) / layout.name
             for kind in ("md", "latex"):
                 text = render(part, layout, format=kind)
                 records.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
-            if setup(part[0]) in here:
+            if setup_name(part[0]) in here:
                 print(render(part, layout), end="\n\n")
     if here:
         print(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
-
-
-def setup(record: Record) -> str:
-    """A folder name for what one table may compare."""
-    parts = [record.dataset, record.protocol, "x".join(map(str, record.input["resize"]))]
-    parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
-    parts += [record.precision] if record.precision != "fp32" else []
-    return legal("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 
 
 def print_tables(config: Any) -> None:
     """`anomaly-bench tables`: every wanted table of the wanted records, to the screen or into `out`.
 
     Raises:
-        UsageError: no records, an unknown table, format, metric or name.
+        UsageError: no records, an unknown table, source, format, metric or name; records that do not share a table.
     """
-    results = Path(str(config["results"])).expanduser()
-    found, damaged = records.load_all(results)
-    for message in damaged:
-        print(f"warning: {message}", file=sys.stderr)
-    if not found:
-        raise UsageError(f"results={results}: no records there; anomaly-bench results={results} ... makes some")
-    if config["format"] not in FORMATS:
-        raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), FORMATS)}")
-    for key in ("dataset", "method", "backbone"):
-        found = keep(found, key, names(config[key]))
-    layouts = [tables.make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
-    texts = [render(found, layout, names(config["cells"]), config["format"]) for layout in layouts]
-    text = "\n\n".join(text.rstrip("\n") for text in texts) + "\n"
+    layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
+    sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
+    if set(sources.values()) == {"reported"} and config["setup"] is not None:
+        raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
+    known = _load(config["results"], set(sources.values()) != {"reported"})
+    made, missing = [], []
+    for layout in layouts:
+        found, cells = _wanted(known, load(layout.published) if layout.published else [], config)
+        source, mixed = sources[layout.name], truth(config, "allow_mixed")
+        made += tables.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
+        missing += how_to_get(found, cells) if source != "reported" else []
+    color = config["out"] is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
+    for line in dict.fromkeys(missing):
+        print(line, file=sys.stderr)
     if config["out"] is None:
         print(text, end="")
     else:
         records.write_atomically(Path(str(config["out"])).expanduser(), text)
 
 
-def keep(found: list[Record], key: str, wanted: list[str] | None) -> list[Record]:
-    """The records whose dataset, method or backbone is one of the wanted names; None: all."""
-    have = {getattr(record, key) for record in found}
-    for name in wanted or []:
-        if name not in have:
-            raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
-    return [record for record in found if wanted is None or getattr(record, key) in wanted]
+def _load(results: Any, needed: bool) -> list[Record]:
+    """The records of one or more results folders; the same one found twice is one, with the speeds of both."""
+    folders = [Path(name).expanduser() for name in names(results) or ()]
+    found: dict[tuple[Any, ...], Record] = {}
+    for folder in folders if needed else ():
+        part, damaged = records.outlines(folder)
+        for message in damaged:
+            print(f"warning: {message}", file=sys.stderr)
+        if not part:
+            raise UsageError(f"results={folder}: no records there; anomaly-bench results={folder} ... makes some")
+        for record in part:
+            same = found.setdefault(record.identity, record)
+            same.speed += [entry for entry in record.speed if entry not in same.speed]
+    return list(found.values())
+
+
+def _wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
+    """The records and published cells that `dataset`, `method`, `backbone` and `setup` leave."""
+    for key in ("dataset", "method", "backbone"):
+        wanted = names(config["only"][key])
+        have = {getattr(each, key) for each in (*known, *cells)} - {""}
+        for name in wanted or ():
+            if name not in have:
+                raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
+        known = [record for record in known if wanted is None or getattr(record, key) in wanted]
+        cells = [cell for cell in cells if wanted is None or getattr(cell, key) in ("", *wanted)]
+    if config["setup"] is not None:
+        parts = {setup_name(part[0]): part for part in setups(known)}
+        for name in names(config["setup"]) or ():
+            if name not in parts:
+                raise UsageError(f"setup={name}: no record of it{closest(name, parts)}")
+        known = [record for name in names(config["setup"]) or () for record in parts[name]]
+    return known, cells
+
+
+def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
+    """For each method of a paper's table without records a command that makes them, or that there is no such method."""
+    here = choices("method", [conf_folder()])
+    done = {(record.method, record.backbone) for record in found if record.dataset == cells[0].dataset} if cells else ()
+    lines, missing = [], []
+    for name, method, backbone in dict.fromkeys((cell.printed_name, cell.method, cell.backbone) for cell in cells):
+        if method not in here:
+            missing.append(name)
+        elif not any(each[0] == method and backbone in ("", each[1]) for each in done):
+            setup = _overrides(found[0]) if found else "protocol=paper"
+            chosen = f"backbone={backbone or (found[0].backbone if found else 'wrn50')}"
+            command = f"anomaly-bench method={method} {chosen} dataset={cells[0].dataset} {setup} data_root=..."
+            lines.append(f"{name}: no records, dashes; {command} makes them")
+    return lines + ([f"not among the methods of anomaly-bench: {', '.join(missing)}"] if missing else [])
+
+
+def _overrides(record: Record) -> str:
+    """What to type for a record's setup."""
+    parts = [f"protocol={record.protocol}"]
+    for name in ("resize", "crop") if record.protocol != "paper" else ():
+        size = record.input[name]
+        parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
+    parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
+    return " ".join([*parts, *(["oracle=true"] if record.oracle else [])])
 
 
 def names(value: Any) -> list[str] | None:

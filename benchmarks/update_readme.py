@@ -6,8 +6,8 @@ from pathlib import Path
 
 from anomaly_bench import records
 from anomaly_bench.config import conf_folder
+from anomaly_bench.layouts import load_layout
 from anomaly_bench.renderers import render
-from anomaly_bench.tables import load_layout
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from anomaly_bench.entries import setups
 from anomaly_bench.errors import UsageError
+from anomaly_bench.grid import Grid
+from anomaly_bench.layouts import Layout, load_layout
 from anomaly_bench.metrics import METRICS
 from anomaly_bench.records import Record
 from anomaly_bench.renderers import render
-from anomaly_bench.tables import Grid, Layout, grids, load_layout, setups
+from anomaly_bench.tables import grids
 
 FOLDER = Path(__file__).parents[1] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
