@@ -124,25 +124,33 @@ def is_word(argument: str) -> bool:
     return not argument.startswith(("-", "+", "~")) and "=" not in argument
 
 
-def config_folders(arguments: Sequence[str]) -> list[Path]:
+def config_folders(arguments: Sequence[str]) -> Sequence[Path]:
     """Our configuration folder and the user's `--config-dir`, whose choices are listed too."""
     folders = [conf_folder()]
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value if equals else "".join(arguments[index + 1 : index + 2])))
+    return existing(folders)
+
+
+def existing(folders: Sequence[Path]) -> Sequence[Path]:
+    """The same folders; UsageError: one is none, which Hydra would pass over in silence."""
+    for folder in folders:
+        if not folder.expanduser().is_dir():
+            raise UsageError(f"--config-dir {folder}: no such folder; expected one with method/NAME.yaml or the like")
     return folders
 
 
 def help_text(arguments: Sequence[str]) -> str:
     folders = config_folders(arguments)
-    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", (folders[0] / "config.yaml").read_text(), re.MULTILINE))
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", (folders[0] / "config.yaml").read_text("utf-8"), re.MULTILINE))
     groups = [
         f"  {group:10}" + "  ".join(name + "*" * (name == defaults[group]) for name in choices(group, folders))
         for group in GROUPS
     ]
-    keys = re.findall(r"^(\w+: .*)$", (folders[0] / "config.yaml").read_text(), re.MULTILINE)
-    inputs = re.findall(r"^  (\w+: .*)$", (folders[0] / "protocol" / "unified.yaml").read_text(), re.MULTILINE)
+    keys = re.findall(r"^(\w+: .*)$", (folders[0] / "config.yaml").read_text("utf-8"), re.MULTILINE)
+    inputs = re.findall(r"^  (\w+: .*)$", (folders[0] / "protocol" / "unified.yaml").read_text("utf-8"), re.MULTILINE)
     rows = [[*re.split(r": | # ", key, maxsplit=2), ""] for key in [*keys, *(f"input.{line}" for line in inputs)]]
     lines = [f"  {f'{key}={value}':18}{about}" for key, value, about, *_ in rows]
     lists = ", ".join(LISTS)
@@ -321,25 +329,29 @@ def dotted(config: Any, prefix: str = "") -> Iterator[str]:
             yield from dotted(value, f"{prefix}{key}.")
 
 
-def compose(primary: str, overrides: Sequence[str]) -> Any:
-    """The resolved configuration of some overrides as plain values."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> Any:
+    """The resolved configuration of some overrides, and of one's own folders of YAML, as plain values.
 
-    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        return OmegaConf.to_container(compose(primary, list(overrides)), resolve=True)
+    Raises:
+        UsageError: a wrong key, choice or value.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    searched = [f"file://{folder.expanduser().resolve().as_posix()}" for folder in existing(folders)]
+    words = [*overrides, *([f"hydra.searchpath={as_override(searched)}"] if searched else [])]
+    try:
+        with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+            return OmegaConf.to_container(compose(primary, words), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, primary, [conf_folder(), *folders])) from error
 
 
 def evaluate(*overrides: str, **keys: Any) -> list[Record]:
     """See `anomaly_bench.evaluate`."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    words = [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())]
-    try:
-        config = compose("config", words)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, "config", [conf_folder()])) from error
+    config = compose("config", [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())])
     summary = execute(config)
     if summary.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
@@ -358,4 +370,5 @@ def as_override(value: Any) -> str:
         return "[" + ",".join(map(as_override, value)) + "]"
     if isinstance(value, (int, float)):
         return str(value)
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + "\\'" * bool(found[2]), str(value))
+    return f"'{text}'"  # Hydra takes a backslash as it is, but for those before a quotation mark

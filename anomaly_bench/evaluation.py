@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
 import anomaly_bench
 from anomaly_bench import artifacts, gallery, metrics, speed
+from anomaly_bench.backbones import PRECISIONS
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
@@ -41,9 +43,9 @@ class Evaluator:
         self.config, self.settings, self.reporter = config, settings, reporter
         torch.set_num_threads(settings.threads)
         keep_freed_memory()
-        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-        torch.backends.cudnn.deterministic = True
+        compute_exactly()
         self.device = find_device(speed.device_kind(settings.device))
+        require_precision(self.device, settings.precision)
         self.backbone = None
         if config["backbone"] is not None:
             levels = config["method"]["levels"]
@@ -143,6 +145,32 @@ class Evaluator:
     def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
         with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
             return job.pixels(images, advance)
+
+
+def compute_exactly() -> None:
+    """On CUDA: fp32 means fp32, not TF32, and convolutions give the same bits each time. A CPU does so anyway."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def require_precision(device: torch.device, precision: str) -> None:
+    """Try a convolution in the precision that the backbone shall compute in.
+
+    Raises:
+        UsageError: the device cannot, or autocast would quietly stay with float32.
+    """
+    dtype, why = PRECISIONS[precision], "autocast leaves it out"
+    if precision == "fp32":
+        return
+    try:
+        with torch.autocast(device.type, dtype):
+            one = torch.ones(1, 1, 1, 1, device=device)
+            found = F.conv2d(one, one).dtype
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        found, why = torch.float32, str(error).splitlines()[0]
+    if found != dtype:
+        raise UsageError(f"precision={precision}: device {device} cannot compute in it ({why}); expected fp32 there")
 
 
 def keep_freed_memory() -> None:

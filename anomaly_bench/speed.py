@@ -157,7 +157,7 @@ def device_name(kind: str) -> str:
 
         return torch.cuda.get_device_name(kind)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -170,7 +170,7 @@ def reset_peaks(device: torch.device) -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -178,7 +178,7 @@ def reset_peaks(device: torch.device) -> None:
 def peak_ram_mb() -> float | None:
     """The process's largest resident memory since `reset_peaks`, in 10^6 bytes; None where it cannot be reset."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return None

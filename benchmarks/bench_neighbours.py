@@ -61,7 +61,7 @@ def peer_result(python: str, *words: str) -> Any:
         out = Path(folder, "peer.json")
         command = [python, str(PEER), *words, "--threads", str(THREADS), "--out", str(out)]
         subprocess.run(command, check=True, capture_output=True)
-        return json.loads(out.read_text())
+        return json.loads(out.read_text("utf-8"))
 
 
 def coreset_over_peer(points: Tensor, chosen: Tensor, python: str) -> None:

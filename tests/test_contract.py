@@ -1,13 +1,36 @@
-"""Every method in conf/method passes the contract on every kind of backbone that runs without a network."""
+"""Every method in conf/method passes the contract on every kind of backbone that runs without a network; who breaks
+the contract is told what to do."""
 
 from __future__ import annotations
 
 import functools
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from anomaly_bench.config import choices, conf_folder
-from anomaly_bench.contract import CHECKS, Setup
+from anomaly_bench.contract import (
+    BACKBONE_CHECKS,
+    CHECKS,
+    DATASET_CHECKS,
+    READS_ALL,
+    Setup,
+    check_counts_without_data,
+    check_each_image_by_itself,
+    check_is_a_method,
+    check_names,
+    check_no_image_is_fitted_and_tested,
+    check_saved_and_loaded,
+    check_shapes_and_values,
+    check_strides,
+    check_tasks,
+)
+from anomaly_bench.data.folder import folder
+from anomaly_bench.errors import NotFittedError
+from anomaly_bench.protocol import Scores
 
 METHODS = choices("method", [conf_folder()])
 BACKBONES = ("lite0", "r18")
@@ -51,3 +74,238 @@ def test_every_module_of_a_method_has_a_configuration():
 
     modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {"__init__"}
     assert modules == set(METHODS)
+
+
+class Pool:
+    """A backbone without a network: colours of 4 x 4 pixels."""
+
+    def __call__(self, images):
+        return [torch.nn.functional.avg_pool2d(images, 4)]
+
+    def shapes(self, size):
+        return [(3, size[0] // 4, size[1] // 4)]
+
+
+class Mean(torch.nn.Module):
+    """Keeps the contract: the distance to the mean colour of each position."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def build(self, shapes):
+        self.register_buffer("mean", torch.empty(shapes[0]))
+
+    def fit(self, normals):
+        levels = torch.cat([levels[0] for levels in normals.features(self.backbone, batch=8)])
+        self.build([levels.shape[1:]])
+        self.keep(levels)
+
+    def keep(self, levels):
+        self.mean.copy_(levels.mean(dim=0))
+
+    def score(self, images):
+        if not hasattr(self, "mean"):
+            raise NotFittedError("Mean")
+        maps = (self.backbone(images)[0] - self.mean).norm(dim=1)
+        return self.scores(torch.nn.functional.interpolate(maps[:, None], size=images.shape[2:])[:, 0])
+
+    def scores(self, maps):
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
+class OfMethod(Setup):
+    """The setup of a method that has no YAML; `method` is its class."""
+
+    network = Pool()
+
+    def new(self):
+        return self.method(self.network)
+
+
+def changed(**functions):
+    """A Mean with other functions: they are given the module, and what they stand for gets."""
+    return type("Changed", (Mean,), functions)
+
+
+def remembering(self, shapes):
+    if not hasattr(self, "mean"):
+        Mean.build(self, shapes)
+        self.mean.zero_()
+
+
+BROKEN = {  # check: (method, what its author is told)
+    "check_is_a_method": (lambda network: object(), "object is no torch.nn.Module: derive it"),
+    "check_shapes_and_values": (
+        changed(scores=lambda self, maps: Scores(maps.amax(dim=(1, 2)), maps[:, ::4, ::4])),
+        r"map scores of shape \(4, 16, 16\), expected \(4, 64, 64\): one value per pixel",
+    ),
+    "check_alone_as_in_a_batch": (
+        changed(scores=lambda self, maps: Mean.scores(self, maps / maps.amax())),
+        "otherwise in another order|otherwise alone than in a batch: take no maximum",
+    ),
+    "check_same_seed_same_bits": (
+        changed(keep=lambda self, levels: self.mean.fill_(np.random.default_rng().random())),
+        "draw random numbers with torch",
+    ),
+    "check_second_fit_forgets": (
+        changed(build=remembering, keep=lambda self, levels: self.mean.add_(levels.mean(dim=0))),
+        "a second fit remembers the first: let fit call build.*off by",
+    ),
+    "check_inputs_untouched": (
+        changed(score=lambda self, images: Mean.score(self, images.mul_(0.5))),
+        "score changed its images: use no operation in place",
+    ),
+    "check_planted_defect_outscores_its_twin": (
+        changed(scores=lambda self, maps: Mean.scores(self, -maps)),
+        "the image score does not rise where a red square is planted.* is a sign wrong",
+    ),
+    "check_score_before_fit": (
+        changed(score=lambda self, images: self.scores((self.backbone(images)[0] - self.mean).norm(dim=1))),
+        r"raised AttributeError .*: raise anomaly_bench.errors.NotFittedError\(NAME\) there",
+    ),
+    "check_saved_and_loaded": (
+        changed(build=lambda self, shapes: setattr(self, "mean", torch.empty(shapes[0]).fill_(0))),
+        "saved and loaded it scores otherwise: keep all that score needs in parameters and persistent buffers",
+    ),
+    "check_counts_without_data": (
+        changed(build=lambda self, shapes: Mean.build(self, shapes) or print(float(self.mean.sum()))),
+        "cannot run on the meta device: let it make networks and buffers",
+    ),
+    "check_keeps_float32": (
+        changed(build=lambda self, shapes: self.register_buffer("mean", torch.empty(shapes[0]).double())),
+        r"another precision than float32: \{'mean': torch.float64\}; convert",
+    ),
+}
+
+
+def test_every_check_can_fail_and_says_what_to_do():
+    assert [check.__name__ for check in CHECKS] == list(BROKEN)
+    for check in CHECKS:
+        check(OfMethod(Mean))
+        method, message = BROKEN[check.__name__]
+        with pytest.raises(AssertionError, match=message):
+            check(OfMethod(method))
+
+
+class Empty(torch.nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+
+
+MORE = [
+    (check_is_a_method, Empty, r"Empty has no build\(shapes\): see anomaly_bench.protocol.Method"),
+    (
+        check_shapes_and_values,
+        changed(scores=lambda self, maps: (maps.amax(dim=(1, 2)), maps)),
+        r"returned tuple: return Scores\(image, map\)",
+    ),
+    (
+        check_shapes_and_values,
+        changed(scores=lambda self, maps: Mean.scores(self, maps.double())),
+        r"image scores are torch\.float64: return them as float32",
+    ),
+    (
+        check_shapes_and_values,
+        changed(scores=lambda self, maps: Mean.scores(self, maps.log().log())),
+        "image scores are not finite: look for a division by 0",
+    ),
+    (
+        check_counts_without_data,
+        changed(keep=lambda self, levels: setattr(self, "extra", torch.nn.Linear(2, 2))),
+        r"makes 0 parameters, fit 6: make all of them in build",
+    ),
+    (
+        check_saved_and_loaded,
+        changed(keep=lambda self, levels: setattr(self, "mean", levels.mean(dim=0, keepdim=True))),
+        r"rows that fit counts: see neighbours.*size mismatch",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "method", "message"), MORE, ids=lambda value: getattr(value, "__name__", ""))
+def test_more_ways_to_break_it(check, method, message):
+    with pytest.raises(AssertionError, match=f"(?s){message}"):
+        check(OfMethod(method))
+
+
+@pytest.mark.parametrize("check", BACKBONE_CHECKS, ids=lambda check: check.__name__)
+def test_backbones_that_run_without_a_network(check):
+    for name in ("lite0", "alexnet"):
+        check(Setup(READS_ALL, name, () if name == "lite0" else ("backbone.weights=random",)))
+
+
+def test_a_backbone_that_breaks_the_contract():
+    wrong = Setup(READS_ALL, "r18", ("backbone.weights=random", "backbone.modules.2=layer1"))
+    with pytest.raises(AssertionError, match=r"level 2 of .* has 56 x 56 .* expected 28 x 28: level n has stride"):
+        check_strides(wrong)
+    learning = Setup(READS_ALL, "r18", ("backbone.weights=random",))
+    learning.network.network.layer2.register_module("noise", torch.nn.Dropout())
+    learning.network.network.layer2.train()
+    with pytest.raises(AssertionError, match="the same images give other features: is the network in evaluation mode"):
+        check_each_image_by_itself(learning)
+
+
+def test_a_dataset_that_keeps_the_contract(tree):
+    for check in DATASET_CHECKS:
+        check(folder(None, None, tree))
+
+
+def test_datasets_that_break_it(tree):
+    made = folder(None, None, tree)
+    with pytest.raises(AssertionError, match="categories Cog, cog differ in case only"):
+        check_names(replace(made, categories={"Cog": None, "cog": None, "mat": None}))
+    with pytest.raises(AssertionError, match=r"no category has a folder in .*: check data_root"):
+        check_names(replace(made, categories={"screw": None}))
+    shutil.copy(tree / "cog" / "train" / "good" / "002.png", tree / "cog" / "test" / "good" / "009.png")
+    with pytest.raises(AssertionError, match=r"cog: test/good/009.png of the test set are training images too"):
+        check_no_image_is_fitted_and_tested(made)
+
+    class Mixed(type(made)):
+        def task(self, category):
+            task = super().task(category)
+            return replace(task, fit=(*task.fit, replace(task.tests["test"][-1], file="spot.png")))
+
+    with pytest.raises(AssertionError, match=r"spot\.png in `fit` have a defect: fit on normal images only"):
+        check_tasks(Mixed(made.name, made.title, made.root, made.categories))
+
+
+def run_pytest(*words):
+    return pytest.main(["-p", "anomaly_bench.pytest_plugin", "-p", "no:cacheprovider", "-q", *words])
+
+
+CONTRACT = ("--pyargs", "anomaly_bench.contract")
+
+
+def test_the_contract_as_a_command(tree, capsys):
+    assert run_pytest(*CONTRACT, "--dataset", "folder", "--data-root", str(tree)) == pytest.ExitCode.OK
+    assert "3 passed" in capsys.readouterr().out
+    (tree / "cog" / "train" / "good" / "000.png").write_bytes((tree / "cog" / "test" / "good" / "000.png").read_bytes())
+    assert run_pytest(*CONTRACT, "--dataset", "folder", "--data-root", str(tree)) == pytest.ExitCode.TESTS_FAILED
+    out = capsys.readouterr().out
+    assert "test_contract[folder-no_image_is_fitted_and_tested]" in out
+    assert "test/good/000.png of the test set are training images too" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to check: give --method NAME, --backbone NAME or --dataset NAME"),
+        (["--method", "padimm"], "method=padimm: no such method; did you mean padim"),
+        (["--method", "padim", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
+        (["--method", "padim", "--device", "cuda:9"], "device=cuda:9: this machine has cpu"),
+        (["--method", "padim", "--override", "method.dimension=3"], "did you mean method.dimensions"),
+        (["--backbone", "r18", "--override", "backbone.weights=none.pth"], "no such file; expected pretrained, random"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(words, message, capsys):
+    assert run_pytest(*CONTRACT, *words) == pytest.ExitCode.USAGE_ERROR
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_other_runs_of_pytest_do_not_get_the_options(tmp_path, capsys):
+    (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--method')")
+    (tmp_path / "test_theirs.py").write_text("def test(pytestconfig): assert pytestconfig.getoption('method') == 'own'")
+    assert run_pytest(str(tmp_path), "--method", "own") == pytest.ExitCode.OK, capsys.readouterr()

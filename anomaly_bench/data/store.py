@@ -134,12 +134,20 @@ def stored(
 def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """The stored array of this key if it is whole; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
-        with contextlib.suppress(OSError, ValueError):
-            array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-            if array.shape == shape and f"{zlib.crc32(array.data):08x}" == path.stem.rpartition("-")[2]:
-                return array
+        array = whole(path, shape)
+        if array is not None:
+            return array
         logger.warning("%s is damaged: its images are decoded anew", path)
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # no longer mapped: Windows would refuse
+    return None
+
+
+def whole(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The array in a file, memory-mapped; None: it has another shape, or not the checksum in its name."""
+    with contextlib.suppress(OSError, ValueError):
+        array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        if array.shape == shape and f"{zlib.crc32(array.data):08x}" == path.stem.rpartition("-")[2]:
+            return array
     return None
 
 

@@ -1,0 +1,144 @@
+"""A GPU that is not there: tensors that say they are on it, compute on the CPU, and refuse what a GPU refuses.
+
+`with pretend("cuda")` finds code that mixes devices, hands a GPU's tensor to numpy, or (on "mps") uses float64. Values
+are real, so what a method does next may depend on them. What a GPU does otherwise than a CPU is not imitated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from unittest import mock
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+MIXED = {"copy_", "_to_copy", "index", "index_put_", "index_put"}  # take tensors of several devices on a real GPU too
+UNDERNEATH = "pretended"  # the device that torch has for backends outside it
+NOW = {"device": torch.device("cpu")}  # what is pretended; "cpu": nothing
+
+
+class OnDevice(torch.Tensor):
+    """A tensor around one on the CPU, `on_cpu`, that says it is on `NOW["device"]`."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner):
+        form = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, device=torch.device(UNDERNEATH, 0), **form)
+
+    def __init__(self, inner):
+        if NOW["device"].type == "mps" and inner.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        self.on_cpu = inner
+
+    @property
+    def device(self):
+        return NOW["device"]
+
+    def to(self, *args, **kwargs):
+        return super().to(*underneath(args), **underneath(kwargs))
+
+    def tolist(self):
+        return self.on_cpu.tolist()
+
+    def __getitem__(self, index):
+        return super().__getitem__(lists_as_tensors(index))
+
+    def __setitem__(self, index, value):
+        super().__setitem__(lists_as_tensors(index), value)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+class Calls(TorchFunctionMode):
+    """Torch's functions are called for the device underneath, as they would look for a real GPU first."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = underneath(kwargs or {})
+        if func is torch.tensor and "device" in kwargs:  # it copies to its device past all modes
+            return torch.tensor(*args, **{**kwargs, "device": None}).to(kwargs["device"])
+        return func(*(args if func is torch.device else underneath(args)), **kwargs)
+
+
+class Operations(TorchDispatchMode):
+    """For the operations that have no such tensor among their arguments: torch.zeros(device=...), Tensor.to."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+def underneath(arguments):
+    """Arguments with the device underneath for the pretended one."""
+
+    def one(argument):
+        names = isinstance(argument, (str, torch.device)) and str(argument).partition(":")[0] == NOW["device"].type
+        return torch.device(UNDERNEATH, 0) if names else argument
+
+    return tree_map(one, arguments)
+
+
+def lists_as_tensors(index):
+    parts = index if isinstance(index, tuple) else (index,)
+    made = tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts)
+    return made if isinstance(index, tuple) else made[0]
+
+
+def run(func, args, kwargs):
+    """An operation on the inner tensors; its results are on the device where a GPU's would be."""
+    name = func._schema.name.removeprefix("aten::")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+    foreign = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim()]
+    if ours and foreign and name not in MIXED:
+        raise RuntimeError(f"{name}: expected all tensors on the same device, found {NOW['device']} and cpu")
+    there = isinstance(tensors[0], OnDevice) if name in MIXED else bool(ours)
+    if kwargs.get("device") is not None:
+        there = torch.device(kwargs["device"]).type == UNDERNEATH
+        kwargs = {**kwargs, "device": torch.device("cpu")} if there else kwargs
+    inner, inner_kwargs = tree_map(lambda leaf: getattr(leaf, "on_cpu", leaf), (args, kwargs))
+    known = {id(tensor.on_cpu): tensor for tensor in ours}  # of operations in place: the same object comes back
+
+    def outer(leaf):
+        if not isinstance(leaf, torch.Tensor) or not there:
+            return leaf
+        before = known.get(id(leaf))
+        return before if before is not None and before.shape == leaf.shape else OnDevice(leaf)
+
+    return tree_map(outer, func(*inner, **inner_kwargs))
+
+
+@functools.cache
+def register():
+    """Tell torch, once, that something stands behind the device underneath."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch knows no device that is written in Python")
+    backend_registration._setup_privateuseone_for_python_backend("pretended")
+
+
+@contextlib.contextmanager
+def pretend(name):
+    """This machine has a GPU "cuda" or "mps"."""
+    register()
+    gpu = {
+        "is_available": True,
+        "device_count": 1,
+        "get_device_name": "Pretended GPU",
+        "mem_get_info": (10**12, 10**12),
+    }
+    gpu |= {"synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 0}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(NOW, device=torch.device(name)))
+        stack.enter_context(mock.patch.object(torch.mps, "synchronize"))
+        for function, value in gpu.items():
+            stack.enter_context(mock.patch.object(torch.cuda, function, mock.Mock(return_value=value)))
+        stack.enter_context(Operations())
+        stack.enter_context(Calls())
+        yield

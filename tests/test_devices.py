@@ -1,0 +1,148 @@
+"""Other devices and precisions: on those that exist, and on pretended ones where none does."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pretend import pretend
+
+from anomaly_bench import evaluation, records
+from anomaly_bench.config import choices, conf_folder
+from anomaly_bench.contract import CHECKS, Setup, assert_close, score, unseen
+from anomaly_bench.errors import UsageError
+from anomaly_bench.protocol import Scores
+
+METHODS = choices("method", [conf_folder()])
+PRETENDED = ("cuda", "mps")
+DEVICES = (
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
+    pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")),
+)
+README = Path(__file__).parents[1] / "README.md"
+
+
+@functools.cache
+def on(method: str, device: str = "cpu", precision: str = "fp32") -> Setup:
+    return Setup(method, overrides=(f"precision={precision}",), device=device)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_whole_contract(device, method, check):
+    check(on(method, device))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_cpus_scores(device, method):
+    """Not bit by bit: sums are taken in another order."""
+    close(score(on(method, device).one, unseen().to(device)), score(on(method).one, unseen()), 1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("device", PRETENDED)
+def test_no_method_mixes_devices(device, method):
+    expected = score(on(method).one, unseen())
+    with pretend(device):
+        found = score(Setup(method, device=device).one, unseen().to(device))
+        assert {part.device.type for part in found if part is not None} == {device}
+        found = Scores(*(None if part is None else part.cpu() for part in found))
+    assert_close(found, expected, "the same arithmetic on the same CPU")
+
+
+def test_the_readmes_method_mixes_no_devices():
+    namespace = {}
+    exec(re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)[1], namespace)
+    with pretend("cuda"):
+        setup = Setup("padim", device="cuda")
+        method = namespace["Mean"](setup.network)
+        method.fit(setup.normals())
+        assert method.score(setup.unseen()).map.device.type == "cuda"
+
+
+@pytest.mark.parametrize("device", PRETENDED)
+def test_a_whole_run_on_a_pretended_device(device, tree, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(evaluation, "find_device", torch.device)
+    words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path}", "category=cog", "input.resize=64"]
+    words += [f"device={device}", "save_model=true", "save_maps=true", "speed=false", "method.dimensions=20"]
+    with pretend(device):
+        status, _, err = command(*words)
+    assert status == 0, err
+    (record,) = records.load_all(tmp_path)[0]
+    assert (record.cost["device"] == "Pretended GPU") == (device == "cuda")
+    assert np.isfinite([image["score"] for image in record.images]).all()
+
+
+def test_a_pretended_device_refuses_what_a_gpu_refuses():
+    with pretend("mps"):
+        there = torch.rand(3, device="mps")
+        with pytest.raises(RuntimeError, match="add: expected all tensors on the same device"):
+            there + torch.rand(3)
+        with pytest.raises(TypeError, match="float64"):
+            there.double()
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()
+        assert (there + torch.tensor(1.0) - 1).sub_(there).abs().cpu().numpy().max() < 1e-6
+        assert there[[2, 0]].tolist() == there.cpu()[[2, 0]].tolist()
+    with pretend("cuda"):
+        assert torch.zeros(3, dtype=torch.float64, device="cuda:0").device.type == "cuda"
+
+
+def close(found: Scores, expected: Scores, share: float) -> None:
+    """Within a share of the expected scores' size."""
+    for a, b in zip(found, expected, strict=True):
+        if a is not None and b is not None:
+            assert (a.cpu() - b.cpu()).abs().max() <= share * b.abs().max()
+
+
+def computes_in(precision: str) -> bool:
+    try:
+        evaluation.require_precision(torch.device("cpu"), precision)
+    except UsageError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["padim", "mahalanobis_ad"])
+def test_half_precision_gives_nearly_the_same_scores(method, precision):
+    if not computes_in(precision):
+        pytest.skip(f"this CPU does not compute in {precision}")
+    half, single = on(method, precision=precision), on(method)
+    found, expected = score(half.one, unseen()), score(single.one, unseen())
+    assert not torch.equal(found.image, expected.image), "the precision has no effect"
+    close(found, expected, 0.05)
+    assert all(part.dtype == torch.float32 for part in found if part is not None)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in half.one.state_dict().values())
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no kernel for it\nand more"), None])
+def test_a_precision_that_the_device_has_not(failure, monkeypatch):
+    """It raises, or autocast stays with float32 in silence."""
+
+    def autocast(*_):
+        if failure is not None:
+            raise failure
+        return torch.no_grad()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    with pytest.raises(UsageError, match=r"precision=fp16: device cpu cannot compute in it \([^\n]*\); expected fp32"):
+        evaluation.require_precision(torch.device("cpu"), "fp16")
+    evaluation.require_precision(torch.device("cpu"), "fp32")
+
+
+def test_fp32_is_not_tf32():
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    evaluation.compute_exactly()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark

@@ -1,0 +1,155 @@
+"""The wheel, in an environment and a folder of its own: nothing of this repository, and one's own parts beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import make_category
+
+from anomaly_bench.config import choices, conf_folder
+
+pytest.importorskip("hatchling", reason="builds the wheel without a network")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+DATASET = '''
+from pathlib import Path
+
+from anomaly_bench.data.mvtec import Dataset
+
+
+def yards(name, title, data_root, names):
+    """Categories whose names are in the YAML."""
+    return Dataset(name, title, Path(data_root), dict.fromkeys(names))
+'''
+FILES = {
+    "dataset/yards.yaml": """
+        # Two small yards
+        name: yards
+        title: Yards
+        _target_: my_data.yards
+        names: [cog, mat]
+        """,
+    "backbone/tiny.yaml": """
+        # MobileNet V3, small, with weights of one's own
+        name: tiny
+        about: {title: Tiny, revision: 1}
+        weights: tiny.safetensors
+        _target_: anomaly_bench.backbones.Backbone
+        network: mobilenetv3_small_050
+        mean: [0.5, 0.5, 0.5]
+        std: [0.5, 0.5, 0.5]
+        modules: {"1": blocks.0, "2": blocks.1}
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The wheel installed into an environment that finds everything else in the running one."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    there = [scripts / Path(sys.executable).name, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(there, check=True, capture_output=True, text=True).stdout.strip())
+    (packages / "running.pth").write_text("\n".join(site.getsitepackages()))
+    pip("--python", scripts / Path(sys.executable).name, "install", "--no-index", wheel)
+    return scripts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All that a user has: the README's method, a dataset and a backbone, and two categories of images."""
+    import timm
+    from safetensors.torch import save_file
+
+    place = tmp_path_factory.mktemp("empty")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    method = re.search(r"^```python\n(import torch\n.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    settings = re.search(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    (place / "my_package.py").write_text(method)
+    (place / "my_data.py").write_text(DATASET)
+    for name, text in {"method/mean.yaml": settings, **FILES}.items():
+        path = place / "my_conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(re.sub(r"^ +(?=\S)", "", text, flags=re.MULTILINE))
+    save_file(timm.create_model("mobilenetv3_small_050").state_dict(), place / "tiny.safetensors")
+    for name in ("cog", "mat"):
+        make_category(place / "data" / name)
+    return place
+
+
+def pip(*words):
+    quiet = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    at = 2 if words[0] == "--python" else 0  # a flag of pip itself, which stands before its command
+    subprocess.run([*quiet, *words[:at], words[at], "--no-deps", *words[at + 1 :]], check=True)
+
+
+@pytest.fixture
+def call(environment, folder):
+    """Runs a program of the environment in the folder; it must succeed."""
+
+    def run(program, *words):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        path = shutil.which(program, path=environment)
+        done = subprocess.run([path, *words], cwd=folder, env=clean, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_wheel_holds_package_and_conf(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    conf = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {f"anomaly_bench/{name}" for name in conf} <= names
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "anomaly_bench").rglob("*.py")}
+    assert code <= names
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"anomaly_bench", "anomaly_bench_suite"}
+
+
+def test_it_is_the_wheel_that_runs(call, environment):
+    out = call("python", "-c", "import anomaly_bench.config as c; print(c.__file__); print(c.conf_folder())")
+    for line in out.splitlines():
+        assert Path(line).is_relative_to(environment.parent)
+    listed = call("anomaly-bench", "list", "methods", "--config-dir", "my_conf").splitlines()
+    assert {line.split()[0] for line in listed} == {"mean", *choices("method", [conf_folder()])}
+
+
+def test_ones_own_method_dataset_and_backbone(call, folder):
+    words = ["--config-dir", "my_conf", "method=mean", "dataset=yards", "data_root=data", "backbone=tiny"]
+    out = call("anomaly-bench", *words, "input.resize=64", "speed=false", "gallery=0")
+    assert "Yards" in out
+    (path,) = (folder / "results" / "records" / "yards" / "mean-tiny").glob("cog-s0-*.json")
+    record = json.loads(path.read_bytes())
+    assert record["titles"] == {"dataset": "Yards", "method": "Mean", "backbone": "Tiny"}
+    weights = hashlib.sha256((folder / "tiny.safetensors").read_bytes()).hexdigest()
+    assert record["config"]["backbone"]["weights"] == weights
+    assert str(folder) not in path.read_text("utf-8")
+
+
+def test_the_contract_of_all_three(call, folder):
+    words = ["--method", "mean", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
+    pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: as the program pytest, which does not look into this folder
+    out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.contract", "--config-dir", "my_conf", *words)
+    assert "17 passed" in out
+    for title in ("mean-same_seed_same_bits", "tiny-strides", "yards-tasks"):
+        assert f"test_contract[{title}] PASSED" in out
