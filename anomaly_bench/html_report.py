@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 
 import anomaly_bench
 from anomaly_bench import figures, gallery, references, report, tables
-from anomaly_bench.entries import Entry, entries, setups
+from anomaly_bench.entries import Entry, entries, setup_name, setups
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.figures import Curve, Point
 from anomaly_bench.gallery import Case
@@ -197,7 +197,7 @@ class Section:
             x, y = time.values[0].number, accuracy.values[0].number
             if x is not None and y is not None:
                 number = self.series[head.labels[0], head.labels[1]]
-                parts.setdefault(place, []).append(Point(x, 100 * y, self.labels[number], number))
+                parts.setdefault(place, []).append(Point(x, y, self.labels[number], number))
         for place, points in parts.items():
             yield place, grid, points
 
@@ -225,7 +225,7 @@ class Section:
             number = self.series[head.labels[0], head.labels[1]]
             month, value = months.get(method_name(self.entries[number])), cell.values[0].number
             if month is not None and value is not None:
-                measured.append(Point(month, 100 * value, self.labels[number], number))
+                measured.append(Point(month, value, self.labels[number], number))
         return grid, published, measured
 
     def timeline_plot(self, metric: str) -> Plot | None:
@@ -280,7 +280,7 @@ class Section:
 
     def drawings(self) -> Iterator[tuple[Path, Figure]]:
         """Every figure, and its path below the folder of figures without a suffix."""
-        folder = Path(report.setup(self.records[0]))
+        folder = Path(setup_name(self.records[0]))
         for metric, title in self.metrics.items():
             yield folder / f"heat-{metric}", figures.heat_map(self.heat[metric])
             for number, (_, _, points) in enumerate(self.latency(metric), 1):
