@@ -52,19 +52,17 @@ class Backbone:
         precision: str = "fp32",
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.network_name, self.precision = network, precision
+        self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.network = create(network, options or {})
+            self.network = create(network, self.options)
         if weights is not None:
             load_weights(self.network, read_weights(weights), weights)
         self.paths = find_levels(self.network, modules, levels)
         cut(self.network, self.paths)
         fold_batch_norm(self.network.eval())
-        self.outputs: dict[str, Tensor] = {}  # path -> output, while the network runs
-        for path in self.paths:
-            self.network.get_submodule(path).register_forward_hook(functools.partial(keep, self.outputs, path))
+        self.outputs = listen(self.network, self.paths)
         self.network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Backbone:
@@ -98,6 +96,12 @@ class Backbone:
         levels = self.read(forward, torch.empty(1, 3, *size, device="meta"))
         return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
 
+    def trainable_copy(self) -> Student:
+        """The same architecture, cut at the same level, with new random weights; it learns, and takes CNNs only."""
+        network = create(self.network_name, self.options)
+        cut(network, self.paths)
+        return Student(network, self.paths, self.mean, self.std)
+
     def read(self, forward: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """The levels' outputs of one pass; a transformer's tokens as a (B, C, h, w) grid, without class tokens."""
         grid = self.grid(images.shape[-2], images.shape[-1])
@@ -127,6 +131,33 @@ class Backbone:
                 f"expected {expected}: give input.resize or input.crop"
             )
         return height // rows, width // columns
+
+
+class Student(nn.Module):
+    """A network that is read at the levels of a backbone, and learns.
+
+    Args:
+        network: the architecture of the backbone, cut after the last of `paths`.
+        paths: of the modules whose outputs are the levels.
+        mean, std: (3, 1, 1) of images in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, paths: Sequence[str], mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network, self.paths = network, paths
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.outputs = listen(network, paths)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) images in [0, 1] -> one (B, C, h, w) per level."""
+        self.network((images - self.mean) / self.std)
+        levels = [self.outputs[path] for path in self.paths]
+        self.outputs.clear()
+        return levels
 
 
 def create(network: str, options: Mapping[str, Any]) -> Any:
@@ -200,6 +231,14 @@ def to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
     """(B, T, C) tokens, class tokens first -> (B, C, h, w), a view that lies channels last."""
     patches = tokens[:, -height * width :]
     return patches.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
+
+
+def listen(network: nn.Module, paths: Sequence[str]) -> dict[str, Tensor]:
+    """A dict that the outputs of some modules are put into whenever the network runs, by path."""
+    outputs: dict[str, Tensor] = {}
+    for path in paths:
+        network.get_submodule(path).register_forward_hook(functools.partial(keep, outputs, path))
+    return outputs
 
 
 def keep(outputs: dict[str, Tensor], path: str, module: nn.Module, inputs: Any, output: Tensor) -> None:

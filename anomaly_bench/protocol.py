@@ -144,6 +144,10 @@ class Normals:
             yield images if transform is None else transform(images)
             self.advance(min(batch, len(self) - start))
 
+    def chosen(self, numbers: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1]: the images of these numbers (B,)."""
+        return to_tensor(self.pixels[numbers.numpy()], self.device)
+
     def features(self, backbone: Features, batch: int, transform: Transform | None = None) -> Iterator[list[Tensor]]:
         """Each batch of `images` passed once through a frozen backbone."""
         for images in self.images(batch, transform):

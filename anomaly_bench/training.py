@@ -71,6 +71,10 @@ class Loop:
         epochs: in all, those before a checkpoint included.
         clip: the largest norm of the gradient; None: any.
 
+    Attributes:
+        losses: the mean loss of each epoch.
+        memo: tensors and plain values that a checkpoint keeps too, such as the best weights so far.
+
     Raises:
         UsageError: less than one epoch.
     """
@@ -88,6 +92,7 @@ class Loop:
         self.module, self.optimiser, self.normals, self.epochs, self.clip = module, optimiser, normals, epochs, clip
         self.seed = torch.initial_seed()
         self.losses: list[float] = []
+        self.memo: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Epoch]:
         """Every epoch that is still to be trained.
@@ -121,10 +126,11 @@ class Loop:
             self.save(self.normals.checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write module, optimiser and losses, by one atomic rename."""
+        """Write module, optimiser, losses and memo, by one atomic rename."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        state = {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict(), "losses": self.losses}
+        state: dict[str, Any] = {"losses": self.losses, "memo": self.memo}
+        state |= {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict()}
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -142,7 +148,7 @@ class Loop:
             state = torch.load(path, map_location=self.normals.device, weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.losses = list(state["losses"])
+            self.losses, self.memo = list(state["losses"]), dict(state["memo"])
         except Exception as error:  # torch, pickle and zip raise a dozen kinds
             self.module.load_state_dict(before)
             logger.warning("%s: not a checkpoint of this training (%s); it starts anew", path, error)
