@@ -35,7 +35,7 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what `load_model` needs besides)."""
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
     about = {
-        "method": job.config["method"],
+        "method": {**job.config["method"], **getattr(method, "resolved", {})},
         "backbone": job.config["backbone"],
         "weights_sha256": None if job.weights is None else job.weights.sha256,
         "precision": job.settings.precision,
@@ -55,7 +55,8 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
         raise UsageError(f"{folder}: no model.yaml; expected a folder that save_model=true has written")
     about: Any = OmegaConf.to_container(OmegaConf.load(folder / "model.yaml"))
     network: dict[str, Any] = {}
-    shapes: list[tuple[int, int, int]] = []
+    size = about["input"]["crop"] or about["input"]["resize"]
+    shapes: list[tuple[int, int, int]] = [(3, *size)]
     weights = find_weights(about)
     if weights is not None:
         if weights.sha256 != about["weights_sha256"]:
@@ -64,7 +65,7 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
         backbone = construct(
             about["backbone"], "backbone", levels=levels, weights=weights.file, precision=about["precision"]
         ).to(device)
-        network, shapes = {"backbone": backbone}, backbone.shapes(about["input"]["crop"] or about["input"]["resize"])
+        network, shapes = {"backbone": backbone}, backbone.shapes(size)
     method = construct(about["method"], "method", **network)
     method.build(shapes)
     method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))

@@ -54,6 +54,11 @@ class Setup:
         file = None if weights is None else weights.file
         return construct(self.config["backbone"], "backbone", levels=self.config["method"]["levels"], weights=file)
 
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(C, h, w) of what `build` is told of the contract's images."""
+        return [(3, SIDE, SIDE)] if self.network is None else self.network.shapes((SIDE, SIDE))
+
     def new(self) -> Any:
         """A fresh method."""
         network = {} if self.network is None else {"backbone": self.network}
@@ -157,9 +162,8 @@ def check_score_before_fit(setup: Setup) -> None:
 def check_saved_and_loaded(setup: Setup) -> None:
     from safetensors.torch import load_file, save_file
 
-    shapes = [] if setup.network is None else setup.network.shapes((SIDE, SIDE))
     loaded = setup.new()
-    loaded.build(shapes)
+    loaded.build(setup.shapes)
     with tempfile.TemporaryDirectory() as folder:
         save_file({name: value.contiguous() for name, value in setup.one.state_dict().items()}, f"{folder}/model")
         loaded.load_state_dict(load_file(f"{folder}/model"))
@@ -170,7 +174,7 @@ def check_counts_without_data(setup: Setup) -> None:
     """`build` on the meta device has the parameters of the fitted method."""
     method = setup.new()
     with torch.device("meta"):
-        method.build([] if setup.network is None else setup.network.shapes((SIDE, SIDE)))
+        method.build(setup.shapes)
     count = sum(parameter.numel() for parameter in method.parameters())
     assert count == sum(parameter.numel() for parameter in setup.one.parameters())
 

@@ -75,7 +75,7 @@ class Evaluator:
             speed.stopwatch(self.device) as elapsed,
         ):
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
-            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint))
+            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint, job.task.group))
         return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})})
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:

@@ -74,12 +74,15 @@ class Method(Protocol):
     """A method is a torch.nn.Module with these three; nothing else stands above it.
 
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
-    saved. The backbone is given to its constructor and is no submodule. Numbers in an attribute `facts` (a dict), if
-    it has one, go to the record's `cost`.
+    saved. The backbone is given to its constructor and is no submodule. An attribute `facts` (a dict), if it has one,
+    goes to the record's `cost`; one named `resolved` replaces arguments of the constructor in a saved model.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights."""
+        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
+
+        A method without a backbone is given the (3, H, W) of the images.
+        """
 
     def fit(self, normals: Normals) -> None:
         """Learn from normal training images only; a second call forgets the first."""
@@ -115,6 +118,7 @@ class Normals:
         advance: called with the number of images after each batch (a progress bar).
         stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
         checkpoint: the file in which an unfinished training is kept; None: nowhere.
+        group: the task's, such as "textures"; None: it has none.
     """
 
     def __init__(
@@ -125,8 +129,9 @@ class Normals:
         advance: Advance = unseen,
         stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
         checkpoint: Path | None = None,
+        group: str | None = None,
     ) -> None:
-        self.name, self.pixels, self.device = name, pixels, device
+        self.name, self.pixels, self.device, self.group = name, pixels, device, group
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
     def __len__(self) -> int:
@@ -181,7 +186,9 @@ class Normals:
 
     def part(self, chosen: NDArray[np.intp]) -> Normals:
         """Some of the images, by their numbers."""
-        return Normals(self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint)
+        return Normals(
+            self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint, self.group
+        )
 
 
 class Kept:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,16 @@ class Epoch:
         """The numbers of all `count` images in random order, `batch` at a time; the last batch may be smaller."""
         yield from torch.split(torch.randperm(count, generator=self.generator), batch)
 
-    def step(self, loss: Tensor) -> None:
-        """One step of the optimiser down the gradient of a () loss."""
+    def step(self, losses: Tensor | Iterable[Tensor]) -> None:
+        """One step of the optimiser down the gradient of a () loss, or of the sum of several, one after the other."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            loss.backward()
+            self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
         if self.clip is not None:
             parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimiser.step()
-        self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
         self.steps += 1
 
     @property
