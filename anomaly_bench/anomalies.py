@@ -42,7 +42,7 @@ def simulate(image: Tensor, texture: Texture) -> tuple[Tensor, Tensor]:
     opacity = 1 - 0.8 * torch.rand(())  # of the texture: 0.2 to 1
     foreign = augment(texture(size)).float() / 255
     blended = opacity * foreign + (1 - opacity) * image
-    return torch.where(mask, blended, image), mask
+    return torch.where(mask, blended.to(image), image), mask
 
 
 def perlin_mask(size: tuple[int, int]) -> Tensor:

@@ -77,15 +77,15 @@ def gradients(accumulate):
     torch.manual_seed(3)
     method = small(accumulate=accumulate)
     method.build([(3, 32, 32)])
-    method.eval()  # without batch normalisation the parts add up to the whole
+    method.double().eval()  # without batch normalisation the parts add up to the whole
     torch.manual_seed(4)
-    for loss in method.losses(torch.rand(5, 3, 32, 32)):
+    for loss in method.losses(torch.rand(5, 3, 32, 32, dtype=torch.float64)):
         loss.backward()
     return [parameter.grad for parameter in method.parameters()]
 
 
 def test_parts_of_a_batch_have_the_gradient_of_the_whole_but_for_batch_normalisation():
-    torch.testing.assert_close(gradients(1), gradients(3), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients(1), gradients(3))
 
 
 def test_too_many_parts():
@@ -106,8 +106,8 @@ def plain(count, side=32):
 
 def test_the_loss_falls():
     torch.manual_seed(0)
-    method = small(epochs=12, lr=2e-3, batch=4)
-    method.fit(Normals("waves", plain(12)))
+    method = small(epochs=8, lr=5e-3, batch=4)
+    method.fit(Normals("waves", plain(8)))
     losses = method.facts["losses"]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
     assert method.facts["anomaly_source"] == "generated"

@@ -100,11 +100,14 @@ class DRAEM(nn.Module):
     def losses(self, images: Tensor) -> Iterator[Tensor]:
         """The parts () of a batch's loss (equation 6); each is to be gone back through before the next is made."""
         for part in torch.tensor_split(images, min(self.accumulate, len(images))):
-            clean = torch.stack([turned(image) for image in part.cpu()])
-            pairs = [anomalies.simulate(image, self.texture) for image in clean]
-            dirty = torch.stack([image for image, _ in pairs]).to(images)
-            mask = torch.stack([mask for _, mask in pairs]).to(images.device)
-            yield self.loss(clean.to(images), dirty, mask) * len(part) / len(images)
+            drawn = [self.draw(image) for image in part.cpu()]
+            clean, dirty, mask = (torch.stack(each).to(images.device) for each in zip(*drawn, strict=True))
+            yield self.loss(clean, dirty, mask) * len(part) / len(images)
+
+    def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A (3, H, W) image, turned in some cases; the same with an anomaly in some; the anomaly's (H, W) mask."""
+        clean = turned(image)
+        return clean, *anomalies.simulate(clean, self.texture)
 
     def loss(self, clean: Tensor, dirty: Tensor, mask: Tensor) -> Tensor:
         """Squared error and dissimilarity of the reconstruction (equation 2), focal loss of the map (equation 5).
