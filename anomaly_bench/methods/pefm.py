@@ -60,7 +60,7 @@ class PEFM(nn.Module):
         first, second = halves(shapes)
         if [shape[1:] for shape in first] != [shape[1:] for shape in second]:
             raise UsageError(
-                f"method=pefm compares two networks, level by level; found the grids {[shape[1:] for shape in shapes]}; "
+                f"method=pefm compares two networks by level; found the grids {[shape[1:] for shape in shapes]}; "
                 "expected two networks with the same grids: backbone=r34_r50 or backbone=lite0_lite1"
             )
         pairs = [(a[0], b[0]) for a, b in zip(first, second, strict=True)]
