@@ -85,7 +85,7 @@ class CSFlow(nn.Module):
             UsageError: a size whose feature grid cannot be halved twice.
         """
         kept = normals.kept(self.scales, self.batch)
-        self.build(kept.shapes[:1])
+        self.build(kept.shapes[: len(kept.shapes) // SCALES])  # the largest scale's
         self.to(normals.device)
         optimiser = torch.optim.Adam(
             self.parameters(), self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True

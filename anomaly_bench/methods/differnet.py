@@ -111,7 +111,7 @@ class DifferNet(nn.Module):
         angles = torch.arange(self.views, device=images.device) * (360 / self.views)
         total = torch.zeros(len(images), device=images.device)
         for some in torch.split(angles, max(1, AT_ONCE // len(images))):
-            turned = ops.rotate(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
+            turned = ops.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
             (z,), _ = self.flow([self.vectors(turned)])
             total += z.square().mean(dim=1).view(len(some), len(images)).sum(dim=0)
         return Scores(total / self.views, None)
@@ -129,20 +129,21 @@ class DifferNet(nn.Module):
         return torch.cat([level.mean(dim=(2, 3)) for scale in scales for level in self.backbone(scale)], dim=1)
 
     def random_views(self, images: Tensor) -> list[Tensor]:
-        """(B, train_views, D), in a list: the vectors of random rotations."""
+        """The vectors of random rotations, as one level of `train_views` x 1 positions: (B, D, train_views, 1)."""
         angles = 360 * torch.rand(self.train_views, len(images))
-        return [torch.stack([self.vectors(ops.rotate(images, each)) for each in angles], dim=1)]
+        return [torch.stack([self.vectors(ops.rotate_images(images, each)) for each in angles], dim=2)[..., None]]
 
     def drawn(self, kept: Tensor, epoch: Epoch) -> Tensor:
-        """Of (B, train_views, D) kept vectors, `per_image` of each image: (B * per_image, D)."""
+        """Of (B, D, train_views, 1) kept vectors, `per_image` of each image: (B * per_image, D)."""
         picked = torch.randint(self.train_views, (len(kept), self.per_image), generator=epoch.generator)
-        return kept.take_along_dim(picked.to(kept.device)[..., None], dim=1).flatten(0, 1)
+        vectors = kept[..., 0].transpose(1, 2)  # (B, train_views, D)
+        return vectors.take_along_dim(picked.to(kept.device)[..., None], dim=1).flatten(0, 1)
 
     def turned(self, normals: Normals, chosen: Tensor, epoch: Epoch) -> Tensor:
         """The vectors (B * per_image, D) of new rotations of the chosen images."""
         images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
         angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
-        return torch.cat([self.vectors(ops.rotate(images, each)) for each in angles])
+        return torch.cat([self.vectors(ops.rotate_images(images, each)) for each in angles])
 
     def check(self, normals: Normals) -> None:
         """Raise UsageError where the network's pools leave nothing of the smallest scale."""
