@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anomaly_bench import ops
 from anomaly_bench.contract import Setup, pictures
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.pefm import PEFM
@@ -29,19 +30,6 @@ def fit(method):
 @pytest.fixture(scope="module")
 def method():
     return fit(PEFM(networks, [6, 5], epochs=8))
-
-
-def code(channels, height, width):
-    """The position code, number by number."""
-    found = np.empty((channels, height, width))
-    for channel in range(channels):
-        within = channel % (channels // 2)
-        frequency = 1 / 10000 ** ((within - within % 2) / (channels // 2))
-        for row in range(height):
-            for column in range(width):
-                place = column if channel < channels // 2 else row
-                found[channel, row, column] = (np.sin if within % 2 == 0 else np.cos)(frequency * place)
-    return found
 
 
 def slow(network, x, training):
@@ -68,7 +56,8 @@ def errors(method, pixels, training=False):
         targets, given = [], []
         for features in (first, second):
             targets.append(features.transpose(0, 2, 3, 1))
-            given.append((features + code(*features.shape[1:])).transpose(0, 2, 3, 1).reshape(-1, features.shape[1]))
+            code = ops.position_code(*features.shape[1:]).double().numpy()
+            given.append((features + code).transpose(0, 2, 3, 1).reshape(-1, features.shape[1]))
         of_second = slow([*p.encode_first, p.shared, *p.decode_second], given[0], training)
         of_first = slow([*p.encode_second, p.shared, *p.decode_first], given[1], training)
         found.append(
