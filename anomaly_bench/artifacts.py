@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from torch import nn
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct, find_weights
+from anomaly_bench.jobs import Job, construct, find_weights, make_backbone
 from anomaly_bench.protocol import Image
 from anomaly_bench.records import legal, write_atomically
 
@@ -37,7 +37,7 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     about = {
         "method": {**job.config["method"], **getattr(method, "resolved", {})},
         "backbone": job.config["backbone"],
-        "weights_sha256": None if job.weights is None else job.weights.sha256,
+        "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
         "precision": job.settings.precision,
         "input": job.settings.input,
     }
@@ -54,18 +54,16 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
     if not (folder / "model.yaml").is_file():
         raise UsageError(f"{folder}: no model.yaml; expected a folder that save_model=true has written")
     about: Any = OmegaConf.to_container(OmegaConf.load(folder / "model.yaml"))
+    weights = find_weights(about)
+    for name, fitted in about["weights_sha256"].items():
+        if weights[name].sha256 != fitted:
+            raise UsageError(f"{folder}: fitted on {name}'s weights {fitted[:12]}, found {weights[name].sha256[:12]}")
+    backbone = make_backbone(about, weights, about["precision"])
     network: dict[str, Any] = {}
     size = about["input"]["crop"] or about["input"]["resize"]
     shapes: list[tuple[int, int, int]] = [(3, *size)]
-    weights = find_weights(about)
-    if weights is not None:
-        if weights.sha256 != about["weights_sha256"]:
-            raise UsageError(f"{folder}: fitted on weights {about['weights_sha256'][:12]}, found {weights.sha256[:12]}")
-        levels = about["method"]["levels"]
-        backbone = construct(
-            about["backbone"], "backbone", levels=levels, weights=weights.file, precision=about["precision"]
-        ).to(device)
-        network, shapes = {"backbone": backbone}, backbone.shapes(size)
+    if backbone is not None:
+        network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
     method = construct(about["method"], "method", **network)
     method.build(shapes)
     method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))

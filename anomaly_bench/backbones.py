@@ -164,6 +164,27 @@ class Student(nn.Module):
         return levels
 
 
+class Networks:
+    """Several backbones on the same images, as one: the levels of the first, then those of the second, and so on."""
+
+    def __init__(self, networks: Sequence[Backbone]) -> None:
+        self.networks = networks
+
+    def to(self, device: torch.device | str) -> Networks:
+        """Move in place."""
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) images in [0, 1] -> one float32 (B, C, h, w) per network and level."""
+        return [level for network in self.networks for level in network(images)]
+
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each network and level for (H, W) images."""
+        return [shape for network in self.networks for shape in network.shapes(size)]
+
+
 def create(network: str, options: Mapping[str, Any]) -> Any:
     """The whole network with random weights."""
     library, _, name = network.rpartition(".")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from anomaly_bench.cli import compose
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.jobs import construct, find_weights
+from anomaly_bench.jobs import construct, find_weights, make_backbone
 from anomaly_bench.protocol import Normals, Scores, to_tensor
 
 SIDE, TRAINING, BATCH = 64, 24, 4  # pixels, images, images
@@ -50,9 +50,7 @@ class Setup:
     def network(self) -> Any:
         if not self.config["method"].get("uses_backbone", True):
             return None
-        weights = find_weights(self.config)
-        file = None if weights is None else weights.file
-        return construct(self.config["backbone"], "backbone", levels=self.config["method"]["levels"], weights=file)
+        return make_backbone(self.config, find_weights(self.config))
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:

@@ -8,7 +8,6 @@ import platform
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from anomaly_bench import artifacts, metrics, speed
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct
+from anomaly_bench.jobs import Job, construct, make_backbone
 from anomaly_bench.protocol import Image, Method, Normals, Outcome, to_tensor
 from anomaly_bench.records import Record
+from anomaly_bench.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,18 @@ class Fitted:
 class Evaluator:
     """Evaluates jobs of one configuration on one device; the frozen backbone is made once for all of them."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Path | None, settings: Settings, reporter: Reporter) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
+    ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
         torch.set_num_threads(settings.threads)
         keep_freed_memory()
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         torch.backends.cudnn.deterministic = True
         self.device = find_device(speed.device_kind(settings.device))
-        self.backbone = None
-        if config["backbone"] is not None:
-            levels = config["method"]["levels"]
-            self.backbone = construct(
-                config["backbone"], "backbone", levels=levels, weights=weights, precision=settings.precision
-            ).to(self.device)
+        self.backbone = make_backbone(config, weights, settings.precision)
+        if self.backbone is not None:
+            self.backbone.to(self.device)
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
