@@ -76,8 +76,8 @@ class Method(Protocol):
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
     saved. The backbone is given to its constructor and is no submodule. An attribute `facts` (a dict), if it has one,
     goes to the record's `cost`; one named `resolved` replaces arguments of the constructor in a saved model. Where its
-    YAML has the key `oracle`, a method also has `oracle(images)`: with oracle=true it is given all batches of a test set
-    before that is scored, to choose on them what its paper chose.
+    YAML has the key `oracle`, a method also has `oracle(images)`: with oracle=true it is given all batches of a test
+    set before that is scored, to choose on them what its paper chose.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
