@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct, find_weights
+from anomaly_bench.jobs import Job, construct, find_weights, make_backbone
 from anomaly_bench.records import write_atomically
 
 
@@ -28,9 +28,9 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what `load_model` needs besides)."""
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
     about = {
-        "method": job.config["method"],
+        "method": {**job.config["method"], **getattr(method, "resolved", {})},
         "backbone": job.config["backbone"],
-        "weights_sha256": None if job.weights is None else job.weights.sha256,
+        "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
         "precision": job.settings.precision,
         "input": job.settings.input,
     }
@@ -47,17 +47,16 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
     if not (folder / "model.yaml").is_file():
         raise UsageError(f"{folder}: no model.yaml; expected a folder that save_model=true has written")
     about: Any = OmegaConf.to_container(OmegaConf.load(folder / "model.yaml"))
-    network: dict[str, Any] = {}
-    shapes: list[tuple[int, int, int]] = []
     weights = find_weights(about)
-    if weights is not None:
-        if weights.sha256 != about["weights_sha256"]:
-            raise UsageError(f"{folder}: fitted on weights {about['weights_sha256'][:12]}, found {weights.sha256[:12]}")
-        levels = about["method"]["levels"]
-        backbone = construct(
-            about["backbone"], "backbone", levels=levels, weights=weights.file, precision=about["precision"]
-        ).to(device)
-        network, shapes = {"backbone": backbone}, backbone.shapes(about["input"]["crop"] or about["input"]["resize"])
+    for name, fitted in about["weights_sha256"].items():
+        if weights[name].sha256 != fitted:
+            raise UsageError(f"{folder}: fitted on {name}'s weights {fitted[:12]}, found {weights[name].sha256[:12]}")
+    backbone = make_backbone(about, weights, about["precision"])
+    network: dict[str, Any] = {}
+    size = about["input"]["crop"] or about["input"]["resize"]
+    shapes: list[tuple[int, int, int]] = [(3, *size)]
+    if backbone is not None:
+        network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
     method = construct(about["method"], "method", **network)
     method.build(shapes)
     method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))

@@ -36,6 +36,7 @@ class Backbone:
         weights: a state dict's file (safetensors, or torch's read with weights_only=True); None: random, seed 0.
         precision: "fp32", or "bf16" / "fp16" for autocast; features are float32 all the same.
         options: further arguments of the architecture.
+        norm: path of a module that every level goes through when it is read: a transformer's last normalisation.
 
     Raises:
         UsageError: no such network, module or level; weights of another network.
@@ -51,20 +52,21 @@ class Backbone:
         weights: Path | None = None,
         precision: str = "fp32",
         options: Mapping[str, Any] | None = None,
+        norm: str | None = None,
     ) -> None:
-        self.network_name, self.precision = network, precision
+        self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.network = create(network, options or {})
+            self.network = create(network, self.options)
         if weights is not None:
             load_weights(self.network, read_weights(weights), weights)
         self.paths = find_levels(self.network, modules, levels)
+        last = nn.Identity() if norm is None else find_module(self.network, norm, f"backbone.norm={norm}")
         cut(self.network, self.paths)
+        self.network.add_module("norm_of_levels", last)
         fold_batch_norm(self.network.eval())
-        self.outputs: dict[str, Tensor] = {}  # path -> output, while the network runs
-        for path in self.paths:
-            self.network.get_submodule(path).register_forward_hook(functools.partial(keep, self.outputs, path))
+        self.outputs = listen(self.network, self.paths, last)
         self.network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Backbone:
@@ -98,6 +100,12 @@ class Backbone:
         levels = self.read(forward, torch.empty(1, 3, *size, device="meta"))
         return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
 
+    def trainable_copy(self) -> Student:
+        """The same architecture, cut at the same level, with new random weights; it learns, and takes CNNs only."""
+        network = create(self.network_name, self.options)
+        cut(network, self.paths)
+        return Student(network, self.paths, self.mean, self.std)
+
     def read(self, forward: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """The levels' outputs of one pass; a transformer's tokens as a (B, C, h, w) grid, without class tokens."""
         grid = self.grid(images.shape[-2], images.shape[-1])
@@ -129,6 +137,54 @@ class Backbone:
         return height // rows, width // columns
 
 
+class Student(nn.Module):
+    """A network that is read at the levels of a backbone, and learns.
+
+    Args:
+        network: the architecture of the backbone, cut after the last of `paths`.
+        paths: of the modules whose outputs are the levels.
+        mean, std: (3, 1, 1) of images in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, paths: Sequence[str], mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network, self.paths = network, paths
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.outputs = listen(network, paths, nn.Identity())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) images in [0, 1] -> one (B, C, h, w) per level."""
+        self.network((images - self.mean) / self.std)
+        levels = [self.outputs[path] for path in self.paths]
+        self.outputs.clear()
+        return levels
+
+
+class Networks:
+    """Several backbones on the same images, as one: the levels of the first, then those of the second, and so on."""
+
+    def __init__(self, networks: Sequence[Backbone]) -> None:
+        self.networks = networks
+
+    def to(self, device: torch.device | str) -> Networks:
+        """Move in place."""
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) images in [0, 1] -> one float32 (B, C, h, w) per network and level."""
+        return [level for network in self.networks for level in network(images)]
+
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each network and level for (H, W) images."""
+        return [shape for network in self.networks for shape in network.shapes(size)]
+
+
 def create(network: str, options: Mapping[str, Any]) -> Any:
     """The whole network with random weights."""
     library, _, name = network.rpartition(".")
@@ -157,11 +213,16 @@ def find_levels(network: nn.Module, modules: Mapping[str, str] | str, levels: Se
     for name in names:
         if name not in modules:
             raise UsageError(f"method.levels: no level {name} in {type(network).__name__}; it has {known}")
-        try:
-            network.get_submodule(modules[name])
-        except AttributeError as error:
-            raise UsageError(f"backbone.modules.{name}={modules[name]}: {error}") from error
+        find_module(network, modules[name], f"backbone.modules.{name}={modules[name]}")
     return [modules[name] for name in names]
+
+
+def find_module(network: nn.Module, path: str, key: str) -> nn.Module:
+    """The module at a path of the network; `key` is what the error names."""
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        raise UsageError(f"{key}: {error}") from error
 
 
 def cut(network: nn.Module, paths: Sequence[str]) -> None:
@@ -202,9 +263,19 @@ def to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
     return patches.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
 
 
-def keep(outputs: dict[str, Tensor], path: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+def listen(network: nn.Module, paths: Sequence[str], norm: nn.Module) -> dict[str, Tensor]:
+    """A dict that the outputs of some modules, put through `norm`, appear in whenever the network runs, by path."""
+    outputs: dict[str, Tensor] = {}
+    for path in paths:
+        network.get_submodule(path).register_forward_hook(functools.partial(keep, outputs, path, norm))
+    return outputs
+
+
+def keep(
+    outputs: dict[str, Tensor], path: str, norm: nn.Module, module: nn.Module, inputs: Any, output: Tensor
+) -> None:
     """A forward hook."""
-    outputs[path] = output
+    outputs[path] = norm(output)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from anomaly_bench.data.check import examine
 from anomaly_bench.data.mvtec import Dataset, shorten
 from anomaly_bench.errors import NotFittedError
 from anomaly_bench.evaluation import compute_exactly
-from anomaly_bench.jobs import construct, find_weights
+from anomaly_bench.jobs import construct, find_weights, make_backbone
 from anomaly_bench.protocol import Image, Normals, Scores, to_tensor
 
 TRAINING, BATCH = 24, 4  # images
@@ -67,16 +67,13 @@ class Setup:
         if not self.config["method"].get("uses_backbone", True):
             return None
         compute_exactly()
-        weights = find_weights(self.config)
-        file = None if weights is None else weights.file
-        levels, precision = self.config["method"]["levels"], self.config["precision"]
-        made = construct(self.config["backbone"], "backbone", levels=levels, weights=file, precision=precision)
-        return made.to(self.device)
+        return make_backbone(self.config, find_weights(self.config), self.config["precision"]).to(self.device)
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each level that the method reads."""
-        return [] if self.network is None else list(self.network.shapes((self.side, self.side)))
+        """(C, h, w) of what `build` is told of the contract's images."""
+        size = (self.side, self.side)
+        return [(3, *size)] if self.network is None else list(self.network.shapes(size))
 
     def new(self) -> Any:
         """A fresh method."""

@@ -6,16 +6,15 @@ import contextlib
 import ctypes
 import platform
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import anomaly_bench
 from anomaly_bench import artifacts, gallery, metrics, speed
@@ -23,9 +22,10 @@ from anomaly_bench.backbones import PRECISIONS
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct
+from anomaly_bench.jobs import Job, construct, make_backbone
 from anomaly_bench.protocol import Image, Method, Normals, Outcome, to_tensor
 from anomaly_bench.records import Record
+from anomaly_bench.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,18 @@ class Fitted:
 class Evaluator:
     """Evaluates jobs of one configuration on one device; the frozen backbone is made once for all of them."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Path | None, settings: Settings, reporter: Reporter) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
+    ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
         torch.set_num_threads(settings.threads)
         keep_freed_memory()
         compute_exactly()
         self.device = find_device(speed.device_kind(settings.device))
         require_precision(self.device, settings.precision)
-        self.backbone = None
-        if config["backbone"] is not None:
-            levels = config["method"]["levels"]
-            self.backbone = construct(
-                config["backbone"], "backbone", levels=levels, weights=weights, precision=settings.precision
-            ).to(self.device)
+        self.backbone = make_backbone(config, weights, settings.precision)
+        if self.backbone is not None:
+            self.backbone.to(self.device)
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
@@ -77,13 +76,15 @@ class Evaluator:
             speed.stopwatch(self.device) as elapsed,
         ):
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
-            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint))
+            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint, job.task.group))
         return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})})
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
         """Score one test set and make its record."""
         images = job.task.tests[test]
         pixels = self.pixels(job, images, "test")
+        if self.settings.oracle:
+            fitted.method.oracle(self.batches(pixels))
         with speed.stopwatch(self.device) as elapsed:
             scores, maps = self.score(fitted.method, pixels, job.task.name)
         cost = {**fitted.cost, "score_s": elapsed()}
@@ -119,15 +120,19 @@ class Evaluator:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""
         scores, maps = [], []
-        step = self.settings.batch_size
         with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance, torch.no_grad():
-            for start in range(0, len(pixels), step):
-                result = method.score(to_tensor(pixels[start : start + step], self.device))
+            for images in self.batches(pixels):
+                result = method.score(images)
                 scores.append(result.image.float().cpu().numpy())
                 if result.map is not None:
                     maps.append(result.map.float().cpu().numpy())
                 advance(len(scores[-1]))
         return np.concatenate(scores), np.concatenate(maps) if maps else None
+
+    def batches(self, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """(B, 3, H, W) of `batch_size` images each, on the device."""
+        for start in range(0, len(pixels), self.settings.batch_size):
+            yield to_tensor(pixels[start : start + self.settings.batch_size], self.device)
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
         """Fit again, with the same result, and add a speed entry of this machine to each record."""

@@ -21,7 +21,7 @@ from anomaly_bench.protocol import Image, Task
 from anomaly_bench.records import Record, digest
 from anomaly_bench.weights import Weights, resolve
 
-RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights")  # of a YAML, not of a constructor
+RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights", "oracle")  # of a YAML, not of a constructor
 
 
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +53,7 @@ class Job:
 
     Attributes:
         config: the resolved configuration; its backbone is None for an image-space method.
+        weights: of each of the backbone's networks, by its name.
         digests: (size, sha256) of every file of the task.
     """
 
@@ -60,7 +61,7 @@ class Job:
     settings: Settings
     dataset: Dataset
     task: Task
-    weights: Weights | None
+    weights: Mapping[str, Weights]
     digests: Mapping[Path, tuple[int, str]] = field(repr=False)
 
     def fingerprint(self, test: str) -> str:
@@ -73,7 +74,7 @@ class Job:
                 "fit": [self.identity(image) for image in self.task.fit],
                 "test": [self.identity(image) for image in self.task.tests[test]],
                 "method": {**method, "about": {"revision": method["about"]["revision"]}},
-                "backbone": None if backbone is None else {**self.network_read(), **self.network_identity()},
+                "backbone": None if backbone is None else self.network(backbone, method.get("levels")),
                 "input": self.settings.input,
                 "protocol": self.settings.protocol,
                 "oracle": self.settings.oracle,
@@ -86,18 +87,18 @@ class Job:
         mask = None if image.mask is None else self.digests[image.mask]
         return [image.file, image.defect, *self.digests[image.path], mask]
 
-    def network_read(self) -> dict[str, Any]:
-        """The backbone's arguments; of its named modules those that the method reads."""
-        read = arguments(self.config["backbone"])
-        levels = self.config["method"].get("levels")
-        if isinstance(levels, list) and isinstance(read.get("modules"), Mapping):
-            names = {str(level) for level in levels}
-            read["modules"] = {level: module for level, module in read["modules"].items() if str(level) in names}
-        return read
+    def network(self, node: Mapping[str, Any], levels: Any = "all") -> dict[str, Any]:
+        """A backbone's arguments, revision and the hash of its weights, or those of each of its networks.
 
-    def network_identity(self) -> dict[str, Any]:
-        weights = None if self.weights is None else self.weights.sha256
-        return {"weights": weights, "revision": self.config["backbone"]["about"]["revision"]}
+        Of named modules only those of the `levels` that are read are told.
+        """
+        told = {**arguments(node), "revision": node["about"]["revision"]}
+        if "networks" in node:
+            return {**told, "networks": {name: self.network(part, levels) for name, part in node["networks"].items()}}
+        if isinstance(levels, list) and isinstance(told.get("modules"), Mapping):
+            names = {str(level) for level in levels}
+            told["modules"] = {level: module for level, module in told["modules"].items() if str(level) in names}
+        return {**told, "weights": self.weights[node["name"]].sha256}
 
     def speed_key(self, device: str) -> dict[str, Any]:
         """What a speed entry is told apart by: the device's name and how it was used."""
@@ -136,7 +137,7 @@ class Job:
     def record(self, test: str) -> Record:
         """The record as far as it is known before the work: who, what, with which settings."""
         method, backbone = self.config["method"], self.config["backbone"]
-        network = None if backbone is None else {**arguments(backbone), **self.network_identity()}
+        network = None if backbone is None else self.network(backbone)
         tested = self.task.tests[test]
         return Record(
             fingerprint=self.fingerprint(test),
@@ -202,7 +203,7 @@ def selected(dataset: Dataset, wanted: list[str]) -> list[str]:
 
 
 def make_job(
-    config: Mapping[str, Any], settings: Settings, dataset: Dataset, category: str, weights: Weights | None
+    config: Mapping[str, Any], settings: Settings, dataset: Dataset, category: str, weights: Mapping[str, Weights]
 ) -> Job:
     """List and hash one category's files.
 
@@ -215,9 +216,29 @@ def make_job(
     return Job(config, settings, dataset, task, weights, store.file_digests(paths, dataset.folder(category)))
 
 
-def find_weights(config: Mapping[str, Any]) -> Weights | None:
-    """The weights of the configured backbone; None for an image-space method."""
-    backbone = config["backbone"]
+def networks(backbone: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The networks that a backbone is made of, by their names: mostly itself; none for an image-space method."""
     if backbone is None:
-        return None
-    return resolve(backbone["name"], str(backbone["weights"]), backbone["about"].get("pretrained", {}))
+        return {}
+    found: dict[str, Mapping[str, Any]] = backbone.get("networks", {backbone["name"]: backbone})
+    return found
+
+
+def find_weights(config: Mapping[str, Any]) -> dict[str, Weights]:
+    """The weights of each network of the configured backbone, by its name; none for an image-space method."""
+    return {
+        name: resolve(name, str(node["weights"]), node["about"].get("pretrained", {}))
+        for name, node in networks(config["backbone"]).items()
+    }
+
+
+def make_backbone(config: Mapping[str, Any], weights: Mapping[str, Weights], precision: str = "fp32") -> Any:
+    """The configured backbone, read at the method's levels; None for an image-space method. This imports torch."""
+    backbone, levels = config["backbone"], config["method"].get("levels")
+    made = [
+        construct(node, "backbone", levels=levels, weights=weights[name].file, precision=precision)
+        for name, node in networks(backbone).items()
+    ]
+    if backbone is None or "networks" not in backbone:
+        return made[0] if made else None
+    return construct(backbone, "backbone", networks=made)

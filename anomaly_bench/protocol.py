@@ -74,12 +74,17 @@ class Method(Protocol):
     """A method is a torch.nn.Module with these three; nothing else stands above it.
 
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
-    saved. The backbone is given to its constructor and is no submodule. Numbers in an attribute `facts` (a dict), if
-    it has one, go to the record's `cost`.
+    saved. The backbone is given to its constructor and is no submodule. An attribute `facts` (a dict), if it has one,
+    goes to the record's `cost`; one named `resolved` replaces arguments of the constructor in a saved model. Where its
+    YAML has the key `oracle`, a method also has `oracle(images)`: with oracle=true it is given all batches of a test
+    set before that is scored, to choose on them what its paper chose.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights."""
+        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
+
+        A method without a backbone is given the (3, H, W) of the images.
+        """
 
     def fit(self, normals: Normals) -> None:
         """Learn from normal training images only; a second call forgets the first."""
@@ -115,6 +120,7 @@ class Normals:
         advance: called with the number of images after each batch (a progress bar).
         stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
         checkpoint: the file in which an unfinished training is kept; None: nowhere.
+        group: the task's, such as "textures"; None: it has none.
     """
 
     def __init__(
@@ -125,8 +131,9 @@ class Normals:
         advance: Advance = unseen,
         stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
         checkpoint: Path | None = None,
+        group: str | None = None,
     ) -> None:
-        self.name, self.pixels, self.device = name, pixels, device
+        self.name, self.pixels, self.device, self.group = name, pixels, device, group
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
     def __len__(self) -> int:
@@ -143,6 +150,10 @@ class Normals:
             images = to_tensor(self.pixels[start : start + batch], self.device)
             yield images if transform is None else transform(images)
             self.advance(min(batch, len(self) - start))
+
+    def chosen(self, numbers: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1]: the images of these numbers (B,)."""
+        return to_tensor(self.pixels[numbers.numpy()], self.device)
 
     def features(self, backbone: Features, batch: int, transform: Transform | None = None) -> Iterator[list[Tensor]]:
         """Each batch of `images` passed once through a frozen backbone."""
@@ -177,11 +188,13 @@ class Normals:
 
     def part(self, chosen: NDArray[np.intp]) -> Normals:
         """Some of the images, by their numbers."""
-        return Normals(self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint)
+        return Normals(
+            self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint, self.group
+        )
 
 
 class Kept:
-    """Features (N, C, h, w) of each level, in memory or, where they are large, in a temporary file.
+    """Features (N, C, h, w) of each level, channels last, in memory or, where they are large, in a temporary file.
 
     Args:
         shapes: (N, C, h, w) of each level.
@@ -194,12 +207,14 @@ class Kept:
         import torch
 
         self.device = device
-        if 4 * sum(int(np.prod(shape)) for shape in shapes) <= self.LARGE:
-            self.levels = [torch.empty(shape) for shape in shapes]
+        lying = [(count, height, width, channels) for count, channels, height, width in shapes]
+        if 4 * sum(int(np.prod(shape)) for shape in lying) <= self.LARGE:
+            levels = [torch.empty(shape) for shape in lying]
         else:
-            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in shapes]  # noqa: SIM115 (the map holds it)
-            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, shapes, strict=True)]
-            self.levels = [torch.from_numpy(array) for array in maps]
+            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in lying]  # noqa: SIM115 (the map holds it)
+            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, lying, strict=True)]
+            levels = [torch.from_numpy(array) for array in maps]
+        self.levels = [level.permute(0, 3, 1, 2) for level in levels]
 
     def __len__(self) -> int:
         return len(self.levels[0])
@@ -210,7 +225,7 @@ class Kept:
         return [(level.shape[1], level.shape[2], level.shape[3]) for level in self.levels]
 
     def __getitem__(self, chosen: Tensor | slice) -> list[Tensor]:
-        """The levels (B, C, h, w) of some images, by their numbers."""
+        """The levels (B, C, h, w), channels last, of some images, by their numbers."""
         return [level[chosen].to(self.device) for level in self.levels]
 
 

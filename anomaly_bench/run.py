@@ -58,8 +58,7 @@ class Runner:
             try:
                 from anomaly_bench.evaluation import Evaluator
 
-                file = None if self.weights is None else self.weights.file
-                self._evaluator = Evaluator(self.config, file, self.settings, self.reporter)
+                self._evaluator = Evaluator(self.config, self.weights, self.settings, self.reporter)
             finally:
                 gc.enable()
         return self._evaluator

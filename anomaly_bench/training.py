@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,16 @@ class Epoch:
         """The numbers of all `count` images in random order, `batch` at a time; the last batch may be smaller."""
         yield from torch.split(torch.randperm(count, generator=self.generator), batch)
 
-    def step(self, loss: Tensor) -> None:
-        """One step of the optimiser down the gradient of a () loss."""
+    def step(self, losses: Tensor | Iterable[Tensor]) -> None:
+        """One step of the optimiser down the gradient of a () loss, or of the sum of several, one after the other."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            loss.backward()
+            self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
         if self.clip is not None:
             parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimiser.step()
-        self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
         self.steps += 1
 
     @property
@@ -71,6 +72,10 @@ class Loop:
         epochs: in all, those before a checkpoint included.
         clip: the largest norm of the gradient; None: any.
 
+    Attributes:
+        losses: the mean loss of each epoch.
+        memo: tensors and plain values that a checkpoint keeps too, such as the best weights so far.
+
     Raises:
         UsageError: less than one epoch.
     """
@@ -88,6 +93,7 @@ class Loop:
         self.module, self.optimiser, self.normals, self.epochs, self.clip = module, optimiser, normals, epochs, clip
         self.seed = torch.initial_seed()
         self.losses: list[float] = []
+        self.memo: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Epoch]:
         """Every epoch that is still to be trained.
@@ -121,10 +127,11 @@ class Loop:
             self.save(self.normals.checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write module, optimiser and losses, by one atomic rename."""
+        """Write module, optimiser, losses and memo, by one atomic rename."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        state = {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict(), "losses": self.losses}
+        state: dict[str, Any] = {"losses": self.losses, "memo": self.memo}
+        state |= {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict()}
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -142,7 +149,7 @@ class Loop:
             state = torch.load(path, map_location=self.normals.device, weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.losses = list(state["losses"])
+            self.losses, self.memo = list(state["losses"]), dict(state["memo"])
         except Exception as error:  # torch, pickle and zip raise a dozen kinds
             self.module.load_state_dict(before)
             logger.warning("%s: not a checkpoint of this training (%s); it starts anew", path, error)

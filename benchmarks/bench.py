@@ -92,8 +92,7 @@ def run_over_floor(data: Path) -> None:
 
 def process_over_peer(data: Path, peer: str, images: str) -> None:
     """(b) Whole processes, cold, on the same images and weights; anomalib as its users call it, and at its leanest."""
-    weights = find_weights(compose("config", []))
-    assert weights is not None
+    weights = find_weights(compose("config", []))["lite0"]
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomaly_bench import backbones, weights
+from anomaly_bench import artifacts, backbones, records, speed, weights
 from anomaly_bench.backbones import Backbone
 from anomaly_bench.cli import compose
-from anomaly_bench.config import choices, conf_folder
+from anomaly_bench.config import choices, conf_folder, read_settings
 from anomaly_bench.contract import Setup
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import construct
+from anomaly_bench.jobs import construct, find_weights, make_job, open_dataset
 from anomaly_bench.weights import resolve
 
-NAMES = choices("backbone", [conf_folder()])
+PAIRS = {"r34_r50": ("r34", "r50"), "lite0_lite1": ("lite0", "lite1")}
+NAMES = sorted(set(choices("backbone", [conf_folder()])) - PAIRS.keys())
 STAGES = ("stem", "0", "1", "2", "3a", "3", "4a", "4", "head")
 SMALL, LARGE = (64, 64, 128, 256, 512), (64, 256, 512, 1024, 2048)
 CHANNELS = {
@@ -141,6 +142,29 @@ def test_cut_equals_uncut(name, network, levels, reference):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "network"), [("deit_base", "deit_tiny_distilled_patch16_224"), ("cait_m48", "cait_xxs24_224")]
+)
+@torch.no_grad()
+def test_levels_through_the_last_normalisation(name, network):
+    """As timm's own reading with norm=True, for more than one block."""
+    options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
+    made = {**node(name), "network": network, "options": options, "norm": "norm"}
+    ours = construct(made, "backbone", levels=["block4", "block1"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = backbones.create(network, options).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    reference = whole.forward_intermediates(
+        (images - ours.mean) / ours.std, indices=[1, 4], norm=True, intermediates_only=True
+    )
+    for found, expected in zip(ours(images), reference[::-1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert ours.shapes((64, 64)) == [tuple(found.shape[1:]) for found in ours(images)]
+    with pytest.raises(UsageError, match=r"backbone.norm=nurm: .*nurm"):
+        construct({**made, "norm": "nurm"}, "backbone", levels=["block4"])
+
+
 def test_maps_are_float32_and_as_the_shapes_say():
     backbone = Setup("padim").network
     maps = backbone(torch.rand(2, 3, 64, 96))
@@ -148,6 +172,62 @@ def test_maps_are_float32_and_as_the_shapes_say():
     assert all(each.dtype == torch.float32 and not each.requires_grad and each.isfinite().all() for each in maps)
     assert not any(each.is_inference() for each in maps), "a method may train on them"
     assert not backbone.outputs, "nothing is held between two calls"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_networks_are_read_one_after_the_other(name):
+    setup = Setup("pefm", name, ("backbone.weights=random",))
+    with torch.device("meta"):
+        both = setup.network
+    parts = [on_meta(part, [1, 2, 3]) for part in PAIRS[name]]
+    assert both.shapes((128, 64)) == [shape for part in parts for shape in part.shapes((128, 64))]
+    assert [network.network_name for network in both.networks] == [part.network_name for part in parts]
+
+
+def test_two_networks_on_the_same_images():
+    pair = Setup("pefm", "lite0_lite1").network
+    images = torch.rand(2, 3, 64, 64)
+    levels = pair.to("cpu")(images)
+    expected = [level for network in pair.networks for level in network(images)]
+    assert [tuple(level.shape[1:]) for level in levels] == pair.shapes((64, 64))
+    assert all(map(torch.equal, levels, expected))
+
+
+def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    words = ["method=pefm", "backbone=lite0_lite1", "method.epochs=1", "method.latents=[4,4,4]", "save_model=true"]
+    words += ["dataset=folder", f"data_root={tree}", "category=cog", "input.resize=64", "batch_size=2", "gallery=0"]
+    assert command(*words, f"results={tmp_path / 'r'}")[0] == 0
+    (record,) = records.load_all(tmp_path / "r")[0]
+    told = record.config["backbone"]["networks"]
+    for name in ("lite0", "lite1"):
+        assert told[name]["weights"] == resolve(name, "pretrained", source(name)).sha256
+        assert list(told[name]["modules"]) == list(node(name)["modules"])
+        assert told[name]["revision"] == 1
+        assert not {"about", "name"} & told[name].keys()
+    assert record.speed[0]["backbone_latency_ms"] > 0
+    assert command(*words, f"results={tmp_path / 'r'}")[2].count("done before") == 1
+    folder = tmp_path / "r" / record.path.with_suffix("")
+    assert artifacts.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
+    about = folder / "model.yaml"
+    about.write_text(about.read_text().replace(told["lite1"]["weights"], "f" * 64))
+    with pytest.raises(UsageError, match=f"lite1's weights {12 * 'f'}, found {told['lite1']['weights'][:12]}"):
+        artifacts.load_model(folder)
+
+
+def test_the_weights_and_revision_of_each_network_count(tree):
+    found = set()
+    for word in ("seed=0", "backbone.weights=random", "backbone.networks.lite1.weights=random"):
+        found.add(fingerprint(tree, word))
+    assert len(found) == 3
+    assert fingerprint(tree, "backbone.networks.lite0.about.revision=2") not in found
+    assert fingerprint(tree, "backbone.networks.lite0.modules.stem=blocks.0") in found, "no level that is read"
+
+
+def fingerprint(tree, word):
+    config = compose("config", ["method=pefm", "backbone=lite0_lite1", "dataset=folder", f"data_root={tree}", word])
+    dataset = open_dataset(config["dataset"], tree)
+    return make_job(config, read_settings(config), dataset, "cog", find_weights(config)).fingerprint("test")
 
 
 def test_padim_on_efficientnet_b5():

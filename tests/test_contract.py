@@ -23,6 +23,7 @@ from anomaly_bench.contract import (
     check_is_a_method,
     check_names,
     check_no_image_is_fitted_and_tested,
+    check_planted_defect_outscores_its_twin,
     check_saved_and_loaded,
     check_shapes_and_values,
     check_strides,
@@ -34,19 +35,36 @@ from anomaly_bench.protocol import Scores
 
 METHODS = choices("method", [conf_folder()])
 BACKBONES = ("lite0", "r18")
+SLOW_LEARNERS = ("ae_ssim", "draem")  # tell a defect after hundreds of steps only
+PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
+SMALLER = {
+    "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
+    "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
+    "draem": ("method.width=4", "method.discriminative_width=4"),
+    "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
+    "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
+    "pefm": ("method.latents=[8,8,8]",),
+}
 
 
 @functools.cache
 def setup(method: str, backbone: str) -> Setup:
-    weights = () if backbone == "lite0" else ("backbone.weights=random",)
-    return Setup(method, backbone, weights)
+    words = () if backbone == "lite0" else ("backbone.weights=random",)
+    words += SMALLER.get(method, ())
+    backbone = PAIRS[backbone] if method == "pefm" else backbone
+    return Setup(method, backbone, words)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method, backbone, check):
-    check(setup(method, backbone))
+    if check is check_planted_defect_outscores_its_twin and method in SLOW_LEARNERS:
+        pytest.skip(f"{method} tells a defect after hundreds of steps only")
+    made = setup(method, backbone)
+    if backbone != BACKBONES[0] and not made.config["method"].get("uses_backbone", True):
+        pytest.skip(f"{method} uses no backbone")
+    check(made)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -64,3 +64,39 @@ def test_whitened_length_is_the_mahalanobis_distance(block_bytes):
         for b in range(2):
             difference = (tested[p, b].double() - x[p].double().mean(0)).numpy()
             assert float(found[p, b]) == pytest.approx(np.sqrt(difference @ inverse @ difference), rel=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(8, 3, 5), (24, 4, 4)])
+def test_position_code_is_sines_and_cosines_of_columns_then_rows(channels, height, width):
+    expected = np.empty((channels, height, width))
+    for channel, row, column in np.ndindex(channels, height, width):
+        half = channel % (channels // 2)
+        place = column if channel < channels // 2 else row
+        angle = place / 10000 ** (half // 2 * 2 / (channels // 2))
+        expected[channel, row, column] = np.cos(angle) if half % 2 else np.sin(angle)
+    np.testing.assert_allclose(ops.position_code(channels, height, width), expected, atol=1e-6)
+
+
+def test_position_code_of_an_odd_number_of_channels():
+    with pytest.raises(ValueError, match="position code of 6 channels: expected a multiple of 4"):
+        ops.position_code(6, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 36)])
+def test_rotated_images_are_torchvisions(size):
+    from torchvision.transforms.v2.functional import rotate
+
+    images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
+    angles = torch.tensor([0.0, 5.625, -33.0, 200.0])
+    found = ops.rotate_images(images, angles)
+    for number, angle in enumerate(angles.tolist()):
+        expected = rotate(images[number : number + 1], angle)[0]
+        same = (found[number] == expected).all(dim=0).float().mean()
+        assert same > 0.99, "but for ties between two pixels"
+    assert torch.equal(ops.rotate_images(images, torch.full((4,), 0.0)), images)
+
+
+def test_a_quarter_turn_is_exact():
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ops.rotate_images(images, torch.tensor([90.0, -90.0]))[0], images[0].rot90(1, (1, 2)))
+    assert torch.equal(ops.rotate_images(images, torch.tensor([90.0, -90.0]))[1], images[1].rot90(-1, (1, 2)))

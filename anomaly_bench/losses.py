@@ -1,0 +1,81 @@
+"""Losses of reconstruction methods: structural similarity and the focal loss."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIGMA, RADIUS = 1.5, 5  # pixels: a Gaussian window of 11 x 11
+C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
+
+
+def ssim_map(first: Tensor, second: Tensor, zeros: bool = False) -> Tensor:
+    """Structural similarity at every pixel (Wang et al. 2004, equation 13), each channel on its own.
+
+    As scikit-image's structural_similarity with gaussian_weights=True, sigma=1.5, use_sample_covariance=False and
+    data_range=1.
+
+    Args:
+        first, second: (B, C, H, W) of values in [0, 1].
+        zeros: beyond the border are zeros (as in DRAEM's code); else the mirror image, which repeats the border pixel.
+
+    Returns:
+        (B, C, H, W), at most 1.
+    """
+    parts = torch.stack([first, second, first * first, second * second, first * second])  # (5, B, C, H, W)
+    blurred = blur(parts.flatten(0, 2)[:, None], zeros).view(parts.shape)
+    mean1, mean2, square1, square2, product = blurred.unbind()
+    variances = square1 - mean1 * mean1 + square2 - mean2 * mean2
+    covariance = product - mean1 * mean2
+    likeness = (2 * mean1 * mean2 + C1) * (2 * covariance + C2)
+    return torch.div(likeness, (mean1 * mean1 + mean2 * mean2 + C1) * (variances + C2))
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Mean structural similarity () over all pixels whose window lies in the image, as scikit-image has it."""
+    inner = slice(RADIUS, -RADIUS)
+    return ssim_map(first, second)[..., inner, inner].mean()
+
+
+def blur(maps: Tensor, zeros: bool) -> Tensor:
+    """(N, 1, H, W) under the Gaussian window, along columns and rows in turn."""
+    weights = window().to(maps)
+    if not zeros:
+        maps = mirrored(mirrored(maps, 2), 3)
+    padding = RADIUS if zeros else 0
+    maps = F.conv2d(maps, weights.view(1, 1, -1, 1), padding=(padding, 0))
+    return F.conv2d(maps, weights.view(1, 1, 1, -1), padding=(0, padding))
+
+
+@functools.cache
+def window() -> Tensor:
+    """(11,) weights of sum 1."""
+    weights = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) / SIGMA) ** 2)
+    return weights / weights.sum()
+
+
+def mirrored(maps: Tensor, dim: int) -> Tensor:
+    """With RADIUS pixels of its mirror image on both sides."""
+    size = maps.shape[dim]
+    before, after = maps.narrow(dim, 0, RADIUS).flip(dim), maps.narrow(dim, size - RADIUS, RADIUS).flip(dim)
+    return torch.cat([before, maps, after], dim)
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
+    """Mean focal loss () of pixels (Lin et al. 2017, equation 4, alpha = 1), as DRAEM's code has it.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) classes, int64.
+        gamma: focusing parameter.
+        smooth: the target is 1 - smooth for the right class and smooth / (K - 1) for the others, and is added to the
+            probability before its logarithm is taken.
+    """
+    classes = logits.shape[1]
+    probability = logits.softmax(dim=1)
+    one_hot = F.one_hot(target, classes).movedim(-1, 1).to(probability).clamp(smooth / (classes - 1), 1 - smooth)
+    right = (one_hot * probability).sum(dim=1) + smooth
+    return torch.mean(-((1 - right).clamp(min=0) ** gamma) * right.log())

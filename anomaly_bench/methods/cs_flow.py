@@ -1,0 +1,183 @@
+"""CS-Flow: Fully Convolutional Cross-Scale-Flows for Image-based Defect Detection.
+
+Marco Rudolph, Tom Wehrbein, Bodo Rosenhahn, Bastian Wandt; 2021 (WACV 2022), arXiv 2110.02855.
+
+A network sees the image at three sizes; one normalising flow learns the joint density of the three feature maps, in
+couplings whose subnets pass information between the scales. The score of an image is the mean of z^2 / 2 over all that
+the flow makes of it; the map is that of the largest scale. As in the authors' code: the image is halved by nearest
+neighbours, and the log-determinant counts in training and not in the score. The code tests the model after each of
+four parts of the training and returns the last and the best; here the last counts.
+
+On EfficientNet-B5 the code's flow has 275,227,288 parameters. Zheng et al. (seed 001's Table 3) print 148.2 million,
+without saying why: exactly this flow with a kernel of 1 instead of 5 in its last block has 148,218,520.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.flows import Flow, TwoSided
+from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.training import Loop
+
+SCALES = 3
+
+
+class CSFlow(nn.Module):
+    """CS-Flow as in section 3.
+
+    Args:
+        backbone: a frozen network, read at one level.
+        epochs: of the training; the code's 4 parts of 60 are 240.
+        kernels: side of the convolutions, for each coupling block.
+        hidden: channels in the subnets.
+        clamp: of the log-scales.
+        clip: the largest norm of the gradient.
+        batch: images per step.
+        lr, eps, weight_decay: of Adam.
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        epochs: int,
+        kernels: Sequence[int] = (3, 3, 3, 5),
+        hidden: int = 1024,
+        clamp: float = 3.0,
+        clip: float = 1.0,
+        batch: int = 16,
+        lr: float = 2e-4,
+        eps: float = 1e-4,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+            raise UsageError(f"method.kernels={list(kernels)}: expected odd numbers, one per block")
+        super().__init__()
+        self.backbone, self.epochs, self.kernels, self.hidden, self.clamp = backbone, epochs, kernels, hidden, clamp
+        self.clip, self.batch, self.lr, self.eps, self.weight_decay = clip, batch, lr, eps, weight_decay
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make the flow for one level of this (C, h, w) shape, whatever its grid.
+
+        Raises:
+            UsageError: several levels.
+        """
+        if len(shapes) != 1:
+            raise UsageError(f"method.levels: CS-Flow reads one level at three scales; found {len(shapes)} levels")
+        blocks = []
+        for kernel in self.kernels:
+            subnet = functools.partial(CrossConvolutions, hidden=self.hidden, kernel=kernel)
+            blocks.append(TwoSided([shapes[0][0]] * SCALES, subnet, self.clamp))
+        self.flow = Flow(blocks)
+
+    def fit(self, normals: Normals) -> None:
+        """Train the flow (equation 6) on the features of one pass.
+
+        Raises:
+            UsageError: a size whose feature grid cannot be halved twice.
+        """
+        kept = normals.kept(self.scales, self.batch)
+        self.build(kept.shapes[: len(kept.shapes) // SCALES])  # the largest scale's
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(
+            self.parameters(), self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
+        loop = Loop(self, optimiser, normals, self.epochs, self.clip)
+        for epoch in loop:
+            for chosen in epoch.batches(len(kept), self.batch):
+                epoch.step(self.loss(kept[chosen]))
+        self.facts = loop.facts
+
+    def loss(self, maps: Sequence[Tensor]) -> Tensor:
+        """The negative log-likelihood per element, without its constant: ()."""
+        z, log_det = self.flow(maps)
+        elements = flat(z)
+        loss: Tensor = (elements.square().sum(dim=1) / 2 - log_det).mean() / elements.shape[1]
+        return loss
+
+    def score(self, images: Tensor) -> Scores:
+        """The mean of z^2 / 2 over all elements; the map is the mean of z^2 over the largest scale's channels.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+            UsageError: a size whose feature grid cannot be halved twice.
+        """
+        if not hasattr(self, "flow"):
+            raise NotFittedError("CSFlow")
+        z, _ = self.flow(self.scales(images))
+        maps = ops.smooth_upsample(z[0].square().mean(dim=1), images.shape[2:], sigma=0)
+        return Scores(flat(z).square().mean(dim=1) / 2, maps)
+
+    def scales(self, images: Tensor) -> list[Tensor]:
+        """The level's maps of the images, of their half and their quarter: (B, C, h, w), (B, C, h / 2, w / 2), ..."""
+        height, width = images.shape[2:]
+        maps = self.backbone(images)
+        check_size((height, width), maps[0].shape[2:])
+        for part in (2**n for n in range(1, SCALES)):
+            maps += self.backbone(F.interpolate(images, (height // part, width // part)))
+        return maps
+
+
+class CrossConvolutions(nn.Module):
+    """Log-scales and shifts of one half of every scale from the other halves (figure 4).
+
+    Each scale has two convolutions; the second is joined by one of the next larger scale with stride 2, and by one of
+    the next smaller scale, upsampled. All is multiplied by a factor that starts as 0: at first the coupling changes
+    nothing.
+    """
+
+    def __init__(self, before: list[int], after: list[int], hidden: int, kernel: int) -> None:
+        super().__init__()
+
+        def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+
+        self.first = nn.ModuleList(convolution(count, hidden) for count in before)
+        self.second = nn.ModuleList(convolution(hidden, count) for count in after)
+        self.up = nn.ModuleList(convolution(hidden, count) for count in after[:-1])
+        self.down = nn.ModuleList(convolution(hidden, count, stride=2) for count in after[1:])
+        self.gamma = nn.Parameter(torch.zeros(len(before)))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """(B, before, h, w), (B, before, h / 2, w / 2), ... -> the same grids with `after` channels."""
+        hidden = [F.leaky_relu(layer(x), 0.1) for layer, x in zip(self.first, maps, strict=True)]
+        found = [layer(x) for layer, x in zip(self.second, hidden, strict=True)]
+        for larger, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+            raised = F.interpolate(hidden[larger + 1], scale_factor=2, mode="bilinear", align_corners=False)
+            found[larger] = found[larger] + up(raised)
+            found[larger + 1] = found[larger + 1] + down(hidden[larger])
+        return [factor * x for factor, x in zip(self.gamma, found, strict=True)]
+
+
+def flat(maps: Sequence[Tensor]) -> Tensor:
+    """Every element of the scales: (B, D)."""
+    return torch.cat([each.flatten(1) for each in maps], dim=1)
+
+
+def check_size(size: Sequence[int], grid: Sequence[int]) -> None:
+    """Raise UsageError where the (h, w) grid of (H, W) images does not halve as often as the images."""
+    pairs, part = list(zip(size, grid, strict=True)), 2 ** (SCALES - 1)
+    if all(pixels % cells == 0 and cells % part == 0 for pixels, cells in pairs):
+        return
+    exact = [pixels // cells for pixels, cells in pairs if pixels % cells == 0]
+    stride = exact[0] if exact else 2 ** round(math.log2(size[0] / grid[0]))
+    step = part * stride
+    below = max(step, size[0] - size[0] % step)
+    expected = f"sides that are multiples of {step}, such as {below} or {below + step}: give input.resize or input.crop"
+    if all(pixels % step == 0 for pixels in size):
+        expected = f"a backbone with a grid of {size[0] // stride} x {size[1] // stride} here, such as effb5 or lite0"
+    raise UsageError(
+        "method=cs_flow also reads the image's half and quarter; found images of {} x {} pixels with a grid of "
+        "{} x {}; expected {}".format(*size, *grid, expected)
+    )

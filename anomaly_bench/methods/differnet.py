@@ -1,0 +1,174 @@
+"""DifferNet: Same Same But DifferNet: Semi-Supervised Defect Detection with Normalizing Flows.
+
+Marco Rudolph, Bastian Wandt, Bodo Rosenhahn; 2020 (WACV 2021), arXiv 2008.12577.
+
+A network sees the image at three sizes, and the averages of its deepest maps are one vector; a normalising flow learns
+the density of the normal images' vectors. The score of an image is the mean squared length of what the flow makes of
+it, over many rotations. As in the authors' code: the image is halved by nearest neighbours, and the log-determinant
+counts in training and not in the score. The code tests the model after each of 24 parts of the training and prints
+the best of them; here the last counts. Its pictures of gradients are not evaluated anywhere: there is no map.
+
+In training each image of a batch has several random rotations. The code rotates and passes the network anew each time;
+`train_views` keeps the vectors of a set of rotations instead, so that the network is passed once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.flows import Flow, TwoSided
+from anomaly_bench.protocol import Features, Normals, Scores, to_tensor
+from anomaly_bench.training import Epoch, Loop
+
+AT_ONCE = 32  # rotated images in one pass of the network
+
+
+class DifferNet(nn.Module):
+    """DifferNet as in section 3, without the gradient maps of 3.4.
+
+    Args:
+        backbone: a frozen network, read at its deepest level (or at several: their averages are joined).
+        epochs: of the training; the code's 24 parts of 8 are 192.
+        views: rotations of a test image, by equal parts of a full turn.
+        train_views: random rotations of each training image whose vectors are kept; 0: new ones in each epoch.
+        per_image: rotations of an image in a batch.
+        blocks, hidden, clamp: of the flow: coupling blocks, width of the three hidden layers in each of their two
+            networks, and clamp of the log-scales.
+        batch: images per step; vectors are `per_image` times as many.
+        lr, betas, eps, weight_decay: of Adam.
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        epochs: int,
+        views: int = 64,
+        train_views: int = 16,
+        per_image: int = 4,
+        blocks: int = 8,
+        hidden: int = 2048,
+        clamp: float = 3.0,
+        batch: int = 24,
+        lr: float = 2e-4,
+        betas: Sequence[float] = (0.8, 0.8),
+        eps: float = 1e-4,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        if views < 1 or train_views < 0:
+            raise UsageError(f"method.views={views}, train_views={train_views}: expected at least 1 and at least 0")
+        super().__init__()
+        self.backbone, self.epochs, self.views, self.train_views = backbone, epochs, views, train_views
+        self.per_image, self.blocks, self.hidden, self.clamp, self.batch = per_image, blocks, hidden, clamp, batch
+        self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make the flow for the averages of levels of these (C, h, w) shapes, each at three sizes of the image."""
+        dimensions = 3 * sum(shape[0] for shape in shapes)
+        self.flow = Flow(
+            TwoSided([dimensions], lambda before, after: Subnet(before[0], after[0], self.hidden), self.clamp)
+            for _ in range(self.blocks)
+        )
+
+    def fit(self, normals: Normals) -> None:
+        """Train the flow on rotated images (equation 4).
+
+        Raises:
+            UsageError: images so small that a quarter of them is too small for the network.
+        """
+        self.check(normals)
+        kept = normals.kept(self.random_views, self.batch) if self.train_views else None
+        levels = self.backbone(to_tensor(normals.pixels[:1], normals.device))
+        self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(
+            self.parameters(), self.lr, self.betas, self.eps, weight_decay=self.weight_decay, fused=True
+        )
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            for chosen in epoch.batches(len(normals), self.batch):
+                vectors = self.drawn(kept[chosen][0], epoch) if kept else self.turned(normals, chosen, epoch)
+                epoch.step(self.loss(vectors))
+        self.facts = loop.facts
+
+    def score(self, images: Tensor) -> Scores:
+        """The mean of z^2 over all dimensions and `views` rotations; there is no map.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "flow"):
+            raise NotFittedError("DifferNet")
+        angles = torch.arange(self.views, device=images.device) * (360 / self.views)
+        total = torch.zeros(len(images), device=images.device)
+        for some in torch.split(angles, max(1, AT_ONCE // len(images))):
+            turned = ops.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
+            (z,), _ = self.flow([self.vectors(turned)])
+            total += z.square().mean(dim=1).view(len(some), len(images)).sum(dim=0)
+        return Scores(total / self.views, None)
+
+    def loss(self, vectors: Tensor) -> Tensor:
+        """The negative log-likelihood per dimension, without its constant, of (B, D) vectors: ()."""
+        (z,), log_det = self.flow([vectors])
+        loss: Tensor = (z.square().sum(dim=1) / 2 - log_det).mean() / z.shape[1]
+        return loss
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """(B, D): the averages of every level, for the images and their half and their quarter."""
+        height, width = images.shape[2:]
+        scales = [images, *(F.interpolate(images, (height // part, width // part)) for part in (2, 4))]
+        return torch.cat([level.mean(dim=(2, 3)) for scale in scales for level in self.backbone(scale)], dim=1)
+
+    def random_views(self, images: Tensor) -> list[Tensor]:
+        """The vectors of random rotations, as one level of `train_views` x 1 positions: (B, D, train_views, 1)."""
+        angles = 360 * torch.rand(self.train_views, len(images))
+        return [torch.stack([self.vectors(ops.rotate_images(images, each)) for each in angles], dim=2)[..., None]]
+
+    def drawn(self, kept: Tensor, epoch: Epoch) -> Tensor:
+        """Of (B, D, train_views, 1) kept vectors, `per_image` of each image: (B * per_image, D)."""
+        picked = torch.randint(self.train_views, (len(kept), self.per_image), generator=epoch.generator)
+        vectors = kept[..., 0].transpose(1, 2)  # (B, train_views, D)
+        return vectors.take_along_dim(picked.to(kept.device)[..., None], dim=1).flatten(0, 1)
+
+    def turned(self, normals: Normals, chosen: Tensor, epoch: Epoch) -> Tensor:
+        """The vectors (B * per_image, D) of new rotations of the chosen images."""
+        images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
+        angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
+        return torch.cat([self.vectors(ops.rotate_images(images, each)) for each in angles])
+
+    def check(self, normals: Normals) -> None:
+        """Raise UsageError where the network's pools leave nothing of the smallest scale."""
+        try:
+            self.vectors(to_tensor(normals.pixels[:1], normals.device))
+        except RuntimeError as error:
+            if "too small" not in str(error):
+                raise
+            height, width = normals.size
+            raise UsageError(
+                f"method=differnet also reads a quarter of the image; found images of {height} x {width} pixels, whose "
+                "quarter is too small for the backbone; expected at least 256 x 256, such as the published 448 x 448: "
+                "give input.resize"
+            ) from error
+
+
+class Subnet(nn.Module):
+    """Log-scales and shifts of one half of a vector from the other, through three hidden layers."""
+
+    def __init__(self, before: int, after: int, hidden: int) -> None:
+        super().__init__()
+        widths = [before, hidden, hidden, hidden]
+        layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU(inplace=True))]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, after))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """One (B, before) -> one (B, after)."""
+        return [self.layers(maps[0])]

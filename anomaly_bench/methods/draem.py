@@ -1,0 +1,201 @@
+"""DRAEM: A discriminatively trained reconstruction embedding for surface anomaly detection.
+
+Vitjan Zavrtanik, Matej Kristan, Danijel Skocaj; 2021, arXiv 2108.07610.
+
+One network learns to take simulated anomalies out of an image, another to tell from both images where they were.
+
+Followed is the authors' code where it differs from the paper: noise is cut at 0.5, images turn by up to 90 degrees,
+and the rate falls at 80 and 90 % of the epochs. Differences from it: channels are RGB, not BGR; the structural
+similarity's range is 1, not guessed from the data; each epoch takes every image once, not as many with replacement;
+without a folder of photographs (DTD) textures are generated, which the record says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import anomalies
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.losses import focal_loss, ssim_map
+from anomaly_bench.protocol import Normals, Scores
+from anomaly_bench.training import Loop
+
+WINDOW = 21  # pixels: of the mean filter before the image score's maximum
+STRIDE = 32  # of the deepest stage
+
+
+class DRAEM(nn.Module):
+    """DRAEM as in section 3.
+
+    Args:
+        epochs, lr, batch: of the training by Adam.
+        accumulate: parts that a batch is computed in, one after the other, for less memory; the batch normalisation
+            of each part knows that part only, so the result is another.
+        anomaly_source: a folder of textures; None: generated ones.
+        width, discriminative_width: channels of the networks' first stages.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float = 1e-4,
+        batch: int = 8,
+        accumulate: int = 1,
+        anomaly_source: str | None = None,
+        width: int = 128,
+        discriminative_width: int = 64,
+    ) -> None:
+        if not 1 <= accumulate <= batch:
+            raise UsageError(f"method.accumulate={accumulate}: expected 1 to method.batch={batch} parts")
+        super().__init__()
+        self.epochs, self.lr, self.batch, self.accumulate = epochs, lr, batch, accumulate
+        self.widths = width, discriminative_width
+        generated = anomaly_source is None
+        self.texture = anomalies.generated_texture if generated else anomalies.folder_texture(Path(str(anomaly_source)))
+        self.facts: dict[str, object] = {"anomaly_source": "generated" if generated else "folder"}
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make both networks for images of the (3, H, W) shape.
+
+        Raises:
+            UsageError: sides that cannot be halved five times.
+        """
+        height, width = shapes[0][1:]
+        if height % STRIDE or width % STRIDE:
+            low = max(STRIDE, height - height % STRIDE)
+            raise UsageError(
+                f"DRAEM cannot take images of {height} x {width} pixels; expected sides that are multiples of "
+                f"{STRIDE}, such as {low} or {low + STRIDE}: give input.resize or input.crop"
+            )
+        self.reconstruct, self.discriminate = Reconstructive(self.widths[0]), Discriminative(self.widths[1])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def fit(self, normals: Normals) -> None:
+        """Train both networks on images with simulated anomalies, new ones in every epoch.
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        self.build([(3, *normals.size)])
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            lowered = (epoch.number >= 0.8 * self.epochs) + (epoch.number >= 0.9 * self.epochs)
+            optimiser.param_groups[0]["lr"] = self.lr * 0.2**lowered
+            for numbers in epoch.batches(len(normals), self.batch):
+                epoch.step(self.losses(normals.chosen(numbers)))
+        self.facts |= loop.facts
+
+    def losses(self, images: Tensor) -> Iterator[Tensor]:
+        """The parts () of a batch's loss (equation 6); each is to be gone back through before the next is made."""
+        for part in torch.tensor_split(images, min(self.accumulate, len(images))):
+            drawn = [self.draw(image) for image in part.cpu()]
+            clean, dirty, mask = (torch.stack(each).to(images.device) for each in zip(*drawn, strict=True))
+            yield self.loss(clean, dirty, mask) * len(part) / len(images)
+
+    def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A (3, H, W) image, turned in some cases; the same with an anomaly in some; the anomaly's (H, W) mask."""
+        clean = turned(image)
+        return clean, *anomalies.simulate(clean, self.texture)
+
+    def loss(self, clean: Tensor, dirty: Tensor, mask: Tensor) -> Tensor:
+        """Squared error and dissimilarity of the reconstruction (equation 2), focal loss of the map (equation 5).
+
+        Args:
+            clean, dirty: (B, 3, H, W) in [0, 1].
+            mask: (B, H, W) bool, where they differ.
+        """
+        repaired = self.reconstruct(dirty)
+        logits = self.discriminate(torch.cat([repaired, dirty], dim=1))
+        likeness = ssim_map(repaired, clean, zeros=True).mean()
+        return F.mse_loss(repaired, clean) + 1 - likeness + focal_loss(logits, mask.long())
+
+    def score(self, images: Tensor) -> Scores:
+        """The log-odds of an anomaly at each pixel: they rank as the probability does, and never saturate.
+
+        The image score is the maximum of the probability's mean over 21 x 21 pixels (section 3.4).
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "discriminate"):
+            raise NotFittedError("DRAEM")
+        logits = self.discriminate(torch.cat([self.reconstruct(images), images], dim=1))
+        odds = logits[:, 1] - logits[:, 0]
+        smooth = F.avg_pool2d(odds.sigmoid()[:, None], WINDOW, stride=1, padding=WINDOW // 2)
+        return Scores(smooth.amax(dim=(1, 2, 3)), odds)
+
+
+def turned(image: Tensor) -> Tensor:
+    """A (3, H, W) image as it is, or, in three of ten cases, rotated by up to 90 degrees."""
+    if float(torch.rand(())) >= 0.3:
+        return image
+    return anomalies.rotated(image, anomalies.uniform(-90, 90))
+
+
+def convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def double(inputs: int, middle: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(convolution(inputs, middle), convolution(middle, outputs))
+
+
+def enlarging(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), convolution(inputs, outputs))
+
+
+class Reconstructive(nn.Sequential):
+    """An encoder and decoder without shortcuts: (B, 3, H, W) -> (B, 3, H, W); `width`: of its first stage."""
+
+    def __init__(self, width: int) -> None:
+        w = width
+        down = [double(3, w, w)]
+        for inputs, outputs in ((w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w)):
+            down += [nn.Sequential(nn.MaxPool2d(2), double(inputs, outputs, outputs))]
+        up: list[nn.Module] = []
+        for inputs, outputs in ((8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)):
+            up += [enlarging(inputs, inputs), double(inputs, inputs, outputs)]
+        super().__init__(*down, *up, nn.Conv2d(w, 3, 3, padding=1))
+
+
+class Discriminative(nn.Module):
+    """A U-Net: (B, 6, H, W), reconstruction and image -> (B, 2, H, W) logits; `width`: of its first stage."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = [width, 2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
+        self.first = double(6, width, width)
+        pairs = itertools.pairwise(sizes)
+        self.down = nn.ModuleList([double(inputs, outputs, outputs) for inputs, outputs in pairs])
+        self.up, self.join = nn.ModuleList(), nn.ModuleList()
+        outputs = [8 * width, 4 * width, 2 * width, width, width]
+        inputs = [8 * width, *outputs[:-1]]
+        for before, after, skipped in zip(inputs, outputs, sizes[-2::-1], strict=True):
+            self.up.append(enlarging(before, after))
+            self.join.append(double(after + skipped, after, after))
+        self.last = nn.Conv2d(width, 2, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stages = [self.first(images)]
+        for each in self.down:
+            stages.append(each(F.max_pool2d(stages[-1], 2)))
+        result = stages.pop()
+        for enlarge, join in zip(self.up, self.join, strict=True):
+            result = join(torch.cat([enlarge(result), stages.pop()], dim=1))
+        logits: Tensor = self.last(result)
+        return logits

@@ -1,0 +1,169 @@
+"""PEFM: Position Encoding Enhanced Feature Mapping for Image Anomaly Detection and Localization.
+
+Qian Wan, Yunkang Cao, Liang Gao, Weiming Shen, Xinyu Li; 2022 (IEEE CASE); after their PFM, "Unsupervised Image Anomaly
+Detection and Segmentation Based on Pretrained Feature Mapping" (IEEE Transactions on Industrial Informatics 2022).
+
+Two frozen networks see the image. At each level a projector learns to predict the second's features from the first's
+and the first's from the second's; where the two networks do not agree as they do on normal images, there is an anomaly.
+
+As in the authors' code: features of unit length, a position code added to what a projector is given and not to what
+it predicts, squared errors, no smoothing. The paper's pixel AUROC of 98.3 takes for each category the best of three
+input sizes on the test set; the code's own logs give 97.96 at 256 pixels, and that is what `protocol=paper` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.training import Loop
+
+T = TypeVar("T")
+
+
+class PEFM(nn.Module):
+    """PEFM with one projector per level, both ways.
+
+    Args:
+        backbone: two frozen networks (`Networks`) with the same grids, read at the same levels.
+        latents: channels in the middle of each level's projector; None: 5/8 of both networks' channels together,
+            which is 200, 400, 800 for R34 and R50, as in the logs of the authors' 256-pixel runs.
+        epochs, batch, lr, weight_decay: of the training with Adam.
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        latents: Sequence[int] | None,
+        epochs: int,
+        batch: int = 16,
+        lr: float = 3e-4,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.latents = backbone, latents
+        self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make projectors for the (C, h, w) levels of the first network and, after them, of the second.
+
+        Raises:
+            UsageError: levels that are not those of two networks; another number of latents.
+        """
+        first, second = halves(shapes)
+        if [shape[1:] for shape in first] != [shape[1:] for shape in second]:
+            raise UsageError(
+                f"method=pefm compares two networks by level; found the grids {[shape[1:] for shape in shapes]}; "
+                "expected two networks with the same grids: backbone=r34_r50 or backbone=lite0_lite1"
+            )
+        pairs = [(a[0], b[0]) for a, b in zip(first, second, strict=True)]
+        latents = [5 * (a + b) // 8 for a, b in pairs] if self.latents is None else self.latents
+        if len(latents) != len(pairs):
+            raise UsageError(f"method.latents={list(latents)}: expected {len(pairs)} numbers, one per level, or null")
+        self.projectors = nn.ModuleList(Projector(*pair, latent) for pair, latent in zip(pairs, latents, strict=True))
+
+    def fit(self, normals: Normals) -> None:
+        """Train all projectors together; each has gradients and a state of Adam of its own."""
+        kept = normals.kept(self.read, self.batch)
+        self.build(kept.shapes)
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            for chosen in epoch.batches(len(kept), self.batch):
+                epoch.step(self.loss(kept[chosen]))
+        self.facts = loop.facts
+
+    def loss(self, levels: Sequence[Tensor]) -> Tensor:
+        """The mean squared errors of both predictions, summed over the levels: ()."""
+        errors = [error for pair in self.errors(levels) for error in pair]
+        return torch.stack([error.square().mean() for error in errors]).sum()
+
+    def score(self, images: Tensor) -> Scores:
+        """The mean of the levels' error maps, upsampled bilinearly; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "projectors"):
+            raise NotFittedError("PEFM")
+        levels = self.read(images)
+        large = []
+        for pair, level in zip(self.errors(levels), levels[: len(self.projectors)], strict=True):
+            error = torch.stack([each.square().sum(dim=1) for each in pair]).mean(dim=0)  # (B * h * w,)
+            small = error.view(len(images), *level.shape[2:])
+            large.append(ops.smooth_upsample(small, images.shape[2:], sigma=0))
+        mean = torch.stack(large).mean(dim=0)
+        return Scores(mean.amax(dim=(1, 2)), mean)
+
+    def read(self, images: Tensor) -> list[Tensor]:
+        """The levels of both networks, each position's features of unit length."""
+        return [F.normalize(level, dim=1) for level in self.backbone(images)]
+
+    def errors(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Of each level, features of the first and of the second network less what was predicted: (B * h * w, C)."""
+        found = []
+        for first, second, projector in zip(*halves(levels), self.projectors, strict=True):
+            predicted_first, predicted_second = projector(rows(with_position(first)), rows(with_position(second)))
+            found.append((rows(first) - predicted_first, rows(second) - predicted_second))
+        return found
+
+
+class Projector(nn.Module):
+    """Two networks' features at one level -> what each predicts of the other, position by position.
+
+    The code's 1 x 1 convolutions are linear maps of rows here, which is the same and on a CPU 1.4 times as fast. Both
+    ways share the middle one; all but it and the last ones have batch normalisation and ReLU.
+    """
+
+    def __init__(self, first: int, second: int, latent: int) -> None:
+        super().__init__()
+        self.encode_first, self.encode_second = encoder(first, latent), encoder(second, latent)
+        self.shared = nn.Linear(2 * latent, latent)
+        self.decode_first, self.decode_second = decoder(latent, first), decoder(latent, second)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, C1) and (P, C2) rows -> the same shapes: the first from the second, and the second from the first."""
+        predicted_second = self.decode_second(self.shared(self.encode_first(first)))
+        predicted_first = self.decode_first(self.shared(self.encode_second(second)))
+        return predicted_first, predicted_second
+
+
+def encoder(channels: int, latent: int) -> nn.Sequential:
+    middle = channels // 2 + latent
+    return nn.Sequential(*layer(channels, middle), *layer(middle, 2 * latent))
+
+
+def decoder(latent: int, channels: int) -> nn.Sequential:
+    middle = channels // 2 + latent
+    return nn.Sequential(*layer(latent, 2 * latent), *layer(2 * latent, middle), nn.Linear(middle, channels))
+
+
+def layer(before: int, after: int) -> list[nn.Module]:
+    return [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+
+
+def with_position(level: Tensor) -> Tensor:
+    """(B, C, h, w) features plus the code of their positions."""
+    code = ops.position_code(level.shape[1], level.shape[2], level.shape[3])
+    return level + code.to(level.device)
+
+
+def rows(level: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B * h * w, C)."""
+    return level.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def halves(levels: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """What comes from the first and what from the second network."""
+    return levels[: len(levels) // 2], levels[len(levels) // 2 :]

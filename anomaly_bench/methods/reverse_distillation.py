@@ -1,0 +1,225 @@
+"""Reverse Distillation: Anomaly Detection via Reverse Distillation from One-Class Embedding (RD4AD).
+
+Hanqiu Deng, Xingyu Li; 2022, arXiv 2201.10703.
+
+A decoder learns to make the teacher's features of normal images from their narrow one-class embedding; where the
+teacher's features of an image are others than the decoder's, the image is abnormal.
+
+Followed is the authors' code where it differs from the paper: the loss compares whole feature maps as vectors, where
+the paper averages the cosine distances of positions. The authors' bottleneck declares a 1 x 1 convolution of 4096 to
+2048 channels that is never called; its 8.39 M parameters (of WRN50), which the paper's memory includes, are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError, closest
+from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.training import Loop
+
+EXPANSIONS = {"basic": 1, "bottleneck": 4}  # output channels over planes
+
+
+class ReverseDistillation(nn.Module):
+    """Reverse Distillation as in section 3.
+
+    Args:
+        backbone: the teacher, a frozen network read at three levels, each of half the side of the one before.
+        epochs, lr, batch: of the training by Adam.
+        block: "basic" or "bottleneck", as in the ResNet whose mirror image the decoder is.
+        blocks: of each of the decoder's stages, the deepest first.
+        embedding_blocks: of the one-class embedding.
+        base_width: of a bottleneck, for 64 planes; 128 in a Wide ResNet.
+        sigma: of the Gaussian blur of the map, in pixels.
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        epochs: int,
+        lr: float = 0.005,
+        batch: int = 16,
+        block: str = "basic",
+        blocks: Sequence[int] = (2, 2, 2),
+        embedding_blocks: int = 2,
+        base_width: int = 64,
+        sigma: float = 4.0,
+    ) -> None:
+        if block not in EXPANSIONS:
+            raise UsageError(f"method.block={block}: no such choice{closest(block, EXPANSIONS)}")
+        super().__init__()
+        self.backbone, self.epochs, self.lr, self.batch = backbone, epochs, lr, batch
+        self.block, self.blocks, self.embedding_blocks, self.base_width = block, blocks, embedding_blocks, base_width
+        self.sigma = sigma
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make bottleneck and decoder for three feature levels of these (C, h, w) shapes, the largest grid first.
+
+        Raises:
+            UsageError: other levels, or grids that cannot be halved.
+        """
+        check_levels(shapes)
+        channels = [shape[0] for shape in shapes]
+        expansion, width = EXPANSIONS[self.block], self.base_width / 64
+        self.bottleneck = Bottleneck(channels, self.embedding_blocks, expansion, width)
+        self.decoder = Decoder(channels, self.blocks, expansion, width)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # transposed ones keep torch's start, as in the authors' code
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def fit(self, normals: Normals) -> None:
+        """Train bottleneck and decoder; the teacher sees every image once.
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        teacher = normals.kept(self.backbone, self.batch)
+        self.build(teacher.shapes)
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, betas=(0.5, 0.999), fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            for numbers in epoch.batches(len(normals), self.batch):
+                levels = teacher[numbers]
+                epoch.step(distance(levels, self.decode(levels)))
+        self.facts = loop.facts
+
+    def score(self, images: Tensor) -> Scores:
+        """The sum of the levels' cosine distances, upsampled and blurred; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "decoder"):
+            raise NotFittedError("ReverseDistillation")
+        levels = self.backbone(images)
+        size = images.shape[2:]
+        total = images.new_zeros(len(images), *size)
+        for theirs, ours in zip(levels, self.decode(levels), strict=True):
+            cosine = 1 - F.cosine_similarity(theirs, ours)[:, None]  # (B, 1, h, w)
+            total += F.interpolate(cosine, size, mode="bilinear", align_corners=True)[:, 0]
+        maps = ops.smooth_upsample(total, size, self.sigma)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The decoder's features, of the levels' shapes."""
+        decoded: list[Tensor] = self.decoder(self.bottleneck(levels))
+        return decoded
+
+
+def distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """The loss (): cosine distances of whole feature maps, mean over the batch, summed over the levels."""
+    pairs = zip(teacher, student, strict=True)
+    cosines = [F.cosine_similarity(theirs.flatten(1), ours.flatten(1)) for theirs, ours in pairs]
+    return torch.stack([1 - cosine.mean() for cosine in cosines]).sum()
+
+
+def check_levels(shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Raise UsageError unless each of three grids is half of the one before, and the last can be halved."""
+    grids = [shape[1:] for shape in shapes]
+    halved = all((2 * low[0], 2 * low[1]) == high for high, low in itertools.pairwise(grids))
+    if len(shapes) != 3 or not halved or grids[-1][0] % 2 or grids[-1][1] % 2:
+        raise UsageError(
+            f"method.levels: grids {', '.join(f'{h} x {w}' for h, w in grids)}; Reverse Distillation needs three "
+            "levels, each of half the side of the one before, and the last of even sides: levels 1, 2, 3 of a CNN "
+            "and input sides that are multiples of 32, such as 224 or 256"
+        )
+
+
+class Bottleneck(nn.Module):
+    """Multi-scale feature fusion and one-class embedding (section 3.3).
+
+    Args:
+        channels: of the three levels.
+        blocks: residual ones of the embedding, the first of which halves the grid.
+        expansion, width: see `residual`.
+    """
+
+    def __init__(self, channels: Sequence[int], blocks: int, expansion: int, width: float) -> None:
+        super().__init__()
+        low, middle, deep = channels
+        self.first = nn.Sequential(*halving(low, middle), *halving(middle, deep))
+        self.second = nn.Sequential(*halving(middle, deep))
+        self.embed = stage(3 * deep, 2 * deep, blocks, expansion, width, up=False)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Three (B, C, h, w) levels -> (B, 2 C_3, h_3 / 2, w_3 / 2)."""
+        fused = torch.cat([self.first(levels[0]), self.second(levels[1]), levels[2]], dim=1)
+        embedded: Tensor = self.embed(fused)
+        return embedded
+
+
+class Decoder(nn.Module):
+    """The teacher's mirror image: three stages, each doubling the grid (section 3.2). Arguments as `Bottleneck`'s."""
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int], expansion: int, width: float) -> None:
+        super().__init__()
+        inputs = [2 * channels[2], channels[2], channels[1]]
+        stages = zip(inputs, reversed(channels), blocks, strict=True)
+        self.stages = nn.ModuleList([stage(*each, expansion, width, up=True) for each in stages])
+
+    def forward(self, embedded: Tensor) -> list[Tensor]:
+        """The embedding -> the three levels, the largest grid first."""
+        levels = []
+        for each in self.stages:
+            embedded = each(embedded)
+            levels.append(embedded)
+        return levels[::-1]
+
+
+def halving(inputs: int, outputs: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def stage(inputs: int, outputs: int, blocks: int, expansion: int, width: float, up: bool) -> nn.Sequential:
+    """Residual blocks, the first of which doubles (`up`) or halves the grid."""
+    first = Residual(inputs, outputs, expansion, width, "up" if up else "down")
+    return nn.Sequential(first, *(Residual(outputs, outputs, expansion, width, "same") for _ in range(blocks - 1)))
+
+
+class Residual(nn.Module):
+    """ResNet's basic block (expansion 1) or bottleneck (expansion 4); `grid` "up": by 2 x 2 transposed convolutions.
+
+    Args:
+        inputs, outputs: channels.
+        width: of a bottleneck's inner channels, over outputs / expansion.
+        grid: "up", "down" or "same".
+    """
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, width: float, grid: str) -> None:
+        super().__init__()
+        planes = max(1, outputs // expansion)
+        if expansion == 1:
+            layers = [resize(inputs, planes, 3, grid), nn.ReLU(inplace=True), resize(planes, outputs, 3, "same")]
+        else:
+            inner = int(planes * width)
+            layers = [resize(inputs, inner, 1, "same"), nn.ReLU(inplace=True), resize(inner, inner, 3, grid)]
+            layers += [nn.ReLU(inplace=True), resize(inner, outputs, 1, "same")]
+        self.layers = nn.Sequential(*layers)
+        plain = grid == "same" and inputs == outputs
+        self.shortcut = nn.Identity() if plain else resize(inputs, outputs, 1, grid)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, outputs, h', w')."""
+        return F.relu(self.layers(maps) + self.shortcut(maps))
+
+
+def resize(inputs: int, outputs: int, kernel: int, grid: str) -> nn.Sequential:
+    """A convolution and its batch normalisation; "up": transposed, 2 x 2, whatever the kernel."""
+    if grid == "up":
+        layer: nn.Module = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    else:
+        stride = 2 if grid == "down" else 1
+        layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs))

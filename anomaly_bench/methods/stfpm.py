@@ -1,0 +1,121 @@
+"""STFPM: Student-Teacher Feature Pyramid Matching for Anomaly Detection.
+
+Guodong Wang, Shumin Han, Errui Ding, Di Huang; 2021, arXiv 2103.04257.
+
+A student of the teacher's architecture learns the teacher's features of normal images; where it fails is abnormal.
+
+Followed is the authors' code where it differs from the paper: the loss has no factor 1/2, and the levels' maps are
+multiplied on the grid of the first level, not at the image's size. Its student keeps a last stage that is never read;
+here it is cut off. Elsewhere: anomalib sums the loss over the batch, so that its step grows with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench.backbones import Backbone
+from anomaly_bench.errors import NotFittedError
+from anomaly_bench.protocol import Kept, Normals, Scores
+from anomaly_bench.training import Loop
+
+
+class STFPM(nn.Module):
+    """STFPM as in section 3.
+
+    Args:
+        backbone: the teacher, a frozen network read at three levels.
+        epochs, lr, momentum, weight_decay, batch: of the training by stochastic gradient descent.
+        held_out: the share of the training images on which the best epoch is chosen.
+        seed: decides which those are.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        epochs: int,
+        lr: float = 0.4,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        batch: int = 32,
+        held_out: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.epochs = backbone, epochs
+        self.lr, self.momentum, self.weight_decay, self.batch = lr, momentum, weight_decay, batch
+        self.held_out, self.seed = held_out, seed
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make the student, with random weights."""
+        self.student = self.backbone.trainable_copy()
+
+    def fit(self, normals: Normals) -> None:
+        """Train on most images, and keep the epoch whose maps of the others are lowest (as the authors' code does).
+
+        Raises:
+            ValueError: fewer than two images, or a loss that is not finite.
+        """
+        trained, held = normals.split(self.held_out, self.seed)
+        teacher = trained.kept(self.directions, self.batch)
+        known = held.kept(self.directions, self.batch)
+        self.build(teacher.shapes)
+        self.to(normals.device)
+        optimiser = torch.optim.SGD(
+            self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+        loop = Loop(self, optimiser, normals, self.epochs)
+        loop.memo["lowest"] = float("inf")
+        for epoch in loop:
+            for numbers in epoch.batches(len(trained), self.batch):
+                distances = self.distances(trained.chosen(numbers), teacher[numbers])
+                epoch.step(torch.stack([distance.mean() for distance in distances]).sum())
+            level = self.eval().mean_map(held, known)
+            self.train()
+            if level < loop.memo["lowest"]:
+                best = {name: value.clone() for name, value in self.state_dict().items()}
+                loop.memo |= {"lowest": level, "state": best, "epoch": epoch.number + 1}
+        if "state" in loop.memo:
+            self.load_state_dict(loop.memo["state"])
+        self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
+
+    def score(self, images: Tensor) -> Scores:
+        """The product of the levels' squared distances, upsampled; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "student"):
+            raise NotFittedError("STFPM")
+        product = self.product(self.distances(images, self.directions(images)))
+        maps = F.interpolate(product[:, None], images.shape[2:], mode="bilinear")[:, 0]
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    def directions(self, images: Tensor) -> list[Tensor]:
+        """The teacher's features at unit length, (B, C, h, w) per level."""
+        return [F.normalize(level, dim=1) for level in self.backbone(images)]
+
+    def distances(self, images: Tensor, teacher: Sequence[Tensor]) -> list[Tensor]:
+        """Squared distances (B, h, w) of unit features per level (equation 1, twice)."""
+        pairs = zip(self.student(images), teacher, strict=True)
+        return [(F.normalize(ours, dim=1) - theirs).square().sum(dim=1) for ours, theirs in pairs]
+
+    def product(self, distances: Sequence[Tensor]) -> Tensor:
+        """(B, h, w): of the levels' maps on the grid of the first."""
+        grid = distances[0].shape[1:]
+        maps = [F.interpolate(distance[:, None], grid, mode="bilinear")[:, 0] for distance in distances]
+        return torch.stack(maps).prod(dim=0)
+
+    @torch.no_grad()
+    def mean_map(self, held: Normals, known: Kept) -> float:
+        """The mean score of all patches of images that were not trained on."""
+        total = 0.0
+        for numbers in torch.split(torch.arange(len(held)), self.batch):
+            total += float(self.product(self.distances(held.chosen(numbers), known[numbers])).mean(dim=(1, 2)).sum())
+        return total / len(held)

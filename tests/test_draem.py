@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
+from torch import nn
+
+from anomaly_bench.errors import UsageError
+from anomaly_bench.losses import focal_loss, ssim_map
+from anomaly_bench.methods.draem import DRAEM
+from anomaly_bench.protocol import Normals
+
+
+def small(**keys):
+    return DRAEM(**{"epochs": 1, "width": 4, "discriminative_width": 4, **keys})
+
+
+def test_parameters_of_the_published_networks():
+    method = DRAEM(epochs=1)
+    with torch.device("meta"):
+        method.build([(3, 256, 256)])
+    parts = [sum(p.numel() for p in part.parameters()) for part in (method.reconstruct, method.discriminate)]
+    assert parts == [pytest.approx(69.05e6, rel=1e-3), pytest.approx(28.37e6, rel=1e-3)]
+    assert sum(parts) == pytest.approx(97.42e6, rel=1e-4)
+
+
+class Reply(nn.Module):
+    def __init__(self, reply):
+        super().__init__()
+        self.reply = reply
+
+    def forward(self, images):
+        self.seen = images
+        return self.reply
+
+
+def test_scores_follow_the_equations():
+    logits = torch.randn(2, 2, 40, 32, generator=torch.Generator().manual_seed(0))
+    images, repaired = torch.rand(2, 3, 40, 32), torch.rand(2, 3, 40, 32)
+    method = small()
+    method.reconstruct, method.discriminate = Reply(repaired), Reply(logits)
+    result = method.score(images)
+    assert torch.equal(method.discriminate.seen, torch.cat([repaired, images], dim=1))
+    probability = logits.double().softmax(dim=1)[:, 1].numpy()
+    order = np.argsort(probability.ravel())
+    assert (np.diff(result.map.numpy().ravel()[order]) >= 0).all(), "the map ranks as the probability does"
+    for index in range(2):
+        smooth = uniform_filter(probability[index], 21, mode="constant")
+        assert float(result.image[index]) == pytest.approx(smooth.max(), abs=1e-6)
+
+
+def test_far_out_pixels_still_rank():
+    logits = torch.zeros(1, 2, 32, 32)
+    logits[0, 1, 0, :3] = torch.tensor([100.0, 200.0, 300.0])
+    method = small()
+    method.reconstruct, method.discriminate = Reply(torch.zeros(1, 3, 32, 32)), Reply(logits)
+    first = method.score(torch.zeros(1, 3, 32, 32)).map[0, 0, :3]
+    assert first[0] < first[1] < first[2]
+
+
+def test_the_loss_is_the_sum_of_three():
+    torch.manual_seed(0)
+    method = small()
+    method.build([(3, 32, 32)])
+    clean, dirty = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    mask = torch.rand(2, 32, 32) > 0.5
+    repaired, logits = torch.rand(2, 3, 32, 32), torch.randn(2, 2, 32, 32)
+    method.reconstruct, method.discriminate = Reply(repaired), Reply(logits)
+    expected = F.mse_loss(repaired, clean) + (1 - ssim_map(repaired, clean, zeros=True).mean())
+    expected = expected + focal_loss(logits, mask.long())
+    torch.testing.assert_close(method.loss(clean, dirty, mask), expected)
+
+
+def gradients(accumulate):
+    torch.manual_seed(3)
+    method = small(accumulate=accumulate)
+    method.build([(3, 32, 32)])
+    method.double().eval()  # without batch normalisation the parts add up to the whole
+    torch.manual_seed(4)
+    for loss in method.losses(torch.rand(5, 3, 32, 32, dtype=torch.float64)):
+        loss.backward()
+    return [parameter.grad for parameter in method.parameters()]
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole_but_for_batch_normalisation():
+    torch.testing.assert_close(gradients(1), gradients(3))
+
+
+def test_too_many_parts():
+    with pytest.raises(UsageError, match=r"method.accumulate=9: expected 1 to method.batch=8"):
+        small(accumulate=9)
+
+
+def test_sides_that_cannot_be_halved():
+    with pytest.raises(UsageError, match=r"cannot take images of 100 x 64 pixels; .* such as 96 or 128"):
+        small().build([(3, 100, 64)])
+
+
+def plain(count, side=32):
+    random = np.random.default_rng(0)
+    wave = 128 + 50 * np.sin(np.mgrid[:side, :side].sum(axis=0) / 5)
+    return (wave[None, ..., None] + random.normal(0, 4, (count, side, side, 3))).clip(0, 255).astype(np.uint8)
+
+
+def test_the_loss_falls():
+    torch.manual_seed(0)
+    method = small(epochs=8, lr=5e-3, batch=4)
+    method.fit(Normals("waves", plain(8)))
+    losses = method.facts["losses"]
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
+    assert method.facts["anomaly_source"] == "generated"
+
+
+def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
+    torch.manual_seed(0)
+    rates = []
+    from anomaly_bench import training
+
+    original = training.Epoch.step
+
+    def step(self, losses):
+        rates.append(self.optimiser.param_groups[0]["lr"])
+        original(self, losses)
+
+    monkeypatch.setattr(training.Epoch, "step", step)
+    small(epochs=10, lr=1.0, batch=8).fit(Normals("waves", plain(2)))
+    assert rates == pytest.approx([1.0] * 8 + [0.2, 0.04])

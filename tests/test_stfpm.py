@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from anomaly_bench.contract import Setup, pictures, score, unseen
+from anomaly_bench.errors import UsageError
+from anomaly_bench.methods.stfpm import STFPM
+from anomaly_bench.protocol import Normals
+
+
+def levels(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, c, n, n, generator=generator) for c, n in ((3, 8), (4, 4), (5, 2))]
+
+
+class Given(nn.Module):
+    """A student whose features are given."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, images):
+        return self.levels
+
+
+def method(teacher, student):
+    made = STFPM(lambda images: teacher, epochs=1)
+    made.student = Given(student)
+    return made
+
+
+def slow_distances(teacher, student):
+    """Squared distances of features divided by their length, position by position."""
+    made = []
+    for a, b in zip(teacher, student, strict=True):
+        x, y = (level.double().numpy() for level in (a, b))
+        x, y = (level / np.sqrt((level**2).sum(1, keepdims=True)) for level in (x, y))
+        made.append(((x - y) ** 2).sum(1))
+    return made
+
+
+def test_distances_follow_the_equation():
+    images = torch.zeros(2, 3, 16, 16)
+    made = method(levels(0), levels(1))
+    for found, expected in zip(
+        made.distances(images, made.directions(images)), slow_distances(levels(0), levels(1)), strict=True
+    ):
+        assert np.allclose(found.numpy(), expected, atol=1e-6)
+        assert expected.max() <= 4
+
+
+def test_maps_are_products_on_the_first_grid():
+    result = method(levels(0), levels(1)).score(torch.zeros(2, 3, 16, 16))
+    product = 1.0
+    for distance in slow_distances(levels(0), levels(1)):
+        product = product * F.interpolate(torch.tensor(distance)[:, None], (8, 8), mode="bilinear")
+    expected = F.interpolate(product, (16, 16), mode="bilinear")[:, 0].numpy()
+    assert np.allclose(result.map.numpy(), expected, atol=1e-5)
+    assert np.allclose(result.image.numpy(), expected.max(axis=(1, 2)), atol=1e-5)
+
+
+def test_parameters_of_the_student():
+    setup = Setup("stfpm", "r18", ("backbone.weights=random",))
+    made = setup.new()
+    with torch.device("meta"):
+        made.build(setup.network.shapes((256, 256)))
+    assert sum(parameter.numel() for parameter in made.parameters()) == pytest.approx(2.78e6, rel=2e-3)
+
+
+def fitted(*overrides, count=20):
+    setup = Setup("stfpm", "lite0", ("method.epochs=5", "method.batch=8", *overrides))
+    torch.manual_seed(0)
+    made, calls = setup.new(), []
+    network = made.backbone
+    made.build = lambda shapes: setattr(made, "student", network.trainable_copy())
+    made.backbone = lambda images: calls.append(len(images)) or network(images)
+    made.fit(Normals("waves", pictures(count)))
+    return made, calls
+
+
+def test_the_loss_falls_and_the_teacher_sees_every_image_once():
+    made, calls = fitted()
+    assert sum(calls) == 20
+    assert made.facts["losses"][-1] < made.facts["losses"][0]
+    assert 1 <= made.facts["best_epoch"] <= 5
+
+
+def test_the_best_epoch_on_images_held_out_is_kept():
+    """With a rate that drives the student away, the weights are those of an early epoch, not of the last."""
+    levels = []
+    original = STFPM.mean_map
+
+    def rising(self, held, known):
+        levels.append((original(self, held, known), {k: v.clone() for k, v in self.state_dict().items()}))
+        return float(len(levels) if len(levels) != 2 else 0.5)  # the second is the lowest
+
+    STFPM.mean_map = rising
+    try:
+        made, _ = fitted()
+    finally:
+        STFPM.mean_map = original
+    assert made.facts["best_epoch"] == 2
+    assert all(torch.equal(value, levels[1][1][name]) for name, value in made.state_dict().items())
+    assert not all(torch.equal(value, levels[-1][1][name]) for name, value in made.state_dict().items())
+
+
+def test_the_student_is_the_teachers_architecture_with_its_own_weights():
+    setup = Setup("stfpm", "r18", ("backbone.weights=random",))
+    student = setup.network.trainable_copy().eval()
+    with torch.no_grad():
+        ours, theirs = student(unseen()), setup.network(unseen())
+    assert [level.shape for level in ours] == [level.shape for level in theirs]
+    assert not torch.allclose(ours[0], theirs[0])
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in student.modules()), "it learns with its normalisation"
+
+
+def test_a_copy_of_the_teacher_finds_nothing():
+    setup = Setup("stfpm", "r18", ("backbone.weights=random",))
+    made = setup.new()
+    made.build(())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the seed of random backbones
+        made.student = setup.network.trainable_copy()
+    assert score(made.eval(), unseen()).map.max() < 1e-8
+
+
+def test_one_training_image_is_too_few():
+    with pytest.raises(ValueError, match="1 training image; expected at least 2, as some are held out"):
+        fitted(count=1)
+
+
+def test_transformers_have_no_pyramid():
+    with pytest.raises(UsageError, match="it is a transformer"):
+        _ = Setup("stfpm", "dinov2_s", ("backbone.weights=random", "input.resize=224")).network
