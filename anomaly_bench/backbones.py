@@ -36,6 +36,7 @@ class Backbone:
         weights: a state dict's file (safetensors, or torch's read with weights_only=True); None: random, seed 0.
         precision: "fp32", or "bf16" / "fp16" for autocast; features are float32 all the same.
         options: further arguments of the architecture.
+        norm: path of a module that every level goes through when it is read: a transformer's last normalisation.
 
     Raises:
         UsageError: no such network, module or level; weights of another network.
@@ -51,6 +52,7 @@ class Backbone:
         weights: Path | None = None,
         precision: str = "fp32",
         options: Mapping[str, Any] | None = None,
+        norm: str | None = None,
     ) -> None:
         self.network_name, self.precision = network, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
@@ -60,11 +62,13 @@ class Backbone:
         if weights is not None:
             load_weights(self.network, read_weights(weights), weights)
         self.paths = find_levels(self.network, modules, levels)
+        last = nn.Identity() if norm is None else find_module(self.network, norm, f"backbone.norm={norm}")
         cut(self.network, self.paths)
+        self.network.add_module("norm_of_levels", last)
         fold_batch_norm(self.network.eval())
         self.outputs: dict[str, Tensor] = {}  # path -> output, while the network runs
         for path in self.paths:
-            self.network.get_submodule(path).register_forward_hook(functools.partial(keep, self.outputs, path))
+            self.network.get_submodule(path).register_forward_hook(functools.partial(keep, self.outputs, path, last))
         self.network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Backbone:
@@ -157,11 +161,16 @@ def find_levels(network: nn.Module, modules: Mapping[str, str] | str, levels: Se
     for name in names:
         if name not in modules:
             raise UsageError(f"method.levels: no level {name} in {type(network).__name__}; it has {known}")
-        try:
-            network.get_submodule(modules[name])
-        except AttributeError as error:
-            raise UsageError(f"backbone.modules.{name}={modules[name]}: {error}") from error
+        find_module(network, modules[name], f"backbone.modules.{name}={modules[name]}")
     return [modules[name] for name in names]
+
+
+def find_module(network: nn.Module, path: str, key: str) -> nn.Module:
+    """The module at a path of the network; `key` is what the error names."""
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        raise UsageError(f"{key}: {error}") from error
 
 
 def cut(network: nn.Module, paths: Sequence[str]) -> None:
@@ -202,9 +211,11 @@ def to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
     return patches.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
 
 
-def keep(outputs: dict[str, Tensor], path: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+def keep(
+    outputs: dict[str, Tensor], path: str, norm: nn.Module, module: nn.Module, inputs: Any, output: Tensor
+) -> None:
     """A forward hook."""
-    outputs[path] = output
+    outputs[path] = norm(output)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

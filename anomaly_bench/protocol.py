@@ -181,7 +181,7 @@ class Normals:
 
 
 class Kept:
-    """Features (N, C, h, w) of each level, in memory or, where they are large, in a temporary file.
+    """Features (N, C, h, w) of each level, channels last, in memory or, where they are large, in a temporary file.
 
     Args:
         shapes: (N, C, h, w) of each level.
@@ -194,12 +194,14 @@ class Kept:
         import torch
 
         self.device = device
-        if 4 * sum(int(np.prod(shape)) for shape in shapes) <= self.LARGE:
-            self.levels = [torch.empty(shape) for shape in shapes]
+        lying = [(count, height, width, channels) for count, channels, height, width in shapes]
+        if 4 * sum(int(np.prod(shape)) for shape in lying) <= self.LARGE:
+            levels = [torch.empty(shape) for shape in lying]
         else:
-            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in shapes]  # noqa: SIM115 (the map holds it)
-            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, shapes, strict=True)]
-            self.levels = [torch.from_numpy(array) for array in maps]
+            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in lying]  # noqa: SIM115 (the map holds it)
+            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, lying, strict=True)]
+            levels = [torch.from_numpy(array) for array in maps]
+        self.levels = [level.permute(0, 3, 1, 2) for level in levels]
 
     def __len__(self) -> int:
         return len(self.levels[0])
@@ -210,7 +212,7 @@ class Kept:
         return [(level.shape[1], level.shape[2], level.shape[3]) for level in self.levels]
 
     def __getitem__(self, chosen: Tensor | slice) -> list[Tensor]:
-        """The levels (B, C, h, w) of some images, by their numbers."""
+        """The levels (B, C, h, w), channels last, of some images, by their numbers."""
         return [level[chosen].to(self.device) for level in self.levels]
 
 

@@ -1,0 +1,129 @@
+"""FastFlow: Unsupervised Anomaly Detection and Localization via 2D Normalizing Flows.
+
+Jiawei Yu, Ye Zheng, Xiang Wang, Wei Li, Yushuang Wu, Rui Zhao, Liwei Wu; 2021, arXiv 2111.07677.
+
+Each level of a frozen network has a normalising flow of its own, whose couplings are convolutions: the grid is never
+flattened. The authors released no code. The architecture is that of the common re-implementations (gathierry's, and
+anomalib's after it), which has, on WRN50 and without their layer normalisation, exactly the paper's 41.3 M parameters:
+one-sided couplings with FrEIA's clamp of its time, 2 * tanh(s) (see `anomaly_bench.flows`).
+
+Where this differs from those re-implementations:
+
+- No layer normalisation before a CNN's flows: the paper has none. A transformer is read through its last norm.
+- A transformer's subnets have 128 hidden channels for 768 (the paper's ratio of 0.16, and its 14.8 M parameters);
+  gathierry's code takes 0.16 of the half that a subnet sees, which gives 7.1 M.
+- Likelihoods stay logarithms. Their map is -mean over levels of exp(-E), E = mean of z^2 / 2 over channels, which is 0
+  in float32 from E = 104 on, and ties among strong anomalies. Here it is -log of that mean, which ranks pixels of equal
+  grids alike; between grid points E is interpolated, not exp(-E).
+
+The image score is the map's maximum, as in anomalib; gathierry's code has none and the paper does not name its rule.
+The paper's pixel AUROCs lie where re-implementations get by choosing the epoch on the test set; here the last counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.flows import Flow, OneSided
+from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.training import Loop
+
+CLAMP = 2.0  # of the couplings' log-scales
+LARGEST = 1e17  # of |z|: its squares stay finite in float32
+
+
+class FastFlow(nn.Module):
+    """FastFlow as in section 3 and table 7.
+
+    Args:
+        backbone: a frozen network.
+        steps: of each level's flow.
+        kernels: sides of the subnets' convolutions; the steps take them in turn.
+        hidden: channels between a subnet's two convolutions, as a part of the level's.
+        epochs, batch, lr, weight_decay: of the training with Adam.
+    """
+
+    def __init__(
+        self,
+        backbone: Features,
+        steps: int,
+        kernels: Sequence[int],
+        hidden: float,
+        epochs: int,
+        batch: int = 32,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        if steps < 1:
+            raise UsageError(f"method.steps={steps}: expected at least 1")
+        if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+            raise UsageError(f"method.kernels={list(kernels)}: expected odd numbers, such as [3,1]")
+        super().__init__()
+        self.backbone, self.steps, self.kernels, self.hidden = backbone, steps, kernels, hidden
+        self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make one flow per level of these (C, h, w) shapes."""
+        flows = nn.ModuleList(self.flow(channels) for channels, _, _ in shapes)
+        self.flows = flows.to(memory_format=torch.channels_last)  # as the features lie
+
+    def flow(self, channels: int) -> Flow:
+        """The steps of one level."""
+        width = max(1, round(self.hidden * channels))
+        sides = [self.kernels[step % len(self.kernels)] for step in range(self.steps)]
+        return Flow(OneSided(channels, functools.partial(subnet, width, side), CLAMP) for side in sides)
+
+    def fit(self, normals: Normals) -> None:
+        """Train all flows together on features that are kept (equations 1 to 3)."""
+        kept = normals.kept(self.backbone, self.batch)
+        self.build(kept.shapes)
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            for chosen in epoch.batches(len(kept), self.batch):
+                epoch.step(self.loss(kept[chosen]))
+        self.facts = loop.facts
+
+    def loss(self, levels: Sequence[Tensor]) -> Tensor:
+        """Negative log-likelihoods without their constant, the batch's mean, summed over levels: ()."""
+        losses = []
+        for level, flow in zip(levels, self.flows, strict=True):
+            z, log_det = flow(level)
+            losses.append((0.5 * z.square().flatten(1).sum(dim=1) - log_det).mean())
+        return torch.stack(losses).sum()
+
+    def score(self, images: Tensor) -> Scores:
+        """-log of the mean of the levels' exp(-E), upsampled bilinearly; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "flows"):
+            raise NotFittedError("FastFlow")
+        energies = [energy(flow(level)[0]) for level, flow in zip(self.backbone(images), self.flows, strict=True)]
+        large = torch.stack([ops.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
+        maps = math.log(len(large)) - torch.logsumexp(-large, dim=0)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
+def subnet(width: int, side: int, before: int, after: int) -> nn.Sequential:
+    """Scales and shifts of one step."""
+    return nn.Sequential(
+        nn.Conv2d(before, width, side, padding="same"), nn.ReLU(), nn.Conv2d(width, after, side, padding="same")
+    )
+
+
+def energy(z: Tensor) -> Tensor:
+    """(B, C, h, w) -> E (B, h, w): the mean of z^2 / 2 over channels."""
+    return 0.5 * z.clamp(-LARGEST, LARGEST).square().mean(dim=1)
