@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import platform
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import anomaly_bench
 from anomaly_bench import artifacts, gallery, metrics, speed
@@ -84,6 +84,8 @@ class Evaluator:
         """Score one test set and make its record."""
         images = job.task.tests[test]
         pixels = self.pixels(job, images, "test")
+        if self.settings.oracle:
+            fitted.method.oracle(self.batches(pixels))
         with speed.stopwatch(self.device) as elapsed:
             scores, maps = self.score(fitted.method, pixels, job.task.name)
         cost = {**fitted.cost, "score_s": elapsed()}
@@ -119,15 +121,19 @@ class Evaluator:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""
         scores, maps = [], []
-        step = self.settings.batch_size
         with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance, torch.no_grad():
-            for start in range(0, len(pixels), step):
-                result = method.score(to_tensor(pixels[start : start + step], self.device))
+            for images in self.batches(pixels):
+                result = method.score(images)
                 scores.append(result.image.float().cpu().numpy())
                 if result.map is not None:
                     maps.append(result.map.float().cpu().numpy())
                 advance(len(scores[-1]))
         return np.concatenate(scores), np.concatenate(maps) if maps else None
+
+    def batches(self, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """(B, 3, H, W) of `batch_size` images each, on the device."""
+        for start in range(0, len(pixels), self.settings.batch_size):
+            yield to_tensor(pixels[start : start + self.settings.batch_size], self.device)
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
         """Fit again, with the same result, and add a speed entry of this machine to each record."""

@@ -20,6 +20,7 @@ and rotations come from scipy, whose cost it warns of above 512 channels (CFLOW-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -194,6 +195,25 @@ class Flow(nn.ModuleList):
         for block in reversed(blocks):
             y = block.inverse(y, *condition)
         return y
+
+
+LARGEST = 1e17  # of |z|: its squares stay finite in float32
+
+
+def energy(z: Tensor) -> Tensor:
+    """(B, C, ...) -> E (B, ...): half the mean of z^2 over channels, which is finite for every finite z.
+
+    Up to a constant -C * E is the log-density of z under a standard Gaussian.
+    """
+    return 0.5 * z.clamp(-LARGEST, LARGEST).square().mean(dim=1)
+
+
+def join(energies: Sequence[Tensor]) -> Tensor:
+    """-log of the mean of the levels' likelihoods exp(-E), pixel by pixel: L times (B, H, W) -> (B, H, W).
+
+    It orders pixels as minus the sum of the likelihoods does, without the ties where these are 0 in float32.
+    """
+    return math.log(len(energies)) - torch.logsumexp(-torch.stack(list(energies)), dim=0)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

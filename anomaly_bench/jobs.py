@@ -21,7 +21,7 @@ from anomaly_bench.protocol import Image, Task
 from anomaly_bench.records import Record, digest
 from anomaly_bench.weights import Weights, resolve
 
-RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights")  # of a YAML, not of a constructor
+RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights", "oracle")  # of a YAML, not of a constructor
 
 
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,3 +136,36 @@ def whiten_(scatter: Tensor, divisor: float, eps: float, block_bytes: int | None
 def mahalanobis(patches: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
     """Distances (P, B) of (P, B, D) patches to the Gaussian of their position; `whitener` as `whiten_` leaves it."""
     return torch.bmm(patches - mean[:, None], whitener).square_().sum(dim=-1).sqrt_()
+
+
+@functools.lru_cache(maxsize=32)
+def position_code(channels: int, height: int, width: int) -> Tensor:
+    """Sines and cosines of a grid's positions, (channels, h, w) float32; not to be changed in place.
+
+    With w_i = 10000^(-4 i / channels), channels 2 i and 2 i + 1 are sin(w_i x) and cos(w_i x) of the column x in the
+    first half, and of the row y in the second half (the code of a Transformer, one half for each axis).
+
+    Raises:
+        ValueError: a number of channels that is not a multiple of 4.
+    """
+    if channels % 4:
+        raise ValueError(f"a position code of {channels} channels: expected a multiple of 4")
+    frequencies = 10000.0 ** (-torch.arange(0, channels // 2, 2, dtype=torch.float64) / (channels // 2))
+
+    def axis(length: int) -> Tensor:
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)  # (length, channels / 2)
+
+    columns = axis(width).expand(height, -1, -1)
+    rows = axis(height)[:, None].expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=2).permute(2, 0, 1).float().contiguous()
+
+
+def rotate_images(images: Tensor, degrees: Tensor) -> Tensor:
+    """Each image (B, C, H, W) turned counter-clockwise by its own angle (B,); nearest pixels, corners black."""
+    height, width = images.shape[2:]
+    angles = torch.deg2rad(degrees.to(images))
+    cosine, sine, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    rows = [cosine, -sine * height / width, none, sine * width / height, cosine, none]  # of coordinates in [-1, 1]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", align_corners=False)

@@ -75,7 +75,8 @@ class Method(Protocol):
 
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
     saved. The backbone is given to its constructor and is no submodule. Numbers in an attribute `facts` (a dict), if
-    it has one, go to the record's `cost`.
+    it has one, go to the record's `cost`. Where its YAML has the key `oracle`, a method also has `oracle(images)`: with
+    oracle=true it is given all batches of a test set before that is scored, to choose on them what its paper chose.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:

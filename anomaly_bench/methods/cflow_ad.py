@@ -1,0 +1,194 @@
+"""CFLOW-AD: Real-Time Unsupervised Anomaly Detection with Localization via Conditional Normalizing Flows.
+
+Denis Gudovskiy, Shun Ishizaka, Kazuki Kozuka; 2021 (WACV 2022), arXiv 2107.12571.
+
+Each level of a frozen network has a normalising flow of its own for the vectors (fibres) at its positions, given a code
+of the position. As in the authors' code: the layers of strides 8, 16, 32; the loss -log sigmoid(log p), where the paper
+has the plain likelihood; log p per channel; one Adam, which a level's step moves only that level's flow with (their
+torch 1.8 moved the others too, by momentum); no blur. Couplings have the clamp of the FrEIA that the code names,
+1.9 * tanh(s) (see `anomaly_bench.flows`).
+
+Where this differs:
+
+- The code measures each level's likelihood against the largest on the whole test set, which weighs the levels by test
+  images. Here it is the largest on the training images, or theirs with `oracle=true`.
+- The code adds exp(log p - largest) of the levels; here the sum's logarithm is taken, which orders pixels alike and
+  does not tie strong anomalies at 0. Between grid points log p is interpolated, not its exp.
+- Rotated images: a seeded set of `views` versions, passed through the network once; `views=0` draws and passes new ones
+  in each epoch, as the code does.
+- The code tests the model after each of 25 parts of the training and keeps the best of each metric, and its input size
+  was chosen per category on the test set (128, 256 or 512). Here the last epoch counts, at one size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench import ops
+from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.flows import Flow, OneSided, energy, join
+from anomaly_bench.protocol import Features, Kept, Normals, Scores, to_tensor
+from anomaly_bench.training import Epoch, Loop
+
+CLAMP = 1.9  # of the couplings' log-scales
+AT_ONCE = 8192  # fibres that are scored together
+PARTS, WARM = 25, 2  # of the training: learning rates, and those of the warm-up
+
+
+class CFlowAD(nn.Module):
+    """CFLOW-AD as in section 4.
+
+    Args:
+        backbone: a frozen network.
+        epochs: of the training; the code's 25 parts of 8 are 200.
+        views: rotated versions of the training images that the epochs take in turn; 0: new ones in each epoch.
+        degrees: the largest angle of a rotation.
+        blocks: of each level's flow.
+        code: channels of the position code, a multiple of 4.
+        fibres: vectors per step of the training.
+        batch: images whose fibres are shuffled together.
+        lr: the first learning rate after the warm-up, see `rate`.
+    """
+
+    largest: Tensor  # (L,) of each level, the largest log p of the training images
+
+    def __init__(
+        self,
+        backbone: Features,
+        epochs: int,
+        views: int = 4,
+        degrees: float = 5.0,
+        blocks: int = 8,
+        code: int = 128,
+        fibres: int = 256,
+        batch: int = 32,
+        lr: float = 2e-4,
+    ) -> None:
+        if views < 0:
+            raise UsageError(f"method.views={views}: expected 0 (new rotations in each epoch) or more")
+        if code < 4 or code % 4:
+            raise UsageError(f"method.code={code}: expected a multiple of 4")
+        super().__init__()
+        self.backbone, self.epochs, self.views, self.degrees = backbone, epochs, views, degrees
+        self.blocks, self.code, self.fibres, self.batch, self.lr = blocks, code, fibres, batch, lr
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make one flow per level of these (C, h, w) shapes; the rotations of wide levels take seconds."""
+        self.flows = nn.ModuleList(
+            Flow(OneSided(channels, subnet, CLAMP, soft=True, condition=self.code) for _ in range(self.blocks))
+            for channels, _, _ in shapes
+        )
+        self.register_buffer("largest", torch.zeros(len(shapes)))
+
+    def fit(self, normals: Normals) -> None:
+        """Train each flow on shuffled fibres (equation 9, within -log sigmoid), then find the largest likelihoods."""
+        kept = normals.kept(self.versions, self.batch) if self.views else None
+        levels = self.backbone(to_tensor(normals.pixels[:1], normals.device))
+        self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
+        self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        for epoch in loop:
+            batches = list(epoch.batches(len(normals), self.batch))
+            for number, chosen in enumerate(batches):
+                optimiser.param_groups[0]["lr"] = rate(self.lr, (epoch.number + number / len(batches)) / self.epochs)
+                levels = self.fresh(normals, chosen, epoch) if kept is None else self.version(kept, chosen, epoch)
+                for index, level in enumerate(levels):
+                    self.train_level(index, level, epoch)
+        self.facts = loop.facts
+        self.oracle(normals.images(self.batch))
+
+    def versions(self, images: Tensor) -> list[Tensor]:
+        """The levels of `views` rotations of each image, those of the first version first."""
+        return [level for _ in range(self.views) for level in self.backbone(self.turned(images))]
+
+    def version(self, kept: Kept, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+        """The levels of the chosen images in the version whose turn it is."""
+        first = epoch.number % self.views * len(self.flows)
+        return [level[chosen].to(kept.device) for level in kept.levels[first : first + len(self.flows)]]
+
+    def fresh(self, normals: Normals, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+        """The levels of new rotations of the chosen images."""
+        images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
+        return self.backbone(self.turned(images, epoch.generator))
+
+    def turned(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Each image rotated by up to `degrees` either way, its corners black."""
+        return ops.rotate_images(images, self.degrees * (2 * torch.rand(len(images), generator=generator) - 1))
+
+    def train_level(self, index: int, level: Tensor, epoch: Epoch) -> None:
+        """A step for each `fibres` of a (B, C, h, w) level's shuffled vectors; what remains is left out."""
+        fibres, codes = self.fibres_of(level)
+        whole = len(fibres) - len(fibres) % self.fibres or len(fibres)
+        order = torch.randperm(len(fibres), generator=epoch.generator)[:whole]
+        for part in torch.split(order, self.fibres):
+            epoch.step(-F.logsigmoid(self.log_likelihood(index, fibres[part], codes[part % len(codes)])).mean())
+
+    def fibres_of(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors (B * h * w, C) of a level, and the codes (h * w, code) of its positions."""
+        code = ops.position_code(self.code, level.shape[2], level.shape[3]).to(level.device)
+        return level.permute(0, 2, 3, 1).flatten(0, 2), code.permute(1, 2, 0).flatten(0, 1)
+
+    def log_likelihood(self, index: int, fibres: Tensor, codes: Tensor) -> Tensor:
+        """log p per channel (M,) of a level's vectors (M, C), given the codes (M, code) of their positions."""
+        z, log_det = self.flows[index](fibres, codes)
+        found: Tensor = log_det / fibres.shape[1] - energy(z) - 0.5 * math.log(2 * math.pi)
+        return found
+
+    def log_likelihoods(self, images: Tensor) -> Iterator[Tensor]:
+        """log p of each level: (B, h, w)."""
+        for index, level in enumerate(self.backbone(images)):
+            fibres, codes = self.fibres_of(level)
+            parts = [torch.split(each, AT_ONCE) for each in (fibres, codes.repeat(len(level), 1))]
+            found = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
+            yield found.view(len(level), *level.shape[2:])
+
+    @torch.no_grad()
+    def oracle(self, images: Iterable[Tensor]) -> None:
+        """Find each level's largest log p on these batches; `fit` gives the training images', oracle=true the tests."""
+        found = [torch.stack([each.amax() for each in self.log_likelihoods(batch)]) for batch in images]
+        self.largest = torch.stack(found).amax(dim=0)
+
+    def score(self, images: Tensor) -> Scores:
+        """-log of the mean of the levels' p / largest p, upsampled; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "flows"):
+            raise NotFittedError("CFLOW-AD")
+        below = [peak - each for each, peak in zip(self.log_likelihoods(images), self.largest, strict=True)]
+        maps = join([upsample(each, images.shape[2:]) for each in below])
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
+def subnet(before: int, after: int) -> nn.Sequential:
+    """Scales and shifts of one block."""
+    return nn.Sequential(nn.Linear(before, 2 * before), nn.ReLU(), nn.Linear(2 * before, after))
+
+
+def rate(lr: float, progress: float) -> float:
+    """The learning rate when a part of the training, 0 to 1, is done.
+
+    A cosine from lr to lr / 1000 in PARTS stairs; over the first WARM of them instead a line from lr / 10 to the stair
+    that follows.
+    """
+
+    def cosine(part: int) -> float:
+        return lr * (0.001 + 0.999 * (1 + math.cos(math.pi * part / PARTS)) / 2)
+
+    warmed = progress * PARTS / WARM
+    return lr / 10 + warmed * (cosine(WARM) - lr / 10) if warmed < 1 else cosine(int(progress * PARTS))
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, h, w) -> (B, H, W), bilinear with the corners' centres kept, as in the authors' code."""
+    return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=True)[:, 0]
