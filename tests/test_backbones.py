@@ -141,6 +141,29 @@ def test_cut_equals_uncut(name, network, levels, reference):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "network"), [("deit_base", "deit_tiny_distilled_patch16_224"), ("cait_m48", "cait_xxs24_224")]
+)
+@torch.no_grad()
+def test_levels_through_the_last_normalisation(name, network):
+    """As timm's own reading with norm=True, for more than one block."""
+    options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
+    made = {**node(name), "network": network, "options": options, "norm": "norm"}
+    ours = construct(made, "backbone", levels=["block4", "block1"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = backbones.create(network, options).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    reference = whole.forward_intermediates(
+        (images - ours.mean) / ours.std, indices=[1, 4], norm=True, intermediates_only=True
+    )
+    for found, expected in zip(ours(images), reference[::-1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert ours.shapes((64, 64)) == [tuple(found.shape[1:]) for found in ours(images)]
+    with pytest.raises(UsageError, match=r"backbone.norm=nurm: .*nurm"):
+        construct({**made, "norm": "nurm"}, "backbone", levels=["block4"])
+
+
 def test_maps_are_float32_and_as_the_shapes_say():
     backbone = Setup("padim").network
     maps = backbone(torch.rand(2, 3, 64, 96))
