@@ -34,14 +34,12 @@ from anomaly_bench.protocol import Scores
 
 METHODS = choices("method", [conf_folder()])
 BACKBONES = ("lite0", "r18")
-EPOCHS = 4  # of a method that trains: the fewest with which a planted defect stands out
 
 
 @functools.cache
 def setup(method: str, backbone: str) -> Setup:
     weights = () if backbone == "lite0" else ("backbone.weights=random",)
-    trains = "epochs" in Setup(method, backbone, weights).config["method"]
-    return Setup(method, backbone, (*weights, *((f"method.epochs={EPOCHS}",) if trains else ())))
+    return Setup(method, backbone, weights)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
