@@ -16,7 +16,7 @@ from anomaly_bench.flows import join
 from anomaly_bench.jobs import construct
 from anomaly_bench.protocol import Normals, to_tensor
 
-SMALL = ("method.steps=3", "method.epochs=2")
+SMALL = ("method.steps=3", "method.epochs=2", "method.layer_norm=false")
 
 
 def slow_flow(flow, level):
@@ -85,6 +85,17 @@ def test_strong_anomalies_stay_finite_and_ordered(fitted):
     fitted.backbone = backbone
     assert scores == sorted(set(scores))
     assert math.isfinite(scores[-1])
+
+
+def test_levels_are_standardised_where_the_papers_learning_rate_does_not_fit():
+    assert not Setup("fastflow", "wrn50", ("backbone.weights=random",)).config["method"]["layer_norm"]
+    setup = Setup("fastflow", overrides=("method.steps=1",))
+    assert setup.config["method"]["layer_norm"]
+    images = to_tensor(pictures(2))
+    for level, found in zip(setup.network(images), setup.new().read(images), strict=True):
+        for before, after in zip(level, found, strict=True):
+            expected = (before - before.mean()) / before.std(correction=0)
+            torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_steps_take_the_kernels_in_turn():

@@ -127,7 +127,11 @@ class CFlowAD(nn.Module):
         whole = len(fibres) - len(fibres) % self.fibres or len(fibres)
         order = torch.randperm(len(fibres), generator=epoch.generator)[:whole]
         for part in torch.split(order, self.fibres):
-            epoch.step(-F.logsigmoid(self.log_likelihood(index, fibres[part], codes[part % len(codes)])).mean())
+            epoch.step(self.loss(index, fibres[part], codes[part % len(codes)]))
+
+    def loss(self, index: int, fibres: Tensor, codes: Tensor) -> Tensor:
+        """The mean of -log sigmoid(log p) over a level's vectors, see `log_likelihood`: ()."""
+        return -F.logsigmoid(self.log_likelihood(index, fibres, codes)).mean()
 
     def fibres_of(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors (B * h * w, C) of a level, and the codes (h * w, code) of its positions."""

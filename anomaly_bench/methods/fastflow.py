@@ -9,7 +9,10 @@ one-sided couplings with FrEIA's clamp of its time, 2 * tanh(s) (see `anomaly_be
 
 Where this differs from those re-implementations:
 
-- No layer normalisation before a CNN's flows: the paper has none. A transformer is read through its last norm.
+- No layer normalisation before a CNN's flows: the paper has none, gathierry's code needs it. With `layer_norm` each
+  level is standardised first (without trained scales, which the paper's count has no room for): at the paper's learning
+  rate that is needed where features are not of about unit size, as the 7 of lite0. A transformer is read through its
+  last norm.
 - A transformer's subnets have 128 hidden channels for 768 (the paper's ratio of 0.16, and its 14.8 M parameters);
   gathierry's code takes 0.16 of the half that a subnet sees, which gives 7.1 M.
 - Likelihoods stay logarithms. Their map is -mean over levels of exp(-E), E = mean of z^2 / 2 over channels, which is 0
@@ -26,6 +29,7 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench import ops
@@ -45,6 +49,7 @@ class FastFlow(nn.Module):
         steps: of each level's flow.
         kernels: sides of the subnets' convolutions; the steps take them in turn.
         hidden: channels between a subnet's two convolutions, as a part of the level's.
+        layer_norm: give each level of an image mean 0 and deviation 1 over all channels and positions.
         epochs, batch, lr, weight_decay: of the training with Adam.
     """
 
@@ -54,6 +59,7 @@ class FastFlow(nn.Module):
         steps: int,
         kernels: Sequence[int],
         hidden: float,
+        layer_norm: bool,
         epochs: int,
         batch: int = 32,
         lr: float = 1e-3,
@@ -65,6 +71,7 @@ class FastFlow(nn.Module):
             raise UsageError(f"method.kernels={list(kernels)}: expected odd numbers, such as [3,1]")
         super().__init__()
         self.backbone, self.steps, self.kernels, self.hidden = backbone, steps, kernels, hidden
+        self.layer_norm = layer_norm
         self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -80,7 +87,7 @@ class FastFlow(nn.Module):
 
     def fit(self, normals: Normals) -> None:
         """Train all flows together on features that are kept (equations 1 to 3)."""
-        kept = normals.kept(self.backbone, self.batch)
+        kept = normals.kept(self.read, self.batch)
         self.build(kept.shapes)
         self.to(normals.device)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
@@ -89,6 +96,11 @@ class FastFlow(nn.Module):
             for chosen in epoch.batches(len(kept), self.batch):
                 epoch.step(self.loss(kept[chosen]))
         self.facts = loop.facts
+
+    def read(self, images: Tensor) -> list[Tensor]:
+        """The levels that the flows see."""
+        levels = self.backbone(images)
+        return [F.layer_norm(level, level.shape[1:]) for level in levels] if self.layer_norm else levels
 
     def loss(self, levels: Sequence[Tensor]) -> Tensor:
         """Negative log-likelihoods without their constant, the batch's mean, summed over levels: ()."""
@@ -109,7 +121,7 @@ class FastFlow(nn.Module):
         """
         if not hasattr(self, "flows"):
             raise NotFittedError("FastFlow")
-        energies = [energy(flow(level)[0]) for level, flow in zip(self.backbone(images), self.flows, strict=True)]
+        energies = [energy(flow(level)[0]) for level, flow in zip(self.read(images), self.flows, strict=True)]
         maps = join([ops.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
         return Scores(maps.amax(dim=(1, 2)), maps)
 

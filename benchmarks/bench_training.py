@@ -1,0 +1,118 @@
+"""What training and scoring of the flows cost: `python benchmarks/bench_training.py`, with `--backbone wrn50` too.
+
+An epoch after the first over the flow's own forward pass, backward pass and step of the optimiser, both in turn within
+one fit; images per second beside those of Table 3 of Zheng et al. 2022 (arXiv 2205.14852). As in benchmarks/bench.py,
+whose helpers it uses: medians, both sides measured in one run. Weights are random and images are noise: neither changes
+the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from bench import THREADS, in_turn, seconds, show
+
+from anomaly_bench import speed
+from anomaly_bench.contract import Setup
+from anomaly_bench.evaluation import keep_freed_memory
+from anomaly_bench.protocol import Advance, Normals, to_tensor
+
+IMAGES, EPOCHS, SIDE = 64, 6, 256
+PUBLISHED = {"fastflow": 21.8, "cflow_ad": 14.9, "differnet": 2.53}  # images per second, on one GPU
+
+
+class Watch:
+    """Times each epoch of a fit, and after each the bare steps on the same batches, with a copy of the networks."""
+
+    def __init__(self, method: Any) -> None:
+        self.method, self.loss, self.batches = method, method.loss, []
+        self.epochs: list[float] = []
+        self.floors: list[float] = []
+        self.method.loss = self.record
+
+    def record(self, *batch: Any) -> Any:
+        self.batches.append(batch)
+        return self.loss(*batch)
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        begin = speed.clock()
+
+        def advance(done: int, note: str = "") -> None:
+            nonlocal begin
+            if note:  # an epoch is over
+                self.epochs.append(speed.clock() - begin)
+                self.floors.append(self.floor())
+            begin = speed.clock()
+
+        yield advance
+
+    def floor(self) -> float:
+        if not self.floors:
+            del self.method.loss  # the class's own is seen again
+            self.copy = copy.deepcopy(self.method)
+            self.optimiser = torch.optim.Adam(self.copy.parameters(), fused=True)
+        return seconds(lambda: [self.step(batch) for batch in self.batches])
+
+    def step(self, batch: Any) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        self.copy.loss(*batch).backward()
+        self.optimiser.step()
+
+
+def epoch_over_steps(name: str, backbone: str) -> None:
+    torch.manual_seed(0)
+    method = Setup(name, backbone, ("backbone.weights=random", f"method.epochs={EPOCHS}")).new()
+    watch = Watch(method)
+    method.fit(Normals("bench", noise(IMAGES), stage=watch.stage))
+    found = {"epoch": statistics.median(watch.epochs[1:]), "steps": statistics.median(watch.floors[1:])}
+    ratio = found["epoch"] / found["steps"]
+    part = f"{name} on {backbone}, {IMAGES} images: an epoch after the first over its bare steps"
+    show(part, found, ratio, "at most 1.15", ratio <= 1.15)
+
+
+def images_per_second(backbone: str) -> None:
+    images, calls = to_tensor(noise(32)), {}
+    for name in PUBLISHED:
+        setup = Setup(name, backbone, ("backbone.weights=random",))
+        method = setup.new().eval()
+        method.build(setup.network.shapes((SIDE, SIDE)))
+        calls[name] = functools.partial(method.score, images)
+    with torch.no_grad():
+        in_turn(1, **calls)
+        found = {name: 32 / value for name, value in in_turn(3, **calls).items()}
+    print(f"images per second on {backbone}, {SIDE} x {SIDE}, batch 32 (in parentheses Table 3's), over FastFlow's")
+    for name, fps in found.items():
+        over, published = fps / found["fastflow"], PUBLISHED[name] / PUBLISHED["fastflow"]
+        print(f"    {name:10} {fps:8.2f} ({PUBLISHED[name]:5.2f})   {over:6.3f} ({published:.3f})")
+    reached = found["fastflow"] > found["cflow_ad"] > found["differnet"]
+    print(f"    FastFlow faster than CFLOW-AD faster than DifferNet: {'reached' if reached else 'MISSED'}", flush=True)
+
+
+def noise(count: int) -> Any:
+    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="lite0", help="of all but PEFM, which has lite0_lite1")
+    parser.add_argument("--methods", nargs="*", default=["fastflow", "cflow_ad", "differnet", "pefm"], help="to train")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    keep_freed_memory()
+    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    for name in arguments.methods:
+        epoch_over_steps(name, "lite0_lite1" if name == "pefm" else arguments.backbone)
+    images_per_second(arguments.backbone)
+
+
+if __name__ == "__main__":
+    main()
