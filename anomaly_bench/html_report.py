@@ -214,7 +214,7 @@ class Section:
         months = {name: figures.month_number(*each.month) for name, each in known.items() if each.month}
         cells = references.load(PUBLISHED[metric]) if metric in PUBLISHED else []
         published = [
-            Point(months[cell.method], cell.value, known[cell.method].title)
+            Point(months[cell.method], cell.value, known[cell.method].title, method=cell.method)
             for cell in cells
             if cell.dataset == self.records[0].dataset and cell.category == "mean:all" and cell.method in months
             if cell.value is not None
@@ -223,9 +223,9 @@ class Section:
         measured = []
         for head, (cell,) in zip(grid.rows, grid.cells, strict=True):
             number = self.series[head.labels[0], head.labels[1]]
-            month, value = months.get(method_name(self.entries[number])), cell.values[0].number
-            if month is not None and value is not None:
-                measured.append(Point(month, 100 * value, self.labels[number], number))
+            method, value = method_name(self.entries[number]), cell.values[0].number
+            if method in months and value is not None:
+                measured.append(Point(months[method], 100 * value, self.labels[number], number, method))
         return grid, published, measured
 
     def timeline_plot(self, metric: str) -> Plot | None:

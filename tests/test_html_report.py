@@ -206,6 +206,13 @@ def test_arxiv_numbers_are_those_of_the_configurations():
     assert known["glance"].month is None
 
 
+def test_a_dotted_line_leads_to_the_same_method_not_the_same_month():
+    published = [figures.Point(100.0, 80.0, "SPADE", method="spade")]
+    measured = [figures.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
+    lines = figures.timeline(published, measured, "AUROC").axes[0].lines
+    assert [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"] == [[80.0, 90.0]]
+
+
 def test_best_so_far_in_the_timeline():
     points = [figures.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
     line = figures.timeline(points, [], "AUROC").axes[0].lines[0]
