@@ -239,12 +239,13 @@ def heat_map(grid: Grid) -> Figure:
 
 
 def heat_shares(grid: Grid) -> list[list[float | None]]:
-    """Where each first value of a cell lies between the grid's lowest (0) and highest (1)."""
-    numbers = [cell.values[0].number for row in grid.cells for cell in row]
-    known = [number for number in numbers if number is not None]
+    """Where each first value of a cell, as printed, lies between the grid's lowest (0) and highest (1)."""
+    values = [[cell.values[0] for cell in row] for row in grid.cells]
+    numbers = [[None if value.empty else float(value.text) for value in row] for row in values]
+    known = [number for row in numbers for number in row if number is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    shares = iter([None if number is None else (number - low) / ((high - low) or 1.0) for number in numbers])
-    return [[next(shares) for _ in row] for row in grid.cells]
+    span = (high - low) or 1.0
+    return [[None if number is None else (number - low) / span for number in row] for row in numbers]
 
 
 def _mix(first: str, second: str, share: float) -> str:
