@@ -189,17 +189,20 @@ def execute(config: Any) -> Any:
 
 
 def tables(_: str | None, arguments: list[str]) -> int:
-    """`method=padim` names the records to show; Hydra would look for a method to run."""
     from anomaly_bench import report
 
-    words = [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
-    return hydra("tables", words, report.print_tables)
+    return hydra("tables", choosing(arguments), report.print_tables)
 
 
 def write_report(_: str | None, arguments: list[str]) -> int:
     from anomaly_bench import html_report
 
-    return hydra("report", arguments, html_report.write)
+    return hydra("report", choosing(arguments), html_report.write)
+
+
+def choosing(arguments: Sequence[str]) -> list[str]:
+    """`method=padim` names the records to show; Hydra would look for a method to run."""
+    return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
 
 
 def list_names(subject: str | None, arguments: list[str]) -> int:

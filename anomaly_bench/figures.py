@@ -82,12 +82,13 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Point:
-    """A method in a plane; series: the number of its style, None for a published value."""
+    """A method in a plane; series: the number of its style, None for a published value; method: our id of it."""
 
     x: float
     y: float
     label: str
     series: int | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
         axes.step([point.x for point in best], [point.y for point in best], where="post", color=LINE.light, zorder=1)
         for point in measured:
             for told in published:
-                if told.x == point.x:
+                if told.method == point.method:
                     axes.plot([told.x, point.x], [told.y, point.y], ":", color=MUTED.light, linewidth=1, zorder=1)
         _scatter(axes, points)
         _name(axes, points)
@@ -174,9 +175,8 @@ def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figur
         figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend))
         for number, (kind, lines) in enumerate(panels.items()):
             left, width = (number + 0.17) / len(panels), 0.77 / len(panels)
-            _curve_panel(
-                figure.add_axes((left, 0.24 if legend else 0.16, width, 0.66 if legend else 0.74)), kind, lines
-            )
+            bottom = 0.24 if legend else 0.16
+            _curve_panel(figure.add_axes((left, bottom, width, 0.9 - bottom)), kind, lines)
         if legend:
             firsts = {line.label: line for lines in panels.values() for line in lines if line.first}
             handles = [_line(line.series, [], [], label=clean(line.label)) for line in firsts.values()]
@@ -216,7 +216,6 @@ def sample(series: int) -> Figure:
 
 def heat_map(grid: Grid) -> Figure:
     """A table of one metric, each cell shaded from the lowest value (light) to the highest."""
-    numbers = [[cell.values[0].number for cell in row] for row in grid.cells]
     shares = heat_shares(grid)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         wide, high = 2.2 + 0.95 * len(grid.columns), 1.1 + 0.27 * len(grid.rows)
@@ -227,7 +226,7 @@ def heat_map(grid: Grid) -> Figure:
             share, value = shares[row][column], grid.cells[row][column].values[0]
             face = "none" if share is None else _mix(PAPER.light, SERIES[0].light, 0.08 + 0.5 * share)
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor=PAPER.light))
-            weight = "bold" if value.rank == 1 and numbers[row][column] is not None else "normal"
+            weight = "bold" if value.rank == 1 else "normal"
             axes.text(column + 0.5, row + 0.5, value.text, ha="center", va="center", weight=weight)
         axes.set_xticks([number + 0.5 for number in range(len(grid.columns))])
         axes.set_xticklabels(["\n".join(clean(text) for text in head.labels if text) for head in grid.columns])
@@ -240,12 +239,13 @@ def heat_map(grid: Grid) -> Figure:
 
 
 def heat_shares(grid: Grid) -> list[list[float | None]]:
-    """Where each first value of a cell lies between the grid's lowest (0) and highest (1)."""
-    numbers = [cell.values[0].number for row in grid.cells for cell in row]
-    known = [number for number in numbers if number is not None]
+    """Where each first value of a cell, as printed, lies between the grid's lowest (0) and highest (1)."""
+    values = [[cell.values[0] for cell in row] for row in grid.cells]
+    numbers = [[None if value.empty else float(value.text) for value in row] for row in values]
+    known = [number for row in numbers for number in row if number is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    shares = iter([None if number is None else (number - low) / ((high - low) or 1.0) for number in numbers])
-    return [[next(shares) for _ in row] for row in grid.cells]
+    span = (high - low) or 1.0
+    return [[None if number is None else (number - low) / span for number in row] for row in numbers]
 
 
 def _mix(first: str, second: str, share: float) -> str:

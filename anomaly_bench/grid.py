@@ -20,7 +20,6 @@ class Value:
         published: a paper's value of the same, printed in parentheses after it.
         gap: the text minus `published`, with its sign.
         grade: of the gap: "better", "worse" or "even", or "unlike" where the two must not be compared.
-        number: the text's, for pictures; None where there is none.
     """
 
     text: str = DASH
@@ -28,7 +27,6 @@ class Value:
     published: str = ""
     gap: str = ""
     grade: str = ""
-    number: float | None = None
 
     @property
     def empty(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,15 +22,16 @@ from PIL import Image as PILImage
 
 import anomaly_bench
 from anomaly_bench import figures, gallery, references, report, tables
+from anomaly_bench.axes import Line
 from anomaly_bench.entries import Entry, entries, setup_name, setups
-from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.figures import Curve, Point
 from anomaly_bench.gallery import Case
-from anomaly_bench.grid import DASH, Grid
+from anomaly_bench.grid import DASH, Grid, Head
 from anomaly_bench.layouts import Layout, Measure
 from anomaly_bench.metrics import METRICS
 from anomaly_bench.records import Record, csv_row, legal, load_all, write_atomically
 from anomaly_bench.references.methods import publications
+from anomaly_bench.values import measured
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
@@ -56,10 +56,9 @@ def write(config: Any) -> None:
     Raises:
         UsageError: a results folder without records, or no record of a wanted name.
     """
-    known, pictures = read([Path(name).expanduser() for name in report.names(config["results"]) or []])
-    for key, wanted in config["only"].items():
-        known = only(known, str(key), report.names(wanted))
-    sections = [Section(f"s{number}", part, pictures) for number, part in enumerate(setups(known), 1)]
+    folders = report.folders(config["results"])
+    known, _ = report.wanted(report.joined(folders, load_all), [], config)
+    sections = [Section(f"s{number}", part, folders) for number, part in enumerate(setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
     text = page(known, sections).encode()
     write_atomically(out, text)
@@ -70,44 +69,6 @@ def write(config: Any) -> None:
         for name, figure in drawn:
             figures.save(figure, folder / name)
         print(f"{folder}: {len(drawn)} figures, each as SVG and PDF")
-
-
-def read(folders: Sequence[Path]) -> tuple[list[Record], dict[Path, Path]]:
-    """The records of all folders, and by their paths the folders of their pictures (which need not be there).
-
-    A record that lies in several results folders counts once, with the speeds of all: one for each machine.
-
-    Raises:
-        UsageError: a results folder without records.
-    """
-    known: dict[Path, Record] = {}
-    pictures: dict[Path, Path] = {}
-    for folder in folders:
-        loaded, damaged = load_all(folder)
-        for message in damaged:
-            print(f"warning: {message}", file=sys.stderr)
-        if not loaded:
-            raise UsageError(f"results={folder}: no records there; anomaly-bench results={folder} ... makes some")
-        for record in loaded:
-            path, beside = record.path, folder / record.path.with_suffix("")
-            speeds = known[path].speed if path in known else []
-            known[path] = replace(record, speed=[*speeds, *(each for each in record.speed if each not in speeds)])
-            if path not in pictures or not pictures[path].is_dir():
-                pictures[path] = beside
-    return list(known.values()), pictures
-
-
-def only(known: list[Record], key: str, wanted: list[str] | None) -> list[Record]:
-    """The records whose dataset, method or backbone is one of the wanted names; None: all.
-
-    Raises:
-        UsageError: a name that no record has.
-    """
-    have = {getattr(record, key) for record in known}
-    for name in wanted or ():
-        if name not in have:
-            raise UsageError(f"only.{key}={name}: no record of it{closest(name, have)}")
-    return [record for record in known if wanted is None or getattr(record, key) in wanted]
 
 
 # -------------------------------------------------------------------------------------------------- sections
@@ -161,13 +122,12 @@ class Plot:
 class Section:
     """The records of one setup, and the parts of the page made from them; `key` starts the ids of its elements."""
 
-    def __init__(self, key: str, records: Sequence[Record], pictures: Mapping[Path, Path]) -> None:
-        self.key, self.records, self.pictures = key, records, pictures
+    def __init__(self, key: str, records: Sequence[Record], results: Sequence[Path]) -> None:
+        self.key, self.records, self.results = key, records, results
         self.entries = entries(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
-        self.series = {(entry.full_title, entry.backbone): number for number, entry in enumerate(self.entries)}
-        measured = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
-        self.metrics = {name: METRICS[name].title for name in measured}
+        known = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
+        self.metrics = {name: METRICS[name].title for name in known}
         self.heat = {name: self._grid("categories", "methods", [name]) for name in ACCURACIES}
         self.title = self.heat["image_auroc"].caption
         self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
@@ -186,58 +146,62 @@ class Section:
 
     # accuracy against latency and against time
 
-    def latency(self, metric: str) -> Iterator[tuple[str, Grid, list[Point]]]:
-        """For each machine setting: its name, the grid of all, the points of its methods."""
-        speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
-        grid = self._grid("methods", "cells", [metric, speed])
-        parts: dict[str, list[Point]] = {}
-        place = ""
-        for head, (accuracy, time) in zip(grid.rows, grid.cells, strict=True):
-            place = head.above or place
-            x, y = time.values[0].number, accuracy.values[0].number
+    def latency(self, metric: str) -> Iterator[tuple[str, list[Point]]]:
+        """For each machine setting: its name, and the points of its methods."""
+        parts: dict[str, list[Point]] = defaultdict(list)
+        for entry in entries(self.records, with_speed=True):
+            x, y = self._mean(entry, Measure("latency_ms", "")), self._mean(entry, Measure(metric, "", scale=100))
             if x is not None and y is not None:
-                number = self.series[head.labels[0], head.labels[1]]
-                parts.setdefault(place, []).append(Point(x, y, self.labels[number], number))
-        for place, points in parts.items():
-            yield place, grid, points
+                number = self._series(entry)
+                parts[str(entry.setting)].append(Point(x, y, self.labels[number], number))
+        yield from parts.items()
+
+    def _mean(self, entry: Entry, measure: Measure) -> float | None:
+        """As in a table, over categories and seeds, but with 6 decimals."""
+        exact = replace(measure, digits=6)
+        return measured(exact, Line(Head(()), entry=entry), list(entry.records), averaged=True).number
+
+    def _series(self, entry: Entry) -> int:
+        names = [(each.full_title, each.backbone) for each in self.entries]
+        return names.index((entry.full_title, entry.backbone))
 
     def latency_plots(self, metric: str) -> Iterator[Plot]:
         title = self.metrics[metric]
-        for number, (place, grid, points) in enumerate(self.latency(metric)):
-            heading = f"{title} against latency" + (f" ({place})" if place else "")
+        speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
+        grid = self._grid("methods", "cells", [metric, speed])
+        for number, (place, points) in enumerate(self.latency(metric)):
+            heading = f"{title} against latency ({place})"
             svg = self._inline(figures.latency(points, title), f"latency-{metric}-{number}", heading)
             yield Plot(heading, svg, grid, self._missing(points))
 
-    def timeline(self, metric: str) -> tuple[Grid, list[Point], list[Point]]:
-        """The grid of measured values, published points, measured points; of methods with an arXiv number."""
+    def timeline(self, metric: str) -> tuple[list[Point], list[Point]]:
+        """Published and measured points of methods with an arXiv number."""
         known = publications()
         months = {name: figures.month_number(*each.month) for name, each in known.items() if each.month}
         cells = references.load(PUBLISHED[metric]) if metric in PUBLISHED else []
         published = [
-            Point(months[cell.method], cell.value, known[cell.method].title)
+            Point(months[cell.method], cell.value, known[cell.method].title, method=cell.method)
             for cell in cells
             if cell.dataset == self.records[0].dataset and cell.category == "mean:all" and cell.method in months
             if cell.value is not None
         ]
-        grid = self._grid("methods", "cells", [metric])
-        measured = []
-        for head, (cell,) in zip(grid.rows, grid.cells, strict=True):
-            number = self.series[head.labels[0], head.labels[1]]
-            month, value = months.get(method_name(self.entries[number])), cell.values[0].number
-            if month is not None and value is not None:
-                measured.append(Point(month, value, self.labels[number], number))
-        return grid, published, measured
+        found = []
+        for number, entry in enumerate(self.entries):
+            method, value = entry.sample.method, self._mean(entry, Measure(metric, "", scale=100))
+            if method in months and value is not None:
+                found.append(Point(months[method], value, self.labels[number], number, method))
+        return published, found
 
     def timeline_plot(self, metric: str) -> Plot | None:
         """None where there is nothing to show, neither published nor measured."""
-        grid, published, measured = self.timeline(metric)
-        if not published and not measured:
+        published, found = self.timeline(metric)
+        if not published and not found:
             return None
         title = self.metrics[metric]
         heading = f"{title} against the month of publication"
-        svg = self._inline(figures.timeline(published, measured, title), f"timeline-{metric}", heading)
+        svg = self._inline(figures.timeline(published, found, title), f"timeline-{metric}", heading)
         source = references.TABLES[PUBLISHED[metric]].title if published else ""
-        return Plot(heading, svg, grid, self._missing(measured), source)
+        return Plot(heading, svg, self._grid("methods", "cells", [metric]), self._missing(found), source)
 
     def _missing(self, points: Sequence[Point]) -> list[str]:
         return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]
@@ -267,8 +231,8 @@ class Section:
         found: dict[tuple[str, str], Doubt] = {}
         for number, entry in enumerate(self.entries):
             made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
-            record = next((each for each in made if self.pictures[each.path].is_dir()), made[0] if made else None)
-            for case in [] if record is None else gallery.cases(record, self.pictures[record.path]):
+            places = [(record, folder / record.path.with_suffix("")) for record in made for folder in self.results]
+            for case in gallery.cases(*next((each for each in places if each[1].is_dir()), places[0])) if made else ():
                 doubt = found.setdefault((case.kind, case.file), Doubt(case.kind, case.file, case.defect))
                 parts = gallery.squares(case.picture) if case.picture else {}
                 doubt.image = doubt.image or ("image" in parts and data_uri(parts["image"])) or ""
@@ -283,18 +247,14 @@ class Section:
         folder = Path(setup_name(self.records[0]))
         for metric, title in self.metrics.items():
             yield folder / f"heat-{metric}", figures.heat_map(self.heat[metric])
-            for number, (_, _, points) in enumerate(self.latency(metric), 1):
+            for number, (_, points) in enumerate(self.latency(metric), 1):
                 yield folder / f"latency-{metric}-{number}", figures.latency(points, title)
-            _, published, measured = self.timeline(metric)
-            if published or measured:
-                yield folder / f"timeline-{metric}", figures.timeline(published, measured, title)
+            published, found = self.timeline(metric)
+            if published or found:
+                yield folder / f"timeline-{metric}", figures.timeline(published, found, title)
         for category in self.categories:
             if panels := self.curves(category):
                 yield folder / f"curves-{legal(category)}", figures.curves(panels, legend=True)
-
-
-def method_name(entry: Entry) -> str:
-    return entry.sample.method
 
 
 def data_uri(picture: PILImage.Image) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,10 @@ def print_tables(config: Any) -> None:
     sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
-    known = _load(config["results"], set(sources.values()) != {"reported"})
+    known = [] if set(sources.values()) == {"reported"} else joined(folders(config["results"]), records.outlines)
     made, missing = [], []
     for layout in layouts:
-        found, cells = _wanted(known, load(layout.published) if layout.published else [], config)
+        found, cells = wanted(known, load(layout.published) if layout.published else [], config)
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
         made += tables.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
         missing += how_to_get(found, cells) if source != "reported" else []
@@ -72,12 +72,20 @@ def print_tables(config: Any) -> None:
         records.write_atomically(Path(str(config["out"])).expanduser(), text)
 
 
-def _load(results: Any, needed: bool) -> list[Record]:
-    """The records of one or more results folders; the same one found twice is one, with the speeds of both."""
-    folders = [Path(name).expanduser() for name in names(results) or ()]
+def folders(results: Any) -> list[Path]:
+    """The results folders of a configuration."""
+    return [Path(name).expanduser() for name in names(results) or ()]
+
+
+def joined(results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]]) -> list[Record]:
+    """What `read` finds in results folders; the same record found twice is one, with the speeds of both.
+
+    Raises:
+        UsageError: a folder without records.
+    """
     found: dict[tuple[Any, ...], Record] = {}
-    for folder in folders if needed else ():
-        part, damaged = records.outlines(folder)
+    for folder in results:
+        part, damaged = read(folder)
         for message in damaged:
             print(f"warning: {message}", file=sys.stderr)
         if not part:
@@ -88,16 +96,20 @@ def _load(results: Any, needed: bool) -> list[Record]:
     return list(found.values())
 
 
-def _wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
-    """The records and published cells that `dataset`, `method`, `backbone` and `setup` leave."""
+def wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
+    """The records and published cells that `only` and `setup` leave.
+
+    Raises:
+        UsageError: a name that there is no record of.
+    """
     for key in ("dataset", "method", "backbone"):
-        wanted = names(config["only"][key])
+        chosen = names(config["only"][key])
         have = {getattr(each, key) for each in (*known, *cells)} - {""}
-        for name in wanted or ():
+        for name in chosen or ():
             if name not in have:
                 raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
-        known = [record for record in known if wanted is None or getattr(record, key) in wanted]
-        cells = [cell for cell in cells if wanted is None or getattr(cell, key) in ("", *wanted)]
+        known = [record for record in known if chosen is None or getattr(record, key) in chosen]
+        cells = [cell for cell in cells if chosen is None or getattr(cell, key) in ("", *chosen)]
     if config["setup"] is not None:
         parts = {setup_name(part[0]): part for part in setups(known)}
         for name in names(config["setup"]) or ():

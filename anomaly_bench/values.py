@@ -39,7 +39,7 @@ class Found:
 
     @property
     def value(self) -> Value:
-        return Value(self.text, self.rank, self.published, self.gap, self.grade, self.number)
+        return Value(self.text, self.rank, self.published, self.gap, self.grade)
 
 
 def measured(measure: Measure, line: Line, wanted: Sequence[str], averaged: bool) -> Found:

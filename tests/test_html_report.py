@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tables import FOUR, SPEED, record
 
-from anomaly_bench import figures, gallery, html_report
+from anomaly_bench import figures, gallery, html_report, report
 from anomaly_bench.cli import command as call
-from anomaly_bench.records import Record, save
+from anomaly_bench.records import Record, load_all, save
 from anomaly_bench.references.methods import publications
 
 BREAK = "document.title='broken'"
@@ -94,7 +94,7 @@ class Elements(HTMLParser):
 
 
 def test_command_writes_a_page_and_figures(results, tmp_path, command):
-    words = [f"out={tmp_path}/part.html", f"figures={tmp_path}/figures", "only.method=[padim,draem]"]
+    words = [f"out={tmp_path}/part.html", f"figures={tmp_path}/figures", "method=[padim,draem]"]
     status, out, err = command("report", f"results={results}", *words)
     assert (status, err) == (0, "")
     assert re.fullmatch(r".*part\.html: 4 records, 0\.\d MB\n.*figures: 11 figures, each as SVG and PDF\n", out)
@@ -128,8 +128,11 @@ def test_figures_with_hostile_names_are_saved_the_same_twice(tmp_path):
     [
         (["results=/no/such"], "results=/no/such: no records there; anomaly-bench results=/no/such ... makes some"),
         (["results=[{results},/no/such]"], "results=/no/such: no records there"),
-        (["results={results}", "only.method=padimm"], "only.method=padimm: no record of it; did you mean padim?"),
-        (["method=padim"], "method: no such key; did you mean only.method?"),
+        (["results={results}", "method=padimm"], "method=padimm: no record of it; did you mean padim?"),
+        (
+            ["results={results}", "setup=mvtec-unified-256"],
+            "setup=mvtec-unified-256: no record of it; did you mean mvtec-unified-256x256?",
+        ),
         (["figure=x"], "figure: no such key; did you mean figures?"),
     ],
 )
@@ -145,7 +148,7 @@ def test_errors_are_one_line(command, results, tmp_path, words, message):
 def test_no_torch(results, tmp_path):
     code = (
         "import sys; from anomaly_bench.cli import command;"
-        f"assert command(['report', 'results={results}', 'out={tmp_path}/report.html', 'only.method=padim']) == 0;"
+        f"assert command(['report', 'results={results}', 'out={tmp_path}/report.html', 'method=padim']) == 0;"
         "assert not {'torch', 'timm', 'pandas', 'matplotlib.pyplot'} & set(sys.modules), 'a slow import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -157,11 +160,13 @@ def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
     two.fingerprint = one.fingerprint
     save(one, tmp_path / "one")
     pictured(tmp_path / "two", two)
-    known, pictures = html_report.read([tmp_path / "one", tmp_path / "two"])
+    folders = [tmp_path / "one", tmp_path / "two"]
+    known = report.joined(folders, load_all)
     assert [entry["device"] for entry in known[0].speed] == ["EPYC", "H100"]
-    assert pictures[known[0].path].is_relative_to(tmp_path / "two")
-    section = html_report.Section("s1", known, pictures)
-    assert [(place, points[0].x) for place, _, points in section.latency("pro")] == [
+    known[0].images = two.images
+    section = html_report.Section("s1", known, folders)
+    assert all(doubt.image and doubt.mask for doubt in section.doubts("bottle"))
+    assert [(place, points[0].x) for place, points in section.latency("pro")] == [
         ("EPYC, 2 threads, batch 32, fp32", 10.0),
         ("H100, 2 threads, batch 32, fp32", 1.0),
     ]
@@ -171,25 +176,24 @@ def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
 
 
 def test_points_of_the_figures(results):
-    known, pictures = html_report.read([results])
-    section = html_report.Section("s1", [each for each in known if each.dataset == "mvtec"], pictures)
+    section = html_report.Section("s1", [each for each in load_all(results)[0] if each.dataset == "mvtec"], [results])
     assert section.labels == ["draem WRN50", "PaDiM WRN50", "PatchCore WRN50"]
-    ((_, _, points),) = section.latency("image_auroc")
-    assert [(point.x, point.y, point.series) for point in points] == [(10, 93.8, 1), (100, 97.8, 2)]  # as printed
-    _, published, measured = section.timeline("image_auroc")
+    ((_, points),) = section.latency("image_auroc")
+    assert [(point.x, point.y, point.series) for point in points] == [(10, 93.75, 1), (100, 97.75, 2)]
+    published, measured = section.timeline("image_auroc")
     months = {point.label: point.x for point in measured}
     assert months["PaDiM WRN50"] == figures.month_number(2020, 11)
     told = {point.label: (point.x, point.y) for point in published}
     assert len(told) == 13
     assert told["FastFlow"] == (figures.month_number(2021, 11), 99.4)
     assert told["SPADE"] == (figures.month_number(2020, 5), 85.5)
-    assert section.timeline("pro")[1] == []
+    assert section.timeline("pro")[0] == []
 
 
 def test_published_values_stay_with_their_dataset(tmp_path):
     made = record(task="weave", categories=FOUR, dataset="synthetic")
-    section = html_report.Section("s1", [made], {made.path: tmp_path})
-    _, published, measured = section.timeline("image_auroc")
+    section = html_report.Section("s1", [made], [tmp_path])
+    published, measured = section.timeline("image_auroc")
     assert published == []
     assert [point.y for point in measured] == [90.0]
 
@@ -204,6 +208,13 @@ def test_arxiv_numbers_are_those_of_the_configurations():
         assert known[path.stem].title == yaml.safe_load(text)["about"]["title"]
     assert known["padim"].month == (2020, 11)
     assert known["glance"].month is None
+
+
+def test_a_dotted_line_leads_to_the_same_method_not_the_same_month():
+    published = [figures.Point(100.0, 80.0, "SPADE", method="spade")]
+    measured = [figures.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
+    lines = figures.timeline(published, measured, "AUROC").axes[0].lines
+    assert [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"] == [[80.0, 90.0]]
 
 
 def test_best_so_far_in_the_timeline():
@@ -253,7 +264,7 @@ def test_images_that_most_methods_get_wrong_come_first(tmp_path):
         )
         for method, values in scores.items()
     ]
-    section = html_report.Section("s1", made, {each.path: tmp_path / "none" for each in made})
+    section = html_report.Section("s1", made, [tmp_path])
     alarms = [doubt for doubt in section.doubts("bottle") if doubt.kind == "alarm"]
     assert [(doubt.file, doubt.wrong, len(doubt.views)) for doubt in alarms] == [("0.png", 2, 3), ("1.png", 1, 3)]
 
