@@ -7,6 +7,7 @@ imports neither torch nor Hydra at its top: `--help`, `list` and `tables` answer
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -68,6 +69,9 @@ Exit status: 0 done; 1 some categories failed, the others are written; 2 wrong u
 
 def main() -> None:
     """The console script; it ends without the second that taking torch apart would cost."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # Windows' encodings lack some of the tables' characters
     status = command(sys.argv[1:])
     logging.shutdown()
     sys.stdout.flush()

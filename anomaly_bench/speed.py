@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import datetime
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SECONDS, CALLS, LEAST_CALLS, WARM_UP = 10.0, 300, 5, 3
+GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap")  # NVIDIA, AMD, Windows' Linux, Jetson
 PERCENTILES = {"latency_ms": 50, "latency_p95_ms": 95, "latency_p99_ms": 99}
 
 
@@ -143,7 +145,7 @@ def device_kind(name: str) -> str:
     """What `device=auto` is on this machine; a Linux without a GPU's driver is known without importing torch."""
     if name != "auto":
         return name
-    if sys.platform == "linux" and not any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/kfd")):
+    if sys.platform == "linux" and not any(Path(node).exists() for node in GPU_NODES):
         return "cpu"
     import torch
 
@@ -156,10 +158,18 @@ def device_name(kind: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(kind)
+    return f"GPU of {processor()}" if kind == "mps" else processor()
+
+
+def processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+    if sys.platform == "darwin":  # where platform.processor() is "arm" for all
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import anomaly_bench
-from anomaly_bench.cli import as_override
+from anomaly_bench.cli import as_override, compose
 
 
 def test_help_names_commands_groups_keys_and_examples(command):
@@ -106,3 +106,15 @@ def test_quick_commands_import_no_torch(words):
 )
 def test_python_values_in_hydras_grammar(value, word):
     assert as_override(value) == word
+
+
+@pytest.mark.parametrize("text", ["C:\\data\\x", r"\\server\it's", "end\\", r"a\\'b", "a b,c=[d]{e}", "", "ü"])
+def test_text_comes_back_as_it_was(text):
+    assert compose("config", [f"data_root={as_override(text)}"])["data_root"] == text
+
+
+def test_a_folder_of_yaml_that_is_not_there(command):
+    for words in (["list", "methods"], ["--help"], ["run"]):
+        status, out, err = command(*words, "--config-dir", "nowhere")
+        assert (status, out) == (2, "") or words == ["--help"]
+        assert "--config-dir nowhere: no such folder" in err

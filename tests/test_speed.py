@@ -85,6 +85,11 @@ def test_stopwatch_stops():
     assert elapsed() == elapsed()
 
 
+def test_a_mac_has_a_cpu_and_a_gpu():
+    """Under one name, the speed of one would be taken for that of the other."""
+    assert speed.device_name("mps") == f"GPU of {speed.device_name('cpu')}"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_events():
     device = torch.device("cuda")

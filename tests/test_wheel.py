@@ -10,6 +10,7 @@ import shutil
 import site
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def folder(tmp_path_factory):
     for name, text in {"method/mean.yaml": settings, **FILES}.items():
         path = place / "my_conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(re.sub(r"^ +(?=\S)", "", text, flags=re.MULTILINE))
+        path.write_text(textwrap.dedent(text))
     save_file(timm.create_model("mobilenetv3_small_050").state_dict(), place / "tiny.safetensors")
     for name in ("cog", "mat"):
         make_category(place / "data" / name)
