@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from torch import nn
 
+from anomaly_bench.data.mvtec import shorten
 from anomaly_bench.errors import UsageError
 from anomaly_bench.jobs import Job, construct, find_weights, make_backbone
 from anomaly_bench.records import write_atomically
+
+ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
 
 
 def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
@@ -38,20 +43,55 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     write_atomically(folder / "model.yaml", OmegaConf.to_yaml(OmegaConf.create(about)))
 
 
-def load_model(folder: Path, device: str = "cpu") -> Any:
-    """A fitted method as `save_model` left it, ready to score images of `input`'s size.
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `save_model` wrote beside a fitted method: its YAML, its backbone's, the input, the precision.
 
     Raises:
-        UsageError: files are missing, or the backbone's weights are others than those it was fitted with.
+        UsageError: there is no model, or `model.yaml` is not one of `save_model`'s.
     """
-    if not (folder / "model.yaml").is_file():
-        raise UsageError(f"{folder}: no model.yaml; expected a folder that save_model=true has written")
-    about: Any = OmegaConf.to_container(OmegaConf.load(folder / "model.yaml"))
-    weights = find_weights(about)
+    file = folder / "model.yaml"
+    if not file.is_file() or not (folder / "model.safetensors").is_file():
+        below = [path.parent for path in sorted(folder.rglob("model.yaml"))] if folder.is_dir() else []
+        near = f"; there is one in {shorten(map(str, below))}" if below else ""
+        raise UsageError(
+            f"{folder}: no model.yaml and model.safetensors; expected a folder that save_model=true has written{near}"
+        )
+    try:
+        about: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # the YAML parser's errors have no type that OmegaConf exports
+        raise UsageError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); fit and save the model again"
+        ) from error
+    lacking = [key for key in ABOUT_KEYS if not isinstance(about, dict) or key not in about]
+    if lacking:
+        raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
+    return dict(about)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Any:
+    """A fitted method as `save_model` left it, ready to score images of `input`'s size.
+
+    Args:
+        weights: the file of the backbone's weights, where it is not found as it was when the method was fitted.
+
+    Raises:
+        UsageError: files are missing or damaged, or the backbone's weights are others than those it was fitted with.
+    """
+    about = read_about(folder)
+    if weights is not None and about["backbone"] is not None:
+        about["backbone"]["weights"] = weights
+    try:
+        found = find_weights(about)
+    except UsageError as error:
+        raise UsageError(f"{error}; where they lie elsewhere now, anomaly-bench score takes weights=FILE") from error
     for name, fitted in about["weights_sha256"].items():
-        if weights[name].sha256 != fitted:
-            raise UsageError(f"{folder}: fitted on {name}'s weights {fitted[:12]}, found {weights[name].sha256[:12]}")
-    backbone = make_backbone(about, weights, about["precision"])
+        if found[name].sha256 != fitted:
+            raise UsageError(
+                f"{folder}: fitted on {name}'s weights with the sha256 {fitted[:12]}..., found "
+                f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give those it was fitted on, or "
+                "fit it again"
+            )
+    backbone = make_backbone(about, found, about["precision"])
     network: dict[str, Any] = {}
     size = about["input"]["crop"] or about["input"]["resize"]
     shapes: list[tuple[int, int, int]] = [(3, *size)]
@@ -59,5 +99,11 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
         network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
     method = construct(about["method"], "method", **network)
     method.build(shapes)
-    method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    try:
+        method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{folder}: model.safetensors is damaged or of another version ({reason}); fit again"
+        ) from error
     return method.to(device).eval()

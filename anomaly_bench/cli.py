@@ -31,11 +31,14 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "run": (),
     "tables": (),
     "report": (),
+    "score": (),
     "list": tuple(LISTS),
     "data": ("check", "download"),
     "references": ("check",),
     "cache": ("list", "clear"),
 }
+MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
+MAPS_KEYS = ("category", "data_root", "input", "scores", "metrics", "update")  # of score maps=
 
 HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
 
@@ -45,6 +48,8 @@ commands
   run                 fit and score every category, write records, print tables (the command when none is given)
   tables              print the tables of a results folder again
   report              one HTML file of a results folder: all records, heat maps, figures, the worst images
+  score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
+                      maps=DIR dataset=NAME: metrics from kept anomaly maps, one's own or another program's
   list WHAT           {lists}
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
@@ -56,6 +61,9 @@ groups (group=choice; * is the default)
 
 keys of run (key=value)
 {keys}
+
+keys of score (its dataset is mvtec unless another is given)
+{score_keys}
 
 examples
   anomaly-bench
@@ -153,12 +161,22 @@ def help_text(arguments: Sequence[str]) -> str:
         f"  {group:10}" + "  ".join(name + "*" * (name == defaults[group]) for name in choices(group, folders))
         for group in GROUPS
     ]
-    keys = re.findall(r"^(\w+: .*)$", (folders[0] / "config.yaml").read_text("utf-8"), re.MULTILINE)
-    inputs = re.findall(r"^  (\w+: .*)$", (folders[0] / "protocol" / "unified.yaml").read_text("utf-8"), re.MULTILINE)
-    rows = [[*re.split(r": | # ", key, maxsplit=2), ""] for key in [*keys, *(f"input.{line}" for line in inputs)]]
-    lines = [f"  {f'{key}={value}':18}{about}" for key, value, about, *_ in rows]
-    lists = ", ".join(LISTS)
-    return HELP.format(version=__version__, lists=lists, groups="\n".join(groups), keys="\n".join(lines))
+    inputs = [line for line in key_lines(folders[0] / "protocol" / "unified.yaml") if line.startswith("  input.")]
+    return HELP.format(
+        version=__version__,
+        lists=", ".join(LISTS),
+        groups="\n".join(groups),
+        keys="\n".join([*key_lines(folders[0] / "config.yaml"), *inputs]),
+        score_keys="\n".join(key_lines(folders[0] / "score.yaml")),
+    )
+
+
+def key_lines(file: Path) -> list[str]:
+    """'  key=default   its comment' for every key of a primary configuration, those of `input` dotted."""
+    pattern = r"^(  (?=resize|crop))?(\w+): ([^#\n]+)(?:# (.*))?$"
+    found = re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
+    keys = [(f"{'input.' if inner else ''}{key}={value.strip()}", about) for inner, key, value, about in found]
+    return [f"  {key:20}{about}".rstrip() for key, about in keys]
 
 
 def run(_: str | None, arguments: list[str]) -> int:
@@ -209,6 +227,31 @@ def choosing(arguments: Sequence[str]) -> list[str]:
     return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
 
 
+def score(_: str | None, arguments: list[str]) -> int:
+    if {"-m", "--multirun"} & set(arguments):
+        raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
+    return hydra("score", arguments, score_job)
+
+
+def score_job(config: DictConfig) -> int:
+    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    if (values["model"] is None) == (values["maps"] is None):
+        raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score.yaml"))
+    given, unused = ("maps", MODEL_KEYS) if values["model"] is None else ("model", MAPS_KEYS)
+    for key in unused:
+        if values[key] != defaults[key]:
+            raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
+    if given == "model":
+        from anomaly_bench.score import score as work
+    else:
+        from anomaly_bench.rescore import rescore as work
+    return DONE if work(values) else FAILED
+
+
 def list_names(subject: str | None, arguments: list[str]) -> int:
     from anomaly_bench import report
 
@@ -248,6 +291,7 @@ HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "run": run,
     "tables": tables,
     "report": write_report,
+    "score": score,
     "list": list_names,
     "data": data,
     "references": references,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: a value of another type or out of its range; the key, what was found and what was expected.
     """
-    resize = sides(config["input"]["resize"], "input.resize", LEAST_SIDE)
-    crop = None
-    if config["input"]["crop"] is not None:
-        crop = sides(config["input"]["crop"], "input.crop", LEAST_SIDE)
-        if crop[0] > resize[0] or crop[1] > resize[1]:
-            raise UsageError(f"input.crop={list(crop)} is larger than input.resize={list(resize)}")
+    resize, crop = input_size(config["input"])
     category = config["category"]
     if config["precision"] not in PRECISIONS:
         raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
@@ -111,6 +107,54 @@ def truth(config: Mapping[str, Any], key: str) -> bool:
     if not isinstance(config[key], bool):
         raise UsageError(f"{key}={config[key]}: expected true or false")
     return bool(config[key])
+
+
+def folder(config: Mapping[str, Any], key: str, what: str) -> Path:
+    """The folder that a key names.
+
+    Raises:
+        UsageError: none is named, or it is not there; `what` was expected.
+    """
+    if config[key] is None:
+        raise UsageError(f"{key}=DIR is missing: expected {what}")
+    path = Path(str(config[key])).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"{key}={path}: {'no folder' if path.exists() else 'no such folder'}; expected {what}")
+    return path
+
+
+def new_folder(config: Mapping[str, Any], key: str) -> Path:
+    """The folder of a key, made; not one with something in it, unless overwrite=true.
+
+    Raises:
+        UsageError: it is not empty, or cannot be written.
+    """
+    path = Path(str(config[key])).expanduser()
+    if path.is_dir() and any(path.iterdir()) and not truth(config, "overwrite"):
+        raise UsageError(f"{key}={path}: not empty; give a new folder, or overwrite=true to write into this one")
+    check_writable(path, f"{key}={path}")
+    return path
+
+
+def check_writable(folder: Path, given: str) -> None:
+    """Make a folder; raise UsageError where nothing could be written, before the work instead of after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{given}: cannot be written ({error.strerror}); give another folder") from error
+
+
+def input_size(node: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(H, W) of the keys `input.resize` and `input.crop`."""
+    resize = sides(node["resize"], "input.resize", LEAST_SIDE)
+    if node["crop"] is None:
+        return resize, None
+    crop = sides(node["crop"], "input.crop", LEAST_SIDE)
+    if crop[0] > resize[0] or crop[1] > resize[1]:
+        raise UsageError(f"input.crop={list(crop)} is larger than input.resize={list(resize)}")
+    return resize, crop
 
 
 def sides(value: Any, key: str, least: int) -> tuple[int, int]:

@@ -67,16 +67,16 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Send the log, with Python's warnings, to a file; a place that cannot be written is said once."""
+def log_file(path: Path | None) -> Iterator[None]:
+    """Send the log, with Python's warnings, to a file (None: nowhere); a place that cannot be written is said once."""
     root = logging.getLogger()
-    handler: logging.Handler
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    except OSError as error:
-        print(f"warning: no log is kept: {path.parent}: {error.strerror}", file=sys.stderr)
-        handler = logging.NullHandler()
+    handler: logging.Handler = logging.NullHandler()
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        except OSError as error:
+            print(f"warning: no log is kept: {path.parent}: {error.strerror}", file=sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     root.addHandler(handler)

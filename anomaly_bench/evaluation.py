@@ -43,11 +43,7 @@ class Evaluator:
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
-        torch.set_num_threads(settings.threads)
-        keep_freed_memory()
-        compute_exactly()
-        self.device = find_device(speed.device_kind(settings.device))
-        require_precision(self.device, settings.precision)
+        self.device = set_up(settings.device, settings.threads, settings.precision)
         self.backbone = make_backbone(config, weights, settings.precision)
         if self.backbone is not None:
             self.backbone.to(self.device)
@@ -94,10 +90,7 @@ class Evaluator:
         labels = np.array([image.defect is not None for image in images])
         result = metrics.evaluate(Outcome(labels, scores, maps, masks))
         record = job.record(test)
-        record.metrics = {
-            name: {"value": value, "revision": metrics.METRICS[name].revision} for name, value in result.values.items()
-        }
-        record.curves = result.curves
+        record.metrics, record.curves = result.entries, result.curves
         record.counts["maps"] = 0 if maps is None else len(maps)
         record.images = [
             {"file": image.file, "defect": image.defect, "score": float(score)}
@@ -120,12 +113,13 @@ class Evaluator:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""
         scores, maps = [], []
-        with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance, torch.no_grad():
-            for images in self.batches(pixels):
-                result = method.score(images)
-                scores.append(result.image.float().cpu().numpy())
-                if result.map is not None:
-                    maps.append(result.map.float().cpu().numpy())
+        step = self.settings.batch_size
+        with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance:
+            for start in range(0, len(pixels), step):
+                image_scores, image_maps = score_batch(method, pixels[start : start + step], self.device)
+                scores.append(image_scores)
+                if image_maps is not None:
+                    maps.append(image_maps)
                 advance(len(scores[-1]))
         return np.concatenate(scores), np.concatenate(maps) if maps else None
 
@@ -150,6 +144,30 @@ class Evaluator:
     def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
         with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
             return job.pixels(images, advance)
+
+
+def set_up(device: str, threads: int, precision: str) -> torch.device:
+    """Settings of torch under which scores are made, and the device of the key `device`.
+
+    Raises:
+        UsageError: no such device, or it cannot compute in this precision.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    compute_exactly()
+    found = find_device(speed.device_kind(device))
+    require_precision(found, precision)
+    return found
+
+
+def score_batch(
+    method: Method, pixels: NDArray[np.uint8], device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Scores (B,) and maps (B, H, W) of (B, H, W, 3) images."""
+    with torch.no_grad():
+        result = method.score(to_tensor(pixels, device))
+    maps = None if result.map is None else result.map.float().cpu().numpy()
+    return result.image.float().cpu().numpy(), maps
 
 
 def compute_exactly() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class Job:
 
     def masks(self, images: tuple[Image, ...]) -> NDArray[np.bool_] | None:
         """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
-        if all(image.mask is None for image in images) and any(image.defect for image in images):
+        if not has_masks(images):
             return None
         sha256 = [self.digests[image.mask][1] if image.mask else "" for image in images]
         settings = self.settings
@@ -174,12 +174,22 @@ class Job:
         )
 
 
-def centre(images: NDArray[np.uint8], crop: tuple[int, int] | None) -> NDArray[np.uint8]:
+def has_masks(images: Sequence[Image]) -> bool:
+    """Whether the dataset marks the defects of these images; without defects there is nothing to be marked."""
+    return any(image.mask for image in images) or not any(image.defect for image in images)
+
+
+def centre(images: NDArray[Any], crop: store.Size | None) -> NDArray[Any]:
     """The central (H, W) of (N, H, W, ...) as a view."""
     if crop is None:
         return images
-    top, left = (round((images.shape[axis + 1] - crop[axis]) / 2) for axis in (0, 1))
+    top, left = margins((images.shape[1], images.shape[2]), crop)
     return images[:, top : top + crop[0], left : left + crop[1]]
+
+
+def margins(size: store.Size, crop: store.Size | None) -> store.Size:
+    """How many pixels the central (H, W) of an image leaves out at the top and at the left."""
+    return (0, 0) if crop is None else (round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2))
 
 
 def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:

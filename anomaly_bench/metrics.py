@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench.protocol import Outcome
+from anomaly_bench.protocol import Maps, Masks, Outcome
 
 PRO_LIMIT = 0.3  # false positive rate at which the PRO integral ends
 CURVE_POINTS = 500  # of a returned curve
@@ -116,6 +116,11 @@ class Evaluation:
     values: dict[str, float | None]
     curves: dict[str, dict[str, list[float]]]
 
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The values as a record holds them, each with the revision of its metric."""
+        return {name: {"value": value, "revision": METRICS[name].revision} for name, value in self.values.items()}
+
 
 def evaluate(outcome: Outcome) -> Evaluation:
     """Compute every metric that is defined, and its curves.
@@ -187,14 +192,30 @@ def _rank_images(outcome: Outcome) -> Ranking | None:
 def _rank_pixels(outcome: Outcome) -> Ranking | None:
     """The pixel scores of all images; None without maps or masks, or if there is only one kind of pixels."""
     maps, masks = outcome.maps, outcome.masks
-    if maps is None or masks is None or not masks.any() or masks.all():
+    if maps is None or masks is None:
+        return None
+    defects, pixels = sum(int(np.count_nonzero(mask)) for mask in masks), sum(mask.size for mask in masks)
+    if defects in (0, pixels):
         return None
     region, sizes = _regions(masks)
-    return _rank(maps[masks], maps[~masks], region, 1 / (len(sizes) * sizes))
+    positives, negatives = _split(maps, masks, defects, pixels)
+    return _rank(positives, negatives, region, 1 / (len(sizes) * sizes))
 
 
-def _regions(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Counts]:
-    """The 8-connected region of each defect pixel (P,), in the order of `maps[masks]`, and region sizes (R,)."""
+def _split(maps: Maps, masks: Masks, defects: int, pixels: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The scores of all defect pixels (P,) and of all other pixels (Q,), image by image: images may differ in size."""
+    kind = np.result_type(*{each.dtype for each in maps})
+    positives, negatives = np.empty(defects, kind), np.empty(pixels - defects, kind)
+    hits = misses = 0
+    for scores, mask in zip(maps, masks, strict=True):
+        inside, outside = scores[mask], scores[~mask]
+        positives[hits : hits + len(inside)], negatives[misses : misses + len(outside)] = inside, outside
+        hits, misses = hits + len(inside), misses + len(outside)
+    return positives, negatives
+
+
+def _regions(masks: Masks) -> tuple[NDArray[np.int32], Counts]:
+    """The 8-connected region of each defect pixel (P,), in the order of `_split`, and region sizes (R,)."""
     from scipy import ndimage  # here: who wants a metric's title does not wait for it
 
     regions, sizes, found = [], [], 0
@@ -262,23 +283,32 @@ def _check(outcome: Outcome) -> None:
     count = len(outcome.labels)
     if outcome.labels.shape != (count,) or outcome.scores.shape != (count,):
         raise ValueError(f"expected one label and score an image, found {outcome.labels.shape}, {outcome.scores.shape}")
-    if outcome.maps is not None and (outcome.maps.ndim != 3 or len(outcome.maps) != count):
-        raise ValueError(f"expected maps (N={count}, H, W), found {outcome.maps.shape}")
-    if outcome.maps is not None and outcome.masks is not None and outcome.maps.shape != outcome.masks.shape:
-        raise ValueError(f"expected masks as large as the maps {outcome.maps.shape}, found {outcome.masks.shape}")
-    for name, flags in (("labels", outcome.labels), ("masks", outcome.masks)):
-        if flags is not None and flags.dtype != np.bool_:
-            raise ValueError(f"expected {name} of type bool, found {flags.dtype}")
+    maps = None if outcome.maps is None else [each.shape for each in outcome.maps]
+    masks = None if outcome.masks is None else [each.shape for each in outcome.masks]
+    if maps is not None and (len(maps) != count or any(len(shape) != 2 for shape in maps)):
+        raise ValueError(f"expected maps (N={count}, H, W), found {_sizes(maps)}")
+    if maps is not None and masks is not None and maps != masks:
+        raise ValueError(f"expected masks as large as the maps {_sizes(maps)}, found {_sizes(masks)}")
+    for name, flags in (("labels", [outcome.labels]), ("masks", outcome.masks)):
+        wrong = set() if flags is None else {each.dtype for each in flags} - {np.dtype(np.bool_)}
+        if wrong:
+            raise ValueError(f"expected {name} of type bool, found {', '.join(map(str, wrong))}")
     _check_finite("image scores", outcome.scores)
     if outcome.maps is not None:
         _check_finite("map scores", outcome.maps)
 
 
-def _check_finite(name: str, scores: NDArray[Any]) -> None:
-    """Raise ValueError unless every score (N, ...) is finite; one image at a time, to save memory."""
+def _sizes(shapes: list[tuple[int, ...]]) -> str:
+    """'(N, H, W)' of images of one size."""
+    return str((len(shapes), *shapes[0])) if len(set(shapes)) == 1 else f"{len(shapes)} images of several sizes"
+
+
+def _check_finite(name: str, scores: Iterable[Any]) -> None:
+    """Raise ValueError unless every score of every image is finite; one image at a time, to save memory."""
+    sizes = [image.size for image in scores]
     bad = np.array([image.size - np.count_nonzero(np.isfinite(image)) for image in scores], np.int64)
     if bad.any():
         raise ValueError(
-            f"{bad.sum()} of {scores.size} {name} are NaN or infinite, in {np.count_nonzero(bad)} of {len(bad)} "
+            f"{bad.sum()} of {sum(sizes)} {name} are NaN or infinite, in {np.count_nonzero(bad)} of {len(bad)} "
             f"images, the first at index {np.flatnonzero(bad)[0]}; a method must return finite scores"
         )

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,18 +50,22 @@ class Task:
     tests: dict[str, tuple[Image, ...]]
 
 
+Maps = NDArray[np.floating[Any]] | Sequence[NDArray[np.floating[Any]]]  # (N, H, W), or N of unlike (H, W)
+Masks = NDArray[np.bool_] | Sequence[NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A scored test set: all that a metric may look at.
 
     labels (N,) bool, True = defect, from the folder; scores (N,); maps (N, H, W) or None: the method does not
-    localise; masks (N, H, W) bool or None: the dataset has no masks.
+    localise; masks (N, H, W) bool or None: the dataset has no masks. Images of unlike sizes are a list of (H, W).
     """
 
     labels: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    maps: NDArray[np.float32] | None
-    masks: NDArray[np.bool_] | None
+    scores: NDArray[np.floating[Any]]
+    maps: Maps | None
+    masks: Masks | None
 
 
 class Features(Protocol):

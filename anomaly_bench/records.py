@@ -138,11 +138,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def save(record: Record, results: Path) -> Path:
     """Write a record below `results` and return its path."""
+    path = results / record.path
+    write(record, path)
+    return path
+
+
+def write(record: Record, path: Path) -> None:
     content = asdict(record)
     content["checksum"] = digest(content)
-    path = results / record.path
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path
 
 
 def load(path: Path) -> Record:

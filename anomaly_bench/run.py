@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench import records, speed
-from anomaly_bench.config import Settings, read_settings
+from anomaly_bench.config import Settings, check_writable, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.mvtec import Dataset
 from anomaly_bench.errors import DataError, UsageError
@@ -40,7 +38,7 @@ class Runner:
         self.settings = read_settings(config)
         if self.settings.oracle and "oracle" not in config["method"]:
             raise UsageError(f"oracle=true: method {config['method']['name']} has nothing to choose on the test set")
-        check_writable(self.settings.results)
+        check_writable(self.settings.results / "records", f"results={self.settings.results}")
         self.dataset: Dataset = open_dataset(config["dataset"], self.settings.data_root)
         self.categories = selected(self.dataset, self.settings.category)
         self.weights = find_weights(self.config)
@@ -139,16 +137,6 @@ class Runner:
     def has_speed(self, job: Job, record: Record) -> bool:
         key = job.speed_key(speed.device_name(speed.device_kind(self.settings.device)))
         return any(key.items() <= entry.items() for entry in record.speed)
-
-
-def check_writable(results: Path) -> None:
-    """Raise UsageError where no record could be written, before the work instead of after it."""
-    try:
-        (results / "records").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results / "records"):
-            pass
-    except OSError as error:
-        raise UsageError(f"results={results}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:

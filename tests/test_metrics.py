@@ -389,6 +389,23 @@ def test_thinning_keeps_the_area_of_a_staircase(steps: int) -> None:
     assert area_of(evaluation.curves["image_roc"], 1.0) == pytest.approx(evaluation.values["image_auroc"], abs=within)
 
 
+def test_images_of_unlike_sizes() -> None:
+    """A list of arrays is the one array of its pixels: by hand, and against the array where the sizes are equal."""
+    random = np.random.default_rng(3)
+    case = outcome(random.random((4, 9, 7)), MASKS["sparse"](random, (4, 9, 7)))
+    as_list = Outcome(case.labels, case.scores, list(case.maps), list(case.masks))
+    assert evaluate(as_list) == evaluate(case)
+    maps = [np.array([[5, 1, 2]], np.float64), np.array([[4, 0], [3, 6]], np.float32)]
+    masks = [np.array([[True, False, False]]), np.array([[False, False], [False, True]])]
+    values = evaluate(Outcome(np.array([True, True]), np.array([5.0, 6.0]), maps, masks)).values
+    assert (values["pixel_auroc"], values["pixel_ap"], values["pro"]) == (1.0, 1.0, 1.0)
+    masks[0], masks[1] = np.array([[False, True, False]]), np.array([[True, False], [False, False]])
+    values = evaluate(Outcome(np.array([True, True]), np.array([5.0, 6.0]), maps, masks)).values
+    assert values["pixel_auroc"] == pytest.approx((1 + 3) / (2 * 5))  # 1 is above 0; 4 above 2, 0, 3
+    with pytest.raises(ValueError, match=r"masks .* 2 images of several sizes"):
+        evaluate(Outcome(np.array([True, True]), np.array([5.0, 6.0]), maps, masks[::-1]))
+
+
 # --- errors, memory, import -----------------------------------------------------------------------------------
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_category
 
@@ -43,10 +45,26 @@ def test_command_lines(line, quick):
         words += ["backbone.weights=random", "method.dimensions=20", "category=bottle", "input.resize=64"]
     if words[0] in ("tables", "report"):
         assert call(["dataset=folder", f"data_root={quick}/data/mine", "input.resize=64", "batch_size=2"]) == 0
-    if words[0] not in ("data", "tables", "report", "list", "--help"):
+    if words[0] == "score":
+        words = with_files(words, quick)
+    if words[0] not in ("data", "tables", "report", "list", "score", "--help"):
         words.append("batch_size=2")
-    partial = any("mvtec" in word for word in words) and not any("category=[" in word for word in words)
+    whole = "score" not in words and not any("category=[" in word for word in words)
+    partial = whole and any("mvtec" in word for word in words)
     assert call(words) == (1 if partial and "category=bottle" not in words else 0)  # 1: categories are missing on disk
+
+
+def with_files(words, quick):
+    """A `score` line whose model, images and maps are there."""
+    fit = ["dataset=mvtec", f"data_root={quick}/data/mvtec", "category=screw", "input.resize=64", "speed=false"]
+    assert call([*fit, "method.dimensions=20", "save_model=true", "results=fitted"]) == 0
+    (model,) = Path("fitted").rglob("model.yaml")
+    shutil.copytree(quick / "data" / "mvtec" / "screw" / "test", quick / "data" / "line7")
+    for image in (quick / "data" / "line7").rglob("*.png"):
+        path = quick / "data" / "theirs" / "screw" / "test" / image.parent.name / f"{image.stem}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.eye(48))
+    return [f"model={model.parent}" if word.startswith("model=") else word for word in words]
 
 
 def test_make_targets_exist():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,6 +152,21 @@ def image_files(folder: Path) -> list[Path]:
 def subfolders(folder: Path) -> list[Path]:
     """Visible subfolders, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def tree(root: Path) -> Iterator[Path]:
+    """A folder and all visible folders below it, links followed, each before its own and one that is met again once."""
+    met: set[str] = set()
+
+    def below(here: Path) -> Iterator[Path]:
+        real = os.path.realpath(here)
+        if real not in met:
+            met.add(real)
+            yield here
+            for each in subfolders(here):
+                yield from below(each)
+
+    return below(root)
 
 
 def relative(path: Path, folder: Path) -> str:
