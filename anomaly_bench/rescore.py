@@ -488,7 +488,7 @@ def grid(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequen
             note = f"mean of {len(found)} of {len(part)}" if 0 < len(found) < len(part) else ""
             letter = notes.setdefault(note, chr(ord("a") + len(notes))) if note else ""
             text = f"{100 * fmean(found):.1f}" if found else DASH
-            row.append(Cell((Value(text) if found else None),), (letter,) if letter else ()))
+            row.append(Cell((Value(text),), (letter,) if letter else ()))
         cells.append(row)
 
     groups = list(dict.fromkeys(dataset.categories.values()))

@@ -355,7 +355,7 @@ def test_other_weights_are_refused_and_moved_ones_can_be_named(models, command, 
     assert "weights=FILE" in err
     status, _, err = command("score", model, images, f"out={out}", f"weights={tmp_path / 'other.pth'}")
     assert status == 2
-    assert "fitted on weights with the sha256" in err
+    assert "fitted on lite0's weights with the sha256" in err
     assert not out.exists(), "nothing is made before the model is there"
     status, _, err = command("score", model, images, f"out={out}", f"weights={tmp_path / 'moved.pth'}")
     assert status == 0, err
