@@ -116,7 +116,7 @@ def test_one_sided_follows_its_equations():
             expected[3 + i] = expected[3 + i] * math.exp(1.9 * math.tanh(predicted[i])) + predicted[2 + i]
         for i in range(5):
             softplus = math.log(1 + math.exp(0.5 * block.scale[i].item())) / 0.5
-            expected[i] = expected[i] * 0.1 * softplus + float(block.offset[i])
+            expected[i] = expected[i] * 0.1 * softplus + block.offset[i].item()
         assert found.tolist() == pytest.approx([expected[i] for i in block.order], rel=1e-12)
 
 
