@@ -114,7 +114,7 @@ def _latex_number(text: str) -> str:
 
 def document(made: Sequence[Grid], widest: int) -> str:
     """A whole LaTeX document, one table a page, the paper as wide as `widest` characters need."""
-    width = max(21, round(widest * 0.18 + 4))  # cm; a digit is 0.18 cm wide
+    width = max(21, round(widest * 0.19 + 4))  # cm; a bold digit is 0.19 cm wide
     lines = (
         "\\documentclass{article}",
         "\\usepackage[utf8]{inputenc}",

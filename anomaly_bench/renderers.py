@@ -220,7 +220,7 @@ th { font-weight: normal; }
 thead th { text-align: center; vertical-align: bottom; }
 thead th[colspan] { border-bottom: 1px solid; }
 tbody, tr.rule { border-top: 1px solid; }
-tbody th { text-align: left; }
+tbody th, thead th.stub { text-align: left; }
 tr.mean th { font-style: italic; }
 .best { font-weight: bold; }
 .second { text-decoration: underline; }
@@ -245,9 +245,9 @@ def html_table(grid: Grid) -> str:
     lines = [f'<table id="{html.escape(grid.name)}">', f"<caption>{_html_text(grid.caption)}</caption>", "<thead>"]
     levels = header([labels_of(head, _html_text, SUP) for head in grid.columns])
     for level, line in enumerate(levels, 1):
-        stubs = [title if level == len(levels) else "" for title in grid.corner]
+        stubs = [f'<th class="stub">{title * (level == len(levels))}</th>' for title in grid.corner]
         titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
-        lines.append(f"<tr>{''.join(f'<th>{stub}</th>' for stub in stubs)}{''.join(titles)}</tr>")
+        lines.append(f"<tr>{''.join((*stubs, *titles))}</tr>")
     lines += ["</thead>", "<tbody>", *_html_body(grid), "</tbody>", "</table>"]
     notes = [f"<li>{f'{SUP.format(mark)} ' * bool(mark)}{_html_text(text)}</li>" for mark, text in grid.notes]
     return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"

@@ -206,28 +206,32 @@ def _common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
     }
 
 
-def _own_notes(cell: Sequence[Found], common: Mapping[str, tuple[str, bool]]) -> list[str]:
-    """What is true of this cell and not of most; of one value of a tuple, after its title."""
-    notes = []
-    values = [value for value in cell if value.facts]
+def _own_notes(cell: Sequence[Found], common: Mapping[str, tuple[str, bool]]) -> dict[str, list[str]]:
+    """By kind what is true of this cell and not of most; of one value of a tuple, after its title."""
+    notes: dict[str, list[str]] = {}
     for kind, (usual, _) in common.items():
         facts: dict[str, list[str]] = defaultdict(list)
-        for value in values:
-            facts[value.facts.get(kind, usual)].append(value.measure.title)
-        for fact, titles in facts.items():
-            if fact != usual:
-                notes.append(fact if len(facts) == 1 else f"{', '.join(titles)}: {fact}")
+        for value in cell:
+            if kind in value.facts:
+                facts[value.facts[kind]].append(value.measure.title)
+        if facts:
+            unusual = {fact: titles for fact, titles in facts.items() if fact != usual}
+            whole = len(facts) == 1
+            notes[kind] = [fact if whole else f"{', '.join(titles)}: {fact}" for fact, titles in unusual.items()]
     return notes
 
 
 def _notes(by_method: Matrix, common: Mapping[str, tuple[str, bool]]) -> tuple[list[list[list[str]]], list[list[str]]]:
-    """Of each cell, and of each method: what every cell of a method with a number says goes to its label."""
+    """Of each cell, and of each method: what all its cells that have a kind of fact say goes to its label."""
     notes, shared = [], []
     for cells in by_method:
         own = [_own_notes(cell, common) for cell in cells]
-        filled = [each for each, cell in zip(own, cells, strict=True) if any(value.facts for value in cell)]
-        everywhere = [note for note in filled[0] if all(note in each for each in filled)] if filled[1:] else []
-        notes.append([[note for note in each if note not in everywhere] for each in own])
+        everywhere = []
+        for kind in common:
+            said = [each[kind] for each in own if kind in each]
+            everywhere += [note for note in said[0] if all(note in each for each in said)] if said[1:] else []
+        listed = [[note for found in each.values() for note in found] for each in own]
+        notes.append([[note for note in each if note not in everywhere] for each in listed])
         shared.append(everywhere)
     return notes, shared
 

@@ -181,6 +181,20 @@ def test_a_gap_between_unlike_things_is_grey_and_says_why(changed: dict[str, Any
     assert "\\textcolor{gray}{$-$" in render([ours(**changed)], PADIM, format="latex", source="both")
 
 
+def test_what_holds_for_a_whole_column_stands_in_its_header() -> None:
+    made = [ours(backbone="lite0", task=task) for task in ("bottle", "cable")]
+    grid = table([*made, ours((90, 98, 95), method="spade"), ours((90, 98, 95), "cable", method="spade")])
+    heads = {
+        name: [marked(grid)[mark] for mark in head.notes]
+        for name, head in zip(columns(grid), grid.columns, strict=True)
+    }
+    assert "backbone lite0 (published: wrn50)" in heads["Our methods / PaDiM-WR50-Rd550 / lite0"]
+    assert cell_at(grid, "bottle", "/ lite0").notes == ()
+    single = table([record((90, 80, None), method="patchcore", settings=ABOUT)], LAYOUTS["npad2022_1"])
+    assert notes_at(single, "cable", "PaDiM") == ["quoted by the paper"]
+    assert cell_at(single, "cable", "PaDiM").notes == (), "of (–, 96.7) too"
+
+
 def test_what_others_ran_again_had_an_unknown_input() -> None:
     cell = load("padim2020_III")[-1]
     again = [dataclasses.replace(cell, origin="re-run", category="bottle")]
@@ -383,7 +397,7 @@ def test_csv_has_a_line_for_each_value() -> None:
         *("padim2020_III", "Our methods / PaDiM-WR50-Rd550 / WRN50", "95.0", "94.8", "+0.2", "better"),
     ]
     means = [row for row in rows if row["row"] == "all classes" and "SPADE" in row["column"]]
-    assert ["printed 96.5" in row["notes"] for row in means] == [True, True]
+    assert all("printed 96.5" in row["notes"] for row in means)
 
 
 class Tags(HTMLParser):
