@@ -114,7 +114,7 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
 def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure) -> dict[str, str]:
     """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
-    if printed.backbone != sample.backbone:
+    if (printed.backbone or "none") != sample.backbone:
         found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
     shape = _published_input(cell, sample)
     if shape is None:

@@ -120,19 +120,28 @@ def wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[li
 
 
 def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
-    """For each method of a paper's table without records a command that makes them, or that there is no such method."""
-    here = choices("method", [conf_folder()])
-    done = {(record.method, record.backbone) for record in found if record.dataset == cells[0].dataset} if cells else ()
+    """For each method of a paper's table without records a command that makes them, or what is not to be had here."""
+    if not cells:
+        return []
+    dataset, here = cells[0].dataset, choices("method", [conf_folder()])
+    if dataset not in choices("dataset", [conf_folder()]):
+        return [f"{dataset}: not among the datasets of anomaly-bench; only published numbers can be shown"]
+    done = {(record.method, record.backbone) for record in found if record.dataset == dataset}
+    setup = _overrides(found[0]) if found else "protocol=paper"
     lines, missing = [], []
     for name, method, backbone in dict.fromkeys((cell.printed_name, cell.method, cell.backbone) for cell in cells):
         if method not in here:
             missing.append(name)
         elif not any(each[0] == method and backbone in ("", each[1]) for each in done):
-            setup = _overrides(found[0]) if found else "protocol=paper"
-            chosen = f"backbone={backbone or (found[0].backbone if found else 'wrn50')}"
-            command = f"anomaly-bench method={method} {chosen} dataset={cells[0].dataset} {setup} data_root=..."
-            lines.append(f"{name}: no records, dashes; {command} makes them")
+            words = [f"method={method}", *_backbone(method, backbone), f"dataset={dataset}", setup, "data_root=..."]
+            lines.append(f"{name}: no records, dashes; anomaly-bench {' '.join(words)} makes them")
     return lines + ([f"not among the methods of anomaly-bench: {', '.join(missing)}"] if missing else [])
+
+
+def _backbone(method: str, published: str) -> list[str]:
+    """What to type for the backbone; nothing for a method in image space."""
+    node = OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")
+    return [f"backbone={published or 'NAME'}"] if OmegaConf.select(node, "uses_backbone", default=True) else []
 
 
 def _overrides(record: Record) -> str:

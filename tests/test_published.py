@@ -171,6 +171,7 @@ def test_a_repaired_value_stands_beside() -> None:
         ({"settings": {}}, "input (published: not stated)"),
         ({"oracle": True}, "measured with settings chosen on the test images"),
         ({"method": "spade"}, "backbone wrn50 (published: not stated)"),
+        ({"backbone": "none"}, "backbone none (published: wrn50)"),
     ],
 )
 def test_a_gap_between_unlike_things_is_grey_and_says_why(changed: dict[str, Any], reason: str) -> None:
@@ -193,6 +194,12 @@ def test_what_holds_for_a_whole_column_stands_in_its_header() -> None:
     single = table([record((90, 80, None), method="patchcore", settings=ABOUT)], LAYOUTS["npad2022_1"])
     assert notes_at(single, "cable", "PaDiM") == ["quoted by the paper"]
     assert cell_at(single, "cable", "PaDiM").notes == (), "of (–, 96.7) too"
+
+
+def test_a_method_in_image_space_needs_no_backbone_to_agree() -> None:
+    made = ours((90, 95.0, 80), method="draem", backbone="none")
+    (value,) = cell_at(table([made], LAYOUTS["zheng2022_2"]), "bottle", "DRAEM").values
+    assert (value.published, value.gap, value.grade) == ("99.1", "−4.1", "worse")
 
 
 def test_what_others_ran_again_had_an_unknown_input() -> None:
@@ -459,7 +466,9 @@ def test_reported_needs_no_records(command: Any, tmp_path: Path) -> None:
     assert (status, "setup=any has no effect on source=reported" in err) == (2, True)
 
 
-def test_a_papers_table_is_both_by_default(command: Any, folder: Path) -> None:
+def test_a_papers_table_is_both_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = {"method": ["draem", "padim", "patchcore", "spade"], "dataset": ["mvtec"]}
+    monkeypatch.setattr("anomaly_bench.report.choices", lambda group, folders: have[group])
     status, out, err = command("tables", "table=padim2020_III", f"results={folder}")
     assert status == 0
     assert "98.0 (98.3) −0.3 / 95.0 (94.8) +0.2" in out
@@ -468,6 +477,11 @@ def test_a_papers_table_is_both_by_default(command: Any, folder: Path) -> None:
     assert "protocol=unified input.resize=256 input.crop=224 data_root=... makes them" in err
     assert "not among the methods of anomaly-bench: AE simm, AE L2, VAE, Student, Patch SVDD\n" in err
     assert "SPADE" not in err
+    _, _, err = command("tables", "table=zheng2022_1", f"results={folder}")
+    assert "DRAEM: no records, dashes; anomaly-bench method=draem dataset=mvtec protocol=unified" in err
+    assert "anomaly-bench method=patchcore backbone=NAME dataset=mvtec" in err
+    _, _, err = command("tables", "table=padim2020_IV", f"results={folder}")
+    assert err == "stc: not among the datasets of anomaly-bench; only published numbers can be shown\n"
 
 
 def test_formats_into_files(command: Any, folder: Path, tmp_path: Path) -> None:
