@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import UsageError, one_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it, `most` becomes the most bytes that tensors made there have taken at one time, on whatever device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.alive: set[int] = set()  # storages
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self.alive:
+                self.add(tensor.untyped_storage())
+        return made
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        self.alive.add(id(storage))
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self.drop, id(storage), storage.nbytes())
+
+    def drop(self, storage: int, size: int) -> None:
+        self.alive.discard(storage)
+        self.now -= size
 
 
 class Backbone:
@@ -54,6 +84,9 @@ class Backbone:
         options: Mapping[str, Any] | None = None,
         norm: str | None = None,
     ) -> None:
+        for key, three in (("mean", mean), ("std", std)):
+            if not isinstance(three, Sequence) or [type(value) in (int, float) for value in three] != [True] * 3:
+                raise UsageError(f"backbone.{key}={three}: expected three numbers, of red, green and blue")
         self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
         with torch.random.fork_rng(devices=[]):
@@ -94,11 +127,18 @@ class Backbone:
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C, h, w) of each level for (H, W) images, without computing anything."""
+        return self.rehearse(size)[0]
+
+    def rehearse(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+        """`shapes`, and the most bytes that one image takes on its way through the network in fp32, weights apart."""
         tensors = itertools.chain(self.network.named_parameters(), self.network.named_buffers())
         state = {name: tensor.to("meta") for name, tensor in tensors}
         forward = functools.partial(torch.func.functional_call, self.network, state)
-        levels = self.read(forward, torch.empty(1, 3, *size, device="meta"))
-        return [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
+        with Peak() as peak, torch.no_grad():
+            images = torch.empty(1, 3, *size, device="meta")
+            levels = self.read(forward, (images - 1).contiguous(memory_format=torch.channels_last))
+            shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
+        return shapes, peak.most
 
     def trainable_copy(self) -> Student:
         """The same architecture, cut at the same level, with new random weights; it learns, and takes CNNs only."""
@@ -203,6 +243,8 @@ def create(network: str, options: Mapping[str, Any]) -> Any:
 
 def find_levels(network: nn.Module, modules: Mapping[str, str] | str, levels: Sequence[int | str] | str) -> list[str]:
     """The paths in the network of the levels that are asked for."""
+    if levels != "all" and (isinstance(levels, str) or not isinstance(levels, Sequence) or not levels):
+        raise UsageError(f"method.levels={levels}: expected a list, such as [1,2,3], or all")
     if isinstance(modules, str):
         last = len(list(network.get_submodule(modules).children())) - 1
         known = f"block0 to block{last}, all of one stride: it is a transformer"
@@ -292,7 +334,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors raise a dozen kinds
         raise UsageError(
-            f"{file}: not a weights file that can be read safely ({str(error).splitlines()[0]}); "
+            f"{file}: not a weights file that can be read safely ({one_line(str(error)).split('. ')[0]}); "
             "expected safetensors, or a state dict that torch.load reads with weights_only=True"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else None

@@ -12,13 +12,16 @@ import logging
 import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench import __version__
-from anomaly_bench.config import GROUPS, choices, conf_folder
-from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.arguments import arrange, quoted
+from anomaly_bench.config import GROUPS, choices, conf_folder, results_folder
+from anomaly_bench.errors import UsageError, closest, one_line, reason
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,19 +74,22 @@ examples
   anomaly-bench -m method=padim backbone=lite0 seed=0,1,2 category=[bottle,screw] input.crop=224
 
 Hydra's flags work: --multirun (-m), --cfg job, --config-dir DIR (your own conf), --info.
-Exit status: 0 done; 1 some categories failed, the others are written; 2 wrong usage; 130 interrupted.
+Exit status: 0 done; 1 something failed, the rest is written; 2 wrong usage; 130 interrupted.
 """
 
 
 def main() -> None:
     """The console script; it ends without the second that taking torch apart would cost."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # a terminal or file that lacks a letter gets its code
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # Windows' encodings lack some of the tables' characters
+            stream.reconfigure(errors="backslashreplace")
     status = command(sys.argv[1:])
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the disk that they go to is full, or their reader has gone
+        status = status or FAILED
     os._exit(status)
 
 
@@ -99,7 +105,7 @@ def command(arguments: Sequence[str]) -> int:
             return DONE
         return HANDLERS[name](subject, rest)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("interrupted; what is done is kept", file=sys.stderr)
@@ -107,6 +113,24 @@ def command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        print(f"error: {bug(error)}", file=sys.stderr)
+        return FAILED
+
+
+def bug(error: Exception) -> str:
+    """One line about what should not have happened; the traceback goes to a file."""
+    what = f"{type(error).__name__}: {one_line(str(error))}; this is a bug of anomaly-bench"
+    try:
+        handle, file = tempfile.mkstemp(prefix="anomaly-bench-", suffix=".log", text=True)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            traceback.print_exception(error, file=stream)
+    except OSError:
+        return f"{what}; its traceback could not be kept"
+    return f"{what}: please report it with the traceback in {file}"
 
 
 def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -190,7 +214,11 @@ def run_job(config: DictConfig) -> int:
     from anomaly_bench import report
 
     summary = execute(OmegaConf.to_container(config, resolve=True))
-    report.write(summary)
+    try:
+        report.write(summary)
+    except OSError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return FAILED
     return FAILED if summary.failed else DONE
 
 
@@ -200,7 +228,7 @@ def execute(config: Any) -> Any:
     from anomaly_bench.console import Reporter, log_file
     from anomaly_bench.run import Runner
 
-    log = Path(str(config["results"])).expanduser() / "logs" / f"{speed.today()}-{os.getpid()}.log"
+    log = results_folder(config) / "logs" / f"{speed.today()}-{os.getpid()}.log"
     reporter = Reporter()
     with log_file(log):
         try:
@@ -255,6 +283,9 @@ def score_job(config: DictConfig) -> int:
 def list_names(subject: str | None, arguments: list[str]) -> int:
     from anomaly_bench import report
 
+    for index, argument in enumerate(arguments):
+        if not {argument, *arguments[max(0, index - 1) : index]} & {"--config-dir", "-cd"}:
+            raise UsageError(f"list {subject}: takes --config-dir DIR only, found {argument}")
     report.print_choices(LISTS[str(subject)], config_folders(arguments))
     return DONE
 
@@ -306,7 +337,6 @@ def hydra(primary: str, arguments: Sequence[str], job: Callable[[DictConfig], in
         UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
     """
     import hydra as library
-    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     states: list[int] = []
@@ -315,21 +345,25 @@ def hydra(primary: str, arguments: Sequence[str], job: Callable[[DictConfig], in
     def guarded(config: DictConfig) -> None:  # Hydra would print its own lines around an exception
         try:
             states.append(job(config) or DONE)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (UsageError, OmegaConfBaseException) as error:
+            if not isinstance(error, UsageError):
+                error = UsageError(explain(error, primary, arguments, config_folders(arguments)))
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             states.append(USAGE)
         except Exception as error:
             bugs.append(error)
 
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
-    with script_arguments(arguments):
+    with script_arguments(arrange(arguments, (*GROUPS, "table"))):
         try:
             library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(guarded)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UsageError(explain(error, primary, config_folders(arguments))) from error
         except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
             if stop.code not in (None, 0):
                 raise UsageError("see anomaly-bench --help") from stop
+        except Exception as error:  # Hydra's, of half a dozen kinds, about the arguments
+            system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
+            why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
+            raise UsageError(why) from error
     if bugs:
         raise bugs[0]
     return max(states, default=DONE)
@@ -350,10 +384,10 @@ def script_arguments(arguments: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = variable
 
 
-def explain(error: Exception, primary: str, folders: Sequence[Path]) -> str:
+def explain(error: Exception, primary: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
     """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
     text = str(error)
-    choice = re.search(r"Could not find '(\w+)/([^']*)'", text)
+    choice = re.search(r"Could not find '(.+)/([^'/]*)'", text)
     if choice:
         group, name = choice.groups()
         return f"{group}={name}: no such {group}{closest(name, choices(group, folders))}"
@@ -362,14 +396,20 @@ def explain(error: Exception, primary: str, folders: Sequence[Path]) -> str:
     )
     if key:
         name = key.groups()[-1]
-        return f"{name}: no such key{closest(name, known_keys(primary, folders[0]))}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:3]) or type(error).__name__
+        return f"{name}: no such key{closest(name, known_keys(primary, arguments))}"
+    where = re.search(r"full_key: (\S+)", text)
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not re.match("full_key|object_type", line)]
+    said = " ".join(lines[:2]) or type(error).__name__
+    return f"{where[1] + ': ' if where else ''}{said}; see anomaly-bench --help"
 
 
-def known_keys(primary: str, folder: Path) -> list[str]:
-    """Every key of the default configuration, dotted, and the groups."""
-    config = compose(primary, [])
+def known_keys(primary: str, arguments: Sequence[str]) -> list[str]:
+    """Every key of the configuration with the choices that are wanted, dotted, and the groups."""
+    wanted = [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
+    try:
+        config = compose(primary, wanted)
+    except Exception:  # a choice of the user's own folder, or none
+        config = compose(primary, [])
     return sorted(set(dotted(config)))
 
 
@@ -397,7 +437,7 @@ def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
             return OmegaConf.to_container(compose(primary, words), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, primary, [conf_folder(), *folders])) from error
+        raise UsageError(explain(error, primary, overrides, [conf_folder(), *folders])) from error
 
 
 def evaluate(*overrides: str, **keys: Any) -> list[Record]:
@@ -421,5 +461,4 @@ def as_override(value: Any) -> str:
         return "[" + ",".join(map(as_override, value)) + "]"
     if isinstance(value, (int, float)):
         return str(value)
-    text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + "\\'" * bool(found[2]), str(value))
-    return f"'{text}'"  # Hydra takes a backslash as it is, but for those before a quotation mark
+    return quoted(str(value))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from anomaly_bench.errors import UsageError
 GROUPS = ("dataset", "method", "backbone", "protocol")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint")
+DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
+MOST_SEED = 2**63 - 1  # that torch takes
+MOST_THREADS = 1024  # OpenMP ends the process where it cannot start them
 
 
 def conf_folder() -> Path:
@@ -67,27 +71,28 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: a value of another type or out of its range; the key, what was found and what was expected.
     """
+    for key in ("input", *(field.name for field in fields(Settings) if field.name not in ("resize", "crop"))):
+        if key not in config:
+            raise UsageError(f"{key}: no value; expected {key}=VALUE")
     resize, crop = input_size(config["input"])
-    category = config["category"]
+    if not re.fullmatch(DEVICES, str(config["device"])):
+        raise UsageError(f"device={config['device']}: expected auto, cpu, cuda, cuda:1 (the second GPU) or mps")
     if config["precision"] not in PRECISIONS:
         raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
     return Settings(
-        category=[str(name) for name in category] if isinstance(category, list) else [str(category)],
+        category=names(config["category"], "category"),
         data_root=None if config["data_root"] is None else Path(str(config["data_root"])),
-        seed=whole(config, "seed", 0),
+        seed=whole(config, "seed", 0, MOST_SEED),
         device=str(config["device"]),
-        threads=whole(config, "threads", 1) if config["threads"] is not None else cores(),
+        threads=whole(config, "threads", 1, MOST_THREADS) if config["threads"] is not None else cores(),
         batch_size=whole(config, "batch_size", 1),
         precision=config["precision"],
-        results=Path(str(config["results"])).expanduser(),
+        results=results_folder(config),
         gallery=whole(config, "gallery", 0),
         protocol=str(config["protocol"]),
         resize=resize,
         crop=crop,
-        **{
-            name: truth(config, name)
-            for name in ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint")
-        },
+        **{name: truth(config, name) for name in SWITCHES},
     )
 
 
@@ -96,11 +101,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def whole(config: Mapping[str, Any], key: str, least: int) -> int:
+def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:
     value = config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{key}={value}: expected a whole number of at least {least}")
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UsageError(f"{key}={value}: expected a whole number {limits}")
     return value
+
+
+def names(value: Any, key: str) -> list[str]:
+    """NAME or [NAME, NAME]."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(name, (str, int, float)) for name in listed):
+        raise UsageError(f"{key}={value}: expected NAME or [NAME,NAME]")
+    return [str(name) for name in listed]
+
+
+def results_folder(config: Mapping[str, Any]) -> Path:
+    """The key `results`, which may look like a number."""
+    value = config.get("results")
+    if value is None or not str(value).strip():
+        raise UsageError(f"results={'' if value is None else value}: expected a folder for records, tables and logs")
+    return Path(str(value)).expanduser()
 
 
 def truth(config: Mapping[str, Any], key: str) -> bool:
@@ -146,14 +168,16 @@ def check_writable(folder: Path, given: str) -> None:
         raise UsageError(f"{given}: cannot be written ({error.strerror}); give another folder") from error
 
 
-def input_size(node: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+def input_size(node: Any) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """(H, W) of the keys `input.resize` and `input.crop`."""
-    resize = sides(node["resize"], "input.resize", LEAST_SIDE)
-    if node["crop"] is None:
+    if not isinstance(node, Mapping):
+        raise UsageError(f"input={node}: expected input.resize=PIXELS and input.crop=PIXELS")
+    resize = sides(node.get("resize"), "input.resize", LEAST_SIDE)
+    if node.get("crop") is None:
         return resize, None
     crop = sides(node["crop"], "input.crop", LEAST_SIDE)
     if crop[0] > resize[0] or crop[1] > resize[1]:
-        raise UsageError(f"input.crop={list(crop)} is larger than input.resize={list(resize)}")
+        raise UsageError(f"input.crop={list(crop)} is larger than input.resize={list(resize)}; make it smaller")
     return resize, crop
 
 

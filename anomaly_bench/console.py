@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,15 +23,18 @@ class Reporter:
         self.bars: Progress | None = None  # what is on the screen now
 
     def say(self, line: str) -> None:
+        line = shown(line)
         logger.info(line)
         self.console.print(line, markup=False)
 
     def warn(self, line: str) -> None:
+        line = shown(line)
         logger.warning(line)
         self.console.print(f"warning: {line}", style="yellow", markup=False)
 
     def fail(self, line: str, error: BaseException | None = None) -> None:
         """One line on the screen, the whole traceback in the log."""
+        line = shown(line)
         logger.error(line, exc_info=error)
         self.console.print(f"error: {line}", style="red", markup=False)
 
@@ -57,7 +59,8 @@ class Reporter:
         if self.bars is not None:
             yield self.bars
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        title = TextColumn("{task.description}", markup=False)  # a category's name may have brackets
+        columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self.console.is_terminal
         try:
             with Progress(*columns, console=self.console, transient=True, disable=hidden) as self.bars:
@@ -66,25 +69,33 @@ class Reporter:
             self.bars = None
 
 
+def shown(text: str) -> str:
+    """One line without control characters, which are written as in Python's strings."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 @contextlib.contextmanager
 def log_file(path: Path | None) -> Iterator[None]:
-    """Send the log, with Python's warnings, to a file (None: nowhere); a place that cannot be written is said once."""
+    """Send the log, with Python's warnings, to a file (None: nowhere).
+
+    Where that cannot be written, nothing else can be, and that is said by whoever tries.
+    """
     root = logging.getLogger()
     handler: logging.Handler = logging.NullHandler()
     if path is not None:
-        try:
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-        except OSError as error:
-            print(f"warning: no log is kept: {path.parent}: {error.strerror}", file=sys.stderr)
+            handler = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     root.addHandler(handler)
     level, logger.level = logger.level, logging.INFO
+    complain, logging.raiseExceptions = logging.raiseExceptions, False  # of a full disk: a traceback on the screen
     try:
         yield
     finally:
-        logger.level = level
+        logger.level, logging.raiseExceptions = level, complain
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
         logging.captureWarnings(False)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+MANY = 30  # names that are not listed in an error
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UsageError(Exception):
@@ -12,6 +17,10 @@ class UsageError(Exception):
 
 class DataError(Exception):
     """A data set's file or folder is not as it must be: its category fails, the others go on (exit status 1)."""
+
+
+class TooLarge(MemoryError):
+    """A job would take more memory than is free: refused before it starts; its category fails."""
 
 
 class NotFittedError(Exception):
@@ -25,4 +34,33 @@ def closest(name: str, valid: Iterable[str]) -> str:
     """'; did you mean padim?' or the list of valid names, to end an error's sentence with."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; valid: {', '.join(names)}"
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; valid: {', '.join(names)}" if 0 < len(names) <= MANY else "; see anomaly-bench --help"
+
+
+def reason(error: Exception) -> str:
+    """One line of what went wrong and, where the error cannot know it, of what to do."""
+    text = one_line(str(error))
+    if isinstance(error, TooLarge):
+        return text
+    if ran_out(error):
+        return f"memory ran out ({text or 'no size was said'}); give a smaller batch_size, input.resize or input.crop"
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{error.filename}: "
+        room = "free some space or give another folder" if error.errno in NO_ROOM else "check the file and its rights"
+        return f"{where}{error.strerror}; {room}, then run it again: what is done is kept"
+    known = isinstance(error, (UsageError, DataError, ValueError, OSError))
+    return text if known and text else f"{type(error).__name__}: {text}; the log has its traceback"
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether memory could not be had: numpy's and Python's MemoryError, or one of torch's RuntimeErrors."""
+    words = r"out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE) is not None
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import anomaly_bench
-from anomaly_bench import artifacts, gallery, metrics, speed
+from anomaly_bench import artifacts, gallery, memory, metrics, speed
 from anomaly_bench.backbones import PRECISIONS
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
@@ -26,6 +27,8 @@ from anomaly_bench.jobs import Job, construct, make_backbone
 from anomaly_bench.protocol import Image, Method, Normals, Outcome, to_tensor
 from anomaly_bench.records import Record
 from anomaly_bench.weights import Weights
+
+LIBRARIES = 200_000_000  # bytes: what is imported during a job, and what allocators lose; 180 to 240 MB were measured
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,72 @@ class Evaluator:
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
-        return construct(self.config["method"], "method", **network).to(self.device)
+        return construct(self.config["method"], "method", **network)
 
     def evaluate(self, job: Job) -> list[Record]:
         """Fit on the task's normal images and make one record per test set; maps, model and pictures if wanted.
 
         Raises:
+            TooLarge: see `require_memory`.
             DataError: an image that cannot be read. Whatever the method raises passes through.
         """
         speed.reset_peaks(self.device)
         fitted = self.fit(job)
         return [self.test(job, name, fitted) for name in job.task.tests]
 
+    def require_memory(self, job: Job) -> None:
+        """Refuse a job that would not fit, before its images are decoded.
+
+        The rows of a memory bank are known after its first batch: methods that keep one ask for its memory then.
+
+        Raises:
+            TooLarge: the size, what it is made of, what would make it smaller.
+        """
+        settings, tested = self.settings, max(map(len, job.task.tests.values()))
+        stored, image = self.footprint
+        batch = max(
+            min(self.config["method"].get("batch", 1), len(job.task.fit)),
+            settings.batch_size if settings.speed else min(settings.batch_size, tested),
+        )
+        scored = tested * settings.size[0] * settings.size[1] * (14 if settings.save_maps else 11)
+        host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARIES}
+        host |= {"saved model": stored} if settings.save_model else {}
+        device = {"statistics": stored, "a batch": image * batch}
+        checks = [(self.device, device), (None, host)]
+        if self.device.type == "cpu":  # a batch is over when metrics are computed
+            whole = device | host
+            del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]
+            checks = [(None, whole)]
+        for where, parts in checks:
+            sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size >= 1e6)
+            memory.require(
+                sum(parts.values()),
+                where,
+                f"{job.task.name} at {settings.size[1]}x{settings.size[0]} pixels ({sizes})",
+                "give a smaller input.resize or input.crop, batch_size or backbone, or fewer dimensions of the method",
+            )
+
+    @functools.cached_property
+    def footprint(self) -> tuple[int, int]:
+        """Bytes of a fitted method's statistics and parameters, and of one image on its way through the backbone.
+
+        A parameter counts four times: itself, its gradient, and two moments of its optimiser.
+        """
+        with torch.device("meta"):
+            method = self.new_method()
+        shapes, image = ([], 0) if self.backbone is None else self.backbone.rehearse(self.settings.size)
+        with torch.device("meta"):
+            method.build(shapes)
+        size = sizes(method)
+        stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
+        return stored, image + 2 * 4 * 3 * self.settings.size[0] * self.settings.size[1]
+
     def fit(self, job: Job) -> Fitted:
         name = job.task.name
+        self.require_memory(job)
         pixels = self.pixels(job, job.task.fit, "training")
         torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
-        method = self.new_method()
+        method = self.new_method().to(self.device)
         with (
             self.reporter.stage(f"{name}: fitting", len(pixels)) as advance,
             speed.stopwatch(self.device) as elapsed,

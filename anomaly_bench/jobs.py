@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from hydra.utils import get_object
 from numpy.typing import NDArray
 
-from anomaly_bench.config import Settings
+from anomaly_bench.config import MOST_SEED, Settings
 from anomaly_bench.data import store
 from anomaly_bench.data.mvtec import Dataset
-from anomaly_bench.errors import DataError, UsageError, closest
+from anomaly_bench.errors import DataError, UsageError, closest, one_line
 from anomaly_bench.protocol import Image, Task
 from anomaly_bench.records import Record, digest
 from anomaly_bench.weights import Weights, resolve
 
+NUMBERS: dict[Any, tuple[tuple[type, ...], str]] = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
+RANGES = {"batch": (1, 10**6), "eps": (0, 1e6), "sigma": (0, 1000), "seed": (0, MOST_SEED)}  # settings methods share
+NEEDED: dict[str, dict[str, type]] = {  # in each group's YAML, besides what its `_target_` asks for
+    "dataset": {"_target_": str},
+    "method": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
+    "backbone": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
+}
+NETWORK: dict[str, type] = {
+    "_target_": str,
+    "about.revision": int,
+    "weights": str,
+}  # of each network
+SOURCES = ({"package", "file"}, {"repo", "file"}, {"url", "sha256"})  # of weights
 RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights", "oracle")  # of a YAML, not of a constructor
 
 
@@ -41,10 +55,52 @@ def construct(node: Mapping[str, Any], kind: str, **extra: Any) -> Any:
         made = get_object(str(target))
         inspect.signature(made).bind(**keys)
     except ImportError as error:
-        raise UsageError(f"{kind}._target_={target}: cannot be imported ({str(error).splitlines()[0]})") from error
-    except TypeError as error:
-        raise UsageError(f"{kind}={node.get('name')}: {target}: {error}") from error
+        raise UsageError(f"{kind}._target_={target}: cannot be imported ({one_line(str(error))})") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind}={node.get('name')}: {target}: {one_line(str(error))}") from error
+    if kind == "method":
+        check_values(made, keys)
     return made(**keys)
+
+
+def check_values(method: Any, keys: Mapping[str, Any]) -> None:
+    """Compare a method's settings with the types of its constructor's arguments, and with `RANGES`.
+
+    Raises:
+        UsageError: the setting, what was found, what was expected.
+    """
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(NameError):  # a hint that is imported for type checkers only
+        hints = get_type_hints(method.__init__ if inspect.isclass(method) else method)
+    for key, hint in hints.items():
+        if key not in keys or hint not in NUMBERS:
+            continue
+        value, (types, what) = keys[key], NUMBERS[hint]
+        low, high = RANGES.get(key, (-math.inf, math.inf))
+        if type(value) not in types or not low <= value <= high:
+            limits = f" from {low} to {high}" if key in RANGES else ""
+            raise UsageError(f"method.{key}={value}: expected {what}{limits}")
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Raise UsageError where the YAML of a dataset, method or backbone lacks what all must have."""
+    for group, needed in NEEDED.items():
+        if not isinstance(config.get(group), Mapping):
+            raise UsageError(f"{group}: nothing is chosen; expected {group}=NAME, see anomaly-bench --help")
+        require_keys(config[group], group, needed)
+    for name, node in networks(config["backbone"]).items():
+        require_keys(node, "backbone" if node is config["backbone"] else f"backbone.networks.{name}", NETWORK)
+
+
+def require_keys(node: Any, where: str, needed: Mapping[str, type]) -> None:
+    """Raise UsageError where a dotted key of a configuration's node has no value of its type."""
+    for key, kind in needed.items():
+        value = node
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if type(value) is not kind:
+            what = "a name or text" if kind is str else "a whole number"
+            raise UsageError(f"{where}.{key}={value}: expected {what} in the YAML")
 
 
 @dataclass(frozen=True)
@@ -106,6 +162,12 @@ class Job:
         used = {"threads": settings.threads, "batch_size": settings.batch_size, "precision": settings.precision}
         return {"device": device, **used}
 
+    @property
+    def image_bytes(self) -> int:
+        """Of all decoded images."""
+        count = len(self.task.fit) + sum(map(len, self.task.tests.values()))
+        return count * self.settings.resize[0] * self.settings.resize[1] * 3
+
     def pixels(self, images: tuple[Image, ...], advance: store.Advance = lambda done: None) -> NDArray[np.uint8]:
         """Decoded images (N, H, W, 3), cropped; a view of the store."""
         sha256 = [self.digests[image.path][1] for image in images]
@@ -129,7 +191,7 @@ class Job:
 
     def decode(self) -> None:
         """Fill the store; what is wrong with a file is said when its pixels are asked for."""
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError, MemoryError):
             for images in (self.task.fit, *self.task.tests.values()):
                 self.pixels(images)
                 self.masks(images)
@@ -194,7 +256,8 @@ def margins(size: store.Size, crop: store.Size | None) -> store.Size:
 
 def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:
     """The dataset of a YAML; its name is an argument too, for one's own folders."""
-    dataset: Dataset = construct(node, "dataset", name=node["name"], data_root=data_root)
+    texts = {key: str(node[key]) for key in ("name", "title") if node.get(key) is not None}  # 2024 is one too
+    dataset: Dataset = construct({**node, **texts}, "dataset", name=texts.get("name"), data_root=data_root)
     return dataset
 
 
@@ -236,10 +299,16 @@ def networks(backbone: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]
 
 def find_weights(config: Mapping[str, Any]) -> dict[str, Weights]:
     """The weights of each network of the configured backbone, by its name; none for an image-space method."""
-    return {
-        name: resolve(name, str(node["weights"]), node["about"].get("pretrained", {}))
-        for name, node in networks(config["backbone"]).items()
-    }
+    return {name: network_weights(name, node) for name, node in networks(config["backbone"]).items()}
+
+
+def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
+    source = node["about"].get("pretrained")
+    source = source if isinstance(source, Mapping) else {}
+    if node["weights"] == "pretrained" and not any(keys <= source.keys() for keys in SOURCES):
+        known = ", or ".join(" and ".join(sorted(keys)) for keys in SOURCES)
+        raise UsageError(f"backbone={name}: about.pretrained={dict(source)}; expected {known}, or give weights=FILE")
+    return resolve(name, node["weights"], source)
 
 
 def make_backbone(config: Mapping[str, Any], weights: Mapping[str, Weights], precision: str = "fp32") -> Any:

@@ -7,11 +7,7 @@ has the precision of differences, and costs hardly more than the product.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -138,35 +134,6 @@ def by_differences(queries: Tensor, bank: Tensor, k: int, block_bytes: int) -> N
     return concatenate(
         [Neighbours(*smallest(torch.cdist(part, bank, compute_mode=direct).square_(), k, dim=1)) for part in parts]
     )
-
-
-def require_memory(needed: int, device: torch.device, what: str, options: str) -> None:
-    """Refuse what cannot be held, before the work.
-
-    Args:
-        needed: bytes.
-        what: a sentence's subject in the singular; options: what the user can do instead.
-
-    Raises:
-        MemoryError: less is free on the device; where a system does not say, nothing is refused.
-    """
-    free = free_memory(device)
-    if free is not None and needed > free:
-        raise MemoryError(f"{what} needs {needed / 1e6:.0f} MB, free are {free / 1e6:.0f} MB: {options}")
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; all of a computer's where only that is known; None: unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform != "win32":
-        with contextlib.suppress(ValueError, OSError):
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def take_row_counts(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:

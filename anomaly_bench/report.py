@@ -69,12 +69,19 @@ def print_tables(config: Any) -> None:
     if config["out"] is None:
         print(text, end="")
     else:
-        records.write_atomically(Path(str(config["out"])).expanduser(), text)
+        path = Path(str(config["out"])).expanduser()
+        try:
+            records.write_atomically(path, text)
+        except OSError as error:
+            raise UsageError(f"out={path}: cannot be written ({error.strerror}); give another file") from error
 
 
 def folders(results: Any) -> list[Path]:
     """The results folders of a configuration."""
-    return [Path(name).expanduser() for name in names(results) or ()]
+    found = [Path(name).expanduser() for name in names(results) or () if name]
+    if not found:
+        raise UsageError(f"results={'' if results is None else results}: expected a folder, or [A,B]")
+    return found
 
 
 def joined(results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]]) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from anomaly_bench import records, speed
 from anomaly_bench.config import Settings, check_writable, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.mvtec import Dataset
-from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.jobs import Job, find_weights, make_job, open_dataset, selected
+from anomaly_bench.errors import UsageError, reason
+from anomaly_bench.jobs import Job, check_choices, find_weights, make_job, open_dataset, selected
 from anomaly_bench.records import DamagedRecord, Record
 
 if TYPE_CHECKING:
     from anomaly_bench.evaluation import Evaluator
+
+
+AHEAD = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Runner:
     """One run of one resolved configuration."""
 
     def __init__(self, config: Mapping[str, Any], reporter: Reporter) -> None:
+        check_choices(config)
         self.config = without_unused_backbone(config)
         self.reporter = reporter
         self.settings = read_settings(config)
@@ -51,7 +56,8 @@ class Runner:
         Meanwhile that job's images are decoded: importing keeps one core busy at most.
         """
         if self._evaluator is None:
-            threading.Thread(target=job.decode, daemon=True).start()
+            if job.image_bytes < AHEAD:
+                threading.Thread(target=job.decode, daemon=True).start()
             gc.disable()  # it finds nothing to collect among modules, and takes a fifth of their import
             try:
                 from anomaly_bench.evaluation import Evaluator
@@ -67,7 +73,7 @@ class Runner:
         Raises:
             UsageError: the configuration cannot work for any category.
         """
-        missing = [name for name in self.categories if not self.dataset.folder(name).is_dir()]
+        missing = [name for name in self.categories if not os.path.isdir(self.dataset.folder(name))]
         if missing:
             self.reporter.warn(f"{len(missing)} categories have no folder in {self.dataset.root}: {', '.join(missing)}")
             self.summary.failed |= dict.fromkeys(missing, "no folder")
@@ -80,9 +86,9 @@ class Runner:
             except UsageError:
                 raise
             except Exception as error:  # one category's failure is its own
-                self.summary.failed[name] = str(error)
-                known = isinstance(error, (DataError, ValueError, MemoryError, OSError))
-                self.reporter.fail(f"{where}: {error if known else repr(error)}", error)
+                why = reason(error).removeprefix(f"{name}: ")
+                self.summary.failed[name] = why
+                self.reporter.fail(f"{where}: {why}", error)
                 continue
             computed += worked
             if worked and computed == 1 and number < len(present):

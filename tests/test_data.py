@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import make_category, picture, save
+from conftest import save
 
 from anomaly_bench.cli import compose
 from anomaly_bench.data.folder import folder
 from anomaly_bench.data.mvtec import mvtec
-from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.errors import UsageError
 from anomaly_bench.jobs import open_dataset, selected
 
 OFFICIAL = compose("config", ["dataset=mvtec"])["dataset"]["categories"]
@@ -71,66 +71,10 @@ def test_no_masks_at_all_is_allowed(tree):
     assert all(image.mask is None for image in folder(None, None, tree).task("cog").tests["test"])
 
 
-def damage_missing_mask(category):
-    (category / "ground_truth" / "spot" / "001_mask.png").unlink()
-
-
-def damage_orphan_mask(category):
-    (category / "test" / "spot" / "001.png").unlink()
-
-
-def damage_two_masks(category):
-    shutil.copy(category / "ground_truth/spot/001_mask.png", category / "ground_truth/spot/001.png")
-
-
-def damage_no_training(category):
-    shutil.rmtree(category / "train" / "good")
-    (category / "train" / "good").mkdir()
-
-
-def damage_no_train_folder(category):
-    shutil.rmtree(category / "train")
-
-
-def damage_no_test(category):
-    shutil.rmtree(category / "test")
-    (category / "test").mkdir()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_missing_mask, r"1 defective images have no mask.*test/spot/001\.png"),
-        (damage_orphan_mask, r"1 masks without an image.*001_mask\.png"),
-        (damage_two_masks, r"2 masks for image 001"),
-        (damage_no_training, r"no image in .*train/good"),
-        (damage_no_train_folder, r"no folder .*train/good"),
-        (damage_no_test, r"no image in the folders of"),
-    ],
-)
-def test_what_is_wrong_is_named(tree, damage, message):
-    damage(tree / "cog")
-    with pytest.raises(DataError, match=message):
-        folder(None, None, tree).task("cog")
-
-
-def test_a_root_without_categories(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(UsageError, match=r"no category found.*pictures"):
-        folder(None, None, tmp_path)
-
-
 def test_hidden_and_foreign_files_are_left_out(tree):
     for name in (".DS_Store", "._000.png", "notes.txt"):
         (tree / "cog" / "train" / "good" / name).write_text("no image")
     assert len(folder(None, None, tree).task("cog").fit) == 6
-
-
-def test_a_folder_name_of_any_letters(tmp_path):
-    name = "Gehäuse 'B' & \"C\" #1"
-    make_category(tmp_path / name)
-    save(picture(0), tmp_path / name / "train" / "good" / "übel bild.png")
-    assert len(folder("any", None, tmp_path).task(name).fit) == 7
 
 
 def test_synthetic_is_a_dataset_in_the_cache():

@@ -114,18 +114,6 @@ def test_no_array_of_all_distances():
     assert largest <= 1_600_000
 
 
-def test_memory_is_refused_with_size_and_options(monkeypatch):
-    monkeypatch.setattr(neighbours, "free_memory", lambda device: 10**9)
-    neighbours.require_memory(10**9, torch.device("cpu"), "the bank", "method.ratio=0.01")
-    with pytest.raises(MemoryError, match=r"the bank needs 2500 MB, free are 1000 MB: method.ratio=0.01"):
-        neighbours.require_memory(25 * 10**8, torch.device("cpu"), "the bank", "method.ratio=0.01")
-
-
-def test_free_memory_is_known_here():
-    free = neighbours.free_memory(torch.device("cpu"))
-    assert free is None or 10**7 < free < 10**14
-
-
 def test_rows_are_loaded_whatever_their_number():
     class Bank(nn.Module):
         def __init__(self, rows):

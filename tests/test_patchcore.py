@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from anomaly_bench import neighbours
+from anomaly_bench import memory, neighbours
 from anomaly_bench.console import Reporter
 from anomaly_bench.contract import Setup, pictures
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.methods import patchcore
 from anomaly_bench.methods.patchcore import PatchCore
 from anomaly_bench.protocol import Normals, to_tensor
@@ -152,9 +152,9 @@ def test_a_ratio_that_is_none(ratio):
 
 
 def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
-    monkeypatch.setattr(neighbours, "free_memory", lambda device: 9 * 10**5)
+    monkeypatch.setattr(memory, "free", lambda device: 9 * 10**5)
     seen = []
-    with pytest.raises(MemoryError, match=r"1536 patches x 152, with a bank of 15, needs 1 MB.*input.resize"):
+    with pytest.raises(TooLarge, match=r"1536 patches x 152, with a bank of 15, needs 1 MB.*input.resize"):
         Setup("patchcore", overrides=("method.batch=8",)).fitted(
             Normals("many", pictures(24), advance=lambda images: seen.append(images))
         )

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_category, picture, save
+from conftest import picture, save
 from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
@@ -98,30 +98,6 @@ def test_a_changed_image_makes_a_new_record(small, command, tree):
     assert len(files(results)) == 2
 
 
-def test_one_category_fails_the_others_are_written(small, command, tree):
-    words, results = small
-    (tree / "cog" / "train" / "good" / "003.png").write_bytes(b"not a picture")
-    status, out, err = command(*words)
-    assert status == 1
-    assert "003.png: cannot be decoded" in err
-    assert "Traceback" not in err
-    assert [record.task for record in records.load_all(results)[0]] == ["mat"]
-    log = "".join(path.read_text() for path in (results / "logs").iterdir())
-    assert "Traceback" in log
-    assert "1 of 2" in out
-
-
-def test_a_category_without_defects_has_dashes(small, command, tree):
-    words, results = small
-    shutil.rmtree(tree / "cog" / "test" / "spot")
-    shutil.rmtree(tree / "cog" / "ground_truth")
-    status, _, err = command(*words)
-    assert status == 0, err
-    record = records.load_all(results)[0][0]
-    assert set(record.metrics) >= {"image_auroc", "pixel_auroc", "pro"}
-    assert record.value("image_auroc") is record.value("pixel_auroc") is record.value("pro") is None
-
-
 def test_without_masks_there_are_image_metrics_only(small, command, tree):
     words, results = small
     shutil.rmtree(tree / "cog" / "ground_truth")
@@ -129,30 +105,6 @@ def test_without_masks_there_are_image_metrics_only(small, command, tree):
     (record,) = records.load_all(results)[0]
     assert record.value("image_auroc") is not None
     assert record.value("pixel_auroc") is record.value("pro") is None
-
-
-def test_missing_categories_are_named_once(command, tmp_path):
-    make_category(tmp_path / "mvtec" / "bottle")
-    status, out, err = command(
-        *SMALL, "dataset=mvtec", f"data_root={tmp_path / 'mvtec'}", f"results={tmp_path / 'r'}", "category=objects"
-    )
-    assert status == 1
-    assert err.count("categories have no folder") == 1
-    assert "cable, capsule" in err
-    assert "1 of 15" in out
-
-
-def test_a_damaged_record_is_reported_and_recomputed(small, command):
-    words, results = small
-    command(*words, "category=cog")
-    (path,) = files(results)
-    whole = records.load(path)
-    path.write_text(path.read_text()[:1000])
-    status, _, err = command(*words, "category=cog")
-    assert status == 0
-    assert "will be recomputed" in err
-    again = records.load(path)
-    assert [image["score"] for image in again.images] == [image["score"] for image in whole.images]
 
 
 def test_alone_as_in_the_full_run(small, command, tmp_path):

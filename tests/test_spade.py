@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from anomaly_bench import evaluate, neighbours
+from anomaly_bench import evaluate, memory
 from anomaly_bench.contract import Setup, pictures
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.methods import spade
 from anomaly_bench.protocol import Normals, to_tensor
 
@@ -141,9 +141,9 @@ def test_one_training_image():
 
 
 def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
-    monkeypatch.setattr(neighbours, "free_memory", lambda device: 10**5)
+    monkeypatch.setattr(memory, "free", lambda device: 10**5)
     seen = []
-    with pytest.raises(MemoryError, match=r"many: the gallery of 24 images needs 1 MB.*fewer training images"):
+    with pytest.raises(TooLarge, match=r"many: the gallery of 24 images needs 1 MB.*fewer training images"):
         Setup("spade", overrides=("method.batch=8",)).fitted(Normals("many", pictures(24), advance=seen.append))
     assert seen == []
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from anomaly_bench.cache import cache_root
+from anomaly_bench.config import names
 from anomaly_bench.data.mvtec import Dataset, shorten, subfolders
 from anomaly_bench.data.store import opened
 from anomaly_bench.errors import DataError, UsageError
@@ -35,15 +37,15 @@ def check(config: Any) -> bool:
     """
     values: Any = OmegaConf.to_container(config, resolve=True)
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
-    names = chosen(dataset, values["category"])
+    wanted = chosen(dataset, values["category"])
     if len(dataset.missing) == len(dataset.categories):
         raise UsageError(nothing_found(dataset))
     official = (values["dataset"].get("about") or {}).get("counts", {})
     table = Table("category", "group", *COUNTED.values(), "masks", "state", title=dataset.title)
     sound = True
-    for name in names:
+    for name in wanted:
         numbers, problems = examine(dataset, name, official.get(name, {}))
-        table.add_row(name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")
+        table.add_row(*map(escape, (name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")))
         sound = sound and not problems
     Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(table)
     return sound
@@ -56,7 +58,7 @@ def as_path(data_root: Any) -> Path | None:
 
 def chosen(dataset: Dataset, category: Any) -> list[str]:
     """The categories that the key `category`, a name or a list, stands for."""
-    return selected(dataset, [str(name) for name in (category if isinstance(category, list) else [category])])
+    return selected(dataset, names(category, "category"))
 
 
 def nothing_found(dataset: Dataset) -> str:

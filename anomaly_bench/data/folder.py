@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from anomaly_bench.data.mvtec import Dataset, find_root, subfolders
-from anomaly_bench.errors import UsageError
+from anomaly_bench.data.mvtec import Dataset, entries, find_root, shorten, subfolders
+from anomaly_bench.errors import DataError, UsageError
 
 
 def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> Dataset:
@@ -26,10 +26,19 @@ def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str
     name = name or root.name
     if (root / "train").is_dir():
         return Dataset(name, title or name, root, {root.name: None}, {root.name: root})
-    categories = [path for path in subfolders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+    categories = [path for path in subfolders(root) if is_category(path)]
     if not categories:
         raise UsageError(
             f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
-            f" (folders there: {', '.join(path.name for path in subfolders(root)) or 'none'})"
+            f" (folders there: {shorten([path.name for path in subfolders(root)]) or 'none'})"
         )
     return Dataset(name, title or name, root, {path.name: None for path in categories})
+
+
+def is_category(folder: Path) -> bool:
+    """Whether it has a part of the layout; an empty folder, or one that cannot be listed, is a category that fails."""
+    try:
+        names = {entry.name for entry in entries(folder)}
+    except DataError:
+        return True
+    return not names or not names.isdisjoint({"train", "test"})

@@ -45,7 +45,7 @@ class Dataset:
     @property
     def missing(self) -> list[str]:
         """Categories that have no folder on this disk."""
-        return [name for name in self.categories if not self.folder(name).is_dir()]
+        return [name for name in self.categories if not os.path.isdir(self.folder(name))]
 
     def task(self, category: str) -> Task:
         """List the files of one category.
@@ -77,28 +77,37 @@ def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str) ->
     if data_root is None and shared is None:
         raise UsageError(f"dataset={name} needs data_root=DIR ({what}), or {DATA_VARIABLE} set to its parent")
     root = Path(data_root).expanduser() if data_root is not None else Path(str(shared)).expanduser() / name
-    if not root.is_dir():
-        origin = "data_root" if data_root is not None else f"${DATA_VARIABLE}/{name}"
-        raise UsageError(f"{origin}={root}: no such folder; give {what}")
+    origin = "data_root" if data_root is not None else f"${DATA_VARIABLE}/{name}"
+    try:
+        os.scandir(root).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{origin}={root}: no such folder; give {what}") from error
+    except OSError as error:
+        raise UsageError(f"{origin}={root}: cannot be listed ({error.strerror}); check its rights") from error
     return root
 
 
 def read_category(name: str, group: str | None, folder: Path) -> Task:
     """The task of one category's folder; see `Dataset.task`."""
+    check_name(folder)
+    entries(folder)
     train, test = folder / "train" / GOOD, folder / "test"
     for needed in (train, test):
-        if not needed.is_dir():
-            raise DataError(f"{name}: no folder {needed}; expected train/{GOOD} and test/<defect> (MVTec AD's layout)")
+        if not os.path.isdir(needed):
+            raise DataError(f"{name}: no folder {needed}; expected MVTec AD's layout; add it")
     fit = tuple(Image(path, relative(path, folder), None) for path in image_files(train))
     if not fit:
-        raise DataError(f"{name}: no image in {train}; a method needs normal images to fit on")
+        raise DataError(f"{name}: no image in {train}; add the normal images that a method fits on")
     tested = tuple(image for kind in subfolders(test) for image in read_kind(name, kind, folder))
     if not tested:
-        raise DataError(f"{name}: no image in the folders of {test}; expected {GOOD} and one folder per kind of defect")
+        raise DataError(
+            f"{name}: no image in the folders of {test}; expected {GOOD} and one folder per kind of defect; add them"
+        )
     return Task(name, group, fit, {"test": with_masks(name, tested, folder)})
 
 
 def read_kind(category: str, kind: Path, folder: Path) -> list[Image]:
+    check_name(kind)
     defect = None if kind.name == GOOD else kind.name
     return [Image(path, relative(path, folder), defect) for path in image_files(kind)]
 
@@ -106,8 +115,9 @@ def read_kind(category: str, kind: Path, folder: Path) -> list[Image]:
 def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Image, ...]:
     """Give each defective image its mask; no mask anywhere is allowed, some missing is not."""
     truth = folder / "ground_truth"
-    kinds = sorted({image.defect for image in images if image.defect is not None})
-    found = {kind: mask_files(category, truth / kind) for kind in kinds}
+    kinds = {image.defect for image in images if image.defect is not None}
+    kinds |= {path.name for path in subfolders(truth) if path.name != GOOD} if os.path.isdir(truth) else set()
+    found = {kind: mask_files(category, truth / kind) for kind in sorted(kinds)}
     if not any(found.values()):
         return tuple(images)
     matched, lacking = [], []
@@ -132,7 +142,7 @@ def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Im
 def mask_files(category: str, folder: Path) -> dict[str, Path]:
     """Image stem -> mask file of one kind of defect."""
     masks: dict[str, list[Path]] = defaultdict(list)
-    for path in image_files(folder) if folder.is_dir() else []:
+    for path in image_files(folder) if os.path.isdir(folder) else []:
         masks[path.stem.removesuffix("_mask")].append(path)
     for stem, paths in masks.items():
         if len(paths) > 1:
@@ -144,14 +154,45 @@ def image_files(folder: Path) -> list[Path]:
     """Files with a suffix that PIL reads, sorted by name; hidden files are left out."""
     PILImage.init()
     suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+    names = [entry.name for entry in entries(folder) if is_file(entry)]
+    found = [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+    for path in found:
+        check_name(path)
+    return found
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere counts too: it is reported when it is read, and not silently left out."""
+    try:
+        return entry.is_file() or not os.path.exists(entry)
+    except OSError:
+        return True
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Visible subfolders, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(folder / entry.name for entry in entries(folder) if os.path.isdir(entry))
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError for a name with a line break, a control character or bytes that are no Unicode."""
+    if not path.name.isprintable():
+        raise DataError(
+            f"{path.name!r} in {path.parent}: expected a name of printable Unicode letters; rename the file or folder"
+        )
 
 
 def tree(root: Path) -> Iterator[Path]:

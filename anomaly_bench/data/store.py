@@ -24,9 +24,10 @@ import PIL
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 from anomaly_bench.cache import cache_root
-from anomaly_bench.errors import DataError
+from anomaly_bench.errors import DataError, one_line
 from anomaly_bench.protocol import Image
 from anomaly_bench.records import digest, legal, write_atomically
 
@@ -156,7 +157,9 @@ def write(folder: Path, key: str, shape: tuple[int, ...], arrays: Iterator[NDArr
 
     Plain writes, not a writable map: on a full disk they raise, where a map would kill the process.
     """
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
+    for left in folder.glob(f".tmp-{key}-*"):  # by a process that was killed: the lock is ours
+        left.unlink(missing_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".tmp-{key}-")
     crc = 0
     try:
         with os.fdopen(handle, "wb") as file:
@@ -185,11 +188,13 @@ def decode_mask(image: Image, size: Size) -> NDArray[np.uint8]:
     """The mask of one image as (H, W) of 0 and 1; all 0 where it has none."""
     if image.mask is None:
         return np.zeros(size, np.uint8)
-    with opened(image.mask) as mask, opened(image.path) as picture:
-        if mask.size != picture.size:
+    with opened(image.path) as picture:
+        width, height = picture.size
+    with opened(image.mask) as mask:
+        if mask.size != (width, height):
             raise DataError(
-                f"{image.mask}: {mask.width}x{mask.height} pixels, but its image {image.file} has "
-                f"{picture.width}x{picture.height}; expected the same size"
+                f"{image.mask}: {mask.width}x{mask.height} pixels, but its image {image.file} has {width}x{height}; "
+                "expected the same size: replace the mask"
             )
         values = np.asarray(mask if mask.mode[0] in "1LIF" and mask.mode != "LA" else mask.convert("RGB"))
         defect = (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1).astype(np.uint8)
@@ -205,14 +210,17 @@ def opened(path: Path) -> Iterator[PILImage.Image]:
             yield image
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory; expected a smaller image: replace or remove it") from error
     except (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); replace the file or take it away") from error
+        why = "no format that PIL knows" if isinstance(error, UnidentifiedImageError) else one_line(str(error))
+        raise DataError(f"{path}: cannot be decoded ({why}); expected an image: replace or remove the file") from error
 
 
 def eight_bit(image: PILImage.Image, path: Path) -> PILImage.Image:
     """16-bit grey scaled to 8 bits (65535 -> 255); every other mode as it is."""
     if image.mode == "F":
-        raise DataError(f"{path}: 32-bit float pixels; expected 8 or 16 bits")
+        raise DataError(f"{path}: 32-bit float pixels; expected 8 or 16 bits: convert the file")
     if not image.mode.startswith("I"):
         return image
     wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

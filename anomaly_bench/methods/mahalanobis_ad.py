@@ -49,7 +49,7 @@ class MahalanobisAD(nn.Module):
         """
         if len(normals) < LEAST:
             raise ValueError(
-                f"{normals.name}: {len(normals)} training images; MahalanobisAD's covariance needs at least {LEAST}"
+                f"{normals.name}: {len(normals)} training images; MahalanobisAD needs at least {LEAST}: add some"
             )
         batches = [pool(levels) for levels in normals.features(self.backbone, self.batch)]
         levels = [torch.cat(level) for level in zip(*batches, strict=True)]  # (N, C) each
@@ -57,7 +57,9 @@ class MahalanobisAD(nn.Module):
         self.to(levels[0].device)
         for gaussian, level in zip(self.gaussians, levels, strict=True):
             if torch.equal(level, level[:1].expand_as(level)):
-                raise ValueError(f"{normals.name}: all {len(normals)} training images are the same to the backbone")
+                raise ValueError(
+                    f"{normals.name}: all {len(normals)} training images are the same to the backbone; add others"
+                )
             gaussian.load_state_dict(estimate(level))
 
     def score(self, images: Tensor) -> Scores:

@@ -73,10 +73,12 @@ class PaDiM(nn.Module):
         """Stream mean and covariance (equation 1) and factorise the covariances.
 
         Raises:
-            ValueError: fewer than two images.
+            ValueError: fewer than two images; a covariance that `eps` does not make regular.
         """
         if len(normals) < 2:
-            raise ValueError(f"{normals.name}: {len(normals)} training image; PaDiM's covariance needs at least 2")
+            raise ValueError(
+                f"{normals.name}: {len(normals)} training image; PaDiM's covariance needs at least 2; add some"
+            )
         moments = None
         for levels in normals.features(self.backbone, self.batch):
             if moments is None:
@@ -86,7 +88,10 @@ class PaDiM(nn.Module):
             moments.add_(self.embed(levels))
         assert moments is not None
         moments.finish()
-        ops.whiten_(moments.scatter, moments.count - 1, self.eps)
+        try:
+            ops.whiten_(moments.scatter, moments.count - 1, self.eps)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(f"{normals.name}: a covariance is singular; give a method.eps above {self.eps}") from error
 
     def score(self, images: Tensor) -> Scores:
         """Mahalanobis distances (equation 2), upsampled and blurred; the image score is the map's maximum.

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench import memory, ops
 from anomaly_bench.coreset import k_centre
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.neighbours import Neighbours, nearest, require_memory, squared_lengths, take_row_counts
+from anomaly_bench.neighbours import Neighbours, nearest, squared_lengths, take_row_counts
 from anomaly_bench.protocol import Features, Normals, Scores
 
 AROUND = 9  # bank entries around the nearest one that the re-weighting looks at; the paper prints no number
@@ -78,7 +78,7 @@ class PatchCore(nn.Module):
         and what `k_centre` needs, about 16 bytes a patch.
 
         Raises:
-            MemoryError: the embedding would not fit.
+            TooLarge: the embedding would not fit.
             ValueError: the coreset is less than one patch, or less than two to re-weight with.
         """
         embedding, start = None, 0
@@ -105,7 +105,7 @@ class PatchCore(nn.Module):
                 f"{normals.name}: method.ratio={self.ratio} of {rows} patches is {count}; expected at least {least}, "
                 f"a ratio of {least / rows:.2g}"
             )
-        require_memory(
+        memory.require(
             (rows + count) * 4 * dimensions + 16 * rows,
             self.bank.device,
             f"{normals.name}: the embedding of {rows} patches x {dimensions}, with a bank of {count},",

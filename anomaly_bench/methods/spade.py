@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench import memory, ops
 from anomaly_bench.errors import NotFittedError, UsageError, closest
-from anomaly_bench.neighbours import cache_bytes, nearest, require_memory, squared_lengths, take_row_counts
+from anomaly_bench.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
 from anomaly_bench.protocol import Features, Normals, Scores
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class SPADE(nn.Module):
         """Keep the features of every image, in float32; besides them the memory takes one batch's.
 
         Raises:
-            MemoryError: the gallery would not fit.
+            TooLarge: the gallery would not fit.
         """
         start = 0
         for levels in normals.features(self.backbone, self.batch):
@@ -111,7 +111,7 @@ class SPADE(nn.Module):
         buffers = {name: buffer for name, buffer in self.named_buffers() if name in self.state_dict()}
         shapes = {name: (len(normals), *buffer.shape[1:]) for name, buffer in buffers.items()}
         floats = sum(torch.Size(shape).numel() for shape in shapes.values())
-        require_memory(
+        memory.require(
             4 * floats,
             self.pooled.device,
             f"{normals.name}: the gallery of {len(normals)} images",
