@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: demo test check results trained bench peer clean
+.PHONY: demo test fuzz check results trained bench peer clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,9 @@ demo: .venv/installed  ## the default benchmark on generated images: tables on t
 
 test: .venv/dev  ## the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: .venv/dev  ## two minutes of spoilt folders and command lines; MINUTES=120 for two hours
+	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2)
 
 check: .venv/dev  ## style and types
 	$(BIN)/ruff check .
