@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: demo test fuzz check results trained bench peer clean
+.PHONY: demo test fuzz check results bench peer clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -37,19 +37,6 @@ results: .venv/installed  ## the committed records and tables; DATA is the folde
 		method=patchcore,spade,mahalanobis_ad input.crop=224 gallery=0
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=1,2 \
 		method=patchcore,spade,mahalanobis_ad input.crop=224 gallery=0 speed=false
-	$(BIN)/python benchmarks/update_readme.py
-
-# a few minutes of a CPU for each, far from the published epochs: what that is enough for
-TRAINED := "cflow_ad method.epochs=4" "fastflow method.epochs=12" "pefm backbone=lite0_lite1 method.epochs=20" \
-	"differnet method.epochs=6 method.views=8 method.train_views=4" "cs_flow method.epochs=3" \
-	"reverse_distillation method.epochs=25" "stfpm method.epochs=12"
-
-trained: .venv/dev  ## the committed records of the methods that train, after `make results`; about 40 minutes
-	for each in $(TRAINED); do \
-		run="$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) gallery=0 backbone=lite0 method=$$each"; \
-		$$run category=bottle seed=0 && $$run category=bottle seed=1 speed=false && \
-		$$run category=transistor seed=0 speed=false || exit 1; \
-	done
 	$(BIN)/python benchmarks/update_readme.py
 
 bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`
