@@ -222,7 +222,12 @@ class Networks:
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C, h, w) of each network and level for (H, W) images."""
-        return [shape for network in self.networks for shape in network.shapes(size)]
+        return self.rehearse(size)[0]
+
+    def rehearse(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+        """As of one backbone; the networks run one after the other."""
+        parts = [network.rehearse(size) for network in self.networks]
+        return [shape for shapes, _ in parts for shape in shapes], max(most for _, most in parts)
 
 
 def create(network: str, options: Mapping[str, Any]) -> Any:

@@ -106,7 +106,9 @@ class Evaluator:
         """
         with torch.device("meta"):
             method = self.new_method()
-        shapes, image = ([], 0) if self.backbone is None else self.backbone.rehearse(self.settings.size)
+        shapes, image = [(3, *self.settings.size)], 0
+        if self.backbone is not None:
+            shapes, image = self.backbone.rehearse(self.settings.size)
         with torch.device("meta"):
             method.build(shapes)
         size = sizes(method)
