@@ -16,7 +16,7 @@ from torch import nn
 
 from anomaly_bench.data.mvtec import shorten
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct, find_weights, make_backbone
+from anomaly_bench.jobs import Job, construct, find_weights, make_backbone, networks
 from anomaly_bench.records import write_atomically
 
 ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
@@ -78,7 +78,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | 
         UsageError: files are missing or damaged, or the backbone's weights are others than those it was fitted with.
     """
     about = read_about(folder)
-    if weights is not None and about["backbone"] is not None:
+    if weights is not None:
+        read = list(networks(about["backbone"]))
+        if len(read) != 1:
+            raise UsageError(f"weights={weights}: {folder} reads {' and '.join(read) or 'no network'}, expected one")
         about["backbone"]["weights"] = weights
     try:
         found = find_weights(about)

@@ -181,12 +181,12 @@ class Folder:
             for files, futures in ahead(self.pool, self.decode, parts):
                 read: dict[Path, NDArray[np.uint8]] = {}
                 for file, future in zip(files, futures, strict=True):
-                    with self.failing(file):
+                    with self.failing():
                         read[file] = future.result()
                 if read:
                     scores, found = score_batch(method, np.stack(list(read.values())), device)
                     for index, file in enumerate(read):
-                        with self.failing(file):
+                        with self.failing():
                             self.keep(file, scores[index], None if found is None else found[index], maps)
                             write(self.scored[-1])
                 advance(len(files))
@@ -241,15 +241,15 @@ class Folder:
             overlay(file, values, low, high, self.resize, self.crop).save(path, compress_level=1)
 
         with self.reporter.stage("overlays", len(self.mapped)) as advance:
-            for files, futures in ahead(self.pool, draw_one, chunks(self.mapped, self.wanted.batch_size)):
-                for file, future in zip(files, futures, strict=True):
-                    with self.failing(file):
+            for _, futures in ahead(self.pool, draw_one, chunks(self.mapped, self.wanted.batch_size)):
+                for future in futures:
+                    with self.failing():
                         future.result()
                     advance(1)
         self.reporter.say(f"overlays: in every image the colours go from {low:.4g} (dark) to {high:.4g} (light)")
 
     @contextlib.contextmanager
-    def failing(self, file: Path) -> Iterator[None]:
+    def failing(self) -> Iterator[None]:
         """An image that fails is named and counted; the others go on.
 
         Raises:

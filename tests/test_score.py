@@ -302,6 +302,10 @@ def test_wrong_usage(padim, models, command, tmp_path):
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
     shutil.copytree(models[1]["padim"][1], tmp_path / "strange")
     (tmp_path / "strange" / "model.yaml").write_text("method: {}")
+    shutil.copytree(models[1]["padim"][1], tmp_path / "none_read")
+    (tmp_path / "none_read" / "model.yaml").write_text(
+        "{method: {}, backbone: null, weights_sha256: {}, precision: fp32, input: {resize: [64, 64], crop: null}}"
+    )
     images, out = f"images={test}", f"out={tmp_path / 'out'}"
     results = models[1]["padim"][1].parents[3]
     cases = {
@@ -321,6 +325,7 @@ def test_wrong_usage(padim, models, command, tmp_path):
         (f"model={results}", images, out): f"there is one in {models[1]['padim'][1]}",
         (f"model={tmp_path / 'torn'}", images, out): "model.safetensors is damaged",
         (f"model={tmp_path / 'strange'}", images, out): "model.yaml: lacks backbone, weights_sha256, precision, input",
+        (f"model={tmp_path / 'none_read'}", images, out, "weights=x.pth"): "reads no network, expected one",
         (model, f"images={tmp_path / 'none'}", out): "no such folder; expected a folder of images",
         (model, f"images={test / 'good' / '000.png'}", out): "no folder; expected a folder of images",
         (model, f"images={tmp_path / 'empty'}", out): "no image in it or its sub-folders; expected png, jpg",
