@@ -67,7 +67,8 @@ class Setup:
         if not self.config["method"].get("uses_backbone", True):
             return None
         compute_exactly()
-        return make_backbone(self.config, find_weights(self.config), self.config["precision"]).to(self.device)
+        made = make_backbone(self.config, find_weights(self.config), self.config["precision"])
+        return made if torch.get_default_device().type == "meta" else made.to(self.device)
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:

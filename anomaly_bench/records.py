@@ -210,7 +210,8 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
             damaged.append(str(error))
     values = [json.loads(text) for text in shared]
     if files != kept["files"]:
-        write_atomically(kept_in, json.dumps({**kept, "shared": values, "files": files}, separators=(",", ":")))
+        with contextlib.suppress(OSError):  # without it the next call takes longer
+            write_atomically(kept_in, json.dumps({**kept, "shared": values, "files": files}, separators=(",", ":")))
     empty = {name: type_() for name, type_ in UNREAD.items()}
     made = [
         Record(**{**content, **{name: values[content[name]] for name in SHARED}, **empty})

@@ -211,7 +211,7 @@ def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, mo
     assert artifacts.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
     about = folder / "model.yaml"
     about.write_text(about.read_text().replace(told["lite1"]["weights"], "f" * 64))
-    with pytest.raises(UsageError, match=f"lite1's weights {12 * 'f'}, found {told['lite1']['weights'][:12]}"):
+    with pytest.raises(UsageError, match=f"lite1's weights .* {12 * 'f'}..., found {told['lite1']['weights'][:12]}"):
         artifacts.load_model(folder)
 
 

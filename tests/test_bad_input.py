@@ -351,7 +351,7 @@ USAGE = [
     ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
     ("--mutirun", "did you mean --multirun"),
     ("--config-dir", "expected one argument"),
-    ("--config-dir /no/such", "Additional config directory '/no/such' not found"),
+    ("--config-dir /no/such", "--config-dir /no/such: no such folder"),
     ("--config-name nope", "Cannot find primary config 'nope'"),
     ("--resolve", "--resolve flag can only be used in conjunction with --cfg"),
     ("run extra", "extra: expected key=value"),
