@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly_bench import __version__
 from anomaly_bench.arguments import arrange, quoted
 from anomaly_bench.config import GROUPS, choices, conf_folder, results_folder
-from anomaly_bench.errors import UsageError, closest, one_line, reason
+from anomaly_bench.errors import DataError, UsageError, closest, one_line, reason
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -113,7 +113,7 @@ def command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
+    except (DataError, OSError) as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return FAILED
     except Exception as error:
@@ -407,9 +407,9 @@ def known_keys(primary: str, arguments: Sequence[str]) -> list[str]:
     """Every key of the configuration with the choices that are wanted, dotted, and the groups."""
     wanted = [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
     try:
-        config = compose(primary, wanted)
-    except Exception:  # a choice of the user's own folder, or none
-        config = compose(primary, [])
+        config = composed(primary, wanted)
+    except Exception:  # a choice of the user's own folder, or a command that has no such group
+        config = composed(primary, [])
     return sorted(set(dotted(config)))
 
 
@@ -426,18 +426,24 @@ def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()
     Raises:
         UsageError: a wrong key, choice or value.
     """
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     searched = [f"file://{folder.expanduser().resolve().as_posix()}" for folder in existing(folders)]
     words = [*overrides, *([f"hydra.searchpath={as_override(searched)}"] if searched else [])]
     try:
-        with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            return OmegaConf.to_container(compose(primary, words), resolve=True)
+        return composed(primary, words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, primary, overrides, [conf_folder(), *folders])) from error
+
+
+def composed(primary: str, overrides: Sequence[str]) -> Any:
+    """`compose` with Hydra's and OmegaConf's own errors."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        return OmegaConf.to_container(compose(primary, list(overrides)), resolve=True)
 
 
 def evaluate(*overrides: str, **keys: Any) -> list[Record]:

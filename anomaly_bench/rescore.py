@@ -40,7 +40,7 @@ from anomaly_bench.data import store
 from anomaly_bench.data.check import as_path, chosen
 from anomaly_bench.data.mvtec import Dataset, shorten, tree
 from anomaly_bench.entries import describe
-from anomaly_bench.errors import DataError, UsageError, closest
+from anomaly_bench.errors import DataError, UsageError, closest, reason
 from anomaly_bench.grid import DASH, Cell, Grid, Head, Value
 from anomaly_bench.jobs import has_masks, open_dataset
 from anomaly_bench.maps import SUFFIXES, Floats, Frame, addressed, covered_crop, find_maps, map_names, read_map, shape
@@ -120,9 +120,11 @@ def carried_out(work: Sequence[Work], reporter: Reporter) -> tuple[list[Result],
         for number, (name, task) in enumerate(work, 1):
             try:
                 results += task()
-            except (DataError, ValueError, OSError) as error:
+            except UsageError:
+                raise
+            except Exception as error:  # one's failure is its own
                 failed += 1
-                reporter.fail(f"[{number}/{len(work)}] {name}: {error}", error)
+                reporter.fail(f"[{number}/{len(work)}] {name}: {reason(error)}", error)
             advance(1)
     return results, failed
 

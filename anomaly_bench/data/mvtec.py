@@ -89,13 +89,12 @@ def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str) ->
 
 def read_category(name: str, group: str | None, folder: Path) -> Task:
     """The task of one category's folder; see `Dataset.task`."""
-    check_name(folder)
-    entries(folder)
+    entries(printable(folder))
     train, test = folder / "train" / GOOD, folder / "test"
     for needed in (train, test):
         if not os.path.isdir(needed):
             raise DataError(f"{name}: no folder {needed}; expected MVTec AD's layout; add it")
-    fit = tuple(Image(path, relative(path, folder), None) for path in image_files(train))
+    fit = tuple(Image(path, relative(path, folder), None) for path in map(printable, image_files(train)))
     if not fit:
         raise DataError(f"{name}: no image in {train}; add the normal images that a method fits on")
     tested = tuple(image for kind in subfolders(test) for image in read_kind(name, kind, folder))
@@ -107,9 +106,9 @@ def read_category(name: str, group: str | None, folder: Path) -> Task:
 
 
 def read_kind(category: str, kind: Path, folder: Path) -> list[Image]:
-    check_name(kind)
+    printable(kind)
     defect = None if kind.name == GOOD else kind.name
-    return [Image(path, relative(path, folder), defect) for path in image_files(kind)]
+    return [Image(path, relative(path, folder), defect) for path in map(printable, image_files(kind))]
 
 
 def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Image, ...]:
@@ -155,10 +154,7 @@ def image_files(folder: Path) -> list[Path]:
     PILImage.init()
     suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
     names = [entry.name for entry in entries(folder) if is_file(entry)]
-    found = [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
-    for path in found:
-        check_name(path)
-    return found
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
@@ -187,12 +183,13 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights") from error
 
 
-def check_name(path: Path) -> None:
-    """Raise DataError for a name with a line break, a control character or bytes that are no Unicode."""
+def printable(path: Path) -> Path:
+    """The same; DataError: its name has a line break, a control character or bytes that are no Unicode."""
     if not path.name.isprintable():
         raise DataError(
             f"{path.name!r} in {path.parent}: expected a name of printable Unicode letters; rename the file or folder"
         )
+    return path
 
 
 def tree(root: Path) -> Iterator[Path]:

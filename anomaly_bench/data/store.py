@@ -204,7 +204,11 @@ def decode_mask(image: Image, size: Size) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[PILImage.Image]:
-    """An open image; whatever PIL finds wrong with it, now or while it is decoded, names the file."""
+    """An open image; whatever goes wrong with it, now or while it is decoded, names the file.
+
+    Raises:
+        DataError: of a damaged file PIL's readers raise a dozen kinds, and not those that they document.
+    """
     try:
         with PILImage.open(path) as image:
             yield image
@@ -212,8 +216,9 @@ def opened(path: Path) -> Iterator[PILImage.Image]:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory; expected a smaller image: replace or remove it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, PILImage.DecompressionBombError) as error:
-        why = "no format that PIL knows" if isinstance(error, UnidentifiedImageError) else one_line(str(error))
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
         raise DataError(f"{path}: cannot be decoded ({why}); expected an image: replace or remove the file") from error
 
 
