@@ -3,13 +3,13 @@ the contract is told what to do."""
 
 from __future__ import annotations
 
-import functools
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from setups import METHODS, SLOW_LEARNERS, setup
 
 from anomaly_bench.config import choices, conf_folder
 from anomaly_bench.contract import (
@@ -33,26 +33,7 @@ from anomaly_bench.data.folder import folder
 from anomaly_bench.errors import NotFittedError
 from anomaly_bench.protocol import Scores
 
-METHODS = choices("method", [conf_folder()])
 BACKBONES = ("lite0", "r18")
-SLOW_LEARNERS = ("ae_ssim", "draem")  # tell a defect after hundreds of steps only
-PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
-SMALLER = {
-    "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
-    "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
-    "draem": ("method.width=4", "method.discriminative_width=4"),
-    "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
-    "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
-    "pefm": ("method.latents=[8,8,8]",),
-}
-
-
-@functools.cache
-def setup(method: str, backbone: str) -> Setup:
-    words = () if backbone == "lite0" else ("backbone.weights=random",)
-    words += SMALLER.get(method, ())
-    backbone = PAIRS[backbone] if method == "pefm" else backbone
-    return Setup(method, backbone, words)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -1,0 +1,28 @@
+"""Every method as tests run it: on a backbone that needs no network, and small where the published size is slow."""
+
+from __future__ import annotations
+
+import functools
+
+from anomaly_bench.config import choices, conf_folder
+from anomaly_bench.contract import Setup
+
+METHODS = choices("method", [conf_folder()])
+SLOW_LEARNERS = ("ae_ssim", "draem")  # tell a defect after hundreds of steps only
+PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
+SMALLER = {
+    "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
+    "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
+    "draem": ("method.width=4", "method.discriminative_width=4"),
+    "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
+    "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
+    "pefm": ("method.latents=[8,8,8]",),
+}
+
+
+@functools.cache
+def setup(method: str, backbone: str = "lite0", device: str = "cpu", words: tuple[str, ...] = ()) -> Setup:
+    """A method on "lite0" with its weights, or on "r18" with random ones; `words`: further overrides."""
+    words += () if backbone == "lite0" else ("backbone.weights=random",)
+    words += SMALLER.get(method, ())
+    return Setup(method, PAIRS[backbone] if method == "pefm" else backbone, words, device=device)
