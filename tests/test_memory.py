@@ -152,7 +152,7 @@ def test_peak_of_a_network_is_the_same_without_computing():
 
 def evaluator(*words: str) -> Evaluator:
     config = cli.compose("config", ["dataset=folder", "backbone.weights=random", *words])
-    return Evaluator(config, None, read_settings(config), Reporter())
+    return Evaluator(config, jobs.find_weights(config), read_settings(config), Reporter())
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     words = ("input.resize=[96,128]", "method.dimensions=100", f"data_root={tmp_path / 'data'}")
     made = evaluator(*words)
     dataset = jobs.open_dataset(made.config["dataset"], made.settings.data_root)
-    job = jobs.make_job(made.config, made.settings, dataset, "cog", None)
+    job = jobs.make_job(made.config, made.settings, dataset, "cog", jobs.find_weights(made.config))
     assert job.image_bytes == 7 * 96 * 128 * 3
     monkeypatch.setattr(memory, "free", lambda device: 10**7)
     statistics = 24 * 32 * (100 * 100 + 100) * 4  # 31 MB
