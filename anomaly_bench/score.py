@@ -206,8 +206,17 @@ class Folder:
         os.replace(part, part.with_suffix(""))
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
-        """The (H, W, 3) pixels that the model sees."""
-        return centred(store.decode_image(file, self.resize), self.crop)
+        """The (H, W, 3) pixels that the model sees.
+
+        Raises:
+            DataError: the file cannot be read, for whatever reason.
+        """
+        try:
+            return centred(store.decode_image(file, self.resize), self.crop)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file makes PIL's readers fail in ways that they do not document
+            raise DataError(f"{file}: cannot be decoded ({error!r}); replace the file or take it away") from error
 
     def keep(self, file: Path, score: np.float32, values: NDArray[np.float32] | None, maps: Path) -> None:
         """Take in one image's score, and its (H, W) map."""

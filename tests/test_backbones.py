@@ -134,7 +134,7 @@ def test_cut_equals_uncut(name, network, levels, reference):
     side = 56 if name == "dinov2_s" else 64
     options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
     ours = construct({**node(name), "network": network, "options": options}, "backbone", levels=levels)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         whole = backbones.create(network, options).eval()
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
@@ -151,7 +151,7 @@ def test_levels_through_the_last_normalisation(name, network):
     options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
     made = {**node(name), "network": network, "options": options, "norm": "norm"}
     ours = construct(made, "backbone", levels=["block4", "block1"])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         whole = backbones.create(network, options).eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

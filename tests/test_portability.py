@@ -67,7 +67,7 @@ def test_tables_on_a_screen_that_lacks_characters():
     words = ["tables", f"results={ROOT / 'results'}", "format=md"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr.decode("cp1252")
-    assert "MB = 10? bytes" in done.stdout.decode("cp1252")
+    assert r"MB = 10\u2076 bytes" in done.stdout.decode("cp1252")
 
 
 @pytest.mark.parametrize(

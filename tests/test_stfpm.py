@@ -124,7 +124,7 @@ def test_a_copy_of_the_teacher_finds_nothing():
     setup = Setup("stfpm", "r18", ("backbone.weights=random",))
     made = setup.new()
     made.build(())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the seed of random backbones
         made.student = setup.network.trainable_copy()
     assert score(made.eval(), unseen()).map.max() < 1e-8
