@@ -21,7 +21,7 @@ test: .venv/dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
 fuzz: .venv/dev  ## two minutes of spoilt folders and command lines; MINUTES=120 for two hours
-	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2)
+	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 check: .venv/dev  ## style and types
 	$(BIN)/ruff check .
