@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from anomaly_bench.records import Record
+    from anomaly_bench.sweep import Jobs
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+SWEEPING = ("-m", "--multirun")
 LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "tables": "table"}
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "run": (),
+    "status": (),
     "tables": (),
     "report": (),
     "score": (),
@@ -49,6 +52,7 @@ usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
 
 commands
   run                 fit and score every category, write records, print tables (the command when none is given)
+  status              what is done, failed and missing of a run or of a sweep (lists without -m), without computing
   tables              print the tables of a results folder again
   report              one HTML file of a results folder: all records, heat maps, figures, the worst images
   score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
@@ -204,26 +208,35 @@ def key_lines(file: Path) -> list[str]:
 
 
 def run(_: str | None, arguments: list[str]) -> int:
-    return hydra("config", arguments, run_job)
+    return hydra("config", arguments, run_job, sweep="run")
+
+
+def status(_: str | None, arguments: list[str]) -> int:
+    return hydra("config", [word for word in arguments if word not in SWEEPING] + ["-m"], run_job, sweep="status")
 
 
 def run_job(config: DictConfig) -> int:
-    """One configuration of a single run or of a sweep: records, then tables on the screen."""
+    """One configuration of a single run or of a sweep: records, then tables on the screen, a sweep's at its end."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from anomaly_bench import report
 
-    summary = execute(OmegaConf.to_container(config, resolve=True))
+    hydra = HydraConfig.get()
+    ours = str(hydra.sweeper._target_).endswith("ResumingSweeper")
+    stop = Path(hydra.sweep.dir) / "stop" if ours and not OmegaConf.is_missing(hydra.job, "num") else None
+    summary = execute(OmegaConf.to_container(config, resolve=True), stop)
     try:
-        report.write(summary)
+        if stop is None:  # not a part of a sweep
+            report.write(summary)
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return FAILED
     return FAILED if summary.failed else DONE
 
 
-def execute(config: Any) -> Any:
-    """Run a resolved configuration and return its `Summary`."""
+def execute(config: Any, stop: Path | None = None) -> Any:
+    """Run a resolved configuration and return its `Summary`; see `Runner` for `stop`."""
     from anomaly_bench import speed
     from anomaly_bench.console import Reporter, log_file
     from anomaly_bench.run import Runner
@@ -232,7 +245,7 @@ def execute(config: Any) -> Any:
     reporter = Reporter()
     with log_file(log):
         try:
-            return Runner(config, reporter).run()
+            return Runner(config, reporter, stop).run()
         except KeyboardInterrupt:
             reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
             raise
@@ -256,7 +269,7 @@ def choosing(arguments: Sequence[str]) -> list[str]:
 
 
 def score(_: str | None, arguments: list[str]) -> int:
-    if {"-m", "--multirun"} & set(arguments):
+    if set(SWEEPING) & set(arguments):
         raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
     return hydra("score", arguments, score_job)
 
@@ -320,6 +333,7 @@ def cache(subject: str | None, arguments: list[str]) -> int:
 
 HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "run": run,
+    "status": status,
     "tables": tables,
     "report": write_report,
     "score": score,
@@ -330,33 +344,62 @@ HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
 }
 
 
-def hydra(primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None]) -> int:
+class Task:
+    """What Hydra calls with each configuration, in this process or, pickled, in a launcher's.
+
+    Args:
+        primary, arguments: what the configuration was composed of.
+        job: carries out one configuration and returns its exit status.
+        name: of the function of `anomaly_bench.sweep` that a multirun's jobs are handed to.
+    """
+
+    def __init__(
+        self, primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], name: str | None
+    ) -> None:
+        self.primary, self.arguments, self.job, self.name = primary, arguments, job, name
+        self.states: list[int] = []
+        self.bugs: list[Exception] = []
+
+    def __call__(self, config: DictConfig) -> None:
+        """Keep exit status or bug: Hydra would print lines of its own around an exception."""
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            self.states.append(self.job(config) or DONE)
+        except (UsageError, OmegaConfBaseException) as error:
+            if not isinstance(error, UsageError):
+                error = UsageError(explain(error, self.primary, self.arguments, config_folders(self.arguments)))
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            self.states.append(USAGE)
+        except Exception as error:
+            self.bugs.append(error)
+
+    def sweep(self, jobs: Jobs) -> None:
+        """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
+        from anomaly_bench import sweep
+
+        good = {"run": sweep.run, "status": sweep.status}[str(self.name)](jobs)
+        self.states = [DONE if good else FAILED]
+
+
+def hydra(
+    primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], sweep: str | None = None
+) -> int:
     """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
+
+    Args:
+        sweep: see `Task`.
 
     Raises:
         UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
     """
     import hydra as library
-    from omegaconf.errors import OmegaConfBaseException
 
-    states: list[int] = []
-    bugs: list[Exception] = []
-
-    def guarded(config: DictConfig) -> None:  # Hydra would print its own lines around an exception
-        try:
-            states.append(job(config) or DONE)
-        except (UsageError, OmegaConfBaseException) as error:
-            if not isinstance(error, UsageError):
-                error = UsageError(explain(error, primary, arguments, config_folders(arguments)))
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
-            states.append(USAGE)
-        except Exception as error:
-            bugs.append(error)
-
+    task = Task(primary, arguments, job, sweep)
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     with script_arguments(arrange(arguments, (*GROUPS, "table"))):
         try:
-            library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(guarded)()
+            library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()
         except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
             if stop.code not in (None, 0):
                 raise UsageError("see anomaly-bench --help") from stop
@@ -364,9 +407,9 @@ def hydra(primary: str, arguments: Sequence[str], job: Callable[[DictConfig], in
             system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
             raise UsageError(why) from error
-    if bugs:
-        raise bugs[0]
-    return max(states, default=DONE)
+    if task.bugs:
+        raise task.bugs[0]
+    return max(task.states, default=DONE)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from anomaly_bench.errors import UsageError
 
 GROUPS = ("dataset", "method", "backbone", "protocol")
 PRECISIONS = ("fp32", "bf16", "fp16")
-SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint")
+SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
+RETRY = ("all", "failed")
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
 MOST_SEED = 2**63 - 1  # that torch takes
 MOST_THREADS = 1024  # OpenMP ends the process where it cannot start them
@@ -51,6 +52,9 @@ class Settings:
     save_maps: bool
     save_model: bool
     checkpoint: bool
+    fail_fast: bool
+    retry: str
+    wait: bool
     protocol: str
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
@@ -77,6 +81,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     resize, crop = input_size(config["input"])
     if not re.fullmatch(DEVICES, str(config["device"])):
         raise UsageError(f"device={config['device']}: expected auto, cpu, cuda, cuda:1 (the second GPU) or mps")
+    if config["retry"] not in RETRY:
+        raise UsageError(f"retry={config['retry']}: expected one of {', '.join(RETRY)}")
     if config["precision"] not in PRECISIONS:
         raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
     return Settings(
@@ -88,6 +94,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         batch_size=whole(config, "batch_size", 1),
         precision=config["precision"],
         results=results_folder(config),
+        retry=config["retry"],
         gallery=whole(config, "gallery", 0),
         protocol=str(config["protocol"]),
         resize=resize,

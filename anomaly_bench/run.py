@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench import records, speed
+from anomaly_bench import failures, leases, records, speed
 from anomaly_bench.config import Settings, check_writable, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.mvtec import Dataset
-from anomaly_bench.errors import UsageError, reason
+from anomaly_bench.errors import DataError, UsageError, reason
 from anomaly_bench.jobs import Job, check_choices, find_weights, make_job, open_dataset, selected
 from anomaly_bench.records import DamagedRecord, Record
 
@@ -22,32 +25,45 @@ if TYPE_CHECKING:
 
 
 AHEAD = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
+POLL = 1.0  # seconds between two looks at what another run is at
 
 
 @dataclass
 class Summary:
-    """What a run came to: records in the order of the categories, and why the others have none."""
+    """What a run came to: records in the order of the categories, and why the others have none.
+
+    `busy` are the categories that other runs are at work on; some only with wait=false.
+    """
 
     settings: Settings
     records: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    busy: list[str] = field(default_factory=list)
 
 
 class Runner:
-    """One run of one resolved configuration."""
+    """One run of one resolved configuration.
 
-    def __init__(self, config: Mapping[str, Any], reporter: Reporter) -> None:
+    Args:
+        stop: a file; where there is one no category is begun, and with fail_fast=true a failure makes it.
+
+    Raises:
+        UsageError: the configuration cannot work for any category.
+    """
+
+    def __init__(self, config: Mapping[str, Any], reporter: Reporter, stop: Path | None = None) -> None:
         check_choices(config)
         self.config = without_unused_backbone(config)
-        self.reporter = reporter
+        self.reporter, self.stop, self.stopped = reporter, stop, False
         self.settings = read_settings(config)
         if self.settings.oracle and "oracle" not in config["method"]:
             raise UsageError(f"oracle=true: method {config['method']['name']} has nothing to choose on the test set")
-        check_writable(self.settings.results / "records", f"results={self.settings.results}")
         self.dataset: Dataset = open_dataset(config["dataset"], self.settings.data_root)
         self.categories = selected(self.dataset, self.settings.category)
+        self.missing = [name for name in self.categories if not os.path.isdir(self.dataset.folder(name))]
         self.weights = find_weights(self.config)
         self.summary = Summary(self.settings)
+        self.waited: set[str] = set()  # for other runs
         self._evaluator: Evaluator | None = None
 
     def evaluator(self, job: Job) -> Evaluator:
@@ -68,58 +84,128 @@ class Runner:
         return self._evaluator
 
     def run(self) -> Summary:
-        """Every selected category; errors of one do not stop the others.
+        """Every selected category; errors of one do not stop the others, but with fail_fast=true.
 
         Raises:
             UsageError: the configuration cannot work for any category.
         """
-        missing = [name for name in self.categories if not os.path.isdir(self.dataset.folder(name))]
-        if missing:
-            self.reporter.warn(f"{len(missing)} categories have no folder in {self.dataset.root}: {', '.join(missing)}")
-            self.summary.failed |= dict.fromkeys(missing, "no folder")
-        present = [name for name in self.categories if name not in missing]
+        check_writable(self.settings.results / "records", f"results={self.settings.results}")
+        if self.missing:
+            listed = ", ".join(self.missing)
+            self.reporter.warn(f"{len(self.missing)} categories have no folder in {self.dataset.root}: {listed}")
+            self.summary.failed |= dict.fromkeys(self.missing, "no folder")
+        self.stopped = bool(self.missing) and self.settings.fail_fast
+        among = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are mixed
+        count = len(self.present)
+        present = {name: f"{among}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
         start, computed = speed.clock(), 0
-        for number, name in enumerate(present, 1):
-            where = f"[{number}/{len(present)}] {name}"
-            try:
-                worked = self.category(name, where)
-            except UsageError:
-                raise
-            except Exception as error:  # one category's failure is its own
-                why = reason(error).removeprefix(f"{name}: ")
-                self.summary.failed[name] = why
-                self.reporter.fail(f"{where}: {why}", error)
-                continue
+        for left, (name, where) in zip(reversed(range(count)), present.items(), strict=True):
+            worked = self.attempt(name, where)
             computed += worked
-            if worked and computed == 1 and number < len(present):
-                left = len(present) - number
+            if worked and computed == 1 and left:
                 self.reporter.say(f"about {duration((speed.clock() - start) * left)} to go, for {left} more")
+        while self.summary.busy and self.settings.wait:
+            name = self.summary.busy.pop(0)
+            if not self.attempt(name, present[name]) and name in self.summary.busy:
+                time.sleep(POLL)
         return self.summary
 
-    def category(self, name: str, where: str) -> bool:
+    @property
+    def title(self) -> str:
+        """Method, backbone and seed."""
+        backbone = [] if self.config["backbone"] is None else [self.config["backbone"]["name"]]
+        return " ".join([self.config["method"]["name"], *backbone, f"s{self.settings.seed}"])
+
+    @property
+    def present(self) -> list[str]:
+        """The selected categories that have a folder."""
+        return [name for name in self.categories if name not in self.missing]
+
+    def attempt(self, name: str, where: str) -> bool:
+        """One category, its errors taken in; True: something was computed."""
+        self.stopped = self.stopped or (self.stop is not None and self.stop.exists())
+        if self.stopped:
+            return False
+        job: Job | None = None
+        try:
+            job = self.job(name)
+            return self.category(job, where)
+        except Exception as error:  # one category's failure is its own
+            if isinstance(error, UsageError):
+                self.fail_all(error)
+                raise
+            if job is not None:
+                failures.save(self.settings.results, job.told, error, self.config)
+            why = reason(error).removeprefix(f"{name}: ")
+            self.summary.failed[name] = why
+            self.reporter.fail(f"{where}: {why}", error)
+            self.stopped = self.settings.fail_fast
+            if self.stopped and self.stop is not None:
+                self.stop.touch()
+        return False
+
+    def fail_all(self, error: Exception) -> None:
+        """Keep the failure of a configuration that works for none of the categories."""
+        for name in self.present:
+            with contextlib.suppress(DataError, OSError):
+                job = self.job(name)
+                if self.done(job) is None:
+                    failures.save(self.settings.results, job.told, error, self.config)
+
+    def job(self, name: str) -> Job:
+        """The job of one category; see `make_job`."""
+        return make_job(self.config, self.settings, self.dataset, name, self.weights)
+
+    def category(self, job: Job, where: str) -> bool:
         """Have the records of one category; True: something was computed."""
-        job = make_job(self.config, self.settings, self.dataset, name, self.weights)
-        found = [self.existing(job, test) for test in job.task.tests]
-        done = [record for record in found if record is not None]
-        worked = True
-        if self.settings.overwrite or len(done) < len(found) or any(map(self.lacks_files, done)):
-            done = self.evaluator(job).evaluate(job)
-            self.keep(done)
-            (self.settings.results / job.checkpoint).unlink(missing_ok=True)
-            self.reporter.say(f"{where}: {headline(done)}")
-        elif self.settings.speed and not all(self.has_speed(job, record) for record in done):
-            self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
-            done = self.evaluator(job).add_speed(job, done)
-            self.keep(done)
-        else:
-            worked = False
+        done = self.done(job)
+        if done is not None and not self.settings.overwrite:
+            self.summary.records += done
             self.reporter.say(f"{where}: done before ({headline(done)})")
-        self.summary.records += done
+            return False
+        if self.settings.retry == "failed" and failures.load(self.settings.results, job.told) is None:
+            self.reporter.say(f"{where}: left out by retry=failed")
+            return False
+        with leases.claim(self.settings.results, job.lease) as ours:
+            if not ours:
+                self.busy(job.task.name, where)
+                return False
+            done = self.done(job)  # by the run that had the lease
+            worked = done is None or self.settings.overwrite
+            done = self.compute(job, where) if worked else done
+        self.summary.records += done or []
         return worked
 
-    def keep(self, made: list[Record]) -> None:
+    def busy(self, name: str, where: str) -> None:
+        """Say once that another run is at work on a category; it is looked at again later."""
+        if name not in self.waited:
+            self.reporter.say(f"{where}: another run is at work on it{'; waiting' * self.settings.wait}")
+        self.waited.add(name)
+        self.summary.busy.append(name)
+
+    def compute(self, job: Job, where: str) -> list[Record]:
+        """Make what is wanted and missing of one category, and keep it."""
+        found = [self.existing(job, test) for test in job.task.tests]
+        known = [record for record in found if record is not None]
+        if self.settings.overwrite or len(known) < len(found) or any(map(self.lacks_files, known)):
+            made = self.evaluator(job).evaluate(job)
+        else:
+            self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
+            made = self.evaluator(job).add_speed(job, known)
         for record in made:
             records.save(record, self.settings.results)
+        failures.forget(self.settings.results, job.told)
+        (self.settings.results / job.checkpoint).unlink(missing_ok=True)
+        self.reporter.say(f"{where}: {headline(made)}")
+        return made
+
+    def done(self, job: Job) -> list[Record] | None:
+        """The records of a category that lacks nothing of what is wanted; None: it does."""
+        found = [self.existing(job, test) for test in job.task.tests]
+        known = [record for record in found if record is not None]
+        if len(known) < len(found) or any(map(self.lacks_files, known)):
+            return None
+        return known if not self.settings.speed or all(self.has_speed(job, record) for record in known) else None
 
     def existing(self, job: Job, test: str) -> Record | None:
         """The record of this fingerprint; a damaged one is reported and counts as none."""

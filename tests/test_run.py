@@ -246,6 +246,7 @@ def test_hydra_leaves_nothing_behind(small, command, tmp_path, monkeypatch):
         "records",
         "results.csv",
         ".results.csv.lock",
+        ".leases.lock",
         "tables",
         "logs",
     }

@@ -1,0 +1,25 @@
+"""Hydra finds sweepers in the namespace package `hydra_plugins` only; what ours does is in `anomaly_bench.sweep`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+
+class ResumingSweeper(BasicSweeper):
+    """Takes apart the lists of a multirun as Hydra's basic sweeper does, and leaves the jobs to the command's sweep."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.task = task_function
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from anomaly_bench.sweep import Jobs
+
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        lists = self.split_arguments(overrides, None)[0]
+        varied = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        return self.task.sweep(Jobs(lists, varied, self.config, loader, self.launcher))

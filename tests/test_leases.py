@@ -1,0 +1,116 @@
+"""Leases: one owner at a time, run out without a heartbeat or with a dead process, never taken from the living."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from anomaly_bench import leases
+
+CLAIM = """
+import sys
+from pathlib import Path
+from anomaly_bench import leases
+with leases.claim(Path(sys.argv[1]), "work") as ours:
+    print(ours, flush=True)
+    sys.stdin.read()
+"""
+
+
+def other(results) -> subprocess.Popen:
+    """A process that claims, says whether it could, and holds on until its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CLAIM, results], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def write(results, **changes) -> None:
+    (results / "leases").mkdir(exist_ok=True)
+    (results / "leases" / "work.json").write_text(json.dumps({**leases.owner(), **changes}))
+
+
+def test_a_lease_is_one_processs_and_goes_with_the_work(tmp_path):
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours
+        second = other(tmp_path)
+        assert second.communicate("")[0] == "False\n"
+        with leases.claim(tmp_path, "other work") as too:
+            assert too
+    assert not (tmp_path / "leases").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a dead process's lease has to run out")
+def test_a_killed_process_holds_nothing(tmp_path):
+    first = other(tmp_path)
+    assert first.stdout.readline() == "True\n"
+    with leases.claim(tmp_path, "work") as ours:
+        assert not ours
+    first.kill()
+    first.wait()
+    assert (tmp_path / "leases" / "work.json").exists()
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours
+
+
+@pytest.mark.parametrize(("age", "free"), [(30, False), (59, False), (61, True), (4000, True)])
+def test_a_lease_of_another_machine_runs_out_without_a_beat(tmp_path, age, free):
+    write(tmp_path, host="elsewhere", process=1)
+    path = tmp_path / "leases" / "work.json"
+    then = path.stat().st_mtime - age
+    os.utime(path, (then, then))
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours == free
+    assert path.exists() != free
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="start times are read from /proc")
+def test_a_process_number_that_was_given_again_is_another_process(tmp_path):
+    write(tmp_path, started="1")
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours
+
+
+def test_the_beat_keeps_a_lease_alive(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "BEAT", 0.01)
+    with leases.claim(tmp_path, "work"):
+        path = tmp_path / "leases" / "work.json"
+        os.utime(path, (1, 1))
+        beaten = threading.Event()
+        while path.stat().st_mtime == 1:
+            beaten.wait(0.005)
+
+
+def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(tmp_path):
+    path = tmp_path / "leases" / "work.json"
+    with leases.claim(tmp_path, "work"):
+        write(tmp_path, host="elsewhere")
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_a_lease_that_is_cut_off_is_nobodys(tmp_path):
+    write(tmp_path)
+    (tmp_path / "leases" / "work.json").write_text("{")
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours
+
+
+def test_of_many_claims_at_once_one_is_granted(tmp_path):
+    granted, begin, over = [], threading.Barrier(8), threading.Barrier(8)
+
+    def work() -> None:
+        begin.wait()
+        with leases.claim(tmp_path, "work") as ours:
+            granted.append(ours)
+            over.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(granted) == [False] * 7 + [True]
