@@ -232,7 +232,7 @@ def run_job(config: DictConfig) -> int:
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return FAILED
-    return FAILED if summary.failed else DONE
+    return FAILED if summary.failed or summary.busy or summary.stopped else DONE
 
 
 def execute(config: Any, stop: Path | None = None) -> Any:

@@ -36,17 +36,28 @@ def save(results: Path, record: Record, error: Exception, config: Mapping[str, A
 
 def load(results: Path, record: Record) -> str | None:
     """Why the job failed when it was last tried; None: it did not, or has succeeded since."""
-    try:
-        content = json.loads(path(results, record).read_bytes())
-        return str(content["reason"]) if content["fingerprint"] == record.fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    content = read(path(results, record))
+    return str(content["reason"]) if content.get("fingerprint") == record.fingerprint else None
 
 
-def forget(results: Path, record: Record) -> None:
-    """The job has succeeded: its file goes, and the folders that it leaves empty."""
-    file = path(results, record)
-    with contextlib.suppress(OSError):
-        file.unlink()
-        for folder in list(file.parents)[: len(file.relative_to(results).parts) - 1]:
-            folder.rmdir()
+def read(file: Path) -> dict[str, Any]:
+    """What `save` has written; nothing of a file that is not there, or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(file.read_bytes())
+        return content if isinstance(content, dict) and "reason" in content else {}
+    return {}
+
+
+def forget(results: Path, record: Record, config: Mapping[str, Any]) -> None:
+    """The job has succeeded: its file goes, as do those of the same configuration on files that were at fault."""
+    folder = path(results, record).parent
+    for file in folder.glob(f"*-s{record.seed}-*.json"):
+        content = read(file)
+        if content.get("task") == record.task and content.get("config") == config:
+            with contextlib.suppress(OSError):
+                file.unlink()
+    with contextlib.suppress(OSError):  # up to the first that is not empty
+        for empty in (folder, *folder.parents):
+            if empty == results:
+                break
+            empty.rmdir()

@@ -32,13 +32,14 @@ POLL = 1.0  # seconds between two looks at what another run is at
 class Summary:
     """What a run came to: records in the order of the categories, and why the others have none.
 
-    `busy` are the categories that other runs are at work on; some only with wait=false.
+    `busy` are the categories that other runs are at work on, left so with wait=false only; `stopped`: by fail_fast.
     """
 
     settings: Settings
     records: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
+    stopped: bool = False
 
 
 class Runner:
@@ -54,7 +55,7 @@ class Runner:
     def __init__(self, config: Mapping[str, Any], reporter: Reporter, stop: Path | None = None) -> None:
         check_choices(config)
         self.config = without_unused_backbone(config)
-        self.reporter, self.stop, self.stopped = reporter, stop, False
+        self.reporter, self.stop = reporter, stop
         self.settings = read_settings(config)
         if self.settings.oracle and "oracle" not in config["method"]:
             raise UsageError(f"oracle=true: method {config['method']['name']} has nothing to choose on the test set")
@@ -94,7 +95,7 @@ class Runner:
             listed = ", ".join(self.missing)
             self.reporter.warn(f"{len(self.missing)} categories have no folder in {self.dataset.root}: {listed}")
             self.summary.failed |= dict.fromkeys(self.missing, "no folder")
-        self.stopped = bool(self.missing) and self.settings.fail_fast
+        self.summary.stopped = bool(self.missing) and self.settings.fail_fast
         among = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are mixed
         count = len(self.present)
         present = {name: f"{among}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
@@ -123,8 +124,8 @@ class Runner:
 
     def attempt(self, name: str, where: str) -> bool:
         """One category, its errors taken in; True: something was computed."""
-        self.stopped = self.stopped or (self.stop is not None and self.stop.exists())
-        if self.stopped:
+        self.summary.stopped = self.summary.stopped or (self.stop is not None and self.stop.exists())
+        if self.summary.stopped:
             return False
         job: Job | None = None
         try:
@@ -139,8 +140,8 @@ class Runner:
             why = reason(error).removeprefix(f"{name}: ")
             self.summary.failed[name] = why
             self.reporter.fail(f"{where}: {why}", error)
-            self.stopped = self.settings.fail_fast
-            if self.stopped and self.stop is not None:
+            self.summary.stopped = self.settings.fail_fast
+            if self.summary.stopped and self.stop is not None:
                 self.stop.touch()
         return False
 
@@ -194,7 +195,7 @@ class Runner:
             made = self.evaluator(job).add_speed(job, known)
         for record in made:
             records.save(record, self.settings.results)
-        failures.forget(self.settings.results, job.told)
+        failures.forget(self.settings.results, job.told, self.config)
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(made)}")
         return made

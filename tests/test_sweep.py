@@ -1,0 +1,213 @@
+"""Sweeps: what is done is skipped, what fails is told and does not stop the others, equal jobs run once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from anomaly_bench import records
+
+WORDS = ("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5")
+
+
+@pytest.fixture
+def sweep(tree, tmp_path):
+    """Overrides of quick jobs, and their results folder."""
+    results = tmp_path / "results"
+    return ["method.levels=[1,2]", *WORDS, f"data_root={tree}", f"results={results}"], results
+
+
+def spoil(tree) -> None:
+    (tree / "cog" / "train" / "good" / "002.png").write_bytes(b"no picture")
+
+
+def stamps(results):
+    return {path: path.stat().st_mtime_ns for path in (results / "records").rglob("*.json")}
+
+
+def row(text: str, *starts: str) -> list[str]:
+    """The numbers of the table's row that begins with these cells."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if tuple(cells[: len(starts)]) == starts:
+            return cells[len(starts) :]
+    raise AssertionError(f"no row {starts} in\n{text}")
+
+
+def test_a_sweep_skips_what_is_done_and_prints_its_tables_once(sweep, command):
+    words, results = sweep
+    status, first, err = command("-m", *words, "seed=0,1")
+    assert status == 0, err
+    assert first.count("mean of all") == 1
+    assert "Mean of 2 seeds" in first
+    assert row(err, "padim", "lite0") == ["4", "0", "0", "0"]
+    assert "padim lite0 s1 [2/2] mat: image AUROC" in err
+    before = stamps(results)
+    status, second, err = command("-m", *words, "seed=0,1,2")
+    assert status == 0, err
+    assert row(err, "padim", "lite0") == ["2", "4", "0", "0"]
+    assert "3 jobs: 2 have nothing to do, 1 are launched" in err
+    assert "Mean of 3 seeds" in second
+    assert before.items() <= stamps(results).items()
+
+
+def test_a_finished_sweep_imports_no_torch(sweep, command):
+    words, _ = sweep
+    command("-m", *words, "seed=0,1")
+    code = (
+        "import sys; from anomaly_bench.cli import command; status = command(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
+    )
+    for call in (["-m"], ["status"]):
+        done = subprocess.run([sys.executable, "-c", code, *call, *words, "seed=0,1"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_failure_is_kept_with_cause_traceback_and_configuration(sweep, command, tree):
+    words, results = sweep
+    healthy = (tree / "cog" / "train" / "good" / "002.png").read_bytes()
+    spoil(tree)
+    status, out, err = command("-m", *words, "seed=0,1")
+    assert status == 1
+    assert row(err, "padim", "lite0") == ["2", "0", "2", "0"]
+    assert "failed: seed=1: cog: " in err
+    assert "Traceback" not in out + err
+    files = list((results / "failed").rglob("*.json"))
+    assert len(files) == 2
+    told = json.loads(files[0].read_text())
+    assert "002.png" in told["reason"]
+    assert "Traceback (most recent call last)" in told["traceback"]
+    assert told["config"]["method"]["dimensions"] == 5
+    (tree / "cog" / "train" / "good" / "002.png").write_bytes(healthy)
+    status, _, err = command("-m", *words, "seed=0,1")
+    assert status == 0, err
+    assert row(err, "padim", "lite0") == ["2", "2", "0", "0"]
+    assert not (results / "failed").exists()
+
+
+def test_status_and_retry(sweep, command, tree, monkeypatch):
+    words, results = sweep
+    status, out, _ = command("status", *words, "seed=0,1")
+    assert status == 1
+    assert "2 jobs: 0 done, 0 failed, 4 missing" in out
+    assert not results.exists(), "status writes nothing"
+    monkeypatch.setattr("anomaly_bench.evaluation.Evaluator.fit", broken)
+    command("-m", *words, "seed=0", "category=cog")
+    monkeypatch.undo()
+    status, out, _ = command("status", *words, "seed=0,1")
+    assert status == 1
+    assert row(out, "padim", "lite0", "seed=0") == ["0", "1", "1"]
+    assert row(out, "padim", "lite0", "seed=1") == ["0", "0", "2"]
+    assert "failed: seed=0: cog: RuntimeError: the planted fault" in out
+    status, _, err = command("-m", *words, "seed=0,1", "retry=failed")
+    assert status == 1, "the missing ones are still missing"
+    assert row(err, "padim", "lite0") == ["1", "0", "0", "3"]
+    assert [record.task for record in records.load_all(results)[0]] == ["cog"]
+    assert command(*words, "retry=failed")[0] == 0
+    assert len(records.load_all(results)[0]) == 1
+
+
+def broken(*_):
+    raise RuntimeError("the planted fault")
+
+
+def test_fail_fast_stops_run_and_sweep(sweep, command, tree):
+    words, results = sweep
+    spoil(tree)
+    assert command(*words, "fail_fast=true")[0] == 1
+    assert records.load_all(results)[0] == []
+    status, _, err = command("-m", *words, "seed=0,1,2", "fail_fast=true")
+    assert status == 1
+    assert row(err, "padim", "lite0") == ["0", "0", "1", "5"]
+
+
+def test_a_configuration_that_cannot_work_fails_alone(sweep, command):
+    words, _ = sweep
+    status, _, err = command("-m", *words, "batch_size=0,4")
+    assert status == 1
+    assert row(err, "padim", "lite0") == ["2", "0", "0", "0"]
+    assert row(err, "?", "?") == ["0", "0", "1", "0"]
+    assert "failed: batch_size=0: batch_size=0: expected a whole number of at least 1" in err
+    status, _, err = command("-m", *words[1:], "method.levels=[1],[9]", "category=cog")
+    assert status == 1
+    assert "no level 9" in err
+    assert row(err, "padim", "lite0") == ["1", "0", "1", "0"]
+
+
+def test_jobs_that_are_equal_run_once(sweep, command):
+    words, results = sweep
+    words = [word for word in words if not word.startswith("method.")]
+    words += ["input.resize=128", "method=ae_l2", "method.epochs=1", "method.samples=2", "category=cog"]
+    status, _, err = command("-m", *words, "backbone=lite0,lite1")
+    assert status == 0, err
+    assert "1 jobs, 1 equal to others" in err
+    assert len(records.load_all(results)[0]) == 1
+    assert command("-m", *words, "seed=0,0", "backbone=lite0")[0] == 0
+    assert len(records.load_all(results)[0]) == 1
+
+
+def test_two_runs_on_one_folder_do_each_job_once(sweep, tmp_path):
+    words, results = sweep
+    code = """
+import sys
+from anomaly_bench import evaluation
+from anomaly_bench.cli import command
+fit, notes = evaluation.Evaluator.fit, sys.argv[1]
+def noted(self, job):
+    with open(notes, "a") as file:
+        file.write(f"{job.task.name} {self.settings.seed}\\n")
+    return fit(self, job)
+evaluation.Evaluator.fit = noted
+sys.exit(command(sys.argv[2:]))
+"""
+    call = [sys.executable, "-c", code, tmp_path / "fits", "-m", *words, "seed=0,1,2,3"]
+    both = [subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    fits = (tmp_path / "fits").read_text().splitlines()
+    assert sorted(fits) == sorted(f"{name} {seed}" for name in ("cog", "mat") for seed in range(4))
+    assert len(records.load_all(results)[0]) == 8
+    assert not (results / "leases").exists()
+
+
+def test_a_run_waits_for_what_another_is_at_work_on(sweep, command):
+    from anomaly_bench import leases
+
+    words, results = sweep
+    assert command(*words, "category=mat")[0] == 0
+    (record,) = records.load_all(results)[0]
+    (results / record.path).unlink()
+    held, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with leases.claim(results, "--".join(record.path.with_suffix("").parts[1:])):
+            held.set()
+            over.wait()
+
+    other = threading.Thread(target=work, daemon=True)
+    other.start()
+    held.wait()
+    status, _, err = command(*words, "wait=false")
+    assert status == 1
+    assert "[2/2] mat: another run is at work on it\n" in err
+    timer = threading.Timer(1.5, over.set)
+    timer.start()
+    begin = time.monotonic()
+    status, _, err = command(*words)
+    assert status == 0, err
+    assert over.is_set(), f"after {time.monotonic() - begin} s"
+    assert err.count("at work on it; waiting") == 1
+    assert len(records.load_all(results)[0]) == 2
+
+
+def test_bad_keys_of_a_sweep(sweep, command):
+    words, _ = sweep
+    assert "retry=no: expected one of all, failed" in command(*words, "retry=no")[2]
+    assert "fail_fast=1: expected true or false" in command(*words, "fail_fast=1")[2]
+    assert command("-m", *words, "method=padim,padin")[0] == 2
+    assert command("status", *words, "method=padin")[0] == 2
