@@ -35,6 +35,7 @@ LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "t
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "run": (),
     "status": (),
+    "plan": (),
     "tables": (),
     "report": (),
     "score": (),
@@ -53,6 +54,7 @@ usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
 commands
   run                 fit and score every category, write records, print tables (the command when none is given)
   status              what is done, failed and missing of a run or of a sweep (lists without -m), without computing
+  plan                what those jobs will take in memory, disk and time
   tables              print the tables of a results folder again
   report              one HTML file of a results folder: all records, heat maps, figures, the worst images
   score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
@@ -212,7 +214,16 @@ def run(_: str | None, arguments: list[str]) -> int:
 
 
 def status(_: str | None, arguments: list[str]) -> int:
-    return hydra("config", [word for word in arguments if word not in SWEEPING] + ["-m"], run_job, sweep="status")
+    return hydra("config", as_sweep(arguments), run_job, sweep="status")
+
+
+def plan(_: str | None, arguments: list[str]) -> int:
+    return hydra("config", as_sweep(arguments), run_job, sweep="plan")
+
+
+def as_sweep(arguments: list[str]) -> list[str]:
+    """Lists are several jobs, with -m or without."""
+    return [*(word for word in arguments if word not in SWEEPING), "-m"]
 
 
 def run_job(config: DictConfig) -> int:
@@ -334,6 +345,7 @@ def cache(subject: str | None, arguments: list[str]) -> int:
 HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "run": run,
     "status": status,
+    "plan": plan,
     "tables": tables,
     "report": write_report,
     "score": score,
@@ -376,9 +388,9 @@ class Task:
 
     def sweep(self, jobs: Jobs) -> None:
         """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
-        from anomaly_bench import sweep
+        from anomaly_bench import plan, sweep
 
-        good = {"run": sweep.run, "status": sweep.status}[str(self.name)](jobs)
+        good = {"run": sweep.run, "status": sweep.status, "plan": plan.plan}[str(self.name)](jobs)
         self.states = [DONE if good else FAILED]
 
 

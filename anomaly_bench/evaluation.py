@@ -74,6 +74,18 @@ class Evaluator:
         Raises:
             TooLarge: the size, what it is made of, what would make it smaller.
         """
+        size = self.settings.size
+        for where, parts in self.needs(job):
+            sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size >= 1e6)
+            memory.require(
+                sum(parts.values()),
+                where,
+                f"{job.task.name} at {size[1]}x{size[0]} pixels ({sizes})",
+                "give a smaller input.resize or input.crop, batch_size or backbone, or fewer dimensions of the method",
+            )
+
+    def needs(self, job: Job) -> list[tuple[torch.device | None, dict[str, int]]]:
+        """Bytes by what they are for, on the device and (None) in the computer's memory."""
         settings, tested = self.settings, max(map(len, job.task.tests.values()))
         stored, image = self.footprint
         batch = max(
@@ -84,19 +96,11 @@ class Evaluator:
         host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARIES}
         host |= {"saved model": stored} if settings.save_model else {}
         device = {"statistics": stored, "a batch": image * batch}
-        checks = [(self.device, device), (None, host)]
-        if self.device.type == "cpu":  # a batch is over when metrics are computed
-            whole = device | host
-            del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]
-            checks = [(None, whole)]
-        for where, parts in checks:
-            sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size >= 1e6)
-            memory.require(
-                sum(parts.values()),
-                where,
-                f"{job.task.name} at {settings.size[1]}x{settings.size[0]} pixels ({sizes})",
-                "give a smaller input.resize or input.crop, batch_size or backbone, or fewer dimensions of the method",
-            )
+        if self.device.type != "cpu":
+            return [(self.device, device), (None, host)]
+        whole = device | host
+        del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]  # one is over before the other
+        return [(None, whole)]
 
     @functools.cached_property
     def footprint(self) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +45,12 @@ class Job:
     error: str = ""
     states: dict[str, tuple[str, str]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+
+    @property
+    def told(self) -> str:
+        """Its title without method and backbone, which have columns of their own."""
+        words = self.title.split(" ")
+        return " ".join(word for word in words if word.partition("=")[0] not in ("method", "backbone"))
 
     def look(self) -> None:
         """Find out what is done, by the files of the results folder."""
@@ -209,34 +216,45 @@ def conclude(found: Sequence[Job], before: Sequence[int], launched: bool) -> boo
         done = job.count(DONE)
         row.update(done=max(0, done - skipped), skipped=min(skipped, done))
         row.update(failed=job.count(FAILED), missing=job.count(MISSING))
-    table = Table("method", "backbone")
+    table = new_table("method", "backbone")
     for name in ("done", "skipped", "failed", "missing"):
         table.add_column(name, justify="right")
     for row_names, row in counts.items():
         table.add_row(*row_names, *(str(row[name]) for name in ("done", "skipped", "failed", "missing")))
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = new_console(sys.stderr)
     console.print(table)
     for line in complaints(found):
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red")
     return launched and all(not job.count(FAILED) and not job.count(MISSING) for job in found)
 
 
 def status(jobs: Jobs) -> bool:
     """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
     found = look(jobs, Reporter())
-    table = Table("method", "backbone", "job")
+    table = new_table("method", "backbone", "job")
     for name in (DONE, FAILED, MISSING):
         table.add_column(name, justify="right")
     for job in found:
-        told = " ".join(word for word in job.title.split(" ") if word.partition("=")[0] not in ("method", "backbone"))
-        table.add_row(*names(job), told, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+        table.add_row(*names(job), job.told, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
+    console = new_console(sys.stdout)
     console.print(table)
     for line in complaints(found):
         console.print(line)
     total = {state: sum(job.count(state) for job in found) for state in (DONE, FAILED, MISSING)}
     console.print(f"{len(found)} jobs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
     return not total[FAILED] and not total[MISSING]
+
+
+def new_table(*names: str) -> Table:
+    return Table(*names, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def new_console(file: TextIO) -> Console:
+    """Off a terminal lines are as long as they need."""
+    console = Console(file=file, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def names(job: Job) -> tuple[str, str]:

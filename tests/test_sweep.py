@@ -33,8 +33,8 @@ def stamps(results):
 def row(text: str, *starts: str) -> list[str]:
     """The numbers of the table's row that begins with these cells."""
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
-        if tuple(cells[: len(starts)]) == starts:
+        cells = line.split()
+        if tuple(cells[: len(starts)]) == starts and all(cell.isdigit() for cell in cells[len(starts) :]):
             return cells[len(starts) :]
     raise AssertionError(f"no row {starts} in\n{text}")
 

@@ -1,0 +1,74 @@
+"""Plans: memory and disk from shapes, time from earlier records, refusals before the work; nothing is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from anomaly_bench import memory, plan, records
+
+WORDS = ("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5")
+
+
+@pytest.fixture
+def words(tree, tmp_path):
+    return ["method.levels=[1,2]", *WORDS, f"data_root={tree}", f"results={tmp_path / 'results'}"]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line.startswith(" padim")]
+
+
+def test_a_plan_is_made_of_shapes_then_of_records(words, command, tmp_path):
+    status, out, err = command("plan", *words, "seed=0,1")
+    assert status == 0, err
+    assert not (tmp_path / "results").exists(), "a plan writes nothing"
+    for seed, row in enumerate(rows(out)):
+        assert row[:4] == ["padim", "lite0", f"seed={seed}", "2"]
+        assert row[6:] == ["?", "shapes", "no", "record", "yet"]
+        assert int(row[4]) >= 200, "the libraries alone"
+    assert "2 jobs: 0 records are there, 4 to make: unknown time" in out
+    assert command(*words, "category=cog")[0] == 0
+    status, out, _ = command("plan", *words, "seed=0,1")
+    assert status == 0
+    first, second = rows(out)
+    assert (first[3], second[3]) == ("1", "2")
+    assert first[-4:] == ["1", "records", "1", "records"]
+    assert "2 jobs: 1 records are there, 3 to make:" in out
+    assert command(*words)[0] == 0
+    assert command("plan", *words)[1].strip() == "1 jobs: all 2 records are there"
+
+
+def test_time_grows_with_images_and_epochs(words, command, tmp_path, monkeypatch):
+    assert command(*words)[0] == 0
+    results = tmp_path / "results"
+    for record in records.load_all(results)[0]:
+        record.cost |= {"fit_s": 12.0, "score_s": 3.0}
+        records.save(record, results)
+    # 6 training images in 12 s, 6 test images in 3 s; two categories like these
+    assert rows(command("plan", *words, "seed=1")[1])[0][5:7] == ["30", "s"]
+    monkeypatch.setattr("anomaly_bench.speed.SECONDS", 45)
+    out = command("plan", *words, "seed=1", "speed=true")[1]
+    assert rows(out)[0][5:7] == ["4", "min"]  # 30 s + 2 categories x 2 timings x 45 s = 210 s
+
+
+def test_what_cannot_fit_is_refused_with_a_way_out(words, command, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device=None: 100_000_000)
+    status, out, _ = command("plan", *words, "seed=0")
+    assert status == 1
+    (line,) = [line for line in out.splitlines() if "cog at 32x32" in line]
+    assert line.startswith("refused: ")
+    assert "free are 100 MB: give a smaller input.resize" in line
+    monkeypatch.undo()
+    monkeypatch.setattr(plan, "free_disk", lambda: 1000)
+    status, out, _ = command("plan", *words)
+    assert status == 1
+    assert "MB of disk, free are 0 MB: free some, or set ANOMALY_BENCH_CACHE" in out
+
+
+def test_a_configuration_that_cannot_work_is_refused(words, command):
+    status, out, _ = command("plan", *words[1:], "method.levels=[9]")
+    assert status == 1
+    assert "refused: cog: method.levels" in out or "no level 9" in out
+    status, out, _ = command("plan", *words, "batch_size=0,4")
+    assert status == 1
+    assert "failed: batch_size=0: batch_size=0: expected a whole number" in out
