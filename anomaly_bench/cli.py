@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench import __version__
+from anomaly_bench import __version__, launchers
 from anomaly_bench.arguments import arrange, quoted
 from anomaly_bench.config import GROUPS, choices, conf_folder, results_folder
 from anomaly_bench.errors import DataError, UsageError, closest, one_line, reason
@@ -96,6 +96,8 @@ def main() -> None:
         sys.stderr.flush()
     except OSError:  # the disk that they go to is full, or their reader has gone
         status = status or FAILED
+    if launchers.in_use():  # their libraries have something to clear away
+        sys.exit(status)
     os._exit(status)
 
 
@@ -119,12 +121,14 @@ def command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (DataError, OSError) as error:
-        print(f"error: {reason(error)}", file=sys.stderr)
-        return FAILED
     except Exception as error:
-        print(f"error: {bug(error)}", file=sys.stderr)
+        print(f"error: {failure(error)}", file=sys.stderr)
         return FAILED
+
+
+def failure(error: Exception) -> str:
+    """One line about what stopped a command."""
+    return reason(error) if isinstance(error, (DataError, OSError)) else bug(error)
 
 
 def bug(error: Exception) -> str:
@@ -236,7 +240,10 @@ def run_job(config: DictConfig) -> int:
     hydra = HydraConfig.get()
     ours = str(hydra.sweeper._target_).endswith("ResumingSweeper")
     stop = Path(hydra.sweep.dir) / "stop" if ours and not OmegaConf.is_missing(hydra.job, "num") else None
-    summary = execute(OmegaConf.to_container(config, resolve=True), stop)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    launchers.settle(values, hydra)
+    launchers.limit_pools(values, hydra)
+    summary = execute(values, stop)
     try:
         if stop is None:  # not a part of a sweep
             report.write(summary)
@@ -256,7 +263,8 @@ def execute(config: Any, stop: Path | None = None) -> Any:
     reporter = Reporter()
     with log_file(log):
         try:
-            return Runner(config, reporter, stop).run()
+            with contextlib.closing(Runner(config, reporter, stop)) as runner:
+                return runner.run()
         except KeyboardInterrupt:
             reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
             raise
@@ -371,6 +379,7 @@ class Task:
         self.primary, self.arguments, self.job, self.name = primary, arguments, job, name
         self.states: list[int] = []
         self.bugs: list[Exception] = []
+        self.home = os.getpid()
 
     def __call__(self, config: DictConfig) -> None:
         """Keep exit status or bug: Hydra would print lines of its own around an exception."""
@@ -385,6 +394,8 @@ class Task:
             self.states.append(USAGE)
         except Exception as error:
             self.bugs.append(error)
+            if os.getpid() != self.home:  # a launcher's process, whose lists are not read
+                print(f"error: {failure(error)}", file=sys.stderr)
 
     def sweep(self, jobs: Jobs) -> None:
         """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
@@ -408,8 +419,9 @@ def hydra(
     import hydra as library
 
     task = Task(primary, arguments, job, sweep)
+    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")))
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
-    with script_arguments(arrange(arguments, (*GROUPS, "table"))):
+    with script_arguments(words):
         try:
             library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()
         except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
@@ -419,6 +431,8 @@ def hydra(
             system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
             raise UsageError(why) from error
+        finally:
+            launchers.close()
     if task.bugs:
         raise task.bugs[0]
     return max(task.states, default=DONE)
@@ -445,7 +459,8 @@ def explain(error: Exception, primary: str, arguments: Sequence[str], folders: S
     choice = re.search(r"Could not find '(.+)/([^'/]*)'", text)
     if choice:
         group, name = choice.groups()
-        return f"{group}={name}: no such {group}{closest(name, choices(group, folders))}"
+        known = choices("hydra/launcher_defaults" if group == "hydra/launcher" else group, folders)
+        return f"{group}={name}: no such {group}{closest(name, known)}"
     key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
         r"Could not override '([^']+)'", text
     )

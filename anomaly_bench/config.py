@@ -104,8 +104,10 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use; in a Slurm job those that it was given, which Slurm may not enforce."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(there, int(given)) if given.isdecimal() and int(given) else there
 
 
 def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:

@@ -105,11 +105,15 @@ class Entry:
         """One number of one of its records; None where it is undefined or was not measured."""
         source: Mapping[str, Any] = {name: record.value(name)}
         if name in SPEED:
-            source = next((each for each in reversed(record.speed) if Setting.of(each) == self.setting), {})
+            source = self.timing(record)
         elif name in SIZE or name in COST:
             source = record.size if name in SIZE else record.cost
         number = source.get(name)
         return number if number is not None and math.isfinite(number) else None
+
+    def timing(self, record: Record) -> Mapping[str, Any]:
+        """The latest speed entry of one of its records; empty: not measured in this setting."""
+        return next((each for each in reversed(record.speed) if Setting.of(each) == self.setting), {})
 
     def text(self, name: str) -> str:
         """One of `layouts.TEXTS`."""

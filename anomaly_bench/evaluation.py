@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import anomaly_bench
-from anomaly_bench import artifacts, gallery, memory, metrics, speed
+from anomaly_bench import artifacts, gallery, machine, memory, metrics, speed
 from anomaly_bench.backbones import PRECISIONS
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
@@ -46,10 +46,20 @@ class Evaluator:
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
-        self.device = set_up(settings.device, settings.threads, settings.precision)
-        self.backbone = make_backbone(config, weights, settings.precision)
-        if self.backbone is not None:
-            self.backbone.to(self.device)
+        with contextlib.ExitStack() as held:
+            device = held.enter_context(own_device(settings.device, reporter))
+            self.device = set_up(device, settings.threads, settings.precision)
+            self.backbone = make_backbone(config, weights, settings.precision)
+            if self.backbone is not None:
+                self.backbone.to(self.device)
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Leave the device to other jobs."""
+        self.backbone = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._held.close()
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
@@ -62,9 +72,11 @@ class Evaluator:
             TooLarge: see `require_memory`.
             DataError: an image that cannot be read. Whatever the method raises passes through.
         """
-        speed.reset_peaks(self.device)
-        fitted = self.fit(job)
-        return [self.test(job, name, fitted) for name in job.task.tests]
+        with machine.computing():
+            speed.reset_peaks(self.device)
+            fitted = self.fit(job)
+            made = [self.test(job, name, fitted) for name in job.task.tests]
+        return self.timed(job, made, fitted.method) if self.settings.speed else made
 
     def require_memory(self, job: Job) -> None:
         """Refuse a job that would not fit, before its images are decoded.
@@ -155,8 +167,6 @@ class Evaluator:
             for image, score in zip(images, scores, strict=True)
         ]
         record.size, record.cost, record.provenance = sizes(fitted.method), cost, provenance()
-        if self.settings.speed:
-            record.speed = [self.speed(job, test, fitted.method)]
         folder = self.settings.results / record.path.with_suffix("")
         if self.settings.gallery:
             gallery.save(folder, images, scores, pixels, maps, masks, self.settings.gallery)
@@ -188,24 +198,48 @@ class Evaluator:
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
         """Fit again, with the same result, and add a speed entry of this machine to each record."""
-        method = self.fit(job).method
+        with machine.computing():
+            method = self.fit(job).method
+        return self.timed(job, records, method)
+
+    def timed(self, job: Job, records: list[Record], method: Method) -> list[Record]:
+        """The records with a speed entry of this machine more."""
         return [replace(record, speed=[*record.speed, self.speed(job, record.test, method)]) for record in records]
 
     def speed(self, job: Job, test: str, method: Method) -> dict[str, Any]:
-        """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch)."""
+        """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch).
+
+        No other job computes on this machine meanwhile, or the entry says that this could not be had.
+        """
+        name = job.task.name
         pixels = self.pixels(job, job.task.tests[test], "test")
         first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
-        with self.reporter.stage(f"{job.task.name}: timing", None) as advance, torch.no_grad():
+        waiting = functools.partial(self.reporter.say, f"{name}: other jobs compute here; timing waits for them")
+        with machine.alone(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance, torch.no_grad():
             entry = speed.measure(method.score, self.backbone, to_tensor(pixels[first]), self.device, advance=advance)
-        return {**entry, **job.speed_key(speed.device_name(str(self.device))), "measured": speed.today()}
+        key = job.speed_key(speed.device_name(str(self.device)))
+        return {**entry, **key, "alone": alone, "measured": speed.today()}
 
     def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
         with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
             return job.pixels(images, advance)
 
 
+@contextlib.contextmanager
+def own_device(name: str, reporter: Reporter) -> Iterator[str]:
+    """The device that a name stands for; "auto" takes a GPU that no other such job has, and waits for one."""
+    kind = speed.device_kind(name)
+    if name != "auto" or kind != "cuda":
+        yield kind
+        return
+    gpus = [f"gpu-{torch.cuda.get_device_properties(each).uuid}" for each in range(torch.cuda.device_count())]
+    taken = f"every GPU of this machine ({len(gpus)}) has a job; waiting for one (device=cuda does not wait)"
+    with machine.one_of(gpus, functools.partial(reporter.say, taken)) as place:
+        yield f"cuda:{place}"
+
+
 def set_up(device: str, threads: int, precision: str) -> torch.device:
-    """Settings of torch under which scores are made, and the device of the key `device`.
+    """Settings of torch under which scores are made, and the device of a name.
 
     Raises:
         UsageError: no such device, or it cannot compute in this precision.
@@ -213,7 +247,7 @@ def set_up(device: str, threads: int, precision: str) -> torch.device:
     torch.set_num_threads(threads)
     keep_freed_memory()
     compute_exactly()
-    found = find_device(speed.device_kind(device))
+    found = find_device(device)
     require_precision(found, precision)
     return found
 

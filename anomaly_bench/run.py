@@ -84,6 +84,11 @@ class Runner:
                 gc.enable()
         return self._evaluator
 
+    def close(self) -> None:
+        """Leave the device to other jobs."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+
     def run(self) -> Summary:
         """Every selected category; errors of one do not stop the others, but with fail_fast=true.
 

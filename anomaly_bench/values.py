@@ -100,6 +100,8 @@ def _source_facts(name: str, records: Sequence[Record], line: Line) -> dict[str,
     """The setup, where a speed or cost was measured, and whether a metric was computed by an earlier revision."""
     facts = {"setup": describe(records[0])}
     if name in SPEED:
+        beside = any(line.entry and line.entry.timing(each).get("alone") is False for each in records)
+        facts |= {"alone": "timed while other jobs computed on the machine" if beside else ""}
         return facts if line.section else {**facts, "speed": f"speed: {line.entry.setting}" if line.entry else ""}
     if name in COST:
         places = {place(str(each.cost.get("device")), each.cost.get("threads")) for each in records}

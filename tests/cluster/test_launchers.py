@@ -1,0 +1,108 @@
+"""Sweeps by Hydra's launchers, through the console script: real processes, a real Slurm, a real Ray."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from anomaly_bench import records
+from anomaly_bench.launchers import PLUGINS, installed
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+SMALL = ("category=gear", "speed=false", "gallery=0", "input.resize=64", "method.dimensions=20")
+PROGRAM = "import sys; from anomaly_bench.cli import main; main()"
+
+
+def needs(launcher: str) -> pytest.MarkDecorator:
+    module, extra = PLUGINS[launcher]
+    return pytest.mark.skipif(not installed(module), reason=f"needs the extra {extra}")
+
+
+def sweep(launcher: str, results: Path, *words: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, "-m", f"hydra/launcher={launcher}", f"results={results}", *SMALL, *words]
+
+
+def seeds(results: Path) -> list[int]:
+    return sorted(record.seed for record in records.load_all(results)[0])
+
+
+def threads(results: Path) -> set[int]:
+    return {record.cost["threads"] for record in records.load_all(results)[0]}
+
+
+def running(word: str) -> list[int]:
+    """Processes with a word in their command line, this one not among them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if word.encode() in words and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def done(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" not in finished.stderr
+    assert "Warning" not in finished.stderr
+    return finished
+
+
+@needs("joblib")
+def test_joblib(tmp_path):
+    finished = done(sweep("joblib", tmp_path, "seed=0,1,2,x", "hydra.launcher.n_jobs=2"))
+    assert seeds(tmp_path) == [0, 1, 2]
+    assert threads(tmp_path) == {max(1, (os.cpu_count() or 1) // 2)}
+    assert finished.stderr.count("error: seed=x: expected a whole number") == 1
+    assert len(list(tmp_path.glob("logs/*.log"))) >= 3, "each job has a log file"
+
+
+@needs("ray")
+def test_ray(tmp_path):
+    finished = done(sweep("ray", tmp_path, "seed=0,1,2,3"))
+    assert finished.returncode == 0, finished.stderr
+    assert seeds(tmp_path) == [0, 1, 2, 3]
+    assert threads(tmp_path) == {1}
+
+
+@needs("submitit_local")
+def test_submitit_local(tmp_path):
+    finished = done(sweep("submitit_local", tmp_path, "seed=0,1"))
+    assert finished.returncode == 0, finished.stderr
+    assert seeds(tmp_path) == [0, 1]
+    assert threads(tmp_path) == {1}
+
+
+@needs("submitit_slurm")
+def test_slurm_with_a_worker_killed_in_the_middle(slurm, tmp_path):
+    small = [f"hydra.launcher.{key}" for key in ("partition=debug", "mem_gb=1", "cpus_per_task=1")]
+    command = sweep("submitit_slurm", tmp_path, "seed=0,1,2,3,4,5,6,7", *small)
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 300
+    workers: list[int] = []
+    while not (seeds(tmp_path) and workers):
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        workers = running(f"submitit.core._submit\0{tmp_path}")
+    os.kill(workers[0], 9)
+    err = first.communicate()[1]
+    assert first.returncode == 1, err
+    assert re.search(r"^error: submitit: .*call the same command again to go on$", err, re.MULTILINE), err
+    assert "Traceback" not in err
+    kept = seeds(tmp_path)
+    assert 0 < len(kept) < 8, "the others were waited for"
+    again = done(command)
+    assert again.returncode == 0, again.stderr
+    assert seeds(tmp_path) == list(range(8))
+    assert len(list(tmp_path.rglob("gear-*.json"))) == 8
+    assert threads(tmp_path) == {1}
