@@ -83,7 +83,7 @@ def ask_slurms_queue() -> None:
         raise UsageError("hydra/launcher=submitit_slurm: found no srun here; call it on a machine of the Slurm cluster")
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
-    class Queue(SlurmInfoWatcher):  # type: ignore[misc]
+    class Queue(SlurmInfoWatcher):
         def _make_command(self) -> list[str]:
             return ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
 
@@ -119,11 +119,11 @@ def share(name: str, launcher: Any) -> int:
     """The threads of one job: the cores that its launcher gives it."""
     if name == "joblib":
         jobs = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs  # -1: one for each core
-        return max(1, cores() // max(1, jobs))
+        return max(1, cores() // max(1, int(jobs)))
     if name == "ray":
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
     if name == "submitit_local":
-        return launcher.cpus_per_task or 1
+        return max(1, int(launcher.cpus_per_task or 1))
     return cores()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,17 +38,21 @@ def threads(results: Path) -> set[int]:
     return {record.cost["threads"] for record in records.load_all(results)[0]}
 
 
-def running(word: str) -> list[int]:
-    """Processes with a word in their command line, this one not among them."""
-    found = []
+def workers(results: Path) -> set[int]:
+    """The processes in which Slurm runs jobs of a sweep."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if word.encode() in words and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
+        with contextlib.suppress(OSError):  # it has ended
+            if f"submitit.core._submit\0{results}".encode() in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
     return found
+
+
+def await_(condition: Callable[[], object], command: subprocess.Popen[str]) -> None:
+    """Wait for something that happens while a command runs."""
+    while not condition():
+        assert command.poll() is None, command.communicate()[1]
+        time.sleep(0.1)
 
 
 def done(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -87,14 +92,10 @@ def test_slurm_with_a_worker_killed_in_the_middle(slurm, tmp_path):
     small = [f"hydra.launcher.{key}" for key in ("partition=debug", "mem_gb=1", "cpus_per_task=1")]
     command = sweep("submitit_slurm", tmp_path, "seed=0,1,2,3,4,5,6,7", *small)
     first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 300
-    workers: list[int] = []
-    while not (seeds(tmp_path) and workers):
-        assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-        workers = running(f"submitit.core._submit\0{tmp_path}")
-    os.kill(workers[0], 9)
+    await_(lambda: seeds(tmp_path), first)
+    before = workers(tmp_path)
+    await_(lambda: workers(tmp_path) - before, first)
+    os.kill(min(workers(tmp_path) - before), 9)
     err = first.communicate()[1]
     assert first.returncode == 1, err
     assert re.search(r"^error: submitit: .*call the same command again to go on$", err, re.MULTILINE), err
