@@ -419,7 +419,7 @@ def hydra(
     import hydra as library
 
     task = Task(primary, arguments, job, sweep)
-    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")))
+    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=sweep == "run")
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     with script_arguments(words):
         try:

@@ -46,20 +46,10 @@ class Evaluator:
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
-        with contextlib.ExitStack() as held:
-            device = held.enter_context(own_device(settings.device, reporter))
-            self.device = set_up(device, settings.threads, settings.precision)
-            self.backbone = make_backbone(config, weights, settings.precision)
-            if self.backbone is not None:
-                self.backbone.to(self.device)
-            self._held = held.pop_all()
-
-    def close(self) -> None:
-        """Leave the device to other jobs."""
-        self.backbone = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._held.close()
+        self.device = set_up(settings.device, settings.threads, settings.precision)
+        self.backbone = make_backbone(config, weights, settings.precision)
+        if self.backbone is not None:
+            self.backbone.to(self.device)
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
@@ -227,19 +217,19 @@ class Evaluator:
 
 @contextlib.contextmanager
 def own_device(name: str, reporter: Reporter) -> Iterator[str]:
-    """The device that a name stands for; "auto" takes a GPU that no other such job has, and waits for one."""
-    kind = speed.device_kind(name)
-    if name != "auto" or kind != "cuda":
-        yield kind
+    """The device of the key `device`; "auto" takes a GPU that no other such job has, and waits for one."""
+    if name != "auto" or speed.device_kind(name) != "cuda":
+        yield name
         return
     gpus = [f"gpu-{torch.cuda.get_device_properties(each).uuid}" for each in range(torch.cuda.device_count())]
     taken = f"every GPU of this machine ({len(gpus)}) has a job; waiting for one (device=cuda does not wait)"
     with machine.one_of(gpus, functools.partial(reporter.say, taken)) as place:
         yield f"cuda:{place}"
+    torch.cuda.empty_cache()
 
 
 def set_up(device: str, threads: int, precision: str) -> torch.device:
-    """Settings of torch under which scores are made, and the device of a name.
+    """Settings of torch under which scores are made, and the device of the key `device`.
 
     Raises:
         UsageError: no such device, or it cannot compute in this precision.
@@ -247,7 +237,7 @@ def set_up(device: str, threads: int, precision: str) -> torch.device:
     torch.set_num_threads(threads)
     keep_freed_memory()
     compute_exactly()
-    found = find_device(device)
+    found = find_device(speed.device_kind(device))
     require_precision(found, precision)
     return found
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anomaly_bench.config import cores
@@ -22,14 +22,16 @@ PLUGINS = {  # launcher -> (module of hydra_plugins, our extra)
     "submitit_local": ("hydra_submitit_launcher", "slurm"),
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
 }
-LIBRARIES = {"joblib", "ray", "submitit"}  # whose errors are about processes, not about the command line
 SWEEP, LOOK = {"-m", "--multirun"}, {"-c", "--cfg", "-i", "--info"}  # Hydra's flags
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when a library is imported
 CORES_PER_PROCESS = 4  # more give a job little: its small layers wait for each other
 
 
-def prepare(words: Sequence[str]) -> list[str]:
+def prepare(words: Sequence[str], launches: bool) -> list[str]:
     """The words of a command line with our defaults for the launcher that they choose.
+
+    Args:
+        launches: the command launches jobs, rather than saying how they stand.
 
     Raises:
         UsageError: its plugin is not installed, it cannot work on this machine, or there is no sweep to launch.
@@ -45,7 +47,7 @@ def prepare(words: Sequence[str]) -> list[str]:
         )
     if not {*SWEEP, *LOOK} & given.keys():
         raise UsageError(f"hydra/launcher={name}: has no effect on a single run; expected -m, as in -m seed=0,1,2")
-    if name == "submitit_slurm" and SWEEP & given.keys():
+    if name == "submitit_slurm" and launches and SWEEP & given.keys():
         ask_slurms_queue()
     added = [f"+hydra/launcher_defaults@hydra.launcher={name}"]
     if name == "joblib" and "hydra.launcher.n_jobs" not in given:
@@ -95,53 +97,56 @@ def ask_slurms_queue() -> None:
     SlurmJob.watcher = Queue(delay_s=10)
 
 
-def settle(values: dict[str, Any]) -> None:
-    """Fill in what a job of a sweep takes from its launcher: `threads`, where the configuration leaves that open.
+def settle(values: dict[str, Any], hydra: Any) -> None:
+    """Fill in what a job takes from its launcher: `threads`, where the configuration leaves that open.
 
     Args:
         values: a job's resolved configuration, changed in place.
+        hydra: the part `hydra` of the sweep's.
     """
-    from hydra.core.hydra_config import HydraConfig
+    name = launcher_of(hydra)
+    if name in PLUGINS and "threads" in values and values["threads"] is None:
+        values["threads"] = share(name, hydra.launcher)
+
+
+def limit_pools(values: Mapping[str, Any], hydra: Any) -> None:
+    """In a launcher's process, keep libraries that torch does not know of to `threads`, before they are imported."""
+    if launcher_of(hydra) in PLUGINS:
+        for pool in POOLS:
+            os.environ[pool] = str(values.get("threads"))
+
+
+def launcher_of(hydra: Any) -> str:
+    """The launcher of a multirun; "basic": this process, as in a single run."""
     from hydra.types import RunMode
 
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return
-    name = HydraConfig.get().runtime.choices.get("hydra/launcher")
-    if name not in PLUGINS:
-        return
-    if "threads" in values and values["threads"] is None:
-        values["threads"] = share(name, HydraConfig.get().launcher)
-    for pool in POOLS:  # of libraries that torch does not know of; torch is told by `evaluation.set_up`
-        os.environ[pool] = str(values.get("threads"))
+    return str(hydra.runtime.choices["hydra/launcher"]) if hydra.mode == RunMode.MULTIRUN else "basic"
+
+
+def elsewhere(hydra: Any) -> bool:
+    """Whether jobs may run on other machines than this one."""
+    return launcher_of(hydra) in ("submitit_slurm", "ray")
 
 
 def share(name: str, launcher: Any) -> int:
-    """The threads of one job: the cores that its launcher gives it."""
+    """The threads of one job: the cores that its launcher gives it, told the same on every machine where it can."""
     if name == "joblib":
         jobs = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs  # -1: one for each core
         return max(1, cores() // max(1, int(jobs)))
     if name == "ray":
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
-    if name == "submitit_local":
-        return max(1, int(launcher.cpus_per_task or 1))
-    return cores()
+    return max(1, int(launcher.cpus_per_task or cores()))
 
 
-def lost(error: Exception) -> str | None:
-    """What is said where a launcher's library, not a job, failed: a process was killed, Slurm refused; None: not so.
-
-    The other jobs that Slurm has are waited for.
-    """
-    library = type(error).__module__.partition(".")[0]
-    if library not in LIBRARIES:
-        return None
-    if library == "submitit":
+def lost(error: Exception) -> str:
+    """Why a launcher gave up, mostly because a process was killed, in one line; what else Slurm has is waited for."""
+    if type(error).__module__.startswith("submitit."):
         from submitit.slurm.slurm import SlurmJob
 
         while not all(SlurmJob.watcher.is_done(job) for job in sorted(SlurmJob.watcher._registered)):
             time.sleep(1)
-    said = one_line(str(error)).partition(". ")[0]
-    return f"{library}: {said}; what is done is kept: call the same command again to go on"
+    lines = [line for line in map(one_line, str(error).splitlines()) if line]
+    return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
 def pool() -> Any:

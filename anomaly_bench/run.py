@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,9 @@ class Runner:
         self.weights = find_weights(self.config)
         self.summary = Summary(self.settings)
         self.waited: set[str] = set()  # for other runs
+        self.elsewhere = False  # a speed may be of any machine
         self._evaluator: Evaluator | None = None
+        self._held = contextlib.ExitStack()  # the device
 
     def evaluator(self, job: Job) -> Evaluator:
         """Made for the first job that has to be computed: a finished run imports no torch.
@@ -77,17 +79,19 @@ class Runner:
                 threading.Thread(target=job.decode, daemon=True).start()
             gc.disable()  # it finds nothing to collect among modules, and takes a fifth of their import
             try:
-                from anomaly_bench.evaluation import Evaluator
+                from anomaly_bench.evaluation import Evaluator, own_device
 
-                self._evaluator = Evaluator(self.config, self.weights, self.settings, self.reporter)
+                device = self._held.enter_context(own_device(self.settings.device, self.reporter))
+                settings = replace(self.settings, device=device)
+                self._evaluator = Evaluator(self.config, self.weights, settings, self.reporter)
             finally:
                 gc.enable()
         return self._evaluator
 
     def close(self) -> None:
         """Leave the device to other jobs."""
-        if self._evaluator is not None:
-            self._evaluator.close()
+        self._evaluator = None
+        self._held.close()
 
     def run(self) -> Summary:
         """Every selected category; errors of one do not stop the others, but with fail_fast=true.
@@ -234,6 +238,8 @@ class Runner:
 
     def has_speed(self, job: Job, record: Record) -> bool:
         key = job.speed_key(speed.device_name(speed.device_kind(self.settings.device)))
+        if self.elsewhere:
+            del key["device"]
         return any(key.items() <= entry.items() for entry in record.speed)
 
 

@@ -70,7 +70,7 @@ def score(values: Mapping[str, Any]) -> bool:
     files = [file for each in tree(wanted.images) for file in image_files(each)]
     if not files:
         raise UsageError(f"images={wanted.images}: no image in it or its sub-folders; expected png, jpg, tif, bmp, ...")
-    from anomaly_bench import artifacts, evaluation, speed  # torch
+    from anomaly_bench import artifacts, evaluation  # torch
 
     about = artifacts.read_about(wanted.model)
     device = evaluation.set_up(wanted.device, wanted.threads, about["precision"])

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from anomaly_bench import failures, report, speed
+from anomaly_bench import failures, launchers, report, speed
 from anomaly_bench.console import Reporter, shown
 from anomaly_bench.errors import DataError, UsageError, one_line, reason
 from anomaly_bench.records import Record, digest
@@ -121,6 +121,7 @@ class Jobs:
             config = self.compose(overrides)
             try:
                 job.runner = Runner(config, Reporter())
+                job.runner.elsewhere = launchers.elsewhere(self.config.hydra)
                 key = digest({name: value for name, value in job.runner.config.items() if name not in IDLE})
                 if key in known:
                     continue
@@ -136,6 +137,7 @@ class Jobs:
         with open_dict(config):
             del config["hydra"]
         resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        launchers.settle(resolved, self.config.hydra)
         return resolved
 
     def launch(self, jobs: Sequence[Job], *words: str) -> None:
@@ -189,8 +191,7 @@ def launch(jobs: Jobs, chosen: Sequence[Job], reporter: Reporter, *words: str) -
     try:
         jobs.launch(chosen, *words)
     except Exception as error:  # of whatever library the launcher stands for
-        lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-        why = lines[-1] if lines else type(error).__name__
+        why = launchers.lost(error)
         reporter.fail(f"{type(jobs.launcher).__name__}: {why}; call it again: what is done is kept", error)
         return False
     return True
