@@ -1,0 +1,144 @@
+"""Locks between jobs of one machine: timing gets its turn and is alone; what a killed process had is free."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from anomaly_bench import evaluation, machine, speed
+from anomaly_bench.cache import cache_root
+from anomaly_bench.console import Reporter
+
+HOLD = """
+import contextlib, sys
+from anomaly_bench import machine
+block = {{"computing": machine.computing, "alone": lambda: machine.alone(lambda: print("waits", flush=True)),
+         "gpu": lambda: machine.one_of(["gpu-a"], lambda: print("waits", flush=True))}}["{kind}"]
+with block() as had:
+    print(had, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(empty_cache, monkeypatch):
+    monkeypatch.setattr(machine, "POLL", 0.01)
+
+
+class Other:
+    """Another process that holds a lock until it is told to go, or killed."""
+
+    def __init__(self, kind: str) -> None:
+        words = [sys.executable, "-c", HOLD.format(kind=kind)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def says(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def __enter__(self) -> Other:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
+    with Other("alone") as timer:
+        assert timer.says() == "True"
+    with Other("computing") as job, machine.computing():
+        assert job.says() == "None"
+        with Other("alone") as timer:
+            assert timer.says() == "waits"
+            job.process.communicate("\n")
+            with pytest.raises(subprocess.TimeoutExpired):
+                timer.process.wait(0.2)
+
+
+def test_jobs_that_begin_one_after_the_other_do_not_keep_timing_waiting():
+    with Other("computing") as first:
+        assert first.says() == "None"
+        with Other("alone") as timer:
+            assert timer.says() == "waits"
+            with Other("computing") as second:
+                first.process.communicate("\n")
+                assert timer.says() == "True", "the second began before it"
+                timer.process.communicate("\n")
+                assert second.says() == "None"
+
+
+@pytest.mark.parametrize("kind", ["computing", "alone", "gpu"])
+def test_what_a_killed_process_held_is_free(kind):
+    with Other(kind) as other:
+        other.says()
+    with machine.alone(lambda: pytest.fail("waits for a dead process")) as alone:
+        assert alone
+    with machine.one_of(["gpu-a"], lambda: pytest.fail("waits for a dead process")) as place:
+        assert place == 0
+
+
+def test_timing_gives_up_at_last(monkeypatch):
+    monkeypatch.setattr(machine, "LONGEST_WAIT", 0.05)
+    said = []
+    with Other("computing") as job:
+        job.says()
+        with machine.alone(lambda: said.append("waits")) as alone:
+            assert not alone
+    assert said == ["waits"]
+
+
+def test_without_locks_the_work_goes_on(monkeypatch):
+    cache_root().parent.mkdir(exist_ok=True)
+    cache_root().write_text("no folder")
+    with machine.computing(), machine.alone(lambda: None) as alone:
+        assert not alone
+    with machine.one_of(["gpu-a", "gpu-b"], lambda: None) as place:
+        assert place == 0
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A list of devices that are not there."""
+    monkeypatch.setattr(speed, "device_kind", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"{index:08}-beef"))
+
+
+def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, capsys):
+    reporter = Reporter()
+    with evaluation.own_device("auto", reporter) as first, evaluation.own_device("auto", reporter) as second:
+        assert (first, second) == ("cuda:0", "cuda:1")
+        found, over = [], threading.Event()
+
+        def third() -> None:
+            with evaluation.own_device("auto", reporter) as device:
+                found.append(device)
+                over.wait()
+
+        waiting = threading.Thread(target=third)
+        waiting.start()
+        with evaluation.own_device("cuda:1", reporter) as named, evaluation.own_device("cpu", reporter) as cpu:
+            assert (named, cpu) == ("cuda:1", "cpu"), "what is named is not waited for"
+        assert not found
+        with evaluation.own_device("cuda", reporter):
+            pass
+    while not found:
+        over.wait(0.01)
+    over.set()
+    waiting.join()
+    assert found[0] in ("cuda:0", "cuda:1")
+    assert "every GPU of this machine (2) has a job" in capsys.readouterr().err
+
+
+def test_each_host_has_locks_of_its_own(monkeypatch):
+    here = machine.locks()
+    monkeypatch.setattr(machine.platform, "node", lambda: "another host")
+    assert isinstance(here, Path)
+    assert machine.locks() != here
+    assert machine.locks().parent == here.parent
