@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger("anomaly_bench")
+logger.addHandler(logging.NullHandler())  # without one Python shows warnings, where there is no log file
 
 
 class Reporter:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -145,8 +146,8 @@ def lost(error: Exception) -> str:
 
         while not all(SlurmJob.watcher.is_done(job) for job in sorted(SlurmJob.watcher._registered)):
             time.sleep(1)
-    lines = [line for line in map(one_line, str(error).splitlines()) if line]
-    return lines[0].partition(". ")[0] if lines else type(error).__name__
+    said = re.split(r"\. | Error stream ", one_line(str(error)))[0]  # submitit adds a job's whole output
+    return said or type(error).__name__
 
 
 def pool() -> Any:
