@@ -110,8 +110,9 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"{index:08}-beef"))
 
 
-def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, capsys):
-    reporter = Reporter()
+def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch):
+    reporter, said, told = Reporter(), [], threading.Event()
+    monkeypatch.setattr(reporter, "say", lambda line: (said.append(line), told.set()))
     with evaluation.own_device("auto", reporter) as first, evaluation.own_device("auto", reporter) as second:
         assert (first, second) == ("cuda:0", "cuda:1")
         found, over = [], threading.Event()
@@ -123,6 +124,7 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, capsys):
 
         waiting = threading.Thread(target=third)
         waiting.start()
+        told.wait()
         with evaluation.own_device("cuda:1", reporter) as named, evaluation.own_device("cpu", reporter) as cpu:
             assert (named, cpu) == ("cuda:1", "cpu"), "what is named is not waited for"
         assert not found
@@ -133,7 +135,7 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, capsys):
     over.set()
     waiting.join()
     assert found[0] in ("cuda:0", "cuda:1")
-    assert "every GPU of this machine (2) has a job" in capsys.readouterr().err
+    assert said == ["every GPU of this machine (2) has a job; waiting for one (device=cuda does not wait)"]
 
 
 def test_each_host_has_locks_of_its_own(monkeypatch):
