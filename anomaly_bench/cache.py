@@ -1,4 +1,4 @@
-"""Where anomaly-bench keeps what can be made again: decoded images, hashes, headers, generated datasets."""
+"""Where anomaly-bench keeps what can be made again: decoded images, features, hashes, headers, generated datasets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import platformdirs
 
 CACHE_VARIABLE = "ANOMALY_BENCH_CACHE"
+FEATURES = "features"  # the folder of backbone features
+BY_DATASET = ("store", FEATURES)
 
 
 def cache_root() -> Path:
@@ -18,11 +20,10 @@ def cache_root() -> Path:
 
 
 def listing() -> list[tuple[str, int, int]]:
-    """(folder, files, bytes) of each part of the cache: `store/<dataset>`, `digests`, `outlines`, `synthetic-...`."""
+    """(folder, files, bytes) of each part: `store/<dataset>`, `features/<dataset>`, `digests`, `synthetic-...`."""
     root = cache_root()
-    store = root / "store"
-    folders = sorted(path for path in root.glob("*") if path.is_dir() and path != store)
-    folders += sorted(path for path in store.glob("*") if path.is_dir())
+    folders = sorted(path for path in root.glob("*") if path.is_dir() and path.name not in BY_DATASET)
+    folders += sorted(path for part in BY_DATASET for path in (root / part).glob("*") if path.is_dir())
     rows = []
     for folder in folders:
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]

@@ -63,7 +63,7 @@ commands
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
   references check    what the papers' published tables contradict, in themselves and in each other
-  cache list|clear    decoded images, file hashes and generated datasets, which can be made again
+  cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be made again
 
 groups (group=choice; * is the default)
 {groups}

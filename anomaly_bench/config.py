@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -15,6 +16,7 @@ from anomaly_bench.errors import UsageError
 GROUPS = ("dataset", "method", "backbone", "protocol")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
+CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as truths
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
@@ -55,6 +57,8 @@ class Settings:
     fail_fast: bool
     retry: str
     wait: bool
+    cache: str  # "auto", "on" or "off"
+    cache_gb: float
     protocol: str
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
@@ -85,6 +89,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         raise UsageError(f"retry={config['retry']}: expected one of {', '.join(RETRY)}")
     if config["precision"] not in PRECISIONS:
         raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
+    if not isinstance(config["cache"], (str, bool)) or config["cache"] not in CACHES:
+        raise UsageError(f"cache={config['cache']}: expected auto, on or off")
     return Settings(
         category=names(config["category"], "category"),
         data_root=None if config["data_root"] is None else Path(str(config["data_root"])),
@@ -96,6 +102,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         results=results_folder(config),
         retry=config["retry"],
         gallery=whole(config, "gallery", 0),
+        cache=CACHES[config["cache"]],
+        cache_gb=gigabytes(config, "cache_gb"),
         protocol=str(config["protocol"]),
         resize=resize,
         crop=crop,
@@ -116,6 +124,13 @@ def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = No
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{key}={value}: expected a whole number {limits}")
     return value
+
+
+def gigabytes(config: Mapping[str, Any], key: str) -> float:
+    value = config[key]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UsageError(f"{key}={value}: expected a number of GB above 0, such as 20; cache=off keeps nothing")
+    return float(value)
 
 
 def names(value: Any, key: str) -> list[str]:

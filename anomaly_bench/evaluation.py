@@ -23,7 +23,8 @@ from anomaly_bench.backbones import PRECISIONS
 from anomaly_bench.config import Settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import Job, construct, make_backbone
+from anomaly_bench.features import Ledger, Rows, Shelf, Store, Watched, Work
+from anomaly_bench.jobs import Job, construct, identify, make_backbone, make_network, networks
 from anomaly_bench.protocol import Image, Method, Normals, Outcome, to_tensor
 from anomaly_bench.records import Record
 from anomaly_bench.weights import Weights
@@ -33,10 +34,11 @@ LIBRARIES = 200_000_000  # bytes: what is imported during a job, and what alloca
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted method, the bytes-free facts of its fit, and the (H, W) that it scores."""
+    """A fitted method, the facts of its fit, and what the backbone did for it."""
 
     method: Any  # a torch.nn.Module that is a protocol.Method
     cost: dict[str, Any]
+    work: Work
 
 
 class Evaluator:
@@ -47,9 +49,25 @@ class Evaluator:
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
         self.device = set_up(settings.device, settings.threads, settings.precision)
-        self.backbone = make_backbone(config, weights, settings.precision)
+        self.ledger = Ledger(self.device)
+        self.weights = weights
+        self.backbone = make_backbone(config, weights, settings.precision, self.watched)
         if self.backbone is not None:
             self.backbone.to(self.device)
+
+    def watched(self, name: str, network: Any) -> Watched:
+        """One of the backbone's networks as methods see it: its features come from the cache where they can."""
+        node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
+        if settings.cache == "off" or (settings.cache == "auto" and self.device.type != "cpu"):
+            return Watched(network, self.ledger, None)
+        store = Store(
+            Shelf(1e9 * settings.cache_gb),
+            {**identify(node, self.weights), "precision": settings.precision},
+            node.get("modules", ""),
+            lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
+            self.reporter.stage,
+        )
+        return Watched(network, self.ledger, store)
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}
@@ -127,23 +145,26 @@ class Evaluator:
         pixels = self.pixels(job, job.task.fit, "training")
         torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
         method = self.new_method().to(self.device)
-        with (
-            self.reporter.stage(f"{name}: fitting", len(pixels)) as advance,
-            speed.stopwatch(self.device) as elapsed,
-        ):
+        self.ledger.work = Work()
+        announce = functools.partial(self.ledger.announce, self.rows(job, job.task.fit, pixels))
+        with self.reporter.stage(f"{name}: fitting", len(pixels)) as advance, self.ledger.stopwatch() as elapsed:
+            stage, group = self.reporter.stage, job.task.group
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
-            method.fit(Normals(name, pixels, self.device, advance, self.reporter.stage, checkpoint, job.task.group))
-        return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})})
+            method.fit(Normals(name, pixels, self.device, advance, stage, checkpoint, group, announce))
+        return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
         """Score one test set and make its record."""
         images = job.task.tests[test]
         pixels = self.pixels(job, images, "test")
+        rows = self.rows(job, images, pixels)
+        self.ledger.work = replace(fitted.work)
         if self.settings.oracle:
-            fitted.method.oracle(self.batches(pixels))
-        with speed.stopwatch(self.device) as elapsed:
-            scores, maps = self.score(fitted.method, pixels, job.task.name)
+            fitted.method.oracle(self.batches(rows))
+        with self.ledger.stopwatch() as elapsed:
+            scores, maps = self.score(fitted.method, rows)
         cost = {**fitted.cost, "score_s": elapsed()}
+        cost |= {} if self.backbone is None else {"extraction": self.ledger.work.facts(self.device)}
         cost |= {"peak_ram_mb": speed.peak_ram_mb(), "peak_gpu_mb": speed.peak_gpu_mb(self.device)}
         cost |= {"device": speed.device_name(str(self.device)), "threads": self.settings.threads}
         masks = job.masks(images) if maps is not None else None
@@ -166,25 +187,28 @@ class Evaluator:
             artifacts.save_model(folder, fitted.method, job)
         return record
 
-    def score(
-        self, method: Method, pixels: NDArray[np.uint8], name: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def score(self, method: Method, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""
         scores, maps = [], []
-        step = self.settings.batch_size
-        with self.reporter.stage(f"{name}: scoring", len(pixels)) as advance:
-            for start in range(0, len(pixels), step):
-                image_scores, image_maps = score_batch(method, pixels[start : start + step], self.device)
+        with self.reporter.stage(f"{rows.name}: scoring", len(rows.pixels)) as advance:
+            for images in self.batches(rows):
+                image_scores, image_maps = score_batch(method, images)
                 scores.append(image_scores)
                 if image_maps is not None:
                     maps.append(image_maps)
                 advance(len(scores[-1]))
         return np.concatenate(scores), np.concatenate(maps) if maps else None
 
-    def batches(self, pixels: NDArray[np.uint8]) -> Iterator[Tensor]:
-        """(B, 3, H, W) of `batch_size` images each, on the device."""
-        for start in range(0, len(pixels), self.settings.batch_size):
-            yield to_tensor(pixels[start : start + self.settings.batch_size], self.device)
+    def batches(self, rows: Rows) -> Iterator[Tensor]:
+        """(B, 3, H, W) of `batch_size` images each, on the device, announced to the backbone."""
+        step = self.settings.batch_size
+        for start in range(0, len(rows.pixels), step):
+            images = to_tensor(rows.pixels[start : start + step], self.device)
+            self.ledger.announce(rows, images, start, step)
+            yield images
+
+    def rows(self, job: Job, images: tuple[Image, ...], pixels: NDArray[np.uint8]) -> Rows:
+        return Rows(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
         """Fit again, with the same result, and add a speed entry of this machine to each record."""
@@ -242,12 +266,10 @@ def set_up(device: str, threads: int, precision: str) -> torch.device:
     return found
 
 
-def score_batch(
-    method: Method, pixels: NDArray[np.uint8], device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Scores (B,) and maps (B, H, W) of (B, H, W, 3) images."""
+def score_batch(method: Method, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Scores (B,) and maps (B, H, W) of (B, 3, H, W) images, on the host."""
     with torch.no_grad():
-        result = method.score(to_tensor(pixels, device))
+        result = method.score(images)
     maps = None if result.map is None else result.map.float().cpu().numpy()
     return result.image.float().cpu().numpy(), maps
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -131,7 +131,7 @@ class Job:
                 "fit": [self.identity(image) for image in self.task.fit],
                 "test": [self.identity(image) for image in self.task.tests[test]],
                 "method": {**method, "about": {"revision": method["about"]["revision"]}},
-                "backbone": None if backbone is None else self.network(backbone, method.get("levels")),
+                "backbone": None if backbone is None else identify(backbone, self.weights, method.get("levels")),
                 "input": self.settings.input,
                 "protocol": self.settings.protocol,
                 "oracle": self.settings.oracle,
@@ -143,19 +143,6 @@ class Job:
     def identity(self, image: Image) -> list[Any]:
         mask = None if image.mask is None else self.digests[image.mask]
         return [image.file, image.defect, *self.digests[image.path], mask]
-
-    def network(self, node: Mapping[str, Any], levels: Any = "all") -> dict[str, Any]:
-        """A backbone's arguments, revision and the hash of its weights, or those of each of its networks.
-
-        Of named modules only those of the `levels` that are read are told.
-        """
-        told = {**arguments(node), "revision": node["about"]["revision"]}
-        if "networks" in node:
-            return {**told, "networks": {name: self.network(part, levels) for name, part in node["networks"].items()}}
-        if isinstance(levels, list) and isinstance(told.get("modules"), Mapping):
-            names = {str(level) for level in levels}
-            told["modules"] = {level: module for level, module in told["modules"].items() if str(level) in names}
-        return {**told, "weights": self.weights[node["name"]].sha256}
 
     def speed_key(self, device: str) -> dict[str, Any]:
         """What a speed entry is told apart by: the device's name and how it was used."""
@@ -171,10 +158,17 @@ class Job:
 
     def pixels(self, images: tuple[Image, ...], advance: store.Advance = lambda done: None) -> NDArray[np.uint8]:
         """Decoded images (N, H, W, 3), cropped; a view of the store."""
-        sha256 = [self.digests[image.path][1] for image in images]
         settings = self.settings
+        sha256 = self.sha256(images)
         whole = store.load_images(images, sha256, settings.resize, self.dataset.name, settings.threads, advance)
         return centre(whole, settings.crop)
+
+    def sha256(self, images: tuple[Image, ...]) -> list[str]:
+        return [self.digests[image.path][1] for image in images]
+
+    def pixels_identity(self, images: tuple[Image, ...]) -> dict[str, Any]:
+        """All that `pixels` depends on, the version of Pillow apart."""
+        return {"files": self.sha256(images), **self.settings.input, **store.MADE_BY}
 
     def masks(self, images: tuple[Image, ...]) -> NDArray[np.bool_] | None:
         """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
@@ -210,7 +204,7 @@ class Job:
     def record(self, test: str) -> Record:
         """The record as far as it is known before the work: who, what, with which settings."""
         method, backbone = self.config["method"], self.config["backbone"]
-        network = None if backbone is None else self.network(backbone)
+        network = None if backbone is None else identify(backbone, self.weights)
         tested = self.task.tests[test]
         return Record(
             fingerprint=self.fingerprint(test),
@@ -245,6 +239,21 @@ class Job:
             config={"method": dict(method), "backbone": network, "batch_size": self.settings.batch_size},
             provenance={},
         )
+
+
+def identify(node: Mapping[str, Any], weights: Mapping[str, Weights], levels: Any = "all") -> dict[str, Any]:
+    """A backbone's arguments, revision and the hash of its weights, or those of each of its networks.
+
+    Of named modules only those of the `levels` that are read are told.
+    """
+    told = {**arguments(node), "revision": node["about"]["revision"]}
+    if "networks" in node:
+        parts = {name: identify(part, weights, levels) for name, part in node["networks"].items()}
+        return {**told, "networks": parts}
+    if isinstance(levels, list) and isinstance(told.get("modules"), Mapping):
+        names = {str(level) for level in levels}
+        told["modules"] = {level: module for level, module in told["modules"].items() if str(level) in names}
+    return {**told, "weights": weights[node["name"]].sha256}
 
 
 def has_masks(images: Sequence[Image]) -> bool:
@@ -322,12 +331,25 @@ def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
     return resolve(name, node["weights"], source)
 
 
-def make_backbone(config: Mapping[str, Any], weights: Mapping[str, Weights], precision: str = "fp32") -> Any:
-    """The configured backbone, read at the method's levels; None for an image-space method. This imports torch."""
+def make_network(node: Mapping[str, Any], weights: Weights, precision: str, levels: Any) -> Any:
+    """One network of a backbone, read at these levels. This imports torch."""
+    return construct(node, "backbone", levels=levels, weights=weights.file, precision=precision)
+
+
+def make_backbone(
+    config: Mapping[str, Any],
+    weights: Mapping[str, Weights],
+    precision: str = "fp32",
+    wrap: Callable[[str, Any], Any] = lambda name, network: network,
+) -> Any:
+    """The configured backbone, read at the method's levels; None for an image-space method. This imports torch.
+
+    Args:
+        wrap: is given the name of each network and itself, and returns what takes its place.
+    """
     backbone, levels = config["backbone"], config["method"].get("levels")
     made = [
-        construct(node, "backbone", levels=levels, weights=weights[name].file, precision=precision)
-        for name, node in networks(backbone).items()
+        wrap(name, make_network(node, weights[name], precision, levels)) for name, node in networks(backbone).items()
     ]
     if backbone is None or "networks" not in backbone:
         return made[0] if made else None

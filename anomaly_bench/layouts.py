@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 AXES = ("categories", "methods", "cells")
 SPEED = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
 SIZE = ("extra_params", "extra_mb", "stored_mb")
-COST = ("fit_s", "score_s", "peak_ram_mb", "peak_gpu_mb")
+TIMES = ("fit_s", "score_s")
+COST = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
 TEXTS = ("backbone", "input_size")
 KINDS: dict[str, Any] = {
     **{"str": str, "int": int, "bool": bool, "list": list, "dict": dict},

@@ -108,6 +108,10 @@ def unseen(done: int, note: str = "") -> None:
     """The progress of a bar that nobody watches."""
 
 
+def unannounced(images: Tensor, start: int, batch: int) -> None:
+    """Batches that nobody wants to know of."""
+
+
 @contextlib.contextmanager
 def silent(title: str, total: int) -> Iterator[Advance]:
     """A stage that nobody watches."""
@@ -125,6 +129,7 @@ class Normals:
         stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
         checkpoint: the file in which an unfinished training is kept; None: nowhere.
         group: the task's, such as "textures"; None: it has none.
+        announce: called with each batch of `images` without a transform, the number of its first image, and `batch`.
     """
 
     def __init__(
@@ -136,8 +141,9 @@ class Normals:
         stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
         checkpoint: Path | None = None,
         group: str | None = None,
+        announce: Callable[[Tensor, int, int], object] = unannounced,
     ) -> None:
-        self.name, self.pixels, self.device, self.group = name, pixels, device, group
+        self.name, self.pixels, self.device, self.group, self.announce = name, pixels, device, group, announce
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
     def __len__(self) -> int:
@@ -152,6 +158,8 @@ class Normals:
         """Batches (B, 3, H, W) float32 in [0, 1], in order; `transform` may change each."""
         for start in range(0, len(self), batch):
             images = to_tensor(self.pixels[start : start + batch], self.device)
+            if transform is None:
+                self.announce(images, start, batch)
             yield images if transform is None else transform(images)
             self.advance(min(batch, len(self) - start))
 

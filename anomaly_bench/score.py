@@ -34,6 +34,7 @@ from anomaly_bench.data.mvtec import image_files, relative, tree
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.maps import centred, map_names, write_about
 from anomaly_bench.overlays import common_scale, overlay
+from anomaly_bench.protocol import to_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ class Folder:
                     with self.failing():
                         read[file] = future.result()
                 if read:
-                    scores, found = score_batch(method, np.stack(list(read.values())), device)
+                    scores, found = score_batch(method, to_tensor(np.stack(list(read.values())), device))
                     for index, file in enumerate(read):
                         with self.failing():
                             self.keep(file, scores[index], None if found is None else found[index], maps)

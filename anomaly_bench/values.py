@@ -11,10 +11,12 @@ from anomaly_bench import published
 from anomaly_bench.axes import Line
 from anomaly_bench.entries import describe, place
 from anomaly_bench.grid import BEST, DASH, SECOND, Value
-from anomaly_bench.layouts import COST, SPEED, TEXTS, Measure, metric_of
+from anomaly_bench.layouts import COST, SPEED, TEXTS, TIMES, Measure, metric_of
 
 if TYPE_CHECKING:
     from anomaly_bench.records import Record
+
+EXTRACTION = "fit: the backbone's part was timed when features were put into the cache"
 
 
 @dataclass
@@ -105,7 +107,9 @@ def _source_facts(name: str, records: Sequence[Record], line: Line) -> dict[str,
         return facts if line.section else {**facts, "speed": f"speed: {line.entry.setting}" if line.entry else ""}
     if name in COST:
         places = {place(str(each.cost.get("device")), each.cost.get("threads")) for each in records}
-        return {**facts, "cost": f"fit and memory: {'; '.join(sorted(places))}"}
+        facts["cost"] = f"fit and memory: {'; '.join(sorted(places))}"
+        cached = any(each.cost.get("extraction", {}).get("cached") for each in records)
+        return {**facts, "extraction": EXTRACTION * cached} if name in TIMES else facts
     metric = metric_of(name)
     if metric is None:
         return facts

@@ -325,6 +325,10 @@ USAGE = [
     ("input=5", "input=5: expected input.resize=PIXELS"),
     ("precision=fp8", "precision=fp8: expected one of fp32, bf16, fp16"),
     ("device=gpu", "device=gpu: expected auto, cpu, cuda"),
+    ("cache=maybe", "cache=maybe: expected auto, on or off"),
+    ("cache_gb=0", "cache_gb=0: expected a number of GB above 0, such as 20; cache=off keeps nothing"),
+    ("cache_gb=-1", "cache_gb=-1: expected a number of GB above 0"),
+    ("cache_gb=nan", "cache_gb=nan: expected a number of GB above 0"),
     ("oracle=true", "oracle=true"),
     ("results=", "results=: expected a folder"),
     ("results=${x}", "results: Interpolation key 'x' not found"),
@@ -528,6 +532,21 @@ def test_a_cache_that_is_full_costs_time_only(command, data, disk, tmp_path, who
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(disk("size=16k")))
     check(run(command, data, tmp_path / "results"), 0)
     assert scores(tmp_path / "results") == scores(whole / "results")
+
+
+def test_a_disk_that_is_full_when_features_are_written(command, data, disk, tmp_path, whole, monkeypatch):
+    """It has room for the decoded images, and says that it has for features."""
+    from anomaly_bench import features
+
+    cache = disk("size=200k")
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(cache))
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    check(run(command, data, tmp_path / "results", "cache=on"), 0)
+    assert scores(tmp_path / "results") == scores(whole / "results")
+    (log,) = (tmp_path / "results" / "logs").iterdir()
+    assert "No space left on device" in log.read_text("utf-8")
+    assert not list(cache.rglob(".tmp-*"))
+    assert list(cache.rglob("*.npy"))
 
 
 def test_files_that_may_not_grow(command, data, tmp_path):

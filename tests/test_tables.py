@@ -530,6 +530,15 @@ def test_costs_on_other_machines_are_not_compared(tmp_path: Path) -> None:
     assert [shown(cells[0]) for cells in only(pair, fit).cells] == ["1.0", "2.0"]
 
 
+def test_a_fit_whose_features_were_kept_is_marked() -> None:
+    pair = [timed(10), timed(9, "patchcore")]
+    pair[1].cost = {**pair[1].cost, "extraction": {"images": 0, "s": 1.0, "cached": True}}
+    grid = only(pair, COMPLEXITY)
+    notes = [[marked(grid)[each] for each in row[-1].notes] for row in grid.cells]
+    assert notes == [[], ["fit: the backbone's part was timed when features were put into the cache"]]
+    assert not grid.cells[1][-2].notes, "memory was measured"
+
+
 def test_the_latest_speed_of_a_setting_counts() -> None:
     twice = timed(10)
     twice.speed.append({**twice.speed[0], "fps": 11.0})

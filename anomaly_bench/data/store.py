@@ -33,6 +33,8 @@ from anomaly_bench.records import digest, legal, write_atomically
 
 logger = logging.getLogger(__name__)
 REVISION = 1  # raised when the pixels of a stored image change
+FILTER = PILImage.Resampling.BILINEAR
+MADE_BY = {"store": REVISION, "filter": FILTER.name}  # what stored pixels depend on besides their files and size
 Size = tuple[int, int]  # (H, W)
 Advance = Callable[[int], Any]
 
@@ -181,7 +183,7 @@ def decode_image(path: Path, size: Size) -> NDArray[np.uint8]:
     """One file as (H, W, 3) uint8: grey is repeated, alpha dropped, 16 bits are scaled to 8."""
     with opened(path) as image:
         colour = eight_bit(image, path).convert("RGB")
-        return np.asarray(colour.resize((size[1], size[0]), PILImage.Resampling.BILINEAR))
+        return np.asarray(colour.resize((size[1], size[0]), FILTER))
 
 
 def decode_mask(image: Image, size: Size) -> NDArray[np.uint8]:

@@ -1,0 +1,489 @@
+"""Features on disk: the same bits as without, one pass for many jobs, and nothing wrong from a damaged or full disk."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_category, picture, save
+from setups import METHODS, SMALLER
+
+from anomaly_bench import backbones, cli, features, jobs, memory, speed
+from anomaly_bench.config import read_settings
+from anomaly_bench.console import Reporter
+from anomaly_bench.data import store
+from anomaly_bench.errors import TooLarge
+from anomaly_bench.evaluation import Evaluator
+from anomaly_bench.features import Ledger, Pass, Rows, Watched
+from anomaly_bench.protocol import to_tensor
+from anomaly_bench.records import Record
+
+SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "threads=1", "batch_size=4", "method.batch=4")
+PADIM = (*SMALL, "cache=on", "method.dimensions=5", "method.levels=[2,3]")
+FIT, TEST = 6, 5  # images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_category(tmp_path_factory.mktemp("tree") / "data" / "cog", FIT, 2, TEST - 2, 64).parent
+
+
+@pytest.fixture(autouse=True)
+def cache(empty_cache: Path) -> Path:
+    return empty_cache
+
+
+@pytest.fixture(scope="module")
+def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
+    """A cache that a job has filled, and the job's record; not to be changed."""
+    with pytest.MonkeyPatch.context() as patched:
+        folder = tmp_path_factory.mktemp("filled")
+        patched.setenv("ANOMALY_BENCH_CACHE", str(folder))
+        return folder, evaluate(data, *PADIM)
+
+
+@pytest.fixture
+def filled(first: tuple[Path, Record], cache: Path) -> Record:
+    """The record of the job that has filled the cache."""
+    shutil.copytree(first[0], cache)
+    return first[1]
+
+
+@functools.cache
+def composed(*words: str) -> Any:
+    return cli.compose("config", list(words))
+
+
+def evaluator(*words: str, **paths: str) -> Evaluator:
+    config = {**copy.deepcopy(composed(*words)), **paths}
+    config["backbone"] = config["backbone"] if config["method"].get("uses_backbone", True) else None
+    return Evaluator(config, jobs.find_weights(config), read_settings(config), Reporter())
+
+
+def evaluate(data: Path, *words: str, category: str = "cog") -> Record:
+    made = evaluator(*words, data_root=str(data), results=str(data.parent / "results"))
+    dataset = jobs.open_dataset(made.config["dataset"], data)
+    (record,) = made.evaluate(jobs.make_job(made.config, made.settings, dataset, category, made.weights))
+    return record
+
+
+def passed(record: Record) -> int:
+    """Images that the job put through a network."""
+    return record.cost["extraction"]["images"]
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted((path.parent for path in cache.glob("features/*/*/pass.json")), key=features.last_use)
+
+
+def levels(entry: Path) -> set[str]:
+    return {path.stem for path in entry.glob("*.f32")}
+
+
+# ------------------------------------------------------------------------------------------------- the same bits
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ae_l2", "ae_ssim", "draem")])
+def test_every_feature_method_scores_the_same(method, data):
+    """Without a cache, from one that it fills itself, and from one that another method has filled."""
+    batch = 2 if method == "differnet" else 4
+    words = [*SMALL[:-1], f"method.batch={batch}", f"method={method}", *SMALLER.get(method, ())]
+    words += ["backbone=lite0_lite1"] if method == "pefm" else []
+    words += ["method.epochs=1"] if method not in ("padim", "patchcore", "spade", "mahalanobis_ad") else []
+    words += ["method.dimensions=20"] if method == "padim" else []
+    words += ["save_maps=true"]
+
+    def scores(*more: str) -> tuple[list[float], bytes]:
+        record = evaluate(data, *words, *more)
+        maps = data.parent / "results" / record.path.with_suffix("") / "maps.npy"
+        content = maps.read_bytes() if record.localises else b""
+        return [image["score"] for image in record.images], content
+
+    expected = scores("cache=off")
+    assert scores("cache=on") == expected
+    shutil.rmtree(os.environ["ANOMALY_BENCH_CACHE"])
+    for backbone in ("lite0", "lite1") if method == "pefm" else ("lite0",):
+        other = ("method=mahalanobis_ad", "cache=on", f"backbone={backbone}")
+        assert passed(evaluate(data, *SMALL[:-1], f"method.batch={batch}", *other)) == FIT + TEST
+    assert scores("cache=on") == expected
+
+
+@pytest.mark.parametrize("levels", ["[block3,block7]", "all"])
+def test_a_transformers_features_lie_in_memory_as_they_did(levels, data):
+    """Bits of sums depend on strides, and those of tokens without their class tokens are unusual."""
+    words = [*SMALL, "cache=on", "backbone=deit_base", "backbone.network=deit_tiny_distilled_patch16_224"]
+    words += ["backbone.weights=random", f"method.levels={levels}"]
+    made = evaluator(*words)
+    rows = rows_of(data)
+    images = to_tensor(rows.pixels[:4])
+    expected = made.backbone(images)
+    for _ in range(2):
+        made.ledger.announce(rows, images, 0, 4)
+        found = made.backbone(images)
+        assert [level.stride() for level in found] == [level.stride() for level in expected]
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        made = evaluator(*words)
+    assert made.ledger.work.images == 0
+
+
+def rows_of(data: Path, count: int = FIT) -> Rows:
+    pixels = np.stack([picture(number, 64) for number in range(count)])
+    return Rows("cog", "mine", pixels, {"files": list(range(count))})
+
+
+# ----------------------------------------------------------------------------------------------- one pass, honestly
+
+
+def test_a_second_method_passes_nothing(data, filled):
+    second = evaluate(data, *SMALL, "cache=on", "method=spade")
+    assert (passed(filled), passed(second)) == (FIT + TEST, 0)
+    assert filled.cost["extraction"]["cached"]
+    assert second.cost["extraction"]["cached"]
+    image = evaluate(data, *SMALL, "method=ae_l2", "method.epochs=1", *SMALLER["ae_l2"])
+    assert "extraction" not in image.cost
+
+
+def test_a_pass_stores_what_most_methods_read_and_what_its_own_reads(data, cache, filled):
+    often = {"blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6"}
+    assert [levels(entry) for entry in entries(cache)] == [often, often]
+    whole = evaluate(data, *SMALL, "cache=on", "method=mahalanobis_ad")
+    assert passed(whole) == FIT + TEST, "levels that are not there take another pass"
+    assert [levels(entry) for entry in entries(cache)] == 2 * [often | {"bn1", "blocks.0", "bn2"}]
+    assert passed(evaluate(data, *SMALL, "cache=on", "method=mahalanobis_ad")) == 0
+    assert passed(evaluate(data, *PADIM)) == 0
+
+
+def test_parts_and_changed_images_go_through_the_network(data):
+    """STFPM holds images out; CS-Flow reads smaller ones too; DifferNet turns them."""
+    words = [*SMALL, "cache=on", "method.epochs=1"]
+    for method, own in (("stfpm", FIT), ("cs_flow", 2 * (FIT + TEST))):
+        for _ in range(2):
+            record = evaluate(data, *words, f"method={method}", *SMALLER.get(method, ()))
+        assert passed(record) == own
+        assert record.cost["extraction"]["cached"]
+    turned = evaluate(data, *words, "method=differnet", *SMALLER["differnet"], "method.batch=2")
+    assert not turned.cost["extraction"]["cached"]
+
+
+@pytest.fixture
+def watched() -> tuple[Watched, list[torch.Tensor]]:
+    """lite0 at levels 2 and 3, and the batches that go through it."""
+    made = evaluator(*PADIM)
+    seen: list[torch.Tensor] = []
+    inner = made.backbone.inner
+    made.backbone.inner = Spy(inner, seen)
+    return made.backbone, seen
+
+
+class Spy(backbones.Backbone):
+    def __init__(self, inner: Any, seen: list[torch.Tensor]) -> None:
+        self.__dict__ |= inner.__dict__
+        self.seen = seen
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.seen.append(images)
+        return super().__call__(images)
+
+
+def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
+    backbone, seen = watched
+    rows = rows_of(data)
+    images = to_tensor(rows.pixels[:4])
+    backbone(images)
+    assert len(seen) == 1
+    backbone.ledger.announce(rows, images, 0, 4)
+    stored = backbone(images)
+    assert len(seen) == 1
+    assert torch.equal(backbone(images.clone())[0], stored[0])
+    assert len(seen) == 2, "another tensor of the same values"
+    stored[0].zero_()  # a method may do so: the next reads what was stored
+    assert backbone(images)[0].any()
+    images.mul_(0.5)
+    backbone(images)
+    assert len(seen) == 3
+
+
+def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
+    measure = speed.measure
+
+    def timed(*arguments: Any, **named: Any) -> dict[str, Any]:
+        monkeypatch.setattr(Pass, "read", lambda *_: pytest.fail("a timed batch came from the disk"))
+        return measure(*arguments, **named, seconds=0.01)
+
+    monkeypatch.setattr(speed, "measure", timed)
+    record = evaluate(data, *PADIM, "speed=true")
+    assert passed(record) == 0
+    assert record.speed[0]["backbone_latency_ms"] > 0
+
+
+def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
+    """A clock that moves by 5 s with each batch that passes the network, and by 100 s with each that is read."""
+    now = [0.0]
+
+    def moving(owner: Any, name: str, by: float) -> None:
+        original = getattr(owner, name)
+
+        def slower(*arguments: Any) -> Any:
+            now[0] += by
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, slower)
+
+    monkeypatch.setattr(speed, "clock", lambda: now[0])
+    moving(backbones.Backbone, "__call__", 5)
+    moving(Pass, "read", 100)
+    moving(features.Shelf, "make_room", 1000)
+    expected = {"s": 20.0, "cached": False, "images": FIT + TEST}  # 2 batches to fit on, and 2 to score
+    for cache, images in (("off", FIT + TEST), ("on", FIT + TEST), ("on", 0)):
+        cost = evaluate(data, *PADIM, f"cache={cache}").cost
+        assert (cost["fit_s"], cost["score_s"]) == (10, 10)
+        assert cost["extraction"] == {**expected, "cached": cache == "on", "images": images}
+
+
+def test_seconds_on_a_gpu_are_known_of_passes_only():
+    work = features.Work(images=3, computed=1.0, read=2.0)
+    assert work.facts(torch.device("cpu"))["s"] == 3
+    assert work.facts(torch.device("cuda"))["s"] is None
+    assert replace(work, computed=0.0).facts(torch.device("cuda"))["s"] == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- keys
+
+
+def with_attribute(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    return lambda monkeypatch, data: monkeypatch.setattr(owner, name, value)
+
+
+def other_weights(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    found = jobs.find_weights
+
+    def resolve(config: Any) -> Any:
+        return {name: replace(weights, sha256="0" * 64) for name, weights in found(config).items()}
+
+    monkeypatch.setattr(jobs, "find_weights", resolve)
+
+
+def other_image(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    for folder in ("train", "test"):
+        save(picture(77, 64), data / "cog" / folder / "good" / "000.png")
+
+
+NOTHING: Callable[[pytest.MonkeyPatch, Path], None] = lambda monkeypatch, data: None  # noqa: E731
+KEYS = {
+    "images": (other_image, ()),
+    "resize filter": (with_attribute(store, "MADE_BY", {**store.MADE_BY, "filter": "NEAREST"}), ()),
+    "decoding": (with_attribute(store, "MADE_BY", {**store.MADE_BY, "store": 2}), ()),
+    "size": (NOTHING, ("input.resize=96",)),
+    "crop": (NOTHING, ("input.crop=64",)),
+    "weights": (other_weights, ()),
+    "arguments": (NOTHING, ("backbone.modules.4=blocks.6.0",)),
+    "revision of the backbone": (NOTHING, ("backbone.about.revision=9",)),
+    "precision": (NOTHING, ("precision=bf16",)),
+    "batch": (NOTHING, ("batch_size=3", "method.batch=3")),
+    "threads": (NOTHING, ("threads=2",)),
+    "processor": (with_attribute(speed, "processor", lambda: "abacus"), ()),
+    "instructions": (with_attribute(torch.backends.cpu, "get_cpu_capability", lambda: "FINGERS"), ()),
+    "versions": (with_attribute(features, "versions", lambda: {"torch": "0.1"}), ()),
+    "revision": (with_attribute(features, "REVISION", 9), ()),
+}
+
+
+@pytest.mark.parametrize("part", ["nothing", *KEYS])
+def test_whatever_may_change_a_bit_is_in_the_key(part, data, filled, tmp_path, monkeypatch):
+    data = shutil.copytree(data, tmp_path / "data")
+    change, words = KEYS.get(part, (NOTHING, ()))
+    change(monkeypatch, data)
+    assert passed(evaluate(data, *PADIM, *words)) == (0 if part == "nothing" else FIT + TEST)
+
+
+def test_versions_are_those_installed():
+    found = features.versions()
+    assert found["torch"] == torch.__version__
+    assert found.keys() == {"torch", "torchvision", "timm", "pillow"}
+
+
+def test_auto_is_a_cpu():
+    for cache, there in (("auto", (True, False)), ("on", (True, True)), ("off", (False, False))):
+        made = evaluator(*SMALL, f"cache={cache}")
+        for device, expected in zip(("cpu", "cuda"), there, strict=True):
+            made.device = torch.device(device)
+            assert (made.watched("lite0", made.backbone.inner).store is not None) == expected
+
+
+# --------------------------------------------------------------------------------------- damage, kills, many at once
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "gone", "index", "index changed"])
+def test_damage_is_found_and_made_anew(damage, data, cache, filled, caplog):
+    for entry in entries(cache):
+        file = entry / ("pass.json" if damage.startswith("index") else "blocks.2.f32")
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        if damage == "gone":
+            file.unlink()
+        elif damage == "index changed":
+            file.write_text(file.read_text().replace('"images": ', '"images": 1'))
+        else:
+            file.write_bytes({"flipped": content, "cut off": content[:-20], "index": b"{"}[damage])
+    found = evaluate(data, *PADIM)
+    assert found.images == filled.images
+    last = FIT % 4 + TEST % 4  # images in the last batches, which were damaged
+    assert passed(found) == (last if damage in ("flipped", "cut off") else FIT + TEST)
+    assert ("computed anew" in caplog.text) == (not damage.startswith("index"))
+    assert passed(evaluate(data, *PADIM)) == (0 if damage.startswith("index") else FIT + TEST)
+
+
+def test_an_interrupted_pass_leaves_nothing(data, cache, monkeypatch):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features.zlib, "crc32", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(data, *PADIM)
+    assert not list(cache.glob("features/*/*/*"))
+
+
+def test_what_a_killed_job_left_is_cleared(data, cache, filled):
+    for entry in entries(cache):
+        (entry / "pass.json").unlink()
+        (entry / ".tmp-blocks.2.f32").write_bytes(bytes(100))
+    assert passed(evaluate(data, *PADIM)) == FIT + TEST
+    assert passed(evaluate(data, *PADIM)) == 0
+    assert not list(cache.rglob(".tmp-*"))
+
+
+def test_two_at_once_pass_once(data):
+    """One fills, the other waits and reads."""
+    made = [evaluator(*PADIM) for _ in range(2)]
+    rows = rows_of(data)
+
+    def work(one: Evaluator) -> torch.Tensor:
+        images = to_tensor(rows.pixels[:4])
+        one.ledger.announce(rows, images, 0, 4)
+        return one.backbone(images)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, made)
+    assert torch.equal(first, second)
+    assert sorted(one.ledger.work.images for one in made) == [0, FIT]
+    assert all(one.ledger.work.cached for one in made)
+
+
+# ------------------------------------------------------------------------------------------------------------- room
+
+
+def size(cache: Path) -> float:
+    return sum(path.stat().st_size for path in cache.glob("features/*/*/*")) / 1e9
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
+    data = tmp_path / "data"
+    for number, name in enumerate(("cog", "mat", "nut")):
+        make_category(data / name, FIT, 2, TEST - 2, 64)
+        for path in (data / name / "train" / "good").iterdir():
+            save(picture(1000 * number + int(path.stem), 64), path)
+        for path in (data / name / "test").rglob("*.png"):
+            save(picture(1000 * number + 500 + int(path.stem), 64), path)
+    evaluate(data, *PADIM)
+    limit = f"cache_gb={2.2 * size(cache):.6f}"  # of two categories, not of three
+    evaluate(data, *PADIM, limit, category="mat")
+    for age, entry in enumerate(entries(cache)):  # cog's first
+        os.utime(entry / "pass.json", (1e9 + age, 1e9 + age))
+    assert passed(evaluate(data, *PADIM, limit)) == 0, "which uses cog's again"
+    evaluate(data, *PADIM, limit, category="nut")
+    assert len(entries(cache)) == 4
+    assert size(cache) <= float(limit.partition("=")[2])
+    assert passed(evaluate(data, *PADIM, limit)) == 0
+    assert passed(evaluate(data, *PADIM, limit, category="mat")) == FIT + TEST
+
+
+def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache):
+    backbone, seen = watched
+    rows = rows_of(data)
+    for start in (0, 4):
+        images = to_tensor(rows.pixels[start : start + 4])
+        backbone.ledger.announce(rows, images, start, 4)
+        found = backbone(images)
+        assert torch.equal(found[0], super(Spy, backbone.inner).__call__(images)[0])
+        for entry in entries(cache):
+            assert features.drop(entry)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("reason", ["limit", "disk", "memory", "folder"])
+def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="anomaly_bench")
+    words, says = list(PADIM), "features are not kept"
+    if reason == "limit":
+        words.append("cache_gb=1e-4")
+        says += r": 0.00 GB do not fit into cache_gb=0.0001"
+    elif reason == "disk":
+        monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 100))
+        says += ": 0.00 GB do not fit on the disk"
+    elif reason == "memory":
+        require = memory.require
+
+        def refuse(needed: int, device: Any, what: str, options: str) -> None:
+            if what == "a pass for the cache":
+                raise TooLarge(f"{what} needs more")
+            require(needed, device, what, options)
+
+        monkeypatch.setattr(memory, "require", refuse)
+        says = "a pass for the cache needs more"
+    else:
+        cache.mkdir()
+        (cache / "features").write_text("a file")
+    record = evaluate(data, *words)
+    assert passed(record) == FIT + TEST
+    assert not record.cost["extraction"]["cached"]
+    assert says in caplog.text
+    assert record.images == evaluate(data, *words, "cache=off").images
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_sweep_passes_once(command, data, tmp_path, cache):
+    from anomaly_bench import records
+
+    words = [*SMALL, f"data_root={data}", f"results={tmp_path / 'results'}", "backbone.weights=random"]
+    status, _, err = command("-m", *words, "method=padim,patchcore,spade")
+    assert status == 0, err
+    made = records.load_all(tmp_path / "results")[0]
+    assert sorted(map(passed, made)) == [0, 0, FIT + TEST]
+    assert f"features/{made[0].dataset}" in command("cache", "list")[1]
+    assert command("cache", "clear")[0] == 0
+    assert not entries(cache)
+
+
+def test_on_and_off_are_truths_in_yaml():
+    """`cache: off` in a YAML file of one's own is False."""
+    for word, expected in (("cache=false", "off"), ("cache=true", "on"), ("cache=off", "off"), ("cache=auto", "auto")):
+        assert read_settings(cli.compose("config", [word])).cache == expected
+    assert read_settings(cli.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
+
+
+def test_pairs_are_kept_network_by_network(data, filled):
+    words = [*SMALL, "cache=on", "method=pefm", "backbone=lite0_lite1", "method.epochs=1", *SMALLER["pefm"]]
+    assert passed(evaluate(data, *words)) == FIT + TEST, "lite1's only"
+
+
+def test_the_ledger_leaves_out_what_the_cache_took(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed, "clock", lambda: now[0])
+    ledger = Ledger(torch.device("cpu"))
+    ledger.work = features.Work(spent=7, read=9)
+    with ledger.stopwatch() as elapsed:
+        now[0], ledger.work.spent, ledger.work.read = 10, 11, 10
+    assert elapsed() == 10 - 4 + 1
