@@ -51,6 +51,7 @@ class Evaluator:
         self.device = set_up(settings.device, settings.threads, settings.precision)
         self.ledger = Ledger(self.device)
         self.weights = weights
+        self.networks: list[Watched] = []  # that the backbone is made of
         self.backbone = make_backbone(config, weights, settings.precision, self.watched)
         if self.backbone is not None:
             self.backbone.to(self.device)
@@ -58,16 +59,17 @@ class Evaluator:
     def watched(self, name: str, network: Any) -> Watched:
         """One of the backbone's networks as methods see it: its features come from the cache where they can."""
         node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
-        if settings.cache == "off" or (settings.cache == "auto" and self.device.type != "cpu"):
-            return Watched(network, self.ledger, None)
-        store = Store(
-            Shelf(1e9 * settings.cache_gb),
-            {**identify(node, self.weights), "precision": settings.precision},
-            node.get("modules", ""),
-            lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
-            self.reporter.stage,
-        )
-        return Watched(network, self.ledger, store)
+        store = None
+        if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
+            store = Store(
+                Shelf(1e9 * settings.cache_gb),
+                {**identify(node, self.weights), "precision": settings.precision},
+                node.get("modules", ""),
+                lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
+                self.reporter.stage,
+            )
+        self.networks.append(Watched(network, self.ledger, store))
+        return self.networks[-1]
 
     def new_method(self) -> Any:
         network = {} if self.backbone is None else {"backbone": self.backbone}

@@ -462,6 +462,13 @@ class Watched:
             return self.inner
         return store.make([name for name, path in store.modules.items() if path in wanted])
 
+    def kept(self, size: tuple[int, int]) -> int:
+        """Bytes of an (H, W) image's levels in the cache."""
+        if self.store is None:
+            return 0
+        network = self.whole(self.store, Pass(Path(), 0, 0, {}))
+        return sum(4 * math.prod(shape) for shape in network.shapes(size))
+
     def key(self, store: Store, rows: Rows, batch: int) -> str:
         """24 hex digits over all that a bit of the features may depend on."""
         return digest(

@@ -105,14 +105,16 @@ class Planner:
 
 
 def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
-    """Bytes of the cache's decoded images and masks, and of what is kept beside the record."""
+    """Bytes of the cache's decoded images, masks and features, and of what is kept beside the record."""
     settings = runner.settings
     pixels = settings.resize[0] * settings.resize[1]
     tested = sum(map(len, job.task.tests.values()))
-    decoded = job.image_bytes + pixels * tested
+    images = tested + len(job.task.fit)
+    cached = job.image_bytes + pixels * tested
+    cached += images * sum(network.kept(settings.size) for network in evaluator.networks)
     kept = (RECORD + 3 * PICTURE * settings.gallery) * len(job.task.tests)
     kept += 4 * settings.size[0] * settings.size[1] * tested if settings.save_maps else 0
-    return decoded + kept + (evaluator.footprint[0] if settings.save_model else 0)
+    return cached + kept + (evaluator.footprint[0] if settings.save_model else 0)
 
 
 def plan(jobs: Jobs) -> bool:
