@@ -9,18 +9,15 @@ verified is said at once.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from anomaly_bench import records, speed
 from anomaly_bench.cli import compose
-from anomaly_bench.config import GROUPS, choices, conf_folder, read_settings
+from anomaly_bench.config import choices, conf_folder, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.mvtec import shorten
 from anomaly_bench.entries import category_of, describe
@@ -48,14 +45,18 @@ class Verdict:
         scores: file -> recorded and present image score, of the images in both.
         lost, new: files of the record that are not there, and the other way round, or with another label.
         metrics: name -> recorded and present value, of those of one revision.
-        range: highest minus lowest recorded score.
     """
 
     scores: Mapping[str, tuple[float, float]]
     metrics: Mapping[str, tuple[float | None, float | None]]
     lost: Sequence[str] = ()
     new: Sequence[str] = ()
-    range: float = field(default=0.0)
+
+    @property
+    def range(self) -> float:
+        """Highest minus lowest recorded score."""
+        recorded = [then for then, _ in self.scores.values()]
+        return max(recorded, default=0.0) - min(recorded, default=0.0)
 
     @property
     def largest(self) -> tuple[float, str]:
@@ -75,7 +76,7 @@ class Verdict:
 def close(then: float | None, now: float | None) -> bool:
     if then is None or now is None:
         return then is now
-    return math.isclose(then, now, rel_tol=0, abs_tol=TOLERANCE)
+    return abs(now - then) <= TOLERANCE
 
 
 def verify(config: Any, folders: Sequence[Path] = ()) -> int:
@@ -90,10 +91,10 @@ def verify(config: Any, folders: Sequence[Path] = ()) -> int:
     """
     record = read(config["record"])
     with tempfile.TemporaryDirectory() as nowhere:
-        run = configured(record, OmegaConf.to_container(config), folders, nowhere)
+        run = configured(record, config, folders, nowhere)
         again = computed(record, run)
     verdict = judge(record, again)
-    print(report(record, again, verdict, present(record, folders)), end="")
+    print("\n".join(lines(record, again, verdict)))
     return FAILED if verdict.word == DIFFERENT else DONE
 
 
@@ -147,7 +148,10 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
 def device_of(record: Record) -> str:
     """The kind of device that the record names, as far as this machine has it; else what a run would take."""
     best = speed.device_kind("auto")
-    return next((kind for kind in (best, "cpu") if speed.device_name(kind) == record.cost["device"]), best)
+    if speed.device_name(best) == record.cost["device"]:
+        return best
+    on_gpu = record.cost["peak_gpu_mb"] is not None or record.cost["device"].startswith("GPU of ")  # of a Mac
+    return best if on_gpu else "cpu"
 
 
 def backbone_of(record: Record, known: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any] | None:
@@ -167,19 +171,15 @@ def backbone_of(record: Record, known: Mapping[str, Any] | None, weights: str | 
     if weights is not None and len(parts) != 1:
         raise UsageError(f"weights={weights}: {record.backbone} has {len(parts)} networks, expected one")
     sources = networks(known)
-    files = {
-        name: weights_of(name, part["weights"], sources.get(name), weights) for name, part in parts.items()
-    }
-    made = {name: rebuilt(part, name, name, files[name]) for name, part in parts.items()}
-    if "networks" not in told:
-        return made[record.backbone]
-    return {**rebuilt(told, record.backbone, record.titles["backbone"], ""), "networks": made}
+    files = {name: weights_of(name, part["weights"], sources.get(name), weights) for name, part in parts.items()}
+    made = {name: {**rebuilt(part, name), "weights": files[name]} for name, part in parts.items()}
+    return {**rebuilt(told, record.backbone), "networks": made} if "networks" in told else made[record.backbone]
 
 
-def rebuilt(told: Mapping[str, Any], name: str, title: str, weights: str) -> dict[str, Any]:
-    """The YAML's node of what a record tells of it."""
+def rebuilt(told: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The YAML's node, but for weights, of what a record tells of it."""
     keys = {key: value for key, value in told.items() if key not in ("revision", "weights")}
-    return {**keys, "name": name, "about": {"title": title, "revision": told["revision"]}, "weights": weights}
+    return {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}}
 
 
 def weights_of(name: str, sha256: str, source: Mapping[str, Any] | None, given: str | None) -> str:
@@ -193,8 +193,8 @@ def weights_of(name: str, sha256: str, source: Mapping[str, Any] | None, given: 
     found = find_weights({"backbone": {**source, "name": name}})[name]
     if found.sha256 != sha256:
         raise UsageError(
-            f"{name}: the record was computed with weights of the sha256 {sha256[:12]}..., found {found.sha256[:12]}... "
-            f"({found.file}); give weights=FILE"
+            f"{name}: the record was computed with weights of the sha256 {sha256[:12]}..., found "
+            f"{found.sha256[:12]}... ({found.file}); give weights=FILE"
         )
     return str(found.file)
 
@@ -216,3 +216,101 @@ def computed(record: Record, config: Mapping[str, Any]) -> Record:
 
     made = Evaluator(config, weights, settings, Reporter()).evaluate(job)
     return next(each for each in made if each.test == record.test)
+
+
+# ------------------------------------------------------------------------------------------------------- verdict
+
+
+def judge(record: Record, again: Record) -> Verdict:
+    """Hold what was computed now against a record."""
+    then, now = ({(each["file"], each["defect"]): each["score"] for each in part.images} for part in (record, again))
+    metrics = {
+        name: (entry["value"], again.value(name))
+        for name, entry in record.metrics.items()
+        if name in again.metrics and again.metrics[name]["revision"] == entry["revision"]
+    }
+    scores = {key[0]: (then[key], now[key]) for key in then if key in now}
+    lost, new = ([file for file, _ in one if (file, _) not in two] for one, two in ((then, now), (now, then)))
+    return Verdict(scores, metrics, lost, new)
+
+
+def lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
+    """What is printed: the verdict, scores, metrics, files, environment."""
+    network = "" if record.backbone == "none" else f" on {record.titles['backbone']}"
+    what = f"{category_of(record)}, {record.titles['method']}{network}, seed {record.seed}, {describe(record)}"
+    yield f"{verdict.word}: {what}"
+    yield ""
+    yield score_line(verdict)
+    yield from file_lines(record, again, verdict)
+    yield ""
+    yield console(metric_grid(record, again, verdict))
+    differing = list(environment(record, again))
+    yield "environment: " + ("as recorded" if not differing else f"{len(differing)} differences")
+    yield from (f"  {line}" for line in differing)
+
+
+def score_line(verdict: Verdict) -> str:
+    unequal = sum(then != now for then, now in verdict.scores.values())
+    if not unequal:
+        return f"{len(verdict.scores)} image scores: equal to the last bit"
+    value, file = verdict.largest
+    share = f" = {value / verdict.range:.2g} of their range" if verdict.range else ""
+    return (
+        f"{len(verdict.scores)} image scores: {unequal} differ, at most by {value:.3g}{share} ({file}); tolerated: "
+        f"{TOLERANCE:g} of the range"
+    )
+
+
+def file_lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
+    """What is not as it was among the files, as far as the record knows them."""
+    if again.fingerprint == record.fingerprint:
+        return
+    for names, text in ((verdict.lost, "in the record, not here"), (verdict.new, "here, not in the record")):
+        if names:
+            yield f"{len(names)} test images {text}: {shorten(names)}"
+    if record.counts["fit"] != again.counts["fit"]:
+        yield f"{again.counts['fit']} training images, {record.counts['fit']} in the record"
+    yield (
+        "the fingerprint is not the record's: an image or mask has changed since"
+        + ("" if verdict.lost or verdict.new else " (the test images have their names)")
+        + ", or the record was edited"
+    )
+
+
+def metric_grid(record: Record, again: Record, verdict: Verdict) -> Grid:
+    """Metrics as fractions, recorded and present; a value of another revision of its metric is not compared."""
+    names = list(dict.fromkeys((*record.metrics, *again.metrics)))
+    rows, texts, outdated = [], [], []
+    for name in names:
+        metric = metric_of(name)
+        then, now = record.value(name), again.value(name)
+        rows.append(Head((metric.title if metric else name,)))
+        texts.append(
+            [DASH if value is None else f"{value:.6f}" for value in (then, now)]
+            + [gap(*verdict.metrics.get(name, (None, None)))]
+        )
+        outdated += [name] if name not in verdict.metrics else []
+    caption = f"Metrics as fractions; tolerated: {TOLERANCE:g}"
+    notes = [("", f"Of another revision or on one side only, not compared: {', '.join(outdated)}.")] if outdated else []
+    columns = [Head((label,)) for label in ("recorded", "now", "difference")]
+    cells = [[Cell((Value(text),)) for text in row] for row in texts]
+    return Grid("verify", caption, ("Metric",), columns, rows, cells, ("",), notes)
+
+
+def gap(then: float | None, now: float | None) -> str:
+    """'0', '+1.2e-07' or a dash where one is missing."""
+    if then is None or now is None:
+        return DASH
+    return f"{now - then:+.1e}" if now != then else "0"
+
+
+def environment(record: Record, again: Record) -> Iterator[str]:
+    """'torch: 2.6.0 in the record, 2.7.1 here', of all that is known of both."""
+    import torch
+
+    threads = torch.get_num_threads()
+    then = {**record.provenance, "device": record.cost["device"], "threads": record.cost["threads"]}
+    now = {**again.provenance, "device": again.cost["device"], "threads": threads}
+    for name in dict.fromkeys((*then, *now)):
+        if name != "date" and then.get(name) != now.get(name):
+            yield f"{name}: {then.get(name, 'unknown')} in the record, {now.get(name, 'unknown')} here"
