@@ -114,6 +114,8 @@ def held(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterat
 def read_metrics(value: Any, found: Sequence[Comparison]) -> list[str]:
     """The metrics to show; UsageError: one is unknown, or none has a value in any record."""
     shown = report.names(value) or []
+    if not shown:
+        raise UsageError("metric=[]: expected at least one, such as metric=image_auroc")
     for name in shown:
         check_metric(name, "metric", found)
     have = {name for each in found for record in each.records for name in record.metrics if has(record, name)}
