@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DONE, FAILED = 0, 1
 DIGITS = 2
 PAIRS = ("Metric", "Difference")
+COUNTS = {"test images": "test", "defective test images": "defects"}
 MEAN = "mean of those in both"
 PICTURES = (".svg", ".pdf", ".png")
 MIX = "; allow_mixed=true compares them all the same"
@@ -80,10 +81,13 @@ def compare(config: Any) -> int:
     folders = config["a"] is not None or config["b"] is not None
     if conditions and not folders:
         raise UsageError(f"fail_if={config['fail_if']} needs a=DIR b=DIR: it is about b, held against a")
-    if folders and config["figure"] is not None:
-        raise UsageError(f"figure={config['figure']} has no effect with a=DIR b=DIR; expected results=DIR")
-    found = list(between(config) if folders else within(config))
-    shown = read_metrics(config["metric"], found)
+    for key, usual in (("figure", None), ("results", "results")):
+        if folders and config[key] != usual:
+            raise UsageError(f"{key}={config[key]} has no effect with a=DIR b=DIR; give one or the other")
+    shown = report.names(config["metric"]) or []
+    metrics = {*shown, *(condition.metric for condition in conditions)}
+    found = list(between(config, metrics) if folders else within(config, metrics))
+    check_shown(shown, found)
     if config["figure"] is not None:
         draw_figure(Path(str(config["figure"])).expanduser(), found, shown)
     made = [grid for each in found for grid in grids(each, shown, folders)]
@@ -98,22 +102,23 @@ def held(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterat
     """A line for all that makes the gate fail; what b lacks does so whatever the condition.
 
     Raises:
-        UsageError: a has no value of a condition's metric.
+        UsageError: a or b has no value at all of a condition's metric.
     """
     for condition in conditions:
+        check_metric(condition.metric, "fail_if", found)
         compared = {each.name: differences(each.pairs, condition.metric) for each in found}
-        if not any(each.first for part in compared.values() for each in part):
-            check_metric(condition.metric, "fail_if", found)
-            raise UsageError(f"fail_if={condition}: no record in a has a value of {condition.metric}")
+        listed = [each for part in compared.values() for each in part]
+        for key, some in (("a", any(each.first for each in listed)), ("b", any(each.second for each in listed))):
+            if not some:
+                raise UsageError(f"fail_if={condition}: no record in {key} has a value of {condition.metric}")
         for each in found:
             yield from each.missing
         for where, part in compared.items():
             yield from broken(condition, part, where)
 
 
-def read_metrics(value: Any, found: Sequence[Comparison]) -> list[str]:
-    """The metrics to show; UsageError: one is unknown, or none has a value in any record."""
-    shown = report.names(value) or []
+def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
+    """UsageError: a metric to show is unknown, or none of them has a value in any record."""
     if not shown:
         raise UsageError("metric=[]: expected at least one, such as metric=image_auroc")
     for name in shown:
@@ -121,7 +126,6 @@ def read_metrics(value: Any, found: Sequence[Comparison]) -> list[str]:
     have = {name for each in found for record in each.records for name in record.metrics if has(record, name)}
     if have.isdisjoint(shown):
         raise UsageError(f"metric={','.join(shown)}: no record has a value of it; recorded: {', '.join(sorted(have))}")
-    return shown
 
 
 def has(record: Record, metric: str) -> bool:
@@ -147,7 +151,7 @@ def selected(config: Any, key: str) -> list[Record]:
         raise UsageError(f"{key}={config[key]}: {error}") from error
 
 
-def within(config: Any) -> Iterator[Comparison]:
+def within(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
     """Every pair of the methods in one setup; a setup of a single method is passed over.
 
     Raises:
@@ -166,17 +170,20 @@ def within(config: Any) -> Iterator[Comparison]:
         sides = [Side(entry.name, entry) for entry in found[name]]
         pairs = [Pair(f"{two.name} − {one.name}", one, two) for one, two in itertools.combinations(sides, 2)]
         if pairs:
-            yield Comparison(name, title(part, mixed), part, mixed, pairs, unlike(pairs, mixed))
+            yield Comparison(name, title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
 
 
-def between(config: Any) -> Iterator[Comparison]:
+def between(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
     """The methods of `a` with those of `b`, setup by setup.
 
     Raises:
         UsageError: they share no setup or no method, or their test images are unlike.
     """
-    if None in (config["a"], config["b"]):
-        raise UsageError(f"a={config['a']} b={config['b']}: expected two results folders, or results=DIR for one")
+    for key in ("a", "b"):
+        if config[key] is None:
+            raise UsageError(
+                f"{key}=DIR is missing: expected two results folders, or results=DIR for the methods in one"
+            )
     mixed = truth(config, "allow_mixed")
     ours, theirs = (
         {part_name(part, mixed): part for part in setups(selected(config, key), mixed)} for key in ("a", "b")
@@ -190,7 +197,14 @@ def between(config: Any) -> Iterator[Comparison]:
     for name in shared:
         one, two = entries(ours[name], with_speed=False), entries(theirs[name], with_speed=False)
         pairs, missing, remarks = matched(one, two, name)
-        said = [f"a: {config['a']}, b: {config['b']}", *lost, *missing, *extra, *remarks, *unlike(pairs, mixed)]
+        said = [
+            f"a: {config['a']}, b: {config['b']}",
+            *lost,
+            *missing,
+            *extra,
+            *remarks,
+            *unlike(pairs, metrics, mixed),
+        ]
         both = [*ours[name], *theirs[name]]
         yield Comparison(name, title(both, mixed), both, mixed, pairs, said, [*lost, *missing])
 
@@ -257,7 +271,7 @@ def changed(one: Entry, two: Entry) -> str:
     return f"{one.name}: {'; '.join(said)}"
 
 
-def unlike(pairs: Sequence[Pair], mixed: bool) -> list[str]:
+def unlike(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
     """What makes the numbers of two sides no numbers of the same: other test images, another revision of a metric.
 
     Raises:
@@ -267,7 +281,7 @@ def unlike(pairs: Sequence[Pair], mixed: bool) -> list[str]:
     for pair in pairs:
         first, second = pair.first.entry.records, pair.second.entry.records
         for category in (name for name in first if name in second):
-            for what, ours, theirs in unequal(first[category], second[category]):
+            for what, ours, theirs in unequal(first[category], second[category], metrics):
                 found[f"{category}: {what} {ours} of {pair.first.name}, {theirs} of {pair.second.name}"] = None
     if found and not mixed:
         more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
@@ -275,23 +289,17 @@ def unlike(pairs: Sequence[Pair], mixed: bool) -> list[str]:
     return list(found)
 
 
-def unequal(ours: Sequence[Record], theirs: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
+def unequal(ours: Sequence[Record], theirs: Sequence[Record], metrics: Set[str]) -> Iterator[tuple[str, str, str]]:
     """What is counted or computed otherwise in two sets of records of one category, and how in each."""
     facts: list[dict[str, set[Any]]] = []
     for part in (ours, theirs):
         facts.append({name: {each.counts[key] for each in part} for name, key in COUNTS.items()})
-        metrics = {name for each in part for name in each.metrics}
-        facts[-1] |= {
-            f"revision of {name}": {each.metrics[name]["revision"] for each in part if name in each.metrics}
-            for name in sorted(metrics)
-        }
-    for name in facts[0].keys() & facts[1].keys():
-        if facts[0][name] != facts[1][name]:
+        for name in sorted(metrics):
+            facts[-1][f"revision of {name}"] = {each.metrics[name]["revision"] for each in part if name in each.metrics}
+    for name in facts[0]:
+        if facts[0][name] and facts[1][name] and facts[0][name] != facts[1][name]:
             ours_said, theirs_said = (" and ".join(map(str, sorted(part[name]))) for part in facts)
             yield name, ours_said, theirs_said
-
-
-COUNTS = {"test images": "test", "defective test images": "defects"}
 
 
 # --------------------------------------------------------------------------------------------------------- tables

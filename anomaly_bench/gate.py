@@ -34,14 +34,12 @@ def read_conditions(value: Any) -> list[Condition]:
     Raises:
         UsageError: one cannot be read.
     """
-    parts = [] if value is None else list(value) if not isinstance(value, str) else value.split(";")
-    return [read_condition(str(part).strip()) for part in parts if str(part).strip()] or refuse_empty(value)
-
-
-def refuse_empty(value: Any) -> list[Condition]:
-    if value is not None:
+    if value is None:
+        return []
+    parts = [str(part).strip() for part in (value.split(";") if isinstance(value, str) else value)]
+    if not any(parts):
         raise UsageError(f"fail_if={value}: no condition; {EXPECTED}")
-    return []
+    return [read_condition(part) for part in parts if part]
 
 
 def read_condition(text: str) -> Condition:

@@ -194,6 +194,10 @@ def test_metrics_of_another_revision(tmp_path, command):
     status, _, err = command("compare", f"a={a}", f"b={b}")
     assert status == 2
     assert "revision of image_auroc 1 of PaDiM on WRN50 in a, 0 of" in err
+    assert command("compare", f"a={a}", f"b={a}", "metric=pixel_auroc", "fail_if=image_auroc drops 1")[0] == 0
+    status, _, err = command("compare", f"a={a}", f"b={b}", "fail_if=pixel_auroc drops 1", "allow_mixed=true")
+    assert status == 2
+    assert "no record in b has a value of pixel_auroc" in err
 
 
 # ---------------------------------------------------------------------------------------------------- one folder
@@ -272,7 +276,6 @@ def test_ranking_is_that_of_the_categories_all_have(many):
         (["metric=[]"], "metric=[]: expected at least one"),
         (["method=padin"], "method=padin: no record of it; did you mean padim or spade?"),
         (["fail_if='image_auroc drops 1'"], "needs a=DIR b=DIR"),
-        (["b=elsewhere"], "a=None b=elsewhere: expected two results folders"),
         (["mtric=pro"], "mtric: no such key; did you mean metric"),
     ],
 )
@@ -333,6 +336,13 @@ def test_gate_that_cannot_be_held(two, command, condition, said):
     status, _, err = command("compare", f"a={two[0]}", f"b={two[1]}", f"fail_if={condition}")
     assert status == 2
     assert said in err
+
+
+def test_results_beside_two_folders(two, command):
+    assert "a=DIR is missing: expected two results folders" in command("compare", f"b={two[1]}")[2]
+    status, _, err = command("compare", f"a={two[0]}", f"b={two[1]}", "results=elsewhere")
+    assert status == 2
+    assert "results=elsewhere has no effect with a=DIR b=DIR" in err
 
 
 def test_conditions_print_as_they_are_read():
