@@ -249,7 +249,7 @@ def critical_difference(rankings: Sequence[Ranking], title: str) -> Figure:
             axes.spines["top"].set_bounds(1, len(names))
             axes.set_xlim(1 - 0.03 * len(names), 1.03 * len(names))
             axes.set_xticks(range(1, len(names) + 1))
-            axes.set_title(_ranked_title(each), loc="left", pad=14)
+            axes.set_title(_ranked_title(each), loc="left", pad=20)
     return figure
 
 
