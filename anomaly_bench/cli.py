@@ -38,6 +38,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "plan": (),
     "tables": (),
     "report": (),
+    "compare": (),
+    "verify": (),
     "score": (),
     "list": tuple(LISTS),
     "data": ("check", "download"),
@@ -57,6 +59,9 @@ commands
   plan                what those jobs will take in memory, disk and time
   tables              print the tables of a results folder again
   report              one HTML file of a results folder: all records, heat maps, figures, the worst images
+  compare             a=DIR b=DIR: what changed between two results folders, and whether it may be chance
+                      results=DIR: the same for the methods in one; fail_if='image_auroc drops 0.5' exits 1
+  verify              record=FILE: compute one record again, and say whether the same comes out
   score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
                       maps=DIR dataset=NAME: metrics from kept anomaly maps, one's own or another program's
   list WHAT           {lists}
@@ -282,6 +287,21 @@ def write_report(_: str | None, arguments: list[str]) -> int:
     return hydra("report", choosing(arguments), html_report.write)
 
 
+def compare(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench import compare
+
+    words = [f"method={word.removeprefix('methods=')}" if word.startswith("methods=") else word for word in arguments]
+    return hydra("compare", choosing(words), compare.compare)
+
+
+def verify(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench.verify import verify
+
+    wanted: list[DictConfig] = []
+    status = hydra("verify", arguments, wanted.append)
+    return max((verify(config, config_folders(arguments)[1:]) for config in wanted), default=status)  # composes anew
+
+
 def choosing(arguments: Sequence[str]) -> list[str]:
     """`method=padim` names the records to show; Hydra would look for a method to run."""
     return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
@@ -356,6 +376,8 @@ HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "plan": plan,
     "tables": tables,
     "report": write_report,
+    "compare": compare,
+    "verify": verify,
     "score": score,
     "list": list_names,
     "data": data,

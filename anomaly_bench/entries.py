@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from anomaly_bench.records import Record
 
 
-def setups(records: Iterable[Record]) -> list[list[Record]]:
-    """The records by dataset, protocol, input, oracle and precision: what one table may compare; each once."""
+def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]:
+    """The records by dataset, protocol, input, oracle and precision: what one table may compare; each once.
+
+    Args:
+        mixed: by dataset alone.
+    """
     parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
     for record in records:
         shape = json.dumps(record.input, sort_keys=True)
         key = (record.dataset, record.protocol, shape, record.oracle, record.precision)
-        parts[key][record.identity] = record
+        parts[key[:1] if mixed else key][record.identity] = record
     return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
 
 
@@ -100,6 +104,11 @@ class Entry:
     @property
     def full_title(self) -> str:
         return f"{self.title} ({self.label})" if self.label else self.title
+
+    @property
+    def name(self) -> str:
+        """'PaDiM (dims=50) on R18'."""
+        return f"{self.full_title} on {self.backbone}" if self.backbone else self.full_title
 
     def read(self, record: Record, name: str) -> float | None:
         """One number of one of its records; None where it is undefined or was not measured."""
@@ -178,14 +187,14 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for record in records:
         alike = (id(record.config), record.protocol, record.oracle, record.precision, id(record.input))
         if alike not in keys:
-            keys[alike] = json.dumps(_settings(record), sort_keys=True, default=str)
+            keys[alike] = json.dumps(settings_of(record), sort_keys=True, default=str)
         parts[keys[alike]].append(record)
-    settings = {key: _settings(part[0]) for key, part in parts.items()}
+    settings = {key: settings_of(part[0]) for key, part in parts.items()}
     paths = sorted({path for each in settings.values() for path in each})
-    differing = [path for path in paths if len({_plain(each.get(path, ...)) for each in settings.values()}) > 1]
+    differing = [path for path in paths if len({plain(each.get(path, ...)) for each in settings.values()}) > 1]
     found = []
     for key in sorted(parts, key=lambda key: [_natural(settings[key].get(path)) for path in differing]):
-        label = [f"{path}={_plain(settings[key].get(path, ...))}" for path in differing]
+        label = [f"{path}={plain(settings[key].get(path, ...))}" for path in differing]
         found += [(", ".join(label + mark), part) for mark, part in _unmixed(parts[key])]
     return found
 
@@ -200,7 +209,7 @@ def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
     return [([mark] if mark else [], parts[mark]) for mark in sorted(parts)]
 
 
-def _settings(record: Record) -> dict[str, Any]:
+def settings_of(record: Record) -> dict[str, Any]:
     """Dotted path -> value of what the record says of method, backbone and setup, as far as it can change a score."""
     method = dict(record.config.get("method") or {})
     about, _ = method.pop("about", {}), method.pop("seed", None)  # the seed is the record's own
@@ -218,7 +227,7 @@ def _flat(content: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path.rstrip("."), content
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A configured value as one would type it; of a hash the first 8 digits."""
     if isinstance(value, str):
         return value[:8] if re.fullmatch("[0-9a-f]{64}", value) else value
@@ -228,4 +237,4 @@ def _plain(value: Any) -> str:
 def _natural(value: Any) -> tuple[int, float, str]:
     """A sort key: numbers by size, then texts."""
     number = isinstance(value, int | float)
-    return (0, value, "") if number else (1, 0, _plain(value))
+    return (0, value, "") if number else (1, 0, plain(value))

@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import re
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from anomaly_bench.differences import SIGNIFICANT, Ranking
 from anomaly_bench.grid import Grid
 from anomaly_bench.records import write_atomically
 
@@ -214,6 +217,60 @@ def sample(series: int) -> Figure:
     return figure
 
 
+def critical_difference(rankings: Sequence[Ranking], title: str) -> Figure:
+    """Mean ranks of methods for each metric, with bars that join what the tests do not tell apart (Demšar 2006).
+
+    Raises:
+        ModuleNotFoundError: scikit-posthocs is not installed.
+    """
+    import pandas
+    from scikit_posthocs import critical_difference_diagram
+
+    heights = [0.9 + 0.2 * len(each.ranks) for each in rankings]  # inches: half as many labels a side, and bars
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure((7.5, 0.8 + sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
+        figure.suptitle(_ranked_caption(rankings, title), x=0.02, ha="left", fontsize=FONT)
+        panels = figure.subplots(len(rankings), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, each in zip(panels, rankings, strict=True):
+            names = [clean(name) for name in each.ranks]
+            critical_difference_diagram(
+                dict(zip(names, each.ranks.values(), strict=True)),
+                pandas.DataFrame(each.p, names, names),
+                alpha=SIGNIFICANT,
+                ax=axes,
+                label_fmt_left="{label}  {rank:.2f} ",
+                label_fmt_right=" {rank:.2f}  {label}",
+                color_palette=[INK.light] * len(names),
+                crossbar_props={"color": SERIES[1].light, "linewidth": 3},
+                elbow_props={"linewidth": 0.8},
+                text_h_margin=0.02 * len(names),
+            )
+            axes.spines["top"].set_visible(True)
+            axes.spines["top"].set_bounds(1, len(names))
+            axes.set_xlim(1 - 0.03 * len(names), 1.03 * len(names))
+            axes.set_xticks(range(1, len(names) + 1))
+            axes.set_title(_ranked_title(each), loc="left", pad=20)
+    return figure
+
+
+BARS = (
+    "Mean ranks over categories, 1 is best. Bars join methods that Wilcoxon's signed-rank test does not tell apart "
+    f"(p ≥ {SIGNIFICANT:g}, Holm's correction)."
+)
+
+
+def _ranked_caption(rankings: Sequence[Ranking], title: str) -> str:
+    """What the diagrams show, by which test, and which methods some of them cannot show."""
+    lacking = [f"{each.title}: without {', '.join(each.left_out)}." for each in rankings if each.left_out]
+    return "\n".join(line for text in (title, BARS, *lacking) for line in textwrap.wrap(clean(text), 96))
+
+
+def _ranked_title(ranking: Ranking) -> str:
+    """Over how many categories, and whether there is a difference at all."""
+    nothing = " (no difference found)" * (ranking.friedman >= SIGNIFICANT)
+    return clean(f"{ranking.title}, {ranking.categories} categories, Friedman p = {ranking.friedman:.2g}{nothing}")
+
+
 def heat_map(grid: Grid) -> Figure:
     """A table of one metric, each cell shaded from the lowest value (light) to the highest."""
     shares = heat_shares(grid)
@@ -365,12 +422,21 @@ def clean(text: str) -> str:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `<stem>.svg` and `<stem>.pdf`, on white paper as they are for print; equal figures give equal bytes."""
-    for kind, dates in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, metadata=dates)
-        write_atomically(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
+    """Write `<stem>.svg` and `<stem>.pdf`, on white paper as they are for print."""
+    for kind in ("svg", "pdf"):
+        write(figure, stem.with_name(f"{stem.name}.{kind}"))
+
+
+DATES: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}  # left out
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write one file of the kind that its suffix says, svg, pdf or png; equal figures give equal bytes."""
+    kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
+    look: dict[str, Any] = {"dpi": 200, "facecolor": PAPER.light} if kind == "png" else {}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, metadata=DATES[kind], **look)
+    write_atomically(path, buffer.getvalue())
 
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from anomaly_bench import records, tables
 from anomaly_bench.config import choices, conf_folder, truth
 from anomaly_bench.entries import setup_name, setups
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.layouts import load_layout, make_layout
+from anomaly_bench.layouts import Layout, load_layout, make_layout
 from anomaly_bench.records import Record
 from anomaly_bench.references import Reference, load
 from anomaly_bench.renderers import FORMATS, draw, render
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anomaly_bench.run import Summary
 
 AFTER_RUN = ("per_class", "complexity")
+DEVIATION = "±: sample standard deviation over seeds; of a mean over categories, of that mean."
 
 
 def write(summary: Summary) -> None:
@@ -52,6 +54,8 @@ def print_tables(config: Any) -> None:
         UsageError: no records, an unknown table, source, format, metric or name; records that do not share a table.
     """
     layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
+    if truth(config, "deviation"):
+        layouts = [with_deviation(layout) for layout in layouts]
     sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
@@ -62,30 +66,51 @@ def print_tables(config: Any) -> None:
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
         made += tables.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
         missing += how_to_get(found, cells) if source != "reported" else []
-    color = config["out"] is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    color = in_color(config["out"])
     text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
     for line in dict.fromkeys(missing):
         print(line, file=sys.stderr)
-    if config["out"] is None:
+    show(text, config["out"])
+
+
+def with_deviation(layout: Layout) -> Layout:
+    """The same; its numbers, but for those whose cells say otherwise, are followed by their deviation over seeds."""
+    return layout if layout.deviation else replace(layout, deviation=True, notes=[*layout.notes, DEVIATION])
+
+
+def in_color(out: Any) -> bool:
+    """Whether what is shown goes to a terminal that wants its codes."""
+    return out is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def show(text: str, out: Any) -> None:
+    """Print a text, or write it into the file that the key `out` names.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if out is None:
         print(text, end="")
-    else:
-        path = Path(str(config["out"])).expanduser()
-        try:
-            records.write_atomically(path, text)
-        except OSError as error:
-            raise UsageError(f"out={path}: cannot be written ({error.strerror}); give another file") from error
+        return
+    path = Path(str(out)).expanduser()
+    try:
+        records.write_atomically(path, text)
+    except OSError as error:
+        raise UsageError(f"out={path}: cannot be written ({error.strerror}); give another file") from error
 
 
-def folders(results: Any) -> list[Path]:
-    """The results folders of a configuration."""
+def folders(results: Any, key: str = "results") -> list[Path]:
+    """The results folders that a key of the configuration names."""
     found = [Path(name).expanduser() for name in names(results) or () if name]
     if not found:
-        raise UsageError(f"results={'' if results is None else results}: expected a folder, or [A,B]")
+        raise UsageError(f"{key}={'' if results is None else results}: expected a folder, or [A,B]")
     return found
 
 
-def joined(results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]]) -> list[Record]:
-    """What `read` finds in results folders; the same record found twice is one, with the speeds of both.
+def joined(
+    results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]], key: str = "results"
+) -> list[Record]:
+    """What `read` finds in the results folders of a key; the same record found twice is one, with the speeds of both.
 
     Raises:
         UsageError: a folder without records.
@@ -96,7 +121,7 @@ def joined(results: Sequence[Path], read: Callable[[Path], tuple[list[Record], l
         for message in damaged:
             print(f"warning: {message}", file=sys.stderr)
         if not part:
-            raise UsageError(f"results={folder}: no records there; anomaly-bench results={folder} ... makes some")
+            raise UsageError(f"{key}={folder}: no records there; anomaly-bench results={folder} ... makes some")
         for record in part:
             same = found.setdefault(record.identity, record)
             same.speed += [entry for entry in record.speed if entry not in same.speed]

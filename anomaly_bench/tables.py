@@ -76,12 +76,7 @@ def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) 
         return [[]]
     if layout.published:
         records = [record for record in records if record.dataset == published.TABLES[layout.published].dataset]
-    parts = setups(records)
-    if mixed:
-        merged: dict[str, list[Record]] = defaultdict(list)
-        for part in parts:
-            merged[part[0].dataset] += part
-        parts = list(merged.values())
+    parts = setups(records, mixed)
     if layout.published and len(parts) > 1:
         kinds = {setup_name(part[0]): f"{describe(part[0])} ({len(part)} records)" for part in parts}
         listed = "; ".join(f"setup={name}: {text}" for name, text in kinds.items())

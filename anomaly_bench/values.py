@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_bench import published
 from anomaly_bench.axes import Line
-from anomaly_bench.entries import describe, place
+from anomaly_bench.entries import Entry, describe, place
 from anomaly_bench.grid import BEST, DASH, SECOND, Value
 from anomaly_bench.layouts import COST, SPEED, TEXTS, TIMES, Measure, metric_of
 
@@ -49,21 +49,27 @@ def measured(measure: Measure, line: Line, wanted: Sequence[str], averaged: bool
     entry = line.entry
     if entry is None or measure.value in TEXTS:
         return Found(measure) if entry is None else Found(measure, entry.text(measure.value))
+    values, used = by_seed(entry, measure.value, wanted)
+    if not used:
+        return Found(measure)
+    mean = fmean(fmean(seeds.values()) for seeds in values.values()) * measure.scale
+    facts = {"count": _count_fact(values, wanted, averaged), "seeds": seeds_fact(values)}
+    facts |= _source_facts(measure.value, used, line)
+    text = f"{mean:.{measure.digits}f}"
+    return Found(measure, text + _deviation(measure, values), float(text), frozenset(values), facts)
+
+
+def by_seed(entry: Entry, name: str, wanted: Iterable[str]) -> tuple[dict[str, dict[int, float]], list[Record]]:
+    """Category -> seed -> one number of an entry's records, where they have it; and these records."""
     values: dict[str, dict[int, float]] = {}
     used: list[Record] = []
     for category in wanted:
         for record in entry.records.get(category, ()):
-            number = entry.read(record, measure.value)
+            number = entry.read(record, name)
             if number is not None:
                 values.setdefault(category, {})[record.seed] = number
                 used.append(record)
-    if not used:
-        return Found(measure)
-    mean = fmean(fmean(seeds.values()) for seeds in values.values()) * measure.scale
-    facts = {"count": _count_fact(values, wanted, averaged), "seeds": _seeds_fact(values)}
-    facts |= _source_facts(measure.value, used, line)
-    text = f"{mean:.{measure.digits}f}"
-    return Found(measure, text + _deviation(measure, values), float(text), frozenset(values), facts)
+    return values, used
 
 
 def _deviation(measure: Measure, values: Mapping[str, Mapping[int, float]]) -> str:
@@ -86,7 +92,7 @@ def _count_fact(covered: Iterable[str], wanted: Sequence[str], averaged: bool) -
     return f"{mean}{len(names)} of {len(wanted)} categories{which * averaged}"
 
 
-def _seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
+def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
     """'mean of 3 seeds (0, 1, 2)', or that categories have different ones."""
     kinds = {tuple(sorted(seeds)) for seeds in values.values()}
     least, most = min(map(len, kinds)), max(map(len, kinds))

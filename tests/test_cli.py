@@ -38,7 +38,9 @@ def test_cache(command, empty_cache):
     assert not empty_cache.exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list", "methods"], ["tables", "results=/no/such"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list", "methods"], ["tables", "results=/no/such"], ["--version"], ["verify"]]
+)
 def test_quick_commands_import_no_torch(words):
     code = (
         "import sys; from anomaly_bench.cli import command; command(sys.argv[1:]);"

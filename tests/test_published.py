@@ -348,6 +348,19 @@ def test_numbers_are_in_the_tables_unit() -> None:
 # ------------------------------------------------------------------------------------------------------ summary
 
 
+def test_deviation_in_any_table(tmp_path: Path, command) -> None:
+    for seed, points in enumerate((90, 91, 95)):
+        for task in ("bottle", "cable"):
+            store.save(record((points, 50, 50 + seed), task, seed=seed), tmp_path)
+    words = ("tables", f"results={tmp_path}", "table=per_class", "cells=[image_auroc,pro]")
+    out = command(*words, "deviation=true")[1]
+    assert "bottle                      (92.0 ± 2.6, 51.0 ± 1.0)" in out
+    assert "±: sample standard deviation over seeds" in out
+    assert "±" not in command(*words)[1]
+    summary = command("tables", f"results={tmp_path}", "table=summary")[1]
+    assert summary == command("tables", f"results={tmp_path}", "table=summary", "deviation=true")[1]
+
+
 def test_summary_is_mean_and_deviation_over_seeds() -> None:
     values = {("weave", 0): 90, ("weave", 1): 94, ("gear", 0): 70, ("gear", 1): 70}
     made = [record((v, v, None), task, seed=seed, categories=FOUR) for (task, seed), v in values.items()]

@@ -43,11 +43,13 @@ def test_command_lines(line, quick):
     words = [word.replace("/data/", f"{quick}/data/") for word in shlex.split(line, comments=True)[1:]]
     if "backbone=wrn50" in words:
         words += ["backbone.weights=random", "method.dimensions=20", "category=bottle", "input.resize=64"]
-    if words[0] in ("tables", "report"):
-        assert call(["dataset=folder", f"data_root={quick}/data/mine", "input.resize=64", "batch_size=2"]) == 0
+    if words[0] in ("tables", "report", "compare"):
+        done = ["dataset=folder", f"data_root={quick}/data/mine", "input.resize=64", "batch_size=2"]
+        assert call(done) == 0
+        assert words[0] != "compare" or call([*done, "method=patchcore"]) == 0
     if words[0] == "score":
         words = with_files(words, quick)
-    if words[0] not in ("data", "tables", "report", "list", "score", "--help"):
+    if words[0] not in ("data", "tables", "report", "compare", "list", "score", "--help"):
         words.append("batch_size=2")
     whole = "score" not in words and not any("category=[" in word for word in words)
     partial = whole and any("mvtec" in word for word in words)
