@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anomaly_bench import evaluation, machine, speed
+from anomaly_bench import evaluation, machine, records, speed
 from anomaly_bench.cache import cache_root
 from anomaly_bench.console import Reporter
 
@@ -100,6 +100,23 @@ def test_without_locks_the_work_goes_on(monkeypatch):
         assert not alone
     with machine.one_of(["gpu-a", "gpu-b"], lambda: None) as place:
         assert place == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(machine, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path / 'results'}", "category=cog"]
+    words += ["input.resize=64", "gallery=0", "batch_size=2", "method.dimensions=20"]
+    with Other("computing") as job:
+        assert job.says() == "None"
+        if not busy:
+            job.process.communicate("\n")
+        status, _, err = command(*words)
+    assert status == 0, err
+    (record,) = records.load_all(tmp_path / "results")[0]
+    assert [entry["alone"] for entry in record.speed] == [not busy]
+    assert ("cog: other jobs compute here; timing waits for them" in err) == busy
 
 
 @pytest.fixture

@@ -550,6 +550,16 @@ def test_a_percentile_of_too_few_calls_is_a_dash() -> None:
     assert texts(grid)["PaDiM WRN50"][:3] == ["10.00", "–", "–"]
 
 
+def test_a_speed_that_was_not_timed_alone_is_marked() -> None:
+    beside = timed(10)
+    beside.speed[0] |= {"alone": False}
+    grid = only([beside, timed(9, "spade"), timed(8, "zero")], COMPLEXITY)
+    (mark,) = [mark for mark, text in grid.notes if text == "timed while other jobs computed on the machine"]
+    assert [[mark in cell.notes for cell in row[:3]] for row in grid.cells] == [[True] * 3, [False] * 3, [False] * 3]
+    mended = timed(10, speed=[*beside.speed, {**SPEED, "fps": 11.0, "alone": True}])
+    assert not [text for _, text in only([mended], COMPLEXITY).notes if "other jobs" in text], "the latest counts"
+
+
 def test_complexity_says_what_it_covers() -> None:
     records = [timed(10, task=task) for task in MVTEC] + [timed(9, "patchcore", task) for task in list(MVTEC)[1:]]
     slow = record(method="zero", cost={"fit_s": 9.0, "peak_ram_mb": None, "device": "H100", "threads": None})

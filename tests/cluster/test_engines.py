@@ -8,10 +8,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import slurm_node
 
 from anomaly_bench import records
 from anomaly_bench.launchers import PLUGINS, installed
@@ -19,6 +20,15 @@ from anomaly_bench.launchers import PLUGINS, installed
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SMALL = ("category=gear", "speed=false", "gallery=0", "input.resize=64", "method.dimensions=20")
 PROGRAM = "import sys; from anomaly_bench.cli import main; main()"
+
+
+@pytest.fixture
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster of this machine."""
+    if why := slurm_node.missing():
+        pytest.skip(why)
+    with slurm_node.node(tmp_path_factory.mktemp("slurm")):
+        yield
 
 
 def needs(launcher: str) -> pytest.MarkDecorator:

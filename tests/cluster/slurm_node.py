@@ -1,7 +1,8 @@
-"""Slurm as one node on this machine: munged, slurmctld and slurmd, started for the tests and ended by process id."""
+"""Slurm as one node on this machine: munged, slurmctld and slurmd, started and ended by process id."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,8 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
+from unittest import mock
 
 SETTINGS = """
 ClusterName=anomalybench
@@ -48,18 +48,22 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a running one-node cluster with the partition "debug"; commands find it by SLURM_CONF."""
-    missing = [program for program in PROGRAMS if not shutil.which(program)]
-    if missing or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip(f"needs root and Debian's slurm-wlm and munge, found no {', '.join(missing) or 'root'}")
-    folder = tmp_path_factory.mktemp("slurm")
+def missing() -> str:
+    """What is not here that a node needs; "": nothing."""
+    programs = [program for program in PROGRAMS if not shutil.which(program)]
+    if programs:
+        return f"needs {', '.join(programs)} (Debian's slurm-wlm and munge)"
+    return "" if hasattr(os, "geteuid") and os.geteuid() == 0 else "needs root"
+
+
+@contextlib.contextmanager
+def node(folder: Path) -> Iterator[None]:
+    """A running cluster with the partition "debug", which Slurm's commands find by SLURM_CONF; `folder` is empty."""
     daemons: list[subprocess.Popen[bytes]] = []
-    before = os.environ.get("SLURM_CONF")
     try:
-        start(folder, daemons)
-        yield folder
+        with mock.patch.dict(os.environ, SLURM_CONF=str(folder / "slurm.conf")):
+            start(folder, daemons)
+            yield
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -68,9 +72,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        os.environ.pop("SLURM_CONF", None)
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
 
 
 def start(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
@@ -85,7 +86,6 @@ def start(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 - 512
     content = SETTINGS.format(name=name, folder=folder, ports=free_ports(2), cores=os.cpu_count(), memory=memory)
     (folder / "slurm.conf").write_text(content)
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     munge = [f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge/pid"]
     munge += [f"--log-file={folder}/munge/log", f"--seed-file={folder}/munge/seed", "--foreground", "--force"]
     for words in (["munged", *munge], ["slurmctld", "-D"], ["slurmd", "-D", "-N", name]):
@@ -105,7 +105,7 @@ def await_(
         gone = [str(daemon.args) for daemon in daemons if daemon.poll() is not None]
         if gone or time.monotonic() > deadline:
             logs = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1000:]}" for log in folder.glob("*.out"))
-            pytest.fail(f"Slurm did not start ({gone or 'time is up'}):\n{logs}")
+            raise RuntimeError(f"Slurm did not start ({gone or 'time is up'}):\n{logs}")
         time.sleep(0.1)
 
 
