@@ -42,6 +42,10 @@ results: .venv/installed  ## the committed records and tables; DATA is the folde
 bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/bench_neighbours.py --data $(DATA) $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/bench_tables.py
+	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_reconstruction.py
+	$(BIN)/python benchmarks/bench_sweeps.py --data $(DATA)
 
 peer:  ## anomalib in an environment of its own
 	$(PYTHON) -m venv .peer
