@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.data import store
 from anomaly_bench.data.check import examine
 from anomaly_bench.data.mvtec import Dataset, shorten

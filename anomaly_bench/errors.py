@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
+import tempfile
+import traceback
 from collections.abc import Iterable
 
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 MANY = 30  # names that are not listed in an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -64,3 +68,20 @@ def ran_out(error: Exception) -> bool:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def failure(error: Exception) -> str:
+    """One line about what stopped a command."""
+    return reason(error) if isinstance(error, (DataError, OSError)) else bug(error)
+
+
+def bug(error: Exception) -> str:
+    """One line about what should not have happened; the traceback goes to a file."""
+    what = f"{type(error).__name__}: {one_line(str(error))}; this is a bug of anomaly-bench"
+    try:
+        handle, file = tempfile.mkstemp(prefix="anomaly-bench-", suffix=".log", text=True)
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            traceback.print_exception(error, file=stream)
+    except OSError:
+        return f"{what}; its traceback could not be kept"
+    return f"{what}: please report it with the traceback in {file}"

@@ -62,7 +62,7 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
         UsageError: they ask for nothing, or for what is not there.
     """
     from anomaly_bench import contract
-    from anomaly_bench.cli import compose
+    from anomaly_bench.composition import compose
     from anomaly_bench.evaluation import find_device
     from anomaly_bench.jobs import open_dataset
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench import records, speed
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.config import choices, conf_folder, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.mvtec import shorten

@@ -24,7 +24,7 @@ import timm  # noqa: F401 - imported here so that no timed part imports it
 import torch
 
 from anomaly_bench import backbones, metrics, speed
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.contract import Setup
 from anomaly_bench.data import store

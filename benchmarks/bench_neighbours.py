@@ -23,7 +23,7 @@ from bench import THREADS, in_turn, seconds, show
 from torch import Tensor
 
 from anomaly_bench import speed
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.contract import Setup
 from anomaly_bench.coreset import k_centre

@@ -14,7 +14,7 @@ import torch
 from bench import THREADS
 
 from anomaly_bench import speed
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.contract import Setup, score
 from anomaly_bench.data.store import decode_image
 from anomaly_bench.evaluation import keep_freed_memory

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from anomaly_bench import artifacts, backbones, records, speed, weights
 from anomaly_bench.backbones import Backbone
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.config import choices, conf_folder, read_settings
 from anomaly_bench.contract import Setup
 from anomaly_bench.errors import UsageError

@@ -12,7 +12,7 @@ from conftest import make_category, picture, save
 from omegaconf import OmegaConf
 from PIL import Image
 
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.data import check
 from anomaly_bench.data.folder import folder
 from anomaly_bench.errors import UsageError

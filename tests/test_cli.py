@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import anomaly_bench
-from anomaly_bench.cli import as_override, compose
+from anomaly_bench.composition import as_override, compose
 
 
 def test_help_names_commands_groups_keys_and_examples(command):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import save
 
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.data.folder import folder
 from anomaly_bench.data.mvtec import mvtec
 from anomaly_bench.errors import UsageError

@@ -18,7 +18,7 @@ import torch
 from conftest import make_category, picture, save
 from setups import METHODS, SMALLER
 
-from anomaly_bench import backbones, cli, features, jobs, memory, speed
+from anomaly_bench import backbones, features, jobs, memory, speed
 from anomaly_bench.config import read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import store
@@ -61,7 +61,7 @@ def filled(first: tuple[Path, Record], cache: Path) -> Record:
 
 @functools.cache
 def composed(*words: str) -> Any:
-    return cli.compose("config", list(words))
+    return composition.compose("config", list(words))
 
 
 def evaluator(*words: str, **paths: str) -> Evaluator:
@@ -470,8 +470,8 @@ def test_a_sweep_passes_once(command, data, tmp_path, cache):
 def test_on_and_off_are_truths_in_yaml():
     """`cache: off` in a YAML file of one's own is False."""
     for word, expected in (("cache=false", "off"), ("cache=true", "on"), ("cache=off", "off"), ("cache=auto", "auto")):
-        assert read_settings(cli.compose("config", [word])).cache == expected
-    assert read_settings(cli.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
+        assert read_settings(composition.compose("config", [word])).cache == expected
+    assert read_settings(composition.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
 
 
 def test_pairs_are_kept_network_by_network(data, filled):

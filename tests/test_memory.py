@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_category
 
-from anomaly_bench import cli, evaluation, jobs, memory
+from anomaly_bench import composition, evaluation, jobs, memory
 from anomaly_bench.backbones import Peak
 from anomaly_bench.config import read_settings
 from anomaly_bench.console import Reporter
@@ -141,7 +141,7 @@ def test_peak_counts_what_is_alive_at_one_time():
 
 
 def test_peak_of_a_network_is_the_same_without_computing():
-    backbone = jobs.construct(cli.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
+    backbone = jobs.construct(composition.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
     shapes, most = backbone.rehearse((64, 96))
     assert shapes == [(24, 16, 24), (40, 8, 12), (112, 4, 6)]
     with Peak() as peak:
@@ -151,7 +151,7 @@ def test_peak_of_a_network_is_the_same_without_computing():
 
 
 def evaluator(*words: str) -> Evaluator:
-    config = cli.compose("config", ["dataset=folder", "backbone.weights=random", *words])
+    config = composition.compose("config", ["dataset=folder", "backbone.weights=random", *words])
     return Evaluator(config, jobs.find_weights(config), read_settings(config), Reporter())
 
 

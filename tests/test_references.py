@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anomaly_bench.cli import compose
+from anomaly_bench.composition import compose
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.references import FOLDER, TABLES, Reference, aliases, load
 from anomaly_bench.references.check import find, remainder, tolerance

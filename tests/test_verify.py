@@ -10,7 +10,7 @@ import pytest
 from conftest import picture, save
 
 from anomaly_bench import records, weights
-from anomaly_bench.cli import as_override
+from anomaly_bench.composition import as_override
 from anomaly_bench.verify import BIT_EQUAL, DIFFERENT, WITHIN, judge
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "category=cog", "batch_size=4", "threads=1")
