@@ -18,7 +18,7 @@ import torch
 from conftest import make_category, picture, save
 from setups import METHODS, SMALLER
 
-from anomaly_bench import backbones, features, jobs, memory, speed
+from anomaly_bench import backbones, composition, features, jobs, memory, speed
 from anomaly_bench.config import read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import store
