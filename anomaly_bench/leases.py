@@ -20,6 +20,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from anomaly_bench.records import write_atomically
+
 BEAT, LIFE = 15.0, 60.0  # seconds
 
 
@@ -30,8 +32,7 @@ def claim(results: Path, name: str) -> Iterator[bool]:
     with locked(results):
         ours = not held(path)
         if ours:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(owner()), "utf-8")
+            write_atomically(path, json.dumps(owner()))
     if not ours:
         yield False
         return

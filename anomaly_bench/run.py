@@ -65,6 +65,7 @@ class Runner:
         self.weights = find_weights(self.config)
         self.summary = Summary(self.settings)
         self.waited: set[str] = set()  # for other runs
+        self.damaged: set[Path] = set()  # records of which that was said
         self.elsewhere = False  # a speed may be of any machine
         self._evaluator: Evaluator | None = None
         self._held = contextlib.ExitStack()  # the device
@@ -142,7 +143,8 @@ class Runner:
             return self.category(job, where)
         except Exception as error:  # one category's failure is its own
             if isinstance(error, UsageError):
-                self.fail_all(error)
+                if self.stop is not None:  # a sweep's job is looked for later; a single run has said it
+                    self.fail_all(error)
                 raise
             if job is not None:
                 failures.save(self.settings.results, job.told, error, self.config)
@@ -225,7 +227,9 @@ class Runner:
         try:
             record = records.load(path)
         except DamagedRecord as error:
-            self.reporter.warn(str(error))
+            if path not in self.damaged:
+                self.reporter.warn(str(error))
+            self.damaged.add(path)
             return None
         return record if record.fingerprint == job.fingerprint(test) else None
 

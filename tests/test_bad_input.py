@@ -343,7 +343,7 @@ USAGE = [
     ("backbone.weights=/no/file", "no such file; expected pretrained, random or a weights file"),
     (f"backbone.weights={Path(__file__).name}", "no such file; expected pretrained, random or a weights file"),
     ("method._target_=nope.Nope", "method._target_=nope.Nope: cannot be imported"),
-    ("tabels", "tabels: no such command; did you mean tables?"),
+    ("tabels", "tabels: no such command; did you mean tables"),
     ("list", "list: expected one of datasets, methods, backbones, tables"),
     ("list method", "did you mean methods?"),
     ("list methods seed=1", "list methods: takes --config-dir DIR only, found seed=1"),
@@ -389,7 +389,7 @@ def test_weights_that_are_none(command, data, tmp_path):
 
 def test_a_flag_between_overrides(command, data, tmp_path):
     said = command("category=cog", "-m", *SMALL, f"data_root={data}", f"results={tmp_path / 'r'}", "seed=0,1")
-    check(said, 0)
+    assert said[0] == 0, said[2]
     assert len(records.load_all(tmp_path / "r")[0]) == 2
 
 
