@@ -555,8 +555,8 @@ def test_a_speed_that_was_not_timed_alone_is_marked() -> None:
     beside.speed[0] |= {"alone": False}
     grid = only([beside, timed(9, "spade"), timed(8, "zero")], COMPLEXITY)
     (mark,) = [mark for mark, text in grid.notes if text == "timed while other jobs computed on the machine"]
-    assert [[mark in cell.notes for cell in row[:3]] for row in grid.cells] == [[True] * 3, [False] * 3, [False] * 3]
-    mended = timed(10, speed=[*beside.speed, {**SPEED, "fps": 11.0, "alone": True}])
+    assert [head.notes for head in grid.rows] == [(mark,), (), ()]
+    mended = timed(11, speed=[*beside.speed, timed(11).speed[0] | {"alone": True}])
     assert not [text for _, text in only([mended], COMPLEXITY).notes if "other jobs" in text], "the latest counts"
 
 

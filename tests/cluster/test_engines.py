@@ -15,6 +15,7 @@ import pytest
 import slurm_node
 
 from anomaly_bench import records
+from anomaly_bench.config import cores
 from anomaly_bench.launchers import PLUGINS, installed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -76,7 +77,7 @@ def done(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def test_joblib(tmp_path):
     finished = done(sweep("joblib", tmp_path, "seed=0,1,2,x", "hydra.launcher.n_jobs=2"))
     assert seeds(tmp_path) == [0, 1, 2]
-    assert threads(tmp_path) == {max(1, (os.cpu_count() or 1) // 2)}
+    assert threads(tmp_path) == {max(1, cores() // 2)}
     assert (finished.returncode, finished.stderr.count("failed: seed=x: ")) == (1, 1)
     assert len(list(tmp_path.glob("logs/*.log"))) == 3, "each job has a log file"
     assert finished.stdout.count("Synthetic, input") == 2, "the tables are printed once"
