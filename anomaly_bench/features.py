@@ -207,7 +207,7 @@ class Pass(NamedTuple):
 
 
 class Writer:
-    """Writes the levels of a pass into temporary files of a folder, and renames them when all are whole.
+    """Writes the levels of a pass into the files that were reserved for them, and renames these when all are whole.
 
     Plain writes, not writable maps: on a full disk they raise, where a map would kill the process.
     """
@@ -221,13 +221,13 @@ class Writer:
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Sequence[Tensor]], None]]:
         """Yields what takes the levels of one batch after the other; files that are not finished are deleted."""
-        temporary = {path: self.stored.folder / f".tmp-{self.stored.file(path).name}" for path in self.paths}
+        files = {path: self.stored.folder / temporary(path) for path in self.paths}
         try:
             with contextlib.ExitStack() as stack:
-                files = [stack.enter_context(name.open("wb")) for name in temporary.values()]
+                opened = [stack.enter_context(file.open("r+b")) for file in files.values()]
 
                 def write(levels: Sequence[Tensor]) -> None:
-                    for path, file, level in zip(self.paths, files, levels, strict=True):
+                    for path, file, level in zip(self.paths, opened, levels, strict=True):
                         content: Any = level.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                         file.write(content)
                         self.shapes[path] = (level.shape[1], level.shape[2], level.shape[3])
@@ -235,11 +235,11 @@ class Writer:
                         self.crc32[path].append(zlib.crc32(content))
 
                 yield write
-            for path, name in temporary.items():
-                os.replace(name, self.stored.file(path))
+            for path, file in files.items():
+                os.replace(file, self.stored.file(path))
         finally:
-            for name in temporary.values():
-                name.unlink(missing_ok=True)
+            for file in files.values():
+                file.unlink(missing_ok=True)
 
     def finish(self, seconds: float) -> Pass:
         """The pass with the new levels among the old ones."""
@@ -265,25 +265,32 @@ class Shelf:
     def folder(self, dataset: str, key: str) -> Path:
         return self.root / legal(dataset) / key
 
-    def make_room(self, needed: int, own: Path) -> None:
-        """Throw out what was longest not used, until so many bytes more stay within the limit.
+    def reserve(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """Make empty files of these sizes in a folder; what was longest not used goes, until they are within the limit.
 
-        Args:
-            own: the folder that they are for, whose lock the caller has.
+        They have no bytes on the disk yet, but others who look for room count them. The caller has the folder's lock.
 
         Raises:
             NoRoomError: they do not fit, or the disk has not so much free.
         """
         with FileLock(self.root / ".lock"):
-            entries = {folder: self.size(folder) for folder in self.root.glob("*/*") if folder.is_dir()}
-            taken = sum(entries.values())
-            possible = needed + entries.get(own, 0) <= self.limit
-            for folder in sorted(entries.keys() - {own}, key=last_use) if possible else ():
-                if taken + needed <= self.limit:
-                    break
-                if drop(folder):
-                    logger.info("thrown out of the cache: %s, %.0f MB", folder, entries[folder] / 1e6)
-                    taken -= entries[folder]
+            self.make_room(folder, sum(sizes.values()))
+            folder.mkdir(exist_ok=True)
+            for name, size in sizes.items():
+                with (folder / name).open("wb") as file:
+                    file.truncate(size)
+
+    def make_room(self, own: Path, needed: int) -> None:
+        """See `reserve`."""
+        entries = {folder: self.size(folder) for folder in self.root.glob("*/*") if folder.is_dir()}
+        taken = sum(entries.values())
+        possible = needed + entries.get(own, 0) <= self.limit
+        for folder in sorted(entries.keys() - {own}, key=last_use) if possible else ():
+            if taken + needed <= self.limit:
+                break
+            if drop(folder):
+                logger.info("thrown out of the cache: %s, %.0f MB", folder, entries[folder] / 1e6)
+                taken -= entries[folder]
         if taken + needed > self.limit:
             raise NoRoomError(f"{needed / 1e9:.2f} GB do not fit into cache_gb={self.limit / 1e9:g}")
         free = shutil.disk_usage(self.root).free
@@ -297,6 +304,11 @@ class Shelf:
             with contextlib.suppress(OSError):  # it has been thrown out meanwhile
                 total += file.stat().st_size
         return total
+
+
+def temporary(path: str) -> str:
+    """The name of a level's file while it is written."""
+    return f".tmp-{legal(path)}"
 
 
 def last_use(folder: Path) -> float:
@@ -425,7 +437,7 @@ class Watched:
         """Pass the network over the whole set once, and store the levels that are not there.
 
         Raises:
-            NoRoomError: see `Shelf.make_room`.
+            NoRoomError: see `Shelf.reserve`.
             TooLarge: reading so many levels at once would take more memory than is free.
         """
         network = self.whole(store, stored)
@@ -433,10 +445,9 @@ class Watched:
         shapes, most = network.rehearse(rows.pixels.shape[1:3])
         sizes = dict(zip(network.paths, (4 * math.prod(shape) for shape in shapes), strict=True))
         memory.require(most * min(stored.batch, stored.images), self.ledger.device, "a pass for the cache", "cache=off")
-        store.shelf.make_room(stored.images * sum(sizes[path] for path in new), stored.folder)
-        stored.folder.mkdir(exist_ok=True)
         for left in stored.folder.glob(".tmp-*"):  # by a job that was killed: the lock is ours
             left.unlink(missing_ok=True)
+        store.shelf.reserve(stored.folder, {temporary(path): stored.images * sizes[path] for path in new})
         writer, seconds = Writer(stored, new), 0.0
         with store.stage(f"{rows.name}: backbone, for all methods", stored.images) as advance, writer.open() as write:
             for start in range(0, stored.images, stored.batch):

@@ -242,7 +242,7 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
     monkeypatch.setattr(speed, "clock", lambda: now[0])
     moving(backbones.Backbone, "__call__", 5)
     moving(Pass, "read", 100)
-    moving(features.Shelf, "make_room", 1000)
+    moving(features.Shelf, "reserve", 1000)
     expected = {"s": 20.0, "cached": False, "images": FIT + TEST}  # 2 batches to fit on, and 2 to score
     for cache, images in (("off", FIT + TEST), ("on", FIT + TEST), ("on", 0)):
         cost = evaluate(data, *PADIM, f"cache={cache}").cost
@@ -357,7 +357,7 @@ def test_an_interrupted_pass_leaves_nothing(data, cache, monkeypatch):
 def test_what_a_killed_job_left_is_cleared(data, cache, filled):
     for entry in entries(cache):
         (entry / "pass.json").unlink()
-        (entry / ".tmp-blocks.2.f32").write_bytes(bytes(100))
+        (entry / ".tmp-blocks.2").write_bytes(bytes(100))
     assert passed(evaluate(data, *PADIM)) == FIT + TEST
     assert passed(evaluate(data, *PADIM)) == 0
     assert not list(cache.rglob(".tmp-*"))
@@ -406,6 +406,18 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
     assert size(cache) <= float(limit.partition("=")[2])
     assert passed(evaluate(data, *PADIM, limit)) == 0
     assert passed(evaluate(data, *PADIM, limit, category="mat")) == FIT + TEST
+
+
+def test_others_count_what_is_still_being_written(cache):
+    shelf = features.Shelf(limit=1000)
+    one, two = (shelf.folder("mine", key) for key in "ab")
+    one.parent.mkdir(parents=True)
+    shelf.reserve(one, {".tmp-x": 600})
+    with features.FileLock(features.lock_file(one)), pytest.raises(features.NoRoomError, match="do not fit into"):
+        shelf.reserve(two, {".tmp-x": 500})
+    assert not two.exists()
+    shelf.reserve(two, {".tmp-x": 500})
+    assert not one.exists(), "the job that wrote it has died"
 
 
 def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache):
