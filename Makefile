@@ -50,8 +50,8 @@ trained: .venv/dev  ## the committed records of methods that train: epochs withi
 	$(call trained_one,method=fastflow method.epochs=40)
 	$(call trained_one,method=cflow_ad method.epochs=8)
 	$(call trained_one,method=pefm backbone=lite0_lite1 method.epochs=25)
-	$(call trained_one,method=differnet method.epochs=10 method.views=8 method.train_views=4)
-	$(call trained_one,method=cs_flow method.epochs=5)
+	$(call trained_one,method=differnet method.epochs=6 method.views=8 method.train_views=4)
+	$(call trained_one,method=cs_flow method.epochs=3)
 	$(call trained_one,method=reverse_distillation method.epochs=25)
 	$(call trained_one,method=stfpm method.epochs=15)
 	$(BIN)/python benchmarks/update_readme.py
