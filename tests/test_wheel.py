@@ -124,7 +124,8 @@ def test_the_wheel_holds_package_and_conf(wheel):
     assert {f"anomaly_bench/{name}" for name in conf} <= names
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "anomaly_bench").rglob("*.py")}
     assert code <= names
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"anomaly_bench", "anomaly_bench_suite"}
+    packages = {"anomaly_bench", "anomaly_bench_suite", "hydra_plugins"}
+    assert {name.split("/")[0].partition("-")[0] for name in names} == packages
 
 
 def test_it_is_the_wheel_that_runs(call, environment):
