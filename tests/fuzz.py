@@ -33,7 +33,7 @@ import numpy as np
 from conftest import make_category, save
 from PIL import Image
 
-from anomaly_bench import cli, records, speed
+from anomaly_bench import cli, composition, records, speed
 
 SECONDS = 600  # after which a case hangs, on a busy machine too
 EVERY = 10  # case is a process of its own
@@ -243,7 +243,8 @@ class Fuzz:
         words = [*QUICK, f"data_root={folder / 'whole/data'}", f"results={folder / 'whole/results'}"]
         assert self.in_process([*words, "save_maps=true", "save_model=true"])[0] == 0
         primaries = ("config", "tables", "report", "score", "data")
-        keys = {"hydra.run.dir", "hydra.job.name"}.union(*(cli.known_keys(primary, []) for primary in primaries))
+        known = (composition.known_keys(primary, []) for primary in primaries)
+        keys = {"hydra.run.dir", "hydra.job.name"}.union(*known)
         self.keys = sorted(keys - PLACES)  # a case stays in its own folder
         speed.measure.__defaults__ = (0.01, *speed.measure.__defaults__[1:])  # type: ignore[index]
         speed.LEAST_CALLS, speed.WARM_UP = 1, 0
