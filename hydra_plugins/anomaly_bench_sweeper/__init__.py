@@ -11,6 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 class ResumingSweeper(BasicSweeper):
     """Takes apart the lists of a multirun as Hydra's basic sweeper does, and leaves the jobs to the command's sweep."""
 
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)  # the launchers have limits of their own
+
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.task = task_function
