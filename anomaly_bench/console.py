@@ -90,12 +90,14 @@ def log_file(path: Path | None) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.captureWarnings(True)
     root.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)  # the method: it also forgets what was answered at the level before
     complain, logging.raiseExceptions = logging.raiseExceptions, False  # of a full disk: a traceback on the screen
     try:
         yield
     finally:
-        logger.level, logging.raiseExceptions = level, complain
+        logger.setLevel(level)
+        logging.raiseExceptions = complain
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()

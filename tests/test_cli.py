@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import anomaly_bench
 from anomaly_bench.composition import as_override, compose
+from anomaly_bench.console import log_file
 
 
 def test_help_names_commands_groups_keys_and_examples(command):
@@ -68,3 +70,10 @@ def test_a_folder_of_yaml_that_is_not_there(command):
         status, out, err = command(*words, "--config-dir", "nowhere")
         assert (status, out) == (2, "") or words == ["--help"]
         assert "--config-dir nowhere: no such folder" in err
+
+
+def test_a_log_file_is_written_whatever_was_logged_before(tmp_path):
+    logging.getLogger("anomaly_bench").info("asked below its level: logging keeps that answer")
+    with log_file(tmp_path / "a" / "run.log"):
+        logging.getLogger("anomaly_bench").info("fitted")
+    assert (tmp_path / "a" / "run.log").read_text().endswith("INFO anomaly_bench: fitted\n")
