@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import platform
 import zlib
@@ -261,7 +260,7 @@ def set_up(device: str, threads: int, precision: str) -> torch.device:
         UsageError: no such device, or it cannot compute in this precision.
     """
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    memory.keep_freed()
     compute_exactly()
     found = find_device(speed.device_kind(device))
     require_precision(found, precision)
@@ -300,19 +299,6 @@ def require_precision(device: torch.device, precision: str) -> None:
         found, why = torch.float32, str(error).splitlines()[0]
     if found != dtype:
         raise UsageError(f"precision={precision}: device {device} cannot compute in it ({why}); expected fp32 there")
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse what a tensor has freed instead of returning it to the system.
-
-    By default each large activation is mapped, filled with zeros page by page, and unmapped again: that took half of
-    a CPU's backbone pass in batches of 32. On other C libraries nothing is changed.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def sizes(method: nn.Module) -> dict[str, float]:

@@ -1,8 +1,12 @@
-"""How much memory there is, and the refusal of what would not fit, before the work. No torch until a GPU is asked."""
+"""How much memory there is, the refusal of what would not fit, before the work, and what becomes of freed memory.
+
+No torch until a GPU is asked.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's <malloc.h>
 
 
 def require(needed: int, device: torch.device | None, what: str, options: str) -> None:
@@ -91,3 +96,16 @@ def cached(statistics: Path) -> int:
     fields = dict(line.split(" ", 1) for line in statistics.read_text("utf-8").splitlines())
     totals = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
     return sum(int(fields.get(f"{totals}{state}_file", 0)) for state in ("active", "inactive"))
+
+
+def keep_freed(below: int = 2**30) -> None:
+    """Let glibc reuse what a tensor of less than so many bytes has freed, instead of returning it to the system.
+
+    By default each large activation is mapped, filled with zeros page by page, and unmapped again: that took half of
+    a CPU's backbone pass in batches of 32. But memory that is reused falls to pieces: a training, whose tensors live
+    for unequal times, takes less with a lower bound. On other C libraries nothing is changed.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(MMAP_THRESHOLD, below)
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_bench import memory
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Normals
 
 logger = logging.getLogger(__name__)
+REUSED = 70_000_000  # bytes: freed memory of smaller tensors is kept
 
 
 class Epoch:
@@ -103,6 +105,7 @@ class Loop:
         """
         self.restore()
         self.module.train()
+        memory.keep_freed(below=REUSED)
         with self.normals.stage(f"{self.normals.name}: training", self.epochs) as advance:
             advance(len(self.losses))
             for number in range(len(self.losses), self.epochs):
@@ -113,6 +116,7 @@ class Loop:
                 self.add(epoch.loss)
                 advance(1, f"loss {epoch.loss:.4g}")
         self.module.eval()
+        memory.keep_freed()
 
     def add(self, loss: float) -> None:
         """Take in an epoch's loss, and keep a checkpoint."""

@@ -22,12 +22,12 @@ import torch
 from bench import THREADS, in_turn, seconds, show
 from torch import Tensor
 
-from anomaly_bench import speed
+from anomaly_bench import memory, speed
 from anomaly_bench.composition import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.contract import Setup
 from anomaly_bench.coreset import k_centre
-from anomaly_bench.evaluation import Evaluator, keep_freed_memory
+from anomaly_bench.evaluation import Evaluator
 from anomaly_bench.jobs import Job, make_job
 from anomaly_bench.neighbours import nearest, squared_lengths
 from anomaly_bench.protocol import Normals, to_tensor
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    keep_freed_memory()
+    memory.keep_freed()
     if arguments.large:
         return select_large()
     print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)

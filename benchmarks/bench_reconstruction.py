@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from bench import THREADS
 
-from anomaly_bench import speed
+from anomaly_bench import memory, speed
 from anomaly_bench.composition import compose
 from anomaly_bench.contract import Setup, score
 from anomaly_bench.data.store import decode_image
-from anomaly_bench.evaluation import keep_freed_memory
 from anomaly_bench.jobs import open_dataset
 from anomaly_bench.protocol import Image, Normals, to_tensor
 
@@ -61,10 +60,10 @@ def decoded(images: list[Image]) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(WORDS), help="of those that reconstruct")
-    parser.add_argument("--category", default="weave", help="of the synthetic data")
+    parser.add_argument("--category", default="gear", help="of the synthetic data")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    keep_freed_memory()
+    memory.keep_freed()
     print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     for name in arguments.methods:
         show(name, arguments.category)

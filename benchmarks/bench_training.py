@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from bench import THREADS, in_turn, seconds, show
 
-from anomaly_bench import speed
+from anomaly_bench import memory, speed
 from anomaly_bench.contract import Setup
-from anomaly_bench.evaluation import keep_freed_memory
 from anomaly_bench.protocol import Advance, Normals, to_tensor
 
 IMAGES, EPOCHS, SIDE = 64, 6, 256
@@ -107,7 +106,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["fastflow", "cflow_ad", "differnet", "pefm"], help="to train")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    keep_freed_memory()
+    memory.keep_freed()
     print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     for name in arguments.methods:
         epoch_over_steps(name, "lite0_lite1" if name == "pefm" else arguments.backbone)

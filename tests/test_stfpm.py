@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from anomaly_bench import backbones
 from anomaly_bench.contract import Setup, pictures, score, unseen
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.stfpm import STFPM
@@ -138,3 +139,32 @@ def test_one_training_image_is_too_few():
 def test_transformers_have_no_pyramid():
     with pytest.raises(UsageError, match="it is a transformer"):
         _ = Setup("stfpm", "dinov2_s", ("backbone.weights=random", "input.resize=224")).network
+
+
+@pytest.mark.parametrize("backbone", ["r18", "lite0"])
+def test_blocks_computed_anew_train_the_same_student_in_less_memory(backbone, monkeypatch):
+    teacher = Setup("stfpm", backbone, ("backbone.weights=random",)).network
+
+    def steps(student):
+        optimiser, bytes_kept = torch.optim.SGD(student.parameters(), 0.1), []
+
+        def keep(tensor):
+            bytes_kept.append(tensor.nbytes)
+            return tensor
+
+        torch.manual_seed(0)
+        for images in torch.rand(3, 4, 3, 64, 64):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = torch.stack([level.square().mean() for level in student(images)]).sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return student.state_dict(), sum(bytes_kept)
+
+    anew = teacher.trainable_copy()
+    monkeypatch.setattr(backbones, "blocks", lambda network: [])
+    kept = teacher.trainable_copy()
+    kept.load_state_dict(anew.state_dict())
+    (ours, bytes_ours), (theirs, bytes_theirs) = steps(anew), steps(kept)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert bytes_ours < 0.5 * bytes_theirs
