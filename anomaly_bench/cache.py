@@ -10,6 +10,7 @@ import platformdirs
 
 CACHE_VARIABLE = "ANOMALY_BENCH_CACHE"
 FEATURES = "features"  # the folder of backbone features
+LOCKS = "locks"
 BY_DATASET = ("store", FEATURES)
 
 
@@ -32,7 +33,9 @@ def listing() -> list[tuple[str, int, int]]:
 
 
 def clear() -> int:
-    """Delete the cache and return how many bytes that freed."""
-    freed = sum(size for _, _, size in listing())
-    shutil.rmtree(cache_root(), ignore_errors=True)
+    """Delete the cache and return how many bytes that freed; locks stay, as other processes may hold them."""
+    freed = sum(size for name, _, size in listing() if name != LOCKS)
+    for folder in cache_root().glob("*"):
+        if folder.is_dir() and folder.name != LOCKS:
+            shutil.rmtree(folder, ignore_errors=True)
     return freed

@@ -95,7 +95,9 @@ def main() -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # the disk that they go to is full, or their reader has gone
+    except BrokenPipeError:
+        pass
+    except OSError:  # the disk that they go to is full
         status = status or FAILED
     if launchers.in_use():  # their libraries have something to clear away
         sys.exit(status)
@@ -213,6 +215,8 @@ def run_job(config: DictConfig) -> int:
     try:
         if stop is None:  # not a part of a sweep
             report.write(summary)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone; the files are written
+        pass
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return FAILED

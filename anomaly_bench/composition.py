@@ -84,6 +84,8 @@ def hydra(
         except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
             if stop.code not in (None, 0):
                 raise UsageError("see anomaly-bench --help") from stop
+        except BrokenPipeError:
+            raise
         except Exception as error:  # Hydra's, of half a dozen kinds, about the arguments
             system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, ReadWriteLock, Timeout
 
 from anomaly_bench import speed
-from anomaly_bench.cache import cache_root
+from anomaly_bench.cache import LOCKS, cache_root
 from anomaly_bench.records import legal
 
 LONGEST_WAIT = 300.0  # seconds that timing waits for other jobs, which may train for hours
@@ -26,7 +26,7 @@ NO_LOCK = (OSError, sqlite3.Error, ValueError)  # of filelock, where the cache o
 
 def locks() -> Path:
     """The folder of this host's locks."""
-    folder = cache_root() / "locks" / legal(platform.node() or "host")
+    folder = cache_root() / LOCKS / legal(platform.node() or "host")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

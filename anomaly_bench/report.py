@@ -35,6 +35,7 @@ def write(summary: Summary) -> None:
     records.write_csv(known, results)
     here = {setup_name(record) for record in summary.records}
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
+    printed = []  # when all is written: the reader of our output may be gone by then
     for part in setups(known):
         for layout in layouts:
             path = results / "tables" / setup_name(part[0]) / layout.name
@@ -42,9 +43,11 @@ def write(summary: Summary) -> None:
                 text = render(part, layout, format=kind)
                 records.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
             if setup_name(part[0]) in here:
-                print(render(part, layout), end="\n\n")
+                printed.append(f"{render(part, layout)}\n")
     if here:
-        print(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
+        printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
+    for text in printed:
+        print(text)
 
 
 def print_tables(config: Any) -> None:

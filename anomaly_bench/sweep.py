@@ -127,7 +127,8 @@ class Jobs:
                     continue
                 known.add(key)
             except (UsageError, DataError, OSError) as error:
-                job.error = one_line(str(error)) if isinstance(error, UsageError) else reason(error)
+                why = one_line(str(error)) if isinstance(error, UsageError) else reason(error)
+                job.error = why.removeprefix(f"{job.title}: ")  # most errors name the word that is wrong
             job.look()
             yield job
 

@@ -71,4 +71,4 @@ def test_a_configuration_that_cannot_work_is_refused(words, command):
     assert "refused: cog: method.levels" in out or "no level 9" in out
     status, out, _ = command("plan", *words, "batch_size=0,4")
     assert status == 1
-    assert "failed: batch_size=0: batch_size=0: expected a whole number" in out
+    assert "failed: batch_size=0: expected a whole number" in out

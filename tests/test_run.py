@@ -61,6 +61,17 @@ def test_a_finished_run_imports_no_torch(small, command):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_reader_that_has_gone_costs_no_table(small, command):
+    words, results = small
+    command(*words)
+    shutil.rmtree(results / "tables")
+    code = "import sys; from anomaly_bench.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-uc", code, *words], stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 0
+    assert len(list((results / "tables").rglob("*.*"))) == 4
+
+
 def test_the_record_holds_what_the_issue_names(small, command):
     words, results = small
     command(*words, "category=cog")

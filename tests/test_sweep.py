@@ -132,7 +132,7 @@ def test_a_configuration_that_cannot_work_fails_alone(sweep, command):
     assert status == 1
     assert row(err, "padim", "lite0") == ["2", "0", "0", "0"]
     assert row(err, "?", "?") == ["0", "0", "1", "0"]
-    assert "failed: batch_size=0: batch_size=0: expected a whole number of at least 1" in err
+    assert "failed: batch_size=0: expected a whole number of at least 1" in err
     status, _, err = command("-m", *words[1:], "method.levels=[1],[9]", "category=cog")
     assert status == 1
     assert "no level 9" in err
