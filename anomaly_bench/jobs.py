@@ -130,7 +130,7 @@ class Job:
                 "task": self.task.name,
                 "fit": [self.identity(image) for image in self.task.fit],
                 "test": [self.identity(image) for image in self.task.tests[test]],
-                "method": {**method, "about": {"revision": method["about"]["revision"]}},
+                "method": {**method, **folders(method), "about": {"revision": method["about"]["revision"]}},
                 "backbone": None if backbone is None else identify(backbone, self.weights, method.get("levels")),
                 "input": self.settings.input,
                 "protocol": self.settings.protocol,
@@ -239,6 +239,18 @@ class Job:
             config={"method": dict(method), "backbone": network, "batch_size": self.settings.batch_size},
             provenance={},
         )
+
+
+def folders(method: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
+    """The keys of `about.folders` that have a value, with the name, size and hash of every file in that folder."""
+    found = {}
+    for key in method["about"].get("folders", []):
+        if method.get(key) is not None:
+            folder = Path(str(method[key])).expanduser()
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            digests = store.file_digests(files, folder)
+            found[key] = [[path.relative_to(folder).as_posix(), *digests[path]] for path in files]
+    return found
 
 
 def identify(node: Mapping[str, Any], weights: Mapping[str, Weights], levels: Any = "all") -> dict[str, Any]:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import picture, save
 from scipy.ndimage import uniform_filter
 from torch import nn
 
+from anomaly_bench.composition import compose
+from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
 from anomaly_bench.losses import focal_loss, ssim_map
 from anomaly_bench.methods.draem import DRAEM
 from anomaly_bench.protocol import Normals
+from anomaly_bench.run import Runner
 
 
 def small(**keys):
@@ -127,3 +133,17 @@ def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
     monkeypatch.setattr(training.Epoch, "step", step)
     small(epochs=10, lr=1.0, batch=8).fit(Normals("waves", plain(2)))
     assert rates == pytest.approx([1.0] * 8 + [0.2, 0.04])
+
+
+def test_a_folder_of_textures_is_known_by_its_files_not_by_its_place(tree, tmp_path):
+    def fingerprint(folder):
+        words = ["method=draem", "dataset=folder", f"data_root={tree}", f"method.anomaly_source={folder}"]
+        job = Runner(compose("config", words), Reporter()).job("cog")
+        return job.fingerprint(next(iter(job.task.tests)))
+
+    for number in range(2):
+        save(picture(number), tmp_path / "here" / "dots" / f"{number}.png")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert fingerprint(tmp_path / "here") == fingerprint(tmp_path / "there")
+    save(picture(9), tmp_path / "there" / "dots" / "1.png")
+    assert fingerprint(tmp_path / "here") != fingerprint(tmp_path / "there")

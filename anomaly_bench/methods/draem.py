@@ -56,9 +56,10 @@ class DRAEM(nn.Module):
         super().__init__()
         self.epochs, self.lr, self.batch, self.accumulate = epochs, lr, batch, accumulate
         self.widths = width, discriminative_width
-        generated = anomaly_source is None
-        self.texture = anomalies.generated_texture if generated else anomalies.folder_texture(Path(str(anomaly_source)))
-        self.facts: dict[str, object] = {"anomaly_source": "generated" if generated else "folder"}
+        self.texture: anomalies.Texture = anomalies.generated_texture
+        if anomaly_source is not None:
+            self.texture = anomalies.folder_texture(Path(str(anomaly_source)).expanduser())
+        self.facts: dict[str, object] = {"anomaly_source": "generated" if anomaly_source is None else "folder"}
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Make both networks for images of the (3, H, W) shape.
