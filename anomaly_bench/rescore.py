@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench import records, report
+from anomaly_bench import machine, records, report
 from anomaly_bench.config import cores, folder, input_size, new_folder, truth, whole
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data import store
@@ -100,7 +100,7 @@ def rescore(values: Mapping[str, Any]) -> bool:
     if not work:
         raise UsageError(f"maps={place}: {source.nothing(categories)}")
     out = None if values["out"] is None else new_folder(values, "out")
-    with log_file(None if out is None else out / "score.log"):
+    with machine.computing(), log_file(None if out is None else out / "score.log"):
         if lacking:
             reporter.warn(f"{len(lacking)} categories have no images or no maps: {shorten(lacking, 15)}")
         results, failed = carried_out(work, reporter)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_bench import machine
 from anomaly_bench.config import cores, folder, input_size, new_folder, truth, whole
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data import store
@@ -78,7 +79,7 @@ def score(values: Mapping[str, Any]) -> bool:
     method = artifacts.load_model(wanted.model, device, wanted.weights)
     new_folder(values, "out")
     reporter = Reporter()
-    with log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
+    with machine.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
         try:
             return Folder(wanted, files, about, reporter, pool).score(method, device)
         except OSError as error:  # of an image it would be a DataError
