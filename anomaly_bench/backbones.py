@@ -194,7 +194,7 @@ class Student(nn.Module):
 
     def __init__(self, network: nn.Module, paths: Sequence[str], mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.network, self.paths = network, paths
+        self.network, self.paths = network.to(memory_format=torch.channels_last), paths
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.outputs = listen(network, paths, nn.Identity())
@@ -203,7 +203,8 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) images in [0, 1] -> one (B, C, h, w) per level."""
-        self.network((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        self.network(normalised.contiguous(memory_format=torch.channels_last))
         levels = [self.outputs[path] for path in self.paths]
         self.outputs.clear()
         return levels
