@@ -242,15 +242,16 @@ class Job:
 
 
 def folders(method: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
-    """The keys of `about.folders` that have a value, with the name, size and hash of every file in that folder."""
-    found = {}
-    for key in method["about"].get("folders", []):
-        if method.get(key) is not None:
-            folder = Path(str(method[key])).expanduser()
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            digests = store.file_digests(files, folder)
-            found[key] = [[path.relative_to(folder).as_posix(), *digests[path]] for path in files]
-    return found
+    """The keys of `about.folders` that have a value, with what is in that folder."""
+    named = {key: method.get(key) for key in method["about"].get("folders", [])}
+    return {key: contents(Path(str(value)).expanduser()) for key, value in named.items() if value is not None}
+
+
+@functools.cache
+def contents(folder: Path) -> list[list[Any]]:
+    """Name, size and hash of every file below a folder, when it is first asked for."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[path.relative_to(folder).as_posix(), *told] for path, told in store.file_digests(files, folder).items()]
 
 
 def identify(node: Mapping[str, Any], weights: Mapping[str, Weights], levels: Any = "all") -> dict[str, Any]:
