@@ -27,7 +27,7 @@ from anomaly_bench.errors import UsageError, one_line
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types there
     """Within it, `most` becomes the most bytes that tensors made there have taken at one time, on whatever device."""
 
     def __init__(self) -> None:

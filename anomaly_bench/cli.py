@@ -124,7 +124,7 @@ def command(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except Exception as error:
+    except Exception as error:  # a bug of ours or of a library: one line and a log, not a traceback
         print(f"error: {failure(error)}", file=sys.stderr)
         return FAILED
 

@@ -49,7 +49,7 @@ class Task:
                 error = UsageError(explain(error, self.primary, self.arguments, config_folders(self.arguments)))
             print(f"error: {one_line(str(error))}", file=sys.stderr)
             self.states.append(USAGE)
-        except Exception as error:
+        except Exception as error:  # Hydra would print a traceback; `hydra` raises it again
             self.bugs.append(error)
             if os.getpid() != self.home:  # a launcher's process, whose lists are not read
                 print(f"error: {failure(error)}", file=sys.stderr)

@@ -258,7 +258,7 @@ def advised(advice: str) -> Iterator[None]:
     """Whatever is raised in the block becomes an AssertionError that says what to do."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever a method stumbles over
         raise AssertionError(f"{advice}; found {type(error).__name__}: {error}") from error
 
 

@@ -218,7 +218,7 @@ def opened(path: Path) -> Iterator[PILImage.Image]:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory; expected a smaller image: replace or remove it") from error
-    except Exception as error:
+    except Exception as error:  # PIL's decoders raise a dozen kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
         raise DataError(f"{path}: cannot be decoded ({why}); expected an image: replace or remove the file") from error
