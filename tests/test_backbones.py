@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomaly_bench import artifacts, backbones, records, speed, weights
+from anomaly_bench import artifacts, networks, records, speed, weights
 from anomaly_bench.backbones import Backbone
 from anomaly_bench.composition import compose
 from anomaly_bench.config import choices, conf_folder, read_settings
@@ -136,7 +136,7 @@ def test_cut_equals_uncut(name, network, levels, reference):
     ours = construct({**node(name), "network": network, "options": options}, "backbone", levels=levels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = backbones.create(network, options).eval()
+        whole = networks.create(network, options).eval()
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     for found, expected in zip(ours(images), reference(whole, (images - ours.mean) / ours.std), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -153,7 +153,7 @@ def test_levels_through_the_last_normalisation(name, network):
     ours = construct(made, "backbone", levels=["block4", "block1"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = backbones.create(network, options).eval()
+        whole = networks.create(network, options).eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     reference = whole.forward_intermediates(
         (images - ours.mean) / ours.std, indices=[1, 4], norm=True, intermediates_only=True
@@ -300,10 +300,10 @@ def test_packaged_weights_know_an_espresso(name, side, count):
     from PIL import Image
 
     network = timm.create_model(node(name)["network"]).eval()
-    state = backbones.read_weights(resolve(name, "pretrained", source(name)).file)
+    state = networks.read_weights(resolve(name, "pretrained", source(name)).file)
     assert sum(not each.endswith("num_batches_tracked") for each in state) == count
     assert state.keys() != network.state_dict().keys()
-    backbones.load_weights(network, state, "file")
+    networks.load_weights(network, state, "file")
     image = Image.fromarray(skimage_data.coffee()).resize((side, side), Image.Resampling.BICUBIC)
     pixels = torch.tensor(list(image.tobytes())).view(side, side, 3).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -343,10 +343,10 @@ def test_a_pickle_with_code_is_refused(tmp_path, capsys):
     path = tmp_path / "evil.pth"
     torch.save({"weight": Evil()}, path)
     with pytest.raises(UsageError, match=r"evil\.pth: not a weights file that can be read safely"):
-        backbones.read_weights(path)
+        networks.read_weights(path)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UsageError, match="read safely"):
-        backbones.read_weights(path)
+        networks.read_weights(path)
     assert "code" not in capsys.readouterr().out
 
 
@@ -431,7 +431,7 @@ def test_other_wrong_choices():
         weights.packaged("x", {"package": "no_such_package", "file": "f"})
     for network in ("resnet_eighteen", "torchvision.alexnet2"):
         with pytest.raises(UsageError, match=rf"backbone.network={network}: .* has no such network"):
-            backbones.create(network, {})
+            networks.create(network, {})
     with pytest.raises(UsageError, match="no level 5 in ResNet; it has stem, 1, 2, 3, 4"):
         on_meta("r18", [1, 5])
     with pytest.raises(UsageError, match=r"backbone.modules.1=layer9: .*layer9"):
