@@ -26,6 +26,7 @@ fuzz: .venv/dev  ## two minutes of spoilt folders and command lines; MINUTES=120
 check: .venv/dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin

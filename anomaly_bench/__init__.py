@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from anomaly_bench.records import Record
+from anomaly_bench.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
 
 
 def evaluate(*overrides: str, **keys: Any) -> list[Record]:
@@ -20,6 +20,6 @@ def evaluate(*overrides: str, **keys: Any) -> list[Record]:
     Raises:
         anomaly_bench.errors.UsageError: a wrong key, choice or value.
     """
-    from anomaly_bench.cli import evaluate
+    from anomaly_bench.cli.commands.run import evaluate
 
     return evaluate(*overrides, **keys)

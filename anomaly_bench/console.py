@@ -6,13 +6,17 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from anomaly_bench.protocol import Advance
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger("anomaly_bench")
+
+
 logger.addHandler(logging.NullHandler())  # without one Python shows warnings, where there is no log file
 
 

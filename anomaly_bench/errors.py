@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 MANY = 30  # names that are not listed in an error
@@ -85,3 +85,9 @@ def bug(error: Exception) -> str:
     except OSError:
         return f"{what}; its traceback could not be kept"
     return f"{what}: please report it with the traceback in {file}"
+
+
+def shorten(names: Sequence[str] | map[str], most: int = 5) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -23,15 +23,17 @@ import numpy as np
 import timm  # noqa: F401 - imported here so that no timed part imports it
 import torch
 
-from anomaly_bench import backbones, metrics, speed
-from anomaly_bench.composition import compose
+from anomaly_bench import metrics
+from anomaly_bench.backbones import backbone
+from anomaly_bench.backbones.build import find_weights
+from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
-from anomaly_bench.contract import Setup
-from anomaly_bench.data import store
-from anomaly_bench.data.mvtec import image_files
-from anomaly_bench.jobs import find_weights
+from anomaly_bench.data import decoding
+from anomaly_bench.files import image_files
+from anomaly_bench.hardware import devices, timing
 from anomaly_bench.protocol import Normals, Outcome, to_tensor
-from anomaly_bench.run import Runner
+from anomaly_bench.runs.runner import Runner
+from anomaly_bench.testing.contract import Setup
 
 THREADS = 2
 
@@ -63,9 +65,9 @@ def run_over_floor(data: Path) -> None:
     also set against its own, quicker pass.
     """
     setup = Setup("padim")
-    fold, backbones.fold_batch_norm = backbones.fold_batch_norm, lambda network: None
+    fold, backbone.fold_batch_norm = backbone.fold_batch_norm, lambda network: None
     plain = Setup("padim").network
-    backbones.fold_batch_norm = fold
+    backbone.fold_batch_norm = fold
     paths = [path for kind in (data / "bottle").glob("t*/*") for path in image_files(kind)]
 
     words = ["dataset=mvtec", f"data_root={data}", "category=bottle", "input.crop=224", "speed=false"]
@@ -79,7 +81,7 @@ def run_over_floor(data: Path) -> None:
 
     def floor(network: Callable[[torch.Tensor], Any]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            pixels = np.stack(list(pool.map(lambda path: store.decode_image(path, (256, 256)), paths)))
+            pixels = np.stack(list(pool.map(lambda path: decoding.decode_image(path, (256, 256)), paths)))
         for start in range(0, len(pixels), 32):
             network(to_tensor(pixels[start : start + 32, 16:240, 16:240]))
 
@@ -182,10 +184,10 @@ def memory_of_wrn50() -> None:
 def fit_wrn50() -> None:
     setup = Setup("padim", "wrn50", ("backbone.weights=random",))
     pixels = np.random.default_rng(0).integers(0, 256, (209, 224, 224, 3), np.uint8)
-    speed.reset_peaks(torch.device("cpu"))
+    timing.reset_peaks(torch.device("cpu"))
     method = setup.fitted(Normals("memory", pixels))
     method.score(to_tensor(pixels[:8]))
-    print((speed.peak_ram_mb() or 0) * 1e6)
+    print((timing.peak_ram_mb() or 0) * 1e6)
 
 
 def main() -> None:
@@ -197,7 +199,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     if arguments.wrn50:
         return fit_wrn50()
-    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    print(f"{devices.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     help_in_a_second()
     metrics_over_sort()
     head_over_sum()

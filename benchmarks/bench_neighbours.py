@@ -15,23 +15,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from bench import THREADS, in_turn, seconds, show
 from torch import Tensor
 
-from anomaly_bench import memory, speed
-from anomaly_bench.composition import compose
+from anomaly_bench.components.coreset import k_centre
+from anomaly_bench.components.neighbours import nearest, squared_lengths
+from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
-from anomaly_bench.contract import Setup
-from anomaly_bench.coreset import k_centre
-from anomaly_bench.evaluation import Evaluator
-from anomaly_bench.jobs import Job, make_job
-from anomaly_bench.neighbours import nearest, squared_lengths
+from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.protocol import Normals, to_tensor
-from anomaly_bench.run import Runner
+from anomaly_bench.runs.evaluator import Evaluator
+from anomaly_bench.runs.job import make_job
+from anomaly_bench.runs.runner import Runner
+from anomaly_bench.testing.contract import Setup
+
+if TYPE_CHECKING:
+    from anomaly_bench.runs.job import Job
 
 PEER = Path(__file__).with_name("peer_anomalib.py")
 LARGE, DIMENSIONS, FIRST = 5000 * 784, 152, 500  # patches of 5,000 images; centres of them
@@ -162,7 +165,7 @@ def select_large() -> None:
     points = torch.empty(LARGE, DIMENSIONS)
     for part in torch.split(points, 100_000):
         torch.mm(torch.randn(len(part), 24, generator=random), mixing, out=part)
-    speed.reset_peaks(torch.device("cpu"))
+    timing.reset_peaks(torch.device("cpu"))
     marks, begin = {0: 0.0}, time.perf_counter()  # centres: seconds
 
     def advance(centres: int) -> None:
@@ -171,7 +174,7 @@ def select_large() -> None:
     k_centre(points, FIRST, advance=advance)
     whole, half = max(marks), max(count for count in marks if count <= FIRST // 2)
     rate = (marks[whole] - marks[half]) / (whole - half)
-    peak = (speed.peak_ram_mb() or 0) * 1e6
+    peak = (timing.peak_ram_mb() or 0) * 1e6
     print(json.dumps({"seconds": marks[whole], "peak": peak, "half": half, "rate": rate}))
 
 
@@ -185,7 +188,7 @@ def main() -> None:
     memory.keep_freed()
     if arguments.large:
         return select_large()
-    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    print(f"{devices.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     large_coreset()
     data = arguments.data.resolve()
     if not (data / "bottle").is_dir():

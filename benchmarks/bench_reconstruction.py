@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from bench import THREADS
 
-from anomaly_bench import memory, speed
-from anomaly_bench.composition import compose
-from anomaly_bench.contract import Setup, score
-from anomaly_bench.data.store import decode_image
-from anomaly_bench.jobs import open_dataset
-from anomaly_bench.protocol import Image, Normals, to_tensor
+from anomaly_bench.config.compose import compose
+from anomaly_bench.data.dataset import open_dataset
+from anomaly_bench.data.decoding import decode_image
+from anomaly_bench.hardware import devices, memory, timing
+from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, score
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Image
 
 SIDE, STEPS = 128, 300
 WORDS = {  # published sizes; batches and epochs for STEPS steps within minutes
@@ -36,9 +40,9 @@ def show(name: str, category: str) -> None:
     batch = int(dict(word.split("=") for word in WORDS[name])["method.batch"])
     steps = 10 if name != "draem" else -(-len(training) // batch)  # in an epoch
     setup = Setup(name, overrides=(*WORDS[name], f"method.epochs={STEPS // steps}"), side=SIDE)
-    begin = speed.clock()
+    begin = timing.clock()
     method = setup.fitted(Normals(category, training))
-    taken = speed.clock() - begin
+    taken = timing.clock() - begin
     losses = [float(loss) for loss in method.facts["losses"]]
     chosen = np.linspace(0, len(losses) - 1, 6).astype(int)
     curve = ", ".join(f"{(epoch + 1) * steps}: {losses[epoch]:.4f}" for epoch in chosen)
@@ -66,11 +70,11 @@ def step(parts: int) -> None:
     """One step of DRAEM, and what it took."""
     setup = Setup("draem", overrides=("method.epochs=1", f"method.accumulate={parts}"), side=256)
     images = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
-    speed.reset_peaks(torch.device("cpu"))
-    begin = speed.clock()
+    timing.reset_peaks(torch.device("cpu"))
+    begin = timing.clock()
     setup.fitted(Normals("noise", images))
-    taken = speed.clock() - begin
-    print(f"draem, a batch of 8 at 256 px in {parts}: peak {speed.peak_ram_mb():.0f} MB, {taken:.0f} s")
+    taken = timing.clock() - begin
+    print(f"draem, a batch of 8 at 256 px in {parts}: peak {timing.peak_ram_mb():.0f} MB, {taken:.0f} s")
 
 
 def decoded(images: list[Image]) -> np.ndarray:
@@ -88,7 +92,7 @@ def main() -> None:
     memory.keep_freed()
     if arguments.step:
         return step(arguments.step)
-    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    print(f"{devices.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     if arguments.peak:
         return show_peaks()
     for name in arguments.methods:

@@ -13,16 +13,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anomaly_bench import records
-from anomaly_bench.config import conf_folder
-from anomaly_bench.records import Record
+from anomaly_bench.config.settings import conf_folder
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
 
 SMALL = (
     *("dataset=synthetic", "category=gear", "input.resize=32", "speed=false", "gallery=0", "threads=1"),
     *("method.levels=[1,2]", "method.dimensions=5"),
 )
-MAIN = "from anomaly_bench.cli import main; main()"
+MAIN = "from anomaly_bench.cli.main import main; main()"
 EMPTY = """
 import hydra, sys
 @hydra.main(version_base="1.3", config_path=sys.argv.pop(1), config_name="config")

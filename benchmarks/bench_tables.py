@@ -10,7 +10,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from anomaly_bench import records
+from anomaly_bench import files, records
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("padim2020_III", "zheng2022_3", "per_class", "complexity", "summary")
@@ -23,9 +23,7 @@ def fill(folder: Path) -> int:
     for method, backbone, category, seed in product(METHODS, ("lite0", "wrn50"), model.categories, range(17)):
         key = {"method": method, "backbone": backbone, "task": category["name"], "seed": seed}
         titles = {**model.titles, "method": method, "backbone": backbone}
-        copy = dataclasses.replace(
-            model, **key, titles=titles, fingerprint=records.digest(key), group=category["group"]
-        )
+        copy = dataclasses.replace(model, **key, titles=titles, fingerprint=files.digest(key), group=category["group"])
         records.save(copy, folder)
     return len(METHODS) * 2 * len(model.categories) * 17
 

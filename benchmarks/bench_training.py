@@ -14,15 +14,18 @@ import copy
 import functools
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from bench import THREADS, in_turn, seconds, show
 
-from anomaly_bench import memory, speed
-from anomaly_bench.contract import Setup
-from anomaly_bench.protocol import Advance, Normals, to_tensor
+from anomaly_bench.hardware import devices, memory, timing
+from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Advance
 
 IMAGES, EPOCHS, SIDE = 64, 6, 256
 PUBLISHED = {"fastflow": 21.8, "cflow_ad": 14.9, "differnet": 2.53}  # images per second, on one GPU
@@ -43,14 +46,14 @@ class Watch:
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int) -> Iterator[Advance]:
-        begin = speed.clock()
+        begin = timing.clock()
 
         def advance(done: int, note: str = "") -> None:
             nonlocal begin
             if note:  # an epoch is over
-                self.epochs.append(speed.clock() - begin)
+                self.epochs.append(timing.clock() - begin)
                 self.floors.append(self.floor())
-            begin = speed.clock()
+            begin = timing.clock()
 
         yield advance
 
@@ -107,7 +110,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     memory.keep_freed()
-    print(f"{speed.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
+    print(f"{devices.device_name('cpu')}, {THREADS} threads, torch {torch.__version__}", flush=True)
     for name in arguments.methods:
         epoch_over_steps(name, "lite0_lite1" if name == "pefm" else arguments.backbone)
     images_per_second(arguments.backbone)

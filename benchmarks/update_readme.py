@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from anomaly_bench import records
-from anomaly_bench.config import conf_folder
-from anomaly_bench.layouts import load_layout
-from anomaly_bench.renderers import render
+from anomaly_bench.config.settings import conf_folder
+from anomaly_bench.tables.formats.draw import render
+from anomaly_bench.tables.layout import load_layout
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
 SHARED = Path(os.environ.get("ANOMALY_BENCH_REAL", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -75,7 +77,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the console script's function in this process: exit status, stdout, stderr."""
-    from anomaly_bench.cli import command
+    from anomaly_bench.cli.main import command
 
     def run(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()

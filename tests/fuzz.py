@@ -33,12 +33,19 @@ import numpy as np
 from conftest import make_category, save
 from PIL import Image
 
-from anomaly_bench import cli, composition, records, speed
+from anomaly_bench import records
+from anomaly_bench.cli.main import command
+from anomaly_bench.config import compose
+from anomaly_bench.hardware import timing
 
 SECONDS = 600  # after which a case hangs, on a busy machine too
 EVERY = 10  # case is a process of its own
 QUICK = ["dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5"]
+
+
 QUICK += ["method.levels=[1,2]"]
+
+
 LETTERS = "abz019 _-.,:;=+~@#$%&*?!|/\\'\"`()[]{}<>\t\n\x00\x1b\x7füß齿🦀\u202e\udcff"
 VALUES = (
     *("", "null", "true", "-1", "0", "1", "2", "7", "1e3", "1.5", "nan", "inf", "-inf", "x", "[]", "[1]", "[1,2]"),
@@ -84,9 +91,6 @@ def files(root: Path) -> list[Path]:
 
 def folders(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())
-
-
-# Mutations of a tree. Each takes the generator, the tree, and one of its files or folders.
 
 
 def delete(rng: Rng, root: Path, path: Path) -> None:
@@ -243,11 +247,11 @@ class Fuzz:
         words = [*QUICK, f"data_root={folder / 'whole/data'}", f"results={folder / 'whole/results'}"]
         assert self.in_process([*words, "save_maps=true", "save_model=true"])[0] == 0
         primaries = ("config", "tables", "report", "score", "data")
-        known = (composition.known_keys(primary, []) for primary in primaries)
+        known = (compose.known_keys(primary, []) for primary in primaries)
         keys = {"hydra.run.dir", "hydra.job.name"}.union(*known)
         self.keys = sorted(keys - PLACES)  # a case stays in its own folder
-        speed.measure.__defaults__ = (0.01, *speed.measure.__defaults__[1:])  # type: ignore[index]
-        speed.LEAST_CALLS, speed.WARM_UP = 1, 0
+        timing.measure.__defaults__ = (0.01, *timing.measure.__defaults__[1:])  # type: ignore[index]
+        timing.LEAST_CALLS, timing.WARM_UP = 1, 0
 
     def case(self, number: int) -> str | None:
         """Run one case; what is wrong with it, or None."""
@@ -299,13 +303,13 @@ class Fuzz:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-                status = cli.command(words)
+                status = command(words)
         finally:
             faulthandler.cancel_dump_traceback_later()
         return status, screen.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
     def alone(self, words: list[str]) -> tuple[int, str]:
-        code = "from anomaly_bench.cli import main; main()"
+        code = "from anomaly_bench.cli.main import main; main()"
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL
         )

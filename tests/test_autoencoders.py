@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from anomaly_bench import autoencoder
+from anomaly_bench.components import autoencoder
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.ae_l2 import AEL2
 from anomaly_bench.methods.ae_ssim import AESSIM

@@ -13,14 +13,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomaly_bench import artifacts, networks, records, speed, weights
-from anomaly_bench.backbones import Backbone
-from anomaly_bench.composition import compose
-from anomaly_bench.config import choices, conf_folder, read_settings
-from anomaly_bench.contract import Setup
+from anomaly_bench import records
+from anomaly_bench.backbones import architectures, weights
+from anomaly_bench.backbones.backbone import Backbone
+from anomaly_bench.backbones.build import find_weights
+from anomaly_bench.backbones.weights import resolve
+from anomaly_bench.config.compose import compose
+from anomaly_bench.config.instantiate import construct
+from anomaly_bench.config.settings import choices, conf_folder, read_settings
+from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import construct, find_weights, make_job, open_dataset
-from anomaly_bench.weights import resolve
+from anomaly_bench.hardware import timing
+from anomaly_bench.runs import saved_model
+from anomaly_bench.runs.job import make_job
+from anomaly_bench.testing.contract import Setup
 
 PAIRS = {"r34_r50": ("r34", "r50"), "lite0_lite1": ("lite0", "lite1")}
 NAMES = sorted(set(choices("backbone", [conf_folder()])) - PAIRS.keys())
@@ -136,7 +142,7 @@ def test_cut_equals_uncut(name, network, levels, reference):
     ours = construct({**node(name), "network": network, "options": options}, "backbone", levels=levels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = networks.create(network, options).eval()
+        whole = architectures.create(network, options).eval()
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     for found, expected in zip(ours(images), reference(whole, (images - ours.mean) / ours.std), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -153,7 +159,7 @@ def test_levels_through_the_last_normalisation(name, network):
     ours = construct(made, "backbone", levels=["block4", "block1"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = networks.create(network, options).eval()
+        whole = architectures.create(network, options).eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     reference = whole.forward_intermediates(
         (images - ours.mean) / ours.std, indices=[1, 4], norm=True, intermediates_only=True
@@ -194,7 +200,7 @@ def test_two_networks_on_the_same_images():
 
 
 def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     words = ["method=pefm", "backbone=lite0_lite1", "method.epochs=1", "method.latents=[4,4,4]", "save_model=true"]
     words += ["dataset=folder", f"data_root={tree}", "category=cog", "input.resize=64", "batch_size=2", "gallery=0"]
     assert command(*words, f"results={tmp_path / 'r'}")[0] == 0
@@ -208,11 +214,11 @@ def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, mo
     assert record.speed[0]["backbone_latency_ms"] > 0
     assert command(*words, f"results={tmp_path / 'r'}")[2].count("done before") == 1
     folder = tmp_path / "r" / record.path.with_suffix("")
-    assert artifacts.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
+    assert saved_model.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
     about = folder / "model.yaml"
     about.write_text(about.read_text().replace(told["lite1"]["weights"], "f" * 64))
     with pytest.raises(UsageError, match=f"lite1's weights .* {12 * 'f'}..., found {told['lite1']['weights'][:12]}"):
-        artifacts.load_model(folder)
+        saved_model.load_model(folder)
 
 
 def test_the_weights_and_revision_of_each_network_count(tree):
@@ -300,10 +306,10 @@ def test_packaged_weights_know_an_espresso(name, side, count):
     from PIL import Image
 
     network = timm.create_model(node(name)["network"]).eval()
-    state = networks.read_weights(resolve(name, "pretrained", source(name)).file)
+    state = architectures.read_weights(resolve(name, "pretrained", source(name)).file)
     assert sum(not each.endswith("num_batches_tracked") for each in state) == count
     assert state.keys() != network.state_dict().keys()
-    networks.load_weights(network, state, "file")
+    architectures.load_weights(network, state, "file")
     image = Image.fromarray(skimage_data.coffee()).resize((side, side), Image.Resampling.BICUBIC)
     pixels = torch.tensor(list(image.tobytes())).view(side, side, 3).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -343,10 +349,10 @@ def test_a_pickle_with_code_is_refused(tmp_path, capsys):
     path = tmp_path / "evil.pth"
     torch.save({"weight": Evil()}, path)
     with pytest.raises(UsageError, match=r"evil\.pth: not a weights file that can be read safely"):
-        networks.read_weights(path)
+        architectures.read_weights(path)
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UsageError, match="read safely"):
-        networks.read_weights(path)
+        architectures.read_weights(path)
     assert "code" not in capsys.readouterr().out
 
 
@@ -431,7 +437,7 @@ def test_other_wrong_choices():
         weights.packaged("x", {"package": "no_such_package", "file": "f"})
     for network in ("resnet_eighteen", "torchvision.alexnet2"):
         with pytest.raises(UsageError, match=rf"backbone.network={network}: .* has no such network"):
-            networks.create(network, {})
+            architectures.create(network, {})
     with pytest.raises(UsageError, match="no level 5 in ResNet; it has stem, 1, 2, 3, 4"):
         on_meta("r18", [1, 5])
     with pytest.raises(UsageError, match=r"backbone.modules.1=layer9: .*layer9"):

@@ -20,7 +20,8 @@ import pytest
 from conftest import make_category, picture, save
 from PIL import Image
 
-from anomaly_bench import cli, records
+from anomaly_bench import records
+from anomaly_bench.cli.main import main as main_module
 
 SMALL = (
     *("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1"),
@@ -36,7 +37,7 @@ def whole(tmp_path_factory) -> Path:
     for name in ("cog", "mat"):
         make_category(folder / "data" / name, side=32)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert cli.command([*SMALL, f"data_root={folder / 'data'}", f"results={folder / 'results'}"]) == 0
+        assert main_module.command([*SMALL, f"data_root={folder / 'data'}", f"results={folder / 'results'}"]) == 0
     return folder
 
 
@@ -427,9 +428,6 @@ def test_names_with_brackets_are_shown_as_they_are(command, data):
     assert "[red]cog" in out
 
 
-# Rights, disks and memory: the real conditions, where this machine can make them
-
-
 @pytest.fixture
 def ordinary() -> Iterator[None]:
     """Rights count for this process: a superuser gives up reading and writing what it may not (Linux' capabilities)."""
@@ -536,11 +534,11 @@ def test_a_cache_that_is_full_costs_time_only(command, data, disk, tmp_path, who
 
 def test_a_disk_that_is_full_when_features_are_written(command, data, disk, tmp_path, whole, monkeypatch):
     """It has room for the decoded images, and says that it has for features."""
-    from anomaly_bench import features
+    from anomaly_bench.backbones import cached
 
     cache = disk("size=200k")
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(cache))
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    monkeypatch.setattr(cached.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
     check(run(command, data, tmp_path / "results", "cache=on"), 0)
     assert scores(tmp_path / "results") == scores(whole / "results")
     (log,) = (tmp_path / "results" / "logs").iterdir()
@@ -574,7 +572,7 @@ import resource
 from pathlib import Path
 import timm, torch, torchvision
 import anomaly_bench.run
-from anomaly_bench.cli import main
+from anomaly_bench.cli.main import main
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 400_000_000,) * 2)
 main()

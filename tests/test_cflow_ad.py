@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_bench.contract import Setup, pictures, score
+from anomaly_bench.components.training import Epoch
+from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import construct
 from anomaly_bench.methods.cflow_ad import rate
 from anomaly_bench.protocol import Kept, Normals, to_tensor
-from anomaly_bench.training import Epoch
+from anomaly_bench.testing.contract import Setup, pictures, score
 
 SMALL = ("method.blocks=3", "method.epochs=2")
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import anomaly_bench
-from anomaly_bench.composition import as_override, compose
+from anomaly_bench.config.compose import as_override, compose
 from anomaly_bench.console import log_file
 
 
@@ -48,7 +48,7 @@ def test_cache(command, empty_cache):
 )
 def test_quick_commands_import_no_torch(words):
     code = (
-        "import sys; from anomaly_bench.cli import command; command(sys.argv[1:]);"
+        "import sys; from anomaly_bench.cli.main import command; command(sys.argv[1:]);"
         "assert not {'torch', 'timm', 'pandas'} & set(sys.modules), 'a slow import'"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

@@ -17,9 +17,9 @@ from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 from test_tables import MVTEC, record
 
 from anomaly_bench import records
-from anomaly_bench.differences import holm, p_value
+from anomaly_bench.comparison.gate import read_conditions
+from anomaly_bench.comparison.significance import holm, p_value
 from anomaly_bench.errors import UsageError
-from anomaly_bench.gate import read_conditions
 
 CATEGORIES = list(MVTEC)[:7]
 A = [90.0, 91.5, 80.25, 99.0, 70.0, 85.0, 95.0]
@@ -62,9 +62,6 @@ def all_signs(count):
     return itertools.product((False, True), repeat=count)
 
 
-# ------------------------------------------------------------------------------------------------------- the tests
-
-
 def test_p_value_by_hand_by_scipy_and_by_enumeration():
     all_up = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert p_value(all_up) == pytest.approx(2 / 2**6)
@@ -98,9 +95,6 @@ def test_holm_keeps_order_and_never_lowers(p):
     assert all(one <= two <= 1 for one, two in zip(p, adjusted, strict=True))
     assert sorted(adjusted) == [adjusted[place] for place in np.argsort(p, kind="stable")]
     assert min(adjusted) == pytest.approx(min(1, len(p) * min(p)))
-
-
-# --------------------------------------------------------------------------------------------------- two folders
 
 
 def test_two_folders(two, command):
@@ -200,9 +194,6 @@ def test_metrics_of_another_revision(tmp_path, command):
     assert "no record in b has a value of pixel_auroc" in err
 
 
-# ---------------------------------------------------------------------------------------------------- one folder
-
-
 @pytest.fixture
 def many(tmp_path):
     random = np.random.default_rng(0)
@@ -253,8 +244,8 @@ def test_figure(many, command, tmp_path):
 
 
 def test_ranking_is_that_of_the_categories_all_have(many):
-    from anomaly_bench.differences import Side, ranking
-    from anomaly_bench.entries import entries
+    from anomaly_bench.comparison.significance import Side, ranking
+    from anomaly_bench.tables.entries import entries
 
     sides = [Side(entry.name, entry) for entry in entries(records.load_all(many)[0], with_speed=False)]
     found = ranking(sides, "image_auroc")
@@ -283,9 +274,6 @@ def test_wrong_words(many, command, words, said):
     status, out, err = command("compare", f"results={many}", "metric=image_auroc", *words)
     assert (status, out) == (2, "")
     assert said in err
-
-
-# ---------------------------------------------------------------------------------------------------------- gate
 
 
 @pytest.mark.parametrize(
@@ -353,7 +341,7 @@ def test_conditions_print_as_they_are_read():
 
 def test_it_imports_no_torch(two):
     code = (
-        "import sys; from anomaly_bench.cli import command; status = command(sys.argv[1:]);"
+        "import sys; from anomaly_bench.cli.main import command; status = command(sys.argv[1:]);"
         "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules), 'a slow import'; sys.exit(status)"
     )
     words = ["compare", f"a={two[0]}", f"b={two[1]}"]

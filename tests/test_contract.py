@@ -11,8 +11,11 @@ import pytest
 import torch
 from setups import METHODS, SLOW_LEARNERS, setup
 
-from anomaly_bench.config import choices, conf_folder
-from anomaly_bench.contract import (
+from anomaly_bench.config.settings import choices, conf_folder
+from anomaly_bench.data.folder import folder
+from anomaly_bench.errors import NotFittedError
+from anomaly_bench.protocol import Scores
+from anomaly_bench.testing.contract import (
     BACKBONE_CHECKS,
     CHECKS,
     DATASET_CHECKS,
@@ -29,9 +32,6 @@ from anomaly_bench.contract import (
     check_strides,
     check_tasks,
 )
-from anomaly_bench.data.folder import folder
-from anomaly_bench.errors import NotFittedError
-from anomaly_bench.protocol import Scores
 
 BACKBONES = ("lite0", "r18")
 
@@ -273,10 +273,10 @@ def test_datasets_that_break_it(tree):
 
 
 def run_pytest(*words):
-    return pytest.main(["-p", "anomaly_bench.pytest_plugin", "-p", "no:cacheprovider", "-q", *words])
+    return pytest.main(["-p", "anomaly_bench.testing.pytest_plugin", "-p", "no:cacheprovider", "-q", *words])
 
 
-CONTRACT = ("--pyargs", "anomaly_bench.contract")
+CONTRACT = ("--pyargs", "anomaly_bench.testing.contract")
 
 
 def test_the_contract_as_a_command(tree, capsys):

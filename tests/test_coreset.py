@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_bench import coreset
-from anomaly_bench.coreset import k_centre
+from anomaly_bench.components import coreset
+from anomaly_bench.components.coreset import k_centre
 
 
 def random(*shape, seed=0):

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_bench.contract import Setup, pictures
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.cs_flow import CrossConvolutions, CSFlow, check_size
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 KERNEL = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 8
 make = functools.partial(CSFlow, epochs=2, hidden=4, kernels=[3, 5], lr=0.01)

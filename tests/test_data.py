@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import save
 
-from anomaly_bench.composition import compose
+from anomaly_bench.config.compose import compose
+from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.data.folder import folder
 from anomaly_bench.data.mvtec import mvtec
 from anomaly_bench.errors import UsageError
-from anomaly_bench.jobs import open_dataset, selected
 
 OFFICIAL = compose("config", ["dataset=mvtec"])["dataset"]["categories"]
 

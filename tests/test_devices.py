@@ -13,8 +13,11 @@ import torch
 from pretend import pretend
 from setups import METHODS, SLOW_LEARNERS, setup
 
-from anomaly_bench import evaluation, records
-from anomaly_bench.contract import (
+from anomaly_bench import records
+from anomaly_bench.errors import UsageError
+from anomaly_bench.hardware import torch_setup
+from anomaly_bench.protocol import Scores
+from anomaly_bench.testing.contract import (
     CHECKS,
     Setup,
     assert_close,
@@ -22,8 +25,6 @@ from anomaly_bench.contract import (
     score,
     unseen,
 )
-from anomaly_bench.errors import UsageError
-from anomaly_bench.protocol import Scores
 
 PRETENDED = ("cuda", "mps")
 DEVICES = (
@@ -89,7 +90,7 @@ def test_the_readmes_method_mixes_no_devices():
 
 @pytest.mark.parametrize("device", PRETENDED)
 def test_a_whole_run_on_a_pretended_device(device, tree, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(evaluation, "find_device", torch.device)
+    monkeypatch.setattr(torch_setup, "find_device", torch.device)
     words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path}", "category=cog", "input.resize=64"]
     words += [f"device={device}", "save_model=true", "save_maps=true", "speed=false", "method.dimensions=20"]
     with pretend(device):
@@ -124,7 +125,7 @@ def close(found: Scores, expected: Scores, share: float) -> None:
 
 def computes_in(precision: str) -> bool:
     try:
-        evaluation.require_precision(torch.device("cpu"), precision)
+        torch_setup.require_precision(torch.device("cpu"), precision)
     except UsageError:
         return False
     return True
@@ -154,14 +155,14 @@ def test_a_precision_that_the_device_has_not(failure, monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", autocast)
     with pytest.raises(UsageError, match=r"precision=fp16: device cpu cannot compute in it \([^\n]*\); expected fp32"):
-        evaluation.require_precision(torch.device("cpu"), "fp16")
-    evaluation.require_precision(torch.device("cpu"), "fp32")
+        torch_setup.require_precision(torch.device("cpu"), "fp16")
+    torch_setup.require_precision(torch.device("cpu"), "fp32")
 
 
 def test_fp32_is_not_tf32():
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
-    evaluation.compute_exactly()
+    torch_setup.compute_exactly()
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32

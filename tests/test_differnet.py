@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import rotate
 
-from anomaly_bench.contract import Setup, pictures
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.differnet import DifferNet
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 KERNEL = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
 make = functools.partial(DifferNet, epochs=2, hidden=6, views=3, train_views=5, blocks=2)

@@ -25,7 +25,7 @@ import yaml
 from conftest import make_category
 from omegaconf import OmegaConf
 
-from anomaly_bench.composition import compose
+from anomaly_bench.config.compose import compose
 from anomaly_bench.data import download
 from anomaly_bench.errors import UsageError
 

@@ -10,13 +10,13 @@ from conftest import picture, save
 from scipy.ndimage import uniform_filter
 from torch import nn
 
-from anomaly_bench.composition import compose
+from anomaly_bench.components.losses import focal_loss, ssim_map
+from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
-from anomaly_bench.losses import focal_loss, ssim_map
 from anomaly_bench.methods.draem import DRAEM
 from anomaly_bench.protocol import Normals
-from anomaly_bench.run import Runner
+from anomaly_bench.runs.runner import Runner
 
 
 def small(**keys):
@@ -122,7 +122,7 @@ def test_the_loss_falls():
 def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
     torch.manual_seed(0)
     rates = []
-    from anomaly_bench import training
+    from anomaly_bench.components import training
 
     original = training.Epoch.step
 

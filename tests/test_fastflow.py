@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_bench.contract import Setup, pictures
+from anomaly_bench.components.flows import join
+from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
-from anomaly_bench.flows import join
-from anomaly_bench.jobs import construct
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 SMALL = ("method.steps=3", "method.epochs=2", "method.layer_norm=false")
 

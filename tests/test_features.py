@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,15 +18,24 @@ import torch
 from conftest import make_category, picture, save
 from setups import METHODS, SMALLER
 
-from anomaly_bench import backbones, composition, features, jobs, memory, speed
-from anomaly_bench.config import read_settings
+from anomaly_bench.backbones import build, cached, feature_store
+from anomaly_bench.backbones.backbone import Backbone
+from anomaly_bench.backbones.cached import Ledger, Rows
+from anomaly_bench.backbones.feature_store import Pass
+from anomaly_bench.config import compose
+from anomaly_bench.config.settings import read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import store
+from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import TooLarge
-from anomaly_bench.evaluation import Evaluator
-from anomaly_bench.features import Ledger, Pass, Rows, Watched
+from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.protocol import to_tensor
-from anomaly_bench.records import Record
+from anomaly_bench.runs import job
+from anomaly_bench.runs.evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from anomaly_bench.backbones.cached import Watched
+    from anomaly_bench.records.record import Record
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "threads=1", "batch_size=4", "method.batch=4")
 PADIM = (*SMALL, "cache=on", "method.dimensions=5", "method.levels=[2,3]")
@@ -61,19 +70,19 @@ def filled(first: tuple[Path, Record], cache: Path) -> Record:
 
 @functools.cache
 def composed(*words: str) -> Any:
-    return composition.compose("config", list(words))
+    return compose.compose("config", list(words))
 
 
 def evaluator(*words: str, **paths: str) -> Evaluator:
     config = {**copy.deepcopy(composed(*words)), **paths}
     config["backbone"] = config["backbone"] if config["method"].get("uses_backbone", True) else None
-    return Evaluator(config, jobs.find_weights(config), read_settings(config), Reporter())
+    return Evaluator(config, build.find_weights(config), read_settings(config), Reporter())
 
 
 def evaluate(data: Path, *words: str, category: str = "cog") -> Record:
     made = evaluator(*words, data_root=str(data), results=str(data.parent / "results"))
-    dataset = jobs.open_dataset(made.config["dataset"], data)
-    (record,) = made.evaluate(jobs.make_job(made.config, made.settings, dataset, category, made.weights))
+    dataset = open_dataset(made.config["dataset"], data)
+    (record,) = made.evaluate(job.make_job(made.config, made.settings, dataset, category, made.weights))
     return record
 
 
@@ -83,14 +92,11 @@ def passed(record: Record) -> int:
 
 
 def entries(cache: Path) -> list[Path]:
-    return sorted((path.parent for path in cache.glob("features/*/*/pass.json")), key=features.last_use)
+    return sorted((path.parent for path in cache.glob("features/*/*/pass.json")), key=feature_store.last_use)
 
 
 def levels(entry: Path) -> set[str]:
     return {path.stem for path in entry.glob("*.f32")}
-
-
-# ------------------------------------------------------------------------------------------------- the same bits
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ae_l2", "ae_ssim", "draem")])
@@ -141,9 +147,6 @@ def rows_of(data: Path, count: int = FIT) -> Rows:
     return Rows("cog", "mine", pixels, {"files": list(range(count))})
 
 
-# ----------------------------------------------------------------------------------------------- one pass, honestly
-
-
 def test_a_second_method_passes_nothing(data, filled):
     second = evaluate(data, *SMALL, "cache=on", "method=spade")
     assert (passed(filled), passed(second)) == (FIT + TEST, 0)
@@ -185,7 +188,7 @@ def watched() -> tuple[Watched, list[torch.Tensor]]:
     return made.backbone, seen
 
 
-class Spy(backbones.Backbone):
+class Spy(Backbone):
     def __init__(self, inner: Any, seen: list[torch.Tensor]) -> None:
         self.__dict__ |= inner.__dict__
         self.seen = seen
@@ -214,13 +217,13 @@ def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
 
 
 def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
-    measure = speed.measure
+    measure = timing.measure
 
     def timed(*arguments: Any, **named: Any) -> dict[str, Any]:
         monkeypatch.setattr(Pass, "read", lambda *_: pytest.fail("a timed batch came from the disk"))
         return measure(*arguments, **named, seconds=0.01)
 
-    monkeypatch.setattr(speed, "measure", timed)
+    monkeypatch.setattr(timing, "measure", timed)
     record = evaluate(data, *PADIM, "speed=true")
     assert passed(record) == 0
     assert record.speed[0]["backbone_latency_ms"] > 0
@@ -239,10 +242,10 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
 
         monkeypatch.setattr(owner, name, slower)
 
-    monkeypatch.setattr(speed, "clock", lambda: now[0])
-    moving(backbones.Backbone, "__call__", 5)
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
+    moving(Backbone, "__call__", 5)
     moving(Pass, "read", 100)
-    moving(features.Shelf, "reserve", 1000)
+    moving(feature_store.Shelf, "reserve", 1000)
     expected = {"s": 20.0, "cached": False, "images": FIT + TEST}  # 2 batches to fit on, and 2 to score
     for cache, images in (("off", FIT + TEST), ("on", FIT + TEST), ("on", 0)):
         cost = evaluate(data, *PADIM, f"cache={cache}").cost
@@ -251,13 +254,10 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
 
 
 def test_seconds_on_a_gpu_are_known_of_passes_only():
-    work = features.Work(images=3, computed=1.0, read=2.0)
+    work = cached.Work(images=3, computed=1.0, read=2.0)
     assert work.facts(torch.device("cpu"))["s"] == 3
     assert work.facts(torch.device("cuda"))["s"] is None
     assert replace(work, computed=0.0).facts(torch.device("cuda"))["s"] == 2
-
-
-# ----------------------------------------------------------------------------------------------------------- keys
 
 
 def with_attribute(owner: Any, name: str, value: Any) -> Callable[[pytest.MonkeyPatch, Path], None]:
@@ -265,12 +265,12 @@ def with_attribute(owner: Any, name: str, value: Any) -> Callable[[pytest.Monkey
 
 
 def other_weights(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    found = jobs.find_weights
+    found = build.find_weights
 
     def resolve(config: Any) -> Any:
         return {name: replace(weights, sha256="0" * 64) for name, weights in found(config).items()}
 
-    monkeypatch.setattr(jobs, "find_weights", resolve)
+    monkeypatch.setattr(build, "find_weights", resolve)
 
 
 def other_image(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
@@ -291,10 +291,10 @@ KEYS = {
     "precision": (NOTHING, ("precision=bf16",)),
     "batch": (NOTHING, ("batch_size=3", "method.batch=3")),
     "threads": (NOTHING, ("threads=2",)),
-    "processor": (with_attribute(speed, "processor", lambda: "abacus"), ()),
+    "processor": (with_attribute(devices, "processor", lambda: "abacus"), ()),
     "instructions": (with_attribute(torch.backends.cpu, "get_cpu_capability", lambda: "FINGERS"), ()),
-    "versions": (with_attribute(features, "versions", lambda: {"torch": "0.1"}), ()),
-    "revision": (with_attribute(features, "REVISION", 9), ()),
+    "versions": (with_attribute(cached, "versions", lambda: {"torch": "0.1"}), ()),
+    "revision": (with_attribute(cached, "REVISION", 9), ()),
 }
 
 
@@ -307,7 +307,7 @@ def test_whatever_may_change_a_bit_is_in_the_key(part, data, filled, tmp_path, m
 
 
 def test_versions_are_those_installed():
-    found = features.versions()
+    found = cached.versions()
     assert found["torch"] == torch.__version__
     assert found.keys() == {"torch", "torchvision", "timm", "pillow"}
 
@@ -318,9 +318,6 @@ def test_auto_is_a_cpu():
         for device, expected in zip(("cpu", "cuda"), there, strict=True):
             made.device = torch.device(device)
             assert (made.watched("lite0", made.backbone.inner).store is not None) == expected
-
-
-# --------------------------------------------------------------------------------------- damage, kills, many at once
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut off", "gone", "index", "index changed"])
@@ -348,7 +345,7 @@ def test_an_interrupted_pass_leaves_nothing(data, cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(features.zlib, "crc32", interrupted)
+        patched.setattr(cached.zlib, "crc32", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(data, *PADIM)
     assert not list(cache.glob("features/*/*/*"))
@@ -380,9 +377,6 @@ def test_two_at_once_pass_once(data):
     assert all(one.ledger.work.cached for one in made)
 
 
-# ------------------------------------------------------------------------------------------------------------- room
-
-
 def size(cache: Path) -> float:
     return sum(path.stat().st_size for path in cache.glob("features/*/*/*")) / 1e9
 
@@ -409,11 +403,14 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
 
 
 def test_others_count_what_is_still_being_written(cache):
-    shelf = features.Shelf(limit=1000)
+    shelf = feature_store.Shelf(limit=1000)
     one, two = (shelf.folder("mine", key) for key in "ab")
     one.parent.mkdir(parents=True)
     shelf.reserve(one, {".tmp-x": 600})
-    with features.FileLock(features.lock_file(one)), pytest.raises(features.NoRoomError, match="do not fit into"):
+    with (
+        cached.FileLock(feature_store.lock_file(one)),
+        pytest.raises(feature_store.NoRoomError, match="do not fit into"),
+    ):
         shelf.reserve(two, {".tmp-x": 500})
     assert not two.exists()
     shelf.reserve(two, {".tmp-x": 500})
@@ -429,7 +426,7 @@ def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache)
         found = backbone(images)
         assert torch.equal(found[0], super(Spy, backbone.inner).__call__(images)[0])
         for entry in entries(cache):
-            assert features.drop(entry)
+            assert feature_store.drop(entry)
     assert len(seen) == 1
 
 
@@ -441,7 +438,7 @@ def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatc
         words.append("cache_gb=1e-4")
         says += r": 0.00 GB do not fit into cache_gb=0.0001"
     elif reason == "disk":
-        monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 100))
+        monkeypatch.setattr(cached.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 100))
         says += ": 0.00 GB do not fit on the disk"
     elif reason == "memory":
         require = memory.require
@@ -463,9 +460,6 @@ def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatc
     assert record.images == evaluate(data, *words, "cache=off").images
 
 
-# -------------------------------------------------------------------------------------------------- the command line
-
-
 def test_a_sweep_passes_once(command, data, tmp_path, cache):
     from anomaly_bench import records
 
@@ -482,8 +476,8 @@ def test_a_sweep_passes_once(command, data, tmp_path, cache):
 def test_on_and_off_are_truths_in_yaml():
     """`cache: off` in a YAML file of one's own is False."""
     for word, expected in (("cache=false", "off"), ("cache=true", "on"), ("cache=off", "off"), ("cache=auto", "auto")):
-        assert read_settings(composition.compose("config", [word])).cache == expected
-    assert read_settings(composition.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
+        assert read_settings(compose.compose("config", [word])).cache == expected
+    assert read_settings(compose.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
 
 
 def test_pairs_are_kept_network_by_network(data, filled):
@@ -493,9 +487,9 @@ def test_pairs_are_kept_network_by_network(data, filled):
 
 def test_the_ledger_leaves_out_what_the_cache_took(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(speed, "clock", lambda: now[0])
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
     ledger = Ledger(torch.device("cpu"))
-    ledger.work = features.Work(spent=7, read=9)
+    ledger.work = cached.Work(spent=7, read=9)
     with ledger.stopwatch() as elapsed:
         now[0], ledger.work.spent, ledger.work.read = 10, 11, 10
     assert elapsed() == 10 - 4 + 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_bench.flows import Flow, OneSided, TwoSided, random_rotation
+from anomaly_bench.components.flows import Flow, OneSided, TwoSided, random_rotation
 
 
 def linear(inputs, outputs):

@@ -10,7 +10,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,10 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tables import FOUR, SPEED, record
 
-from anomaly_bench import figures, gallery, html_report, report
-from anomaly_bench.cli import command as call
-from anomaly_bench.records import Record, load_all, save
-from anomaly_bench.references.methods import publications
+from anomaly_bench.cli.main import command as call
+from anomaly_bench.published.methods import publications
+from anomaly_bench.records import gallery
+from anomaly_bench.records.record import load_all, save
+from anomaly_bench.report import sections
+from anomaly_bench.report.figures import plots
+from anomaly_bench.tables import query
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
 
 BREAK = "document.title='broken'"
 HOSTILE = f'a\'"><img src=x onerror="{BREAK}"><script>{BREAK}</script>&amp;{{{{7*7}}}}$x^$\x07\ud800'
@@ -90,9 +96,6 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-# ------------------------------------------------------------------------------------------------ the command
-
-
 def test_command_writes_a_page_and_figures(results, tmp_path, command):
     words = [f"out={tmp_path}/part.html", f"figures={tmp_path}/figures", "method=[padim,draem]"]
     status, out, err = command("report", f"results={results}", *words)
@@ -116,8 +119,8 @@ def test_equal_records_give_equal_bytes(page, results):
 
 def test_figures_with_hostile_names_are_saved_the_same_twice(tmp_path):
     for name in ("one", "two"):
-        curve = figures.Curve(CURVE["x"], CURVE["y"], HOSTILE, 3)
-        figures.save(figures.curves({"image_roc": [curve]}, legend=True), tmp_path / name)
+        curve = plots.Curve(CURVE["x"], CURVE["y"], HOSTILE, 3)
+        plots.save(plots.curves({"image_roc": [curve]}, legend=True), tmp_path / name)
     for kind in ("svg", "pdf"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
     assert "$x^$" in "".join(ElementTree.parse(tmp_path / "one.svg").getroot().itertext())
@@ -147,7 +150,7 @@ def test_errors_are_one_line(command, results, tmp_path, words, message):
 
 def test_no_torch(results, tmp_path):
     code = (
-        "import sys; from anomaly_bench.cli import command;"
+        "import sys; from anomaly_bench.cli.main import command;"
         f"assert command(['report', 'results={results}', 'out={tmp_path}/report.html', 'method=padim']) == 0;"
         "assert not {'torch', 'timm', 'pandas', 'matplotlib.pyplot'} & set(sys.modules), 'a slow import'"
     )
@@ -161,10 +164,10 @@ def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
     save(one, tmp_path / "one")
     pictured(tmp_path / "two", two)
     folders = [tmp_path / "one", tmp_path / "two"]
-    known = report.joined(folders, load_all)
+    known = query.joined(folders, load_all)
     assert [entry["device"] for entry in known[0].speed] == ["EPYC", "H100"]
     known[0].images = two.images
-    section = html_report.Section("s1", known, folders)
+    section = sections.Section("s1", known, folders)
     assert all(doubt.image and doubt.mask for doubt in section.doubts("bottle"))
     assert [(place, points[0].x) for place, points in section.latency("pro")] == [
         ("EPYC, 2 threads, batch 32, fp32", 10.0),
@@ -172,27 +175,24 @@ def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
     ]
 
 
-# -------------------------------------------------------------------------------------------------- the parts
-
-
 def test_points_of_the_figures(results):
-    section = html_report.Section("s1", [each for each in load_all(results)[0] if each.dataset == "mvtec"], [results])
+    section = sections.Section("s1", [each for each in load_all(results)[0] if each.dataset == "mvtec"], [results])
     assert section.labels == ["draem WRN50", "PaDiM WRN50", "PatchCore WRN50"]
     ((_, points),) = section.latency("image_auroc")
     assert [(point.x, point.y, point.series) for point in points] == [(10, 93.75, 1), (100, 97.75, 2)]
     published, measured = section.timeline("image_auroc")
     months = {point.label: point.x for point in measured}
-    assert months["PaDiM WRN50"] == figures.month_number(2020, 11)
+    assert months["PaDiM WRN50"] == plots.month_number(2020, 11)
     told = {point.label: (point.x, point.y) for point in published}
     assert len(told) == 13
-    assert told["FastFlow"] == (figures.month_number(2021, 11), 99.4)
-    assert told["SPADE"] == (figures.month_number(2020, 5), 85.5)
+    assert told["FastFlow"] == (plots.month_number(2021, 11), 99.4)
+    assert told["SPADE"] == (plots.month_number(2020, 5), 85.5)
     assert section.timeline("pro")[0] == []
 
 
 def test_published_values_stay_with_their_dataset(tmp_path):
     made = record(task="weave", categories=FOUR, dataset="synthetic")
-    section = html_report.Section("s1", [made], [tmp_path])
+    section = sections.Section("s1", [made], [tmp_path])
     published, measured = section.timeline("image_auroc")
     assert published == []
     assert [point.y for point in measured] == [90.0]
@@ -211,15 +211,15 @@ def test_arxiv_numbers_are_those_of_the_configurations():
 
 
 def test_a_dotted_line_leads_to_the_same_method_not_the_same_month():
-    published = [figures.Point(100.0, 80.0, "SPADE", method="spade")]
-    measured = [figures.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
-    lines = figures.timeline(published, measured, "AUROC").axes[0].lines
+    published = [plots.Point(100.0, 80.0, "SPADE", method="spade")]
+    measured = [plots.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
+    lines = plots.timeline(published, measured, "AUROC").axes[0].lines
     assert [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"] == [[80.0, 90.0]]
 
 
 def test_best_so_far_in_the_timeline():
-    points = [figures.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
-    line = figures.timeline(points, [], "AUROC").axes[0].lines[0]
+    points = [plots.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
+    line = plots.timeline(points, [], "AUROC").axes[0].lines[0]
     assert list(zip(*line.get_data(), strict=True)) == [(100, 70), (200, 90), (300, 90)]
 
 
@@ -264,7 +264,7 @@ def test_images_that_most_methods_get_wrong_come_first(tmp_path):
         )
         for method, values in scores.items()
     ]
-    section = html_report.Section("s1", made, [tmp_path])
+    section = sections.Section("s1", made, [tmp_path])
     alarms = [doubt for doubt in section.doubts("bottle") if doubt.kind == "alarm"]
     assert [(doubt.file, doubt.wrong, len(doubt.views)) for doubt in alarms] == [("0.png", 2, 3), ("1.png", 1, 3)]
 
@@ -277,15 +277,15 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(theme):
-    paper = luminance(getattr(figures.PAPER, theme))
-    for name, shade in figures.VARIABLES.items():
+    paper = luminance(getattr(plots.PAPER, theme))
+    for name, shade in plots.VARIABLES.items():
         other = luminance(getattr(shade, theme))
         contrast = (max(paper, other) + 0.05) / (min(paper, other) + 0.05)
         assert contrast >= {"paper": 1, "line": 1, "ink": 4.5, "muted": 4.5}.get(name, 3), name
 
 
 def test_every_series_has_a_look_of_its_own():
-    looks = {(repr(figures._look(number)), number // len(figures.SERIES) % 4) for number in range(40)}
+    looks = {(repr(plots._look(number)), number // len(plots.SERIES) % 4) for number in range(40)}
     assert len(looks) == 40
 
 
@@ -319,9 +319,6 @@ def test_hostile_names_make_no_element(page):
     assert len(ids) == len(set(ids))
     assert "{{7*7}}" in text
     assert "\x07" not in text
-
-
-# ------------------------------------------------------------------------------------------------- in Chromium
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from anomaly_bench import config, launchers
-from anomaly_bench.config import conf_folder
+from anomaly_bench.cli import launchers
+from anomaly_bench.config.settings import conf_folder
+from anomaly_bench.hardware import devices
 
 
 @pytest.fixture
@@ -60,17 +61,17 @@ def test_explicit_threads_win_and_single_runs_have_all_cores(hydra, given, threa
 
 def test_cores_of_a_slurm_job(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    there = config.cores()
+    there = devices.cores()
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert config.cores() == 1
+    assert devices.cores() == 1
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4096")
-    assert config.cores() == there
+    assert devices.cores() == there
 
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 2), (4, 2), (16, 4), (64, 16)])
 def test_processes_at_once_on_a_cpu(cores, jobs, monkeypatch):
     monkeypatch.setattr(launchers, "cores", lambda: cores)
-    monkeypatch.setattr("anomaly_bench.speed.GPU_NODES", ())
+    monkeypatch.setattr("anomaly_bench.hardware.devices.GPU_NODES", ())
     monkeypatch.setattr("sys.platform", "linux")
     assert launchers.processes() == jobs
 

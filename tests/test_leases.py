@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from anomaly_bench import leases
+from anomaly_bench.runs import leases
 
 CLAIM = """
 import sys

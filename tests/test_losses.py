@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from anomaly_bench.losses import focal_loss, ssim, ssim_map
+from anomaly_bench.components.losses import focal_loss, ssim, ssim_map
 
 
 def images(seed, shape=(2, 3, 24, 31)):

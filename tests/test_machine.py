@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anomaly_bench import evaluation, machine, records, speed
+from anomaly_bench import records
 from anomaly_bench.cache import cache_root
 from anomaly_bench.console import Reporter
+from anomaly_bench.hardware import devices, sharing, timing, torch_setup
 
 HOLD = """
 import contextlib, sys
@@ -28,7 +29,7 @@ with block() as had:
 
 @pytest.fixture(autouse=True)
 def quick(empty_cache, monkeypatch):
-    monkeypatch.setattr(machine, "POLL", 0.01)
+    monkeypatch.setattr(sharing, "POLL", 0.01)
 
 
 class Other:
@@ -52,7 +53,7 @@ class Other:
 def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
     with Other("alone") as timer:
         assert timer.says() == "True"
-    with Other("computing") as job, machine.computing():
+    with Other("computing") as job, sharing.computing():
         assert job.says() == "None"
         with Other("alone") as timer:
             assert timer.says() == "waits"
@@ -77,18 +78,18 @@ def test_jobs_that_begin_one_after_the_other_do_not_keep_timing_waiting():
 def test_what_a_killed_process_held_is_free(kind):
     with Other(kind) as other:
         other.says()
-    with machine.alone(lambda: pytest.fail("waits for a dead process")) as alone:
+    with sharing.alone(lambda: pytest.fail("waits for a dead process")) as alone:
         assert alone
-    with machine.one_of(["gpu-a"], lambda: pytest.fail("waits for a dead process")) as place:
+    with sharing.one_of(["gpu-a"], lambda: pytest.fail("waits for a dead process")) as place:
         assert place == 0
 
 
 def test_timing_gives_up_at_last(monkeypatch):
-    monkeypatch.setattr(machine, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(sharing, "LONGEST_WAIT", 0.05)
     said = []
     with Other("computing") as job:
         job.says()
-        with machine.alone(lambda: said.append("waits")) as alone:
+        with sharing.alone(lambda: said.append("waits")) as alone:
             assert not alone
     assert said == ["waits"]
 
@@ -96,16 +97,16 @@ def test_timing_gives_up_at_last(monkeypatch):
 def test_without_locks_the_work_goes_on(monkeypatch):
     cache_root().parent.mkdir(exist_ok=True)
     cache_root().write_text("no folder")
-    with machine.computing(), machine.alone(lambda: None) as alone:
+    with sharing.computing(), sharing.alone(lambda: None) as alone:
         assert not alone
-    with machine.one_of(["gpu-a", "gpu-b"], lambda: None) as place:
+    with sharing.one_of(["gpu-a", "gpu-b"], lambda: None) as place:
         assert place == 0
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(machine, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    monkeypatch.setattr(sharing, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path / 'results'}", "category=cog"]
     words += ["input.resize=64", "gallery=0", "batch_size=2", "method.dimensions=20"]
     with Other("computing") as job:
@@ -122,7 +123,7 @@ def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, 
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A list of devices that are not there."""
-    monkeypatch.setattr(speed, "device_kind", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(devices, "device_kind", lambda name: "cuda" if name == "auto" else name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"{index:08}-beef"))
 
@@ -130,22 +131,22 @@ def two_gpus(monkeypatch):
 def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch):
     reporter, said, told = Reporter(), [], threading.Event()
     monkeypatch.setattr(reporter, "say", lambda line: (said.append(line), told.set()))
-    with evaluation.own_device("auto", reporter) as first, evaluation.own_device("auto", reporter) as second:
+    with torch_setup.own_device("auto", reporter) as first, torch_setup.own_device("auto", reporter) as second:
         assert (first, second) == ("cuda:0", "cuda:1")
         found, over = [], threading.Event()
 
         def third() -> None:
-            with evaluation.own_device("auto", reporter) as device:
+            with torch_setup.own_device("auto", reporter) as device:
                 found.append(device)
                 over.wait()
 
         waiting = threading.Thread(target=third)
         waiting.start()
         told.wait()
-        with evaluation.own_device("cuda:1", reporter) as named, evaluation.own_device("cpu", reporter) as cpu:
+        with torch_setup.own_device("cuda:1", reporter) as named, torch_setup.own_device("cpu", reporter) as cpu:
             assert (named, cpu) == ("cuda:1", "cpu"), "what is named is not waited for"
         assert not found
-        with evaluation.own_device("cuda", reporter):
+        with torch_setup.own_device("cuda", reporter):
             pass
     while not found:
         over.wait(0.01)
@@ -156,8 +157,8 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch
 
 
 def test_each_host_has_locks_of_its_own(monkeypatch):
-    here = machine.locks()
-    monkeypatch.setattr(machine.platform, "node", lambda: "another host")
+    here = sharing.locks()
+    monkeypatch.setattr(sharing.platform, "node", lambda: "another host")
     assert isinstance(here, Path)
-    assert machine.locks() != here
-    assert machine.locks().parent == here.parent
+    assert sharing.locks() != here
+    assert sharing.locks().parent == here.parent

@@ -11,10 +11,10 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
 from anomaly_bench import records
-from anomaly_bench.config import read_settings
-from anomaly_bench.contract import Setup, pictures
+from anomaly_bench.config.settings import read_settings
 from anomaly_bench.methods.mahalanobis_ad import MahalanobisAD
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 
 def pooled(levels):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anomaly_bench.data.anomaly_maps import addressed, map_names
+from anomaly_bench.data.geometry import Frame
 from anomaly_bench.errors import DataError
-from anomaly_bench.maps import Frame, addressed, map_names
 
 
 def test_names_are_stems_unless_two_images_share_one():

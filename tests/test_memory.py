@@ -11,12 +11,16 @@ import pytest
 import torch
 from conftest import make_category
 
-from anomaly_bench import composition, evaluation, jobs, memory
-from anomaly_bench.backbones import Peak
-from anomaly_bench.config import read_settings
+from anomaly_bench.backbones import build
+from anomaly_bench.backbones.backbone import Peak
+from anomaly_bench.config import compose, instantiate
+from anomaly_bench.config.settings import read_settings
 from anomaly_bench.console import Reporter
+from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import TooLarge, ran_out, reason
-from anomaly_bench.evaluation import Evaluator
+from anomaly_bench.hardware import memory
+from anomaly_bench.runs.evaluator import LIBRARIES, Evaluator
+from anomaly_bench.runs.job import make_job
 
 
 def test_what_does_not_fit_is_refused_with_size_and_options(monkeypatch):
@@ -141,7 +145,7 @@ def test_peak_counts_what_is_alive_at_one_time():
 
 
 def test_peak_of_a_network_is_the_same_without_computing():
-    backbone = jobs.construct(composition.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
+    backbone = instantiate.construct(compose.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
     shapes, most = backbone.rehearse((64, 96))
     assert shapes == [(24, 16, 24), (40, 8, 12), (112, 4, 6)]
     with Peak() as peak:
@@ -151,8 +155,8 @@ def test_peak_of_a_network_is_the_same_without_computing():
 
 
 def evaluator(*words: str) -> Evaluator:
-    config = composition.compose("config", ["dataset=folder", "backbone.weights=random", *words])
-    return Evaluator(config, jobs.find_weights(config), read_settings(config), Reporter())
+    config = compose.compose("config", ["dataset=folder", "backbone.weights=random", *words])
+    return Evaluator(config, build.find_weights(config), read_settings(config), Reporter())
 
 
 @pytest.mark.parametrize(
@@ -175,13 +179,13 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     make_category(tmp_path / "data" / "cog", train=4, good=2, defects=1, side=32)
     words = ("input.resize=[96,128]", "method.dimensions=100", f"data_root={tmp_path / 'data'}")
     made = evaluator(*words)
-    dataset = jobs.open_dataset(made.config["dataset"], made.settings.data_root)
-    job = jobs.make_job(made.config, made.settings, dataset, "cog", jobs.find_weights(made.config))
+    dataset = open_dataset(made.config["dataset"], made.settings.data_root)
+    job = make_job(made.config, made.settings, dataset, "cog", build.find_weights(made.config))
     assert job.image_bytes == 7 * 96 * 128 * 3
     monkeypatch.setattr(memory, "free", lambda device: 10**7)
     statistics = 24 * 32 * (100 * 100 + 100) * 4  # 31 MB
     batch = 32 * made.footprint[1]  # of the timing
-    needed = statistics + batch + job.image_bytes + evaluation.LIBRARIES
+    needed = statistics + batch + job.image_bytes + LIBRARIES
     with pytest.raises(
         TooLarge,
         match=rf"cog at 128x96 pixels \(statistics {statistics / 1e6:.0f}, a batch {batch / 1e6:.0f}, libraries 200\) "

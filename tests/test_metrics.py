@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomaly_bench import metrics
-from anomaly_bench.metrics import METRICS, evaluate
+from anomaly_bench.metrics import ranking
+from anomaly_bench.metrics.metrics import METRICS, evaluate
 from anomaly_bench.protocol import Outcome
 
 Array = NDArray[Any]
 Point = tuple[float, float]
 Masks = Callable[[np.random.Generator, tuple[int, ...]], Array]
-
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-# --- the definitions, one threshold after another -------------------------------------------------------------
 
 
 def regions_of(mask: Array) -> list[list[tuple[int, int]]]:
@@ -108,9 +105,6 @@ def pro_by_mvtec(maps: Array, masks: Array) -> float:
     return float(np.trapezoid(y, x) if hasattr(np, "trapezoid") else np.trapz(y, x)) / 0.3
 
 
-# --- cases ----------------------------------------------------------------------------------------------------
-
-
 def outcome(maps: Array, masks: Array, labels: Array | None = None) -> Outcome:
     """An outcome whose image scores are the maps' maxima and whose arrays cannot be written to."""
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
@@ -160,11 +154,8 @@ def same(values: dict[str, float | None], others: dict[str, float | None], withi
         assert value == (None if others[name] is None else pytest.approx(others[name], abs=within)), name
 
 
-# --- values ---------------------------------------------------------------------------------------------------
-
-
 @quick
-@given(case=cases(), run=st.sampled_from([1, 3, metrics.RUN]))
+@given(case=cases(), run=st.sampled_from([1, 3, ranking.RUN]))
 def test_every_metric_is_its_definition(case: Outcome, run: int) -> None:
     """Within 1e-6 of a threshold sweep, however many positives are worked on at a time."""
     assert case.maps is not None
@@ -175,7 +166,7 @@ def test_every_metric_is_its_definition(case: Outcome, run: int) -> None:
     expected = dict(zip(names, images + pixels, strict=True))
     expected["pro"] = pro_by_sweep(case.maps, case.masks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "RUN", run)
+        patch.setattr(ranking, "RUN", run)
         same(evaluate(case).values, expected, within=1e-6)
 
 
@@ -269,7 +260,7 @@ def test_rounding_does_not_lift_a_perfect_score_above_one(seed: int) -> None:
     random = np.random.default_rng(seed)
     masks = random.random((3, 20, 20)) < 0.2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "RUN", 7)
+        patch.setattr(ranking, "RUN", 7)
         for name, value in evaluate(outcome(random.random(masks.shape) + masks, masks, [1, 1, 0])).values.items():
             assert value is not None
             assert name.startswith("image") or 1 - 1e-12 < value <= 1, name
@@ -286,9 +277,6 @@ def test_counts_beyond_32_bits() -> None:
     values = evaluate(outcome(np.ones(masks.shape), masks)).values
     assert (values["pixel_auroc"], values["pixel_ap"]) == (0.5, 0.5)
     assert values["pixel_f1_max"] == pytest.approx(2 / 3)
-
-
-# --- undefined ------------------------------------------------------------------------------------------------
 
 
 def test_metrics_without_their_input_are_none() -> None:
@@ -314,8 +302,6 @@ def test_metrics_without_their_input_are_none() -> None:
         assert {name for name, value in evaluation.values.items() if value is None} == undefined
         assert evaluation.curves.keys() == curves
 
-
-# --- invariances ----------------------------------------------------------------------------------------------
 
 EXACT: dict[str, Callable[[Array], Array]] = {  # strictly increasing, and exact in float32 on -30..30
     "shift": lambda scores: scores + 4096,
@@ -355,9 +341,6 @@ def test_the_order_of_images_does_not_count(case: Outcome, seed: int) -> None:
     same(evaluate(case).values, evaluate(shuffled).values, within=1e-12)
 
 
-# --- curves ---------------------------------------------------------------------------------------------------
-
-
 def area_of(curve: dict[str, list[float]], limit: float) -> float:
     """Area under a returned curve, after checking its form."""
     x, y = curve["x"], curve["y"]
@@ -368,10 +351,10 @@ def area_of(curve: dict[str, list[float]], limit: float) -> float:
     return area_below(list(zip(x, y, strict=True)), limit)
 
 
-@pytest.mark.parametrize("run", [100, metrics.RUN])
+@pytest.mark.parametrize("run", [100, ranking.RUN])
 @pytest.mark.parametrize("scores", SCORES)
 def test_curves_have_the_area_of_their_metric(scores: str, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "RUN", run)
+    monkeypatch.setattr(ranking, "RUN", run)
     evaluation = evaluate(large(scores))
     assert area_of(evaluation.curves["image_roc"], 1.0) == pytest.approx(evaluation.values["image_auroc"], abs=1e-5)
     assert area_of(evaluation.curves["pixel_roc"], 1.0) == pytest.approx(evaluation.values["pixel_auroc"], abs=2e-5)
@@ -404,9 +387,6 @@ def test_images_of_unlike_sizes() -> None:
     assert values["pixel_auroc"] == pytest.approx((1 + 3) / (2 * 5))  # 1 is above 0; 4 above 2, 0, 3
     with pytest.raises(ValueError, match=r"masks .* 2 images of several sizes"):
         evaluate(Outcome(np.array([True, True]), np.array([5.0, 6.0]), maps, masks[::-1]))
-
-
-# --- errors, memory, import -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -459,7 +439,7 @@ def test_memory_for_a_pixel() -> None:
 
 def test_memory_for_a_defect_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all but a few pixels are defects, 28 bytes each; a constant map is one tie of them all."""
-    monkeypatch.setattr(metrics, "RUN", 1 << 14)  # as small a part of this case as they are of a large one
+    monkeypatch.setattr(ranking, "RUN", 1 << 14)  # as small a part of this case as they are of a large one
     monkeypatch.setattr(metrics, "RUN_POINTS", 300)
     masks = np.ones((8, 512, 512), bool)
     masks[0, 0] = False

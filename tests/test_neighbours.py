@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anomaly_bench import neighbours
-from anomaly_bench.neighbours import GROUP, nearest
+from anomaly_bench.components import neighbours
+from anomaly_bench.components.neighbours import GROUP, nearest
 
 
 def random(*shape, seed=0):

@@ -12,9 +12,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
 
-from anomaly_bench.contract import Setup, pictures
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 
 def embeddings(setup, method, pixels):

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from anomaly_bench import memory, neighbours
+from anomaly_bench.components import neighbours
 from anomaly_bench.console import Reporter
-from anomaly_bench.contract import Setup, pictures
 from anomaly_bench.errors import TooLarge, UsageError
+from anomaly_bench.hardware import memory
 from anomaly_bench.methods import patchcore
 from anomaly_bench.methods.patchcore import PatchCore
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 
 def joined(levels):

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_bench import ops
-from anomaly_bench.contract import Setup, pictures
+from anomaly_bench.components import position_code
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.pefm import PEFM
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 KERNELS = [torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(count)) for count in (8, 4, 12, 16)]
 
@@ -56,7 +56,7 @@ def errors(method, pixels, training=False):
         targets, given = [], []
         for features in (first, second):
             targets.append(features.transpose(0, 2, 3, 1))
-            code = ops.position_code(*features.shape[1:]).double().numpy()
+            code = position_code.position_code(*features.shape[1:]).double().numpy()
             given.append((features + code).transpose(0, 2, 3, 1).reshape(-1, features.shape[1]))
         of_second = slow([*p.encode_first, p.shared, *p.decode_second], given[0], training)
         of_first = slow([*p.encode_second, p.shared, *p.decode_first], given[1], training)

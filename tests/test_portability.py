@@ -62,7 +62,7 @@ def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
 
 def test_tables_on_a_screen_that_lacks_characters():
     """Windows' usual encoding has no superscript six."""
-    code = "import sys; from anomaly_bench.cli import main; main()"
+    code = "import sys; from anomaly_bench.cli.main import main; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     words = ["tables", f"results={ROOT / 'results'}", "format=md"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=environment)
@@ -72,7 +72,7 @@ def test_tables_on_a_screen_that_lacks_characters():
 
 @pytest.mark.parametrize(
     ("there", "module"),
-    [("sys", "anomaly_bench"), ("sys", "anomaly_bench.cli"), ("pytest", "anomaly_bench.pytest_plugin")],
+    [("sys", "anomaly_bench"), ("sys", "anomaly_bench.cli.main"), ("pytest", "anomaly_bench.testing.pytest_plugin")],
 )
 def test_imports_take_nothing_heavy(there, module):
     """Nothing but the standard library: torch takes seconds, numpy and Hydra tenths of one."""

@@ -12,20 +12,25 @@ import sys
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_tables import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, shown, texts, timed
 
-from anomaly_bench import records as store
 from anomaly_bench.errors import UsageError
-from anomaly_bench.grid import Cell, Grid
-from anomaly_bench.layouts import Layout, load_layout, make_layout
-from anomaly_bench.published import number_of
-from anomaly_bench.records import Record
-from anomaly_bench.references import TABLES, Reference, load
-from anomaly_bench.renderers import FORMATS, draw, render
-from anomaly_bench.tables import grids
+from anomaly_bench.published import TABLES, load
+from anomaly_bench.records import load_all, save
+from anomaly_bench.records import outlines as outlines_module
+from anomaly_bench.tables.build import grids
+from anomaly_bench.tables.formats.draw import FORMATS, draw, render
+from anomaly_bench.tables.layout import load_layout, make_layout
+from anomaly_bench.tables.papers import number_of
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.layout import Layout
+    from anomaly_bench.tables.table import Cell, Grid
 
 LAYOUTS = {name: load_layout(name, [FOLDER]) for name in TABLES}
 PADIM = LAYOUTS["padim2020_III"]
@@ -62,9 +67,6 @@ def notes_at(grid: Grid, row: str, column: str) -> list[str]:
 def said(grid: Grid) -> str:
     """Its notes without a letter."""
     return " ".join(text for mark, text in grid.notes if not mark)
-
-
-# ---------------------------------------------------------------------------------------------------- as printed
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -134,9 +136,6 @@ def test_the_second_best_of_two_is_not_marked() -> None:
     pair = [cell for cell in load("zheng2022_2") if cell.method in ("draem", "dfr")]
     grid = table([], LAYOUTS["zheng2022_2"], "reported", references=pair)
     assert {value.rank for row in grid.cells for cell in row for value in cell.values} == {0, 1}
-
-
-# -------------------------------------------------------------------------------------------------- side by side
 
 
 def test_measured_published_and_gap() -> None:
@@ -255,9 +254,6 @@ def zip_rows(grid: Grid) -> list[list[Any]]:
     return [[head.labels[0], *(cell.values[0] for cell in cells)] for head, cells in rows]
 
 
-# ------------------------------------------------------------------------------------------- rows of both kinds
-
-
 def test_methods_stand_in_the_papers_order_and_others_after_them() -> None:
     made = [ours(method=method) for method in ("zero", "padim", "spade", "patch_svdd")]
     grid = table([*made, ours(backbone="lite0"), ours((90, None, None), method="mahalanobis_ad")])
@@ -345,13 +341,10 @@ def test_numbers_are_in_the_tables_unit() -> None:
     assert (value.text, value.published, value.gap) == ("0.975", "0.975", "±0.000")
 
 
-# ------------------------------------------------------------------------------------------------------ summary
-
-
 def test_deviation_in_any_table(tmp_path: Path, command) -> None:
     for seed, points in enumerate((90, 91, 95)):
         for task in ("bottle", "cable"):
-            store.save(record((points, 50, 50 + seed), task, seed=seed), tmp_path)
+            save(record((points, 50, 50 + seed), task, seed=seed), tmp_path)
     words = ("tables", f"results={tmp_path}", "table=per_class", "cells=[image_auroc,pro]")
     out = command(*words, "deviation=true")[1]
     assert "bottle                      (92.0 ± 2.6, 51.0 ± 1.0)" in out
@@ -372,8 +365,6 @@ def test_summary_is_mean_and_deviation_over_seeds() -> None:
     assert texts(grids(made, load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "81.0"
     assert texts(grids(made[:1], load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "90.0"
 
-
-# ------------------------------------------------------------------------------------------------------ formats
 
 EVERY = [
     ours((99.0, 97.5, 93.25), method=method, backbone=backbone, dataset=dataset)
@@ -461,13 +452,10 @@ def test_standalone_needs_a_format_with_documents() -> None:
         draw([], "md", standalone=True)
 
 
-# ------------------------------------------------------------------------------------------------ the command
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for made in (ours(), ours(task="cable"), ours((90, 97, 93), method="spade", backbone="r18")):
-        store.save(made, tmp_path / "r")
+        save(made, tmp_path / "r")
     return tmp_path / "r"
 
 
@@ -481,7 +469,7 @@ def test_reported_needs_no_records(command: Any, tmp_path: Path) -> None:
 
 def test_a_papers_table_is_both_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have = {"method": ["draem", "padim", "patchcore", "spade"], "dataset": ["mvtec"]}
-    monkeypatch.setattr("anomaly_bench.report.choices", lambda group, folders: have[group])
+    monkeypatch.setattr("anomaly_bench.cli.commands.tables.choices", lambda group, folders: have[group])
     status, out, err = command("tables", "table=padim2020_III", f"results={folder}")
     assert status == 0
     assert "98.0 (98.3) −0.3 / 95.0 (94.8) +0.2" in out
@@ -516,7 +504,7 @@ def test_several_tables_are_one_document(command: Any, folder: Path) -> None:
 
 
 def test_a_method_that_the_paper_does_not_have(command: Any, folder: Path) -> None:
-    store.save(ours((99, None, None), method="zero"), folder)
+    save(ours((99, None, None), method="zero"), folder)
     words = [f"results={folder}", "method=zero"]
     status, out, err = command("tables", "table=zheng2022_1", *words)
     assert (status, err) == (0, "")
@@ -529,11 +517,11 @@ def test_a_method_that_the_paper_does_not_have(command: Any, folder: Path) -> No
 
 
 def test_several_results_folders(command: Any, folder: Path, tmp_path: Path) -> None:
-    store.save(ours(task="cable"), tmp_path / "s")
+    save(ours(task="cable"), tmp_path / "s")
     twice = ours()
     twice.speed.append({**SPEED, "device": "H100", "fps": 900.0})
-    store.save(twice, tmp_path / "s")
-    store.save(ours((90, 96.0, 92.0), "pill"), tmp_path / "s")
+    save(twice, tmp_path / "s")
+    save(ours((90, 96.0, 92.0), "pill"), tmp_path / "s")
     status, out, _ = command("tables", "table=padim2020_III", f"results=[{folder},{tmp_path}/s]", "source=measured")
     assert status == 0
     assert re.search(r"pill .*\(96\.0, 92\.0\)", out)
@@ -544,7 +532,7 @@ def test_several_results_folders(command: Any, folder: Path, tmp_path: Path) -> 
 
 
 def test_records_are_chosen(command: Any, folder: Path) -> None:
-    store.save(record(settings=ABOUT), folder)
+    save(record(settings=ABOUT), folder)
     words = ["tables", "table=padim2020_III", f"results={folder}"]
     status, _, err = command(*words)
     assert (status, "found records of 2 setups" in err) == (2, True)
@@ -565,22 +553,19 @@ def test_records_are_chosen(command: Any, folder: Path) -> None:
 
 def test_tables_import_no_torch(folder: Path) -> None:
     code = f"""import sys
-from anomaly_bench.cli import command
+from anomaly_bench.cli.main import command
 command(["tables", "table=padim2020_III", "results={folder.as_posix()}"])
 print("torch" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("\nFalse\n")
 
 
-# ----------------------------------------------------------------------------------------------------- outlines
-
-
 def test_outlines_make_the_tables_of_whole_records(folder: Path, empty_cache: Path) -> None:
     timed_one = timed(10, task="screw", provenance={"torch": "2"}, curves={"pro": {"x": [0.0], "y": [1.0]}})
     timed_one.speed[0]["latency_samples_ms"] = [1.0, 2.0]
-    store.save(timed_one, folder)
-    whole, _ = store.load_all(folder)
+    save(timed_one, folder)
+    whole, _ = load_all(folder)
     for _ in range(2):  # read, then kept
-        outlines, damaged = store.outlines(folder)
+        outlines, damaged = outlines_module.outlines(folder)
         assert damaged == []
         assert [each.identity for each in outlines] == [each.identity for each in whole]
         assert all(each.curves == {} and each.images == [] for each in outlines)
@@ -591,23 +576,23 @@ def test_outlines_make_the_tables_of_whole_records(folder: Path, empty_cache: Pa
 
 
 def test_outlines_follow_the_files(folder: Path, empty_cache: Path) -> None:
-    assert len(store.outlines(folder)[0]) == 3
+    assert len(outlines_module.outlines(folder)[0]) == 3
     path = folder / ours().path
     path.write_text(path.read_text()[:-9])
     (folder / ours(task="cable").path).unlink()
-    left, damaged = store.outlines(folder)
+    left, damaged = outlines_module.outlines(folder)
     assert [each.method for each in left] == ["spade"]
     assert "changed" in damaged[0] or "not a record" in damaged[0]
-    store.save(ours((1, 2, 3)), folder)
-    assert sorted(each.value("pro") or 0 for each in store.outlines(folder)[0]) == [0.03, 0.93]
+    save(ours((1, 2, 3)), folder)
+    assert sorted(each.value("pro") or 0 for each in outlines_module.outlines(folder)[0]) == [0.03, 0.93]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "5", '{"files": {}}', "{}"])
 def test_a_damaged_index_is_made_again(content: str, folder: Path, empty_cache: Path) -> None:
-    store.outlines(folder)
+    outlines_module.outlines(folder)
     (index,) = (empty_cache / "outlines").iterdir()
     index.write_text(content)
-    assert len(store.outlines(folder)[0]) == 3
+    assert len(outlines_module.outlines(folder)[0]) == 3
     assert json.loads(index.read_text())["shared"]
 
 

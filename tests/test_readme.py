@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import make_category
 
-from anomaly_bench import speed
-from anomaly_bench.cli import command as call
+from anomaly_bench.cli.main import command as call
+from anomaly_bench.hardware import timing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ COMMANDS = [line for line in LINES if "data download" not in line]  # tests/test
 def quick(tmp_path, monkeypatch):
     """An empty folder to work in, small images for the data that a reader has, and no waiting for the clock."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     for name in ("bottle", "screw", "carpet", "mine/cog"):
         make_category(tmp_path / "data" / ("" if "/" in name else "mvtec") / name)
     return tmp_path

@@ -9,8 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from anomaly_bench import records
-from anomaly_bench.records import CSV_COLUMNS, DamagedRecord, Record, legal
+from anomaly_bench import files, records
+from anomaly_bench.files import legal
+from anomaly_bench.records import results_csv
+from anomaly_bench.records.record import DamagedRecord, Record
+from anomaly_bench.records.results_csv import CSV_COLUMNS
 
 
 @pytest.fixture
@@ -55,20 +58,20 @@ def test_damage_is_noticed(record, tmp_path, damage):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    records.write_atomically(path, "old")
+    files.write_atomically(path, "old")
 
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        records.write_atomically(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_results_csv(record, tmp_path):
-    path = records.write_csv([record, replace(record, seed=4, speed=[])], tmp_path)
+    path = results_csv.write_csv([record, replace(record, seed=4, speed=[])], tmp_path)
     with path.open() as file:
         first, second = csv.DictReader(file)
     assert tuple(first) == CSV_COLUMNS

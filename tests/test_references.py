@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anomaly_bench.composition import compose
+from anomaly_bench.config.compose import compose
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.references import FOLDER, TABLES, Reference, aliases, load
-from anomaly_bench.references.check import find, remainder, tolerance
-from anomaly_bench.references.columns import OBJECTS, TEXTURES, Column, columns
-from anomaly_bench.references.orders import ORDERS, by_chance, fit, orders_of, ranks
-from anomaly_bench.references.page import page
+from anomaly_bench.published import FOLDER, TABLES, Reference, aliases, load
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Column, columns
+from anomaly_bench.published.audit.contradictions import find, remainder, tolerance
+from anomaly_bench.published.audit.orders import ORDERS, by_chance, fit, orders_of, ranks
+from anomaly_bench.published.audit.page import page
 
 ROOT = Path(__file__).parents[1]
 SEEDS = ROOT.parent / "shared" / "seeds"
@@ -71,9 +71,6 @@ def one(table, name, category, metric=None, variant=""):
 
 def printed(table, **wanted):
     return [cell.printed for cell in load(table) if all(getattr(cell, key) == text for key, text in wanted.items())]
-
-
-# --- the numbers
 
 
 def test_every_cell_of_every_table_is_there():
@@ -281,11 +278,8 @@ def test_a_wrong_file_is_named(tmp_path):
 
 
 def test_numbers_load_without_torch():
-    code = "import sys; from anomaly_bench.references import page; page.load(); assert 'torch' not in sys.modules"
+    code = "import sys; from anomaly_bench.published.audit import page; page.load(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# --- the check on the papers
 
 
 @pytest.fixture(scope="module")
@@ -390,9 +384,6 @@ def test_wrong_words(command, words, message):
     status, _, err = command(*words)
     assert status == 2
     assert message in err
-
-
-# --- the check on tables of our own
 
 
 def cells(table, name, numbers, order, metric="pixel_auroc", digits=1):
@@ -514,9 +505,6 @@ def test_times_within_rounding():
 
 def one_of(metric, text):
     return Reference("zheng2022_3", "spade", "SPADE", "", "", "", metric, text, float(text), "", "", "re-run")
-
-
-# --- its arithmetic
 
 
 def test_the_tolerance_of_a_mean():

@@ -18,10 +18,14 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_bench import records
-from anomaly_bench.cli import command as call
+from anomaly_bench.cli.main import command as call
 
 SETTINGS = ("dataset=folder", "input.resize=64", "input.crop=48", "speed=false", "gallery=0", "save_maps=true")
+
+
 SETTINGS += ("threads=1",)
+
+
 FRAME = ("input.resize=64", "input.crop=48")
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pro")
 
@@ -85,9 +89,6 @@ def write(maps, folder, suffix=".npy"):
     return folder
 
 
-# --- maps beside records --------------------------------------------------------------------------------------
-
-
 def test_kept_maps_give_the_metrics_of_their_records(made, rescore, tmp_path):
     found = records.load_all(made[1])[0]
     before = {path: path.read_bytes() for path in made[1].rglob("*.json")}
@@ -123,7 +124,7 @@ def test_one_record_one_category_some_metrics(made, rescore, cog):
 
 def test_no_torch_is_imported(made):
     code = (
-        "import sys; from anomaly_bench.cli import command; status = command(sys.argv[1:]);"
+        "import sys; from anomaly_bench.cli.main import command; status = command(sys.argv[1:]);"
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
     )
     words = ["score", f"maps={made[1]}", "dataset=folder", f"data_root={made[0]}"]
@@ -188,9 +189,6 @@ def test_records_whose_images_or_maps_are_others(made, rescore, cog, tmp_path, c
     path = results / cog[0].path
     path.write_text(path.read_text()[:100])
     assert "not a record" in rescore(results)[2]
-
-
-# --- one file per image ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif", ".tiff", ".TIFF"])

@@ -6,10 +6,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from anomaly_bench.contract import Setup, pictures, score, unseen
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.reverse_distillation import Residual, ReverseDistillation, check_levels, distance
 from anomaly_bench.protocol import Normals
+from anomaly_bench.testing.contract import Setup, pictures, score, unseen
 
 
 def count(backbone: str) -> int:

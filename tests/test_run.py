@@ -16,9 +16,11 @@ from conftest import picture, save
 from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
-from anomaly_bench import artifacts, evaluation, records, speed
+from anomaly_bench import records
 from anomaly_bench.errors import UsageError
+from anomaly_bench.hardware import timing
 from anomaly_bench.protocol import to_tensor
+from anomaly_bench.runs import evaluator, saved_model
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "method.dimensions=20")
 
@@ -54,7 +56,7 @@ def test_a_finished_run_imports_no_torch(small, command):
     words, _ = small
     command(*words)
     code = (
-        "import sys; from anomaly_bench.cli import command; status = command(sys.argv[1:]);"
+        "import sys; from anomaly_bench.cli.main import command; status = command(sys.argv[1:]);"
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
@@ -65,7 +67,7 @@ def test_a_reader_that_has_gone_costs_no_table(small, command):
     words, results = small
     command(*words)
     shutil.rmtree(results / "tables")
-    code = "import sys; from anomaly_bench.cli import main; main()"
+    code = "import sys; from anomaly_bench.cli.main import main; main()"
     with subprocess.Popen([sys.executable, "-uc", code, *words], stdout=subprocess.PIPE) as process:
         process.stdout.close()
     assert process.returncode == 0
@@ -138,7 +140,7 @@ def test_overwrite_computes_again(small, command):
 
 def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):
     words, results = small
-    monkeypatch.setattr(speed.measure, "__defaults__", (0.05, lambda calls: None))
+    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     command(*words, "category=cog")
     status, _, err = command(*words, "category=cog", "speed=true", "batch_size=3")
     assert status == 0, err
@@ -161,14 +163,14 @@ def test_maps_model_and_gallery(small, command, tree):
     assert [float(each.max()) for each in maps] == pytest.approx([image["score"] for image in record.images])
     names = sorted(path.name for path in folder.glob("*.png"))
     assert [name.split("-test")[0] for name in names] == ["alarm-1", "alarm-2", "miss-1", "miss-2"]
-    method = artifacts.load_model(folder)
+    method = saved_model.load_model(folder)
     from PIL import Image
 
     image = Image.open(tree / "cog" / record.images[4]["file"]).resize((64, 64), Image.Resampling.BILINEAR)
     score = method.score(to_tensor(np.asarray(image)[None])).image
     assert float(score) == pytest.approx(record.images[4]["score"], rel=1e-5)
     with pytest.raises(UsageError, match=r"no model\.yaml"):
-        artifacts.load_model(results)
+        saved_model.load_model(results)
 
 
 def test_wanted_files_that_are_not_there_are_made(small, command):
@@ -184,7 +186,7 @@ def test_a_method_that_fails_is_one_line(small, command, monkeypatch):
     def broken(self, job):
         raise RuntimeError("the method broke")
 
-    monkeypatch.setattr(evaluation.Evaluator, "fit", broken)
+    monkeypatch.setattr(evaluator.Evaluator, "fit", broken)
     status, _, err = command(*words)
     assert status == 1
     assert err.count("the method broke") == 2
@@ -193,14 +195,14 @@ def test_a_method_that_fails_is_one_line(small, command, monkeypatch):
 
 def test_ctrl_c_keeps_what_is_done(small, command, monkeypatch):
     words, results = small
-    whole = evaluation.Evaluator.evaluate
+    whole = evaluator.Evaluator.evaluate
 
     def interrupted(self, job):
         if job.task.name == "mat":
             raise KeyboardInterrupt
         return whole(self, job)
 
-    monkeypatch.setattr(evaluation.Evaluator, "evaluate", interrupted)
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate", interrupted)
     status, _, err = command(*words)
     assert status == 130
     assert "interrupted" in err
@@ -210,7 +212,7 @@ def test_ctrl_c_keeps_what_is_done(small, command, monkeypatch):
 @pytest.mark.slow
 def test_kill_costs_the_category_at_work(small, tmp_path):
     words, results = small
-    code = "import sys; from anomaly_bench.cli import command; sys.exit(command(sys.argv[1:]))"
+    code = "import sys; from anomaly_bench.cli.main import command; sys.exit(command(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )

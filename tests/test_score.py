@@ -16,14 +16,21 @@ import torch
 from conftest import make_category, picture, save
 from PIL import Image, ImageDraw
 
-from anomaly_bench import artifacts, gallery, overlays, records, score
-from anomaly_bench.cli import command as call
-from anomaly_bench.data.store import decode_image
+from anomaly_bench import heatmap, records
+from anomaly_bench.cli.commands import score_images
+from anomaly_bench.cli.main import command as call
+from anomaly_bench.data import overlays as overlays_module
+from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.protocol import to_tensor
+from anomaly_bench.runs import saved_model
 
 SETTINGS = ("dataset=folder", "input.resize=64", "input.crop=48", "speed=false", "gallery=0", "save_model=true")
+
+
 SETTINGS += ("threads=1",)
-LOAD_ONCE = functools.cache(artifacts.load_model)
+
+
+LOAD_ONCE = functools.cache(saved_model.load_model)
 METHODS = {"padim": ("method.dimensions=20",), "patchcore": ("method.ratio=0.1",), "mahalanobis_ad": ()}
 
 
@@ -45,8 +52,8 @@ def models(tmp_path_factory):
 def padim(models, monkeypatch):
     """The model's folder as a word, and the test images; the model is loaded once for all tests."""
     root, made = models
-    monkeypatch.setattr(artifacts, "load_model", LOAD_ONCE)
-    monkeypatch.setattr(score, "cores", lambda: 1)
+    monkeypatch.setattr(saved_model, "load_model", LOAD_ONCE)
+    monkeypatch.setattr(score_images, "cores", lambda: 1)
     return f"model={made['padim'][1]}", root / "cog" / "test"
 
 
@@ -106,7 +113,7 @@ def test_every_format_size_and_mode_as_the_dataset_reader_reads_it(padim, models
     assert list(found) == [*shown, "deep/b.TIF", "deep/er/b.bmp", 'odd, "name"/c.webp']
     assert found["wide.png"] == found["grey.png"]
     assert found["alpha.png"] == found["a.png"] != found["a.jpg"]
-    method = artifacts.load_model(models[1]["padim"][1])
+    method = saved_model.load_model(models[1]["padim"][1])
     for name, value in found.items():
         read = decode_image(images / name, (64, 64))[8:56, 8:56]
         with torch.no_grad():
@@ -162,7 +169,7 @@ def test_a_reader_that_fails_in_its_own_way(padim, command, tmp_path, monkeypatc
             raise IndexError("out of range")
         return decode_image(path, size)
 
-    monkeypatch.setattr(score.store, "decode_image", broken)
+    monkeypatch.setattr(score_images.store, "decode_image", broken)
     status, _, err = command("score", model, f"images={test}", f"out={tmp_path / 'out'}", "save_overlays=false")
     assert status == 1
     assert err.count("001.png: cannot be decoded (IndexError('out of range'))") == 2
@@ -202,32 +209,32 @@ def test_scale_is_given_or_made_of_the_folder(padim, command, tmp_path):
 
 
 def test_common_scale():
-    assert overlays.common_scale([(1.0, 5.0)]) == (1.0, 5.0)
+    assert overlays_module.common_scale([(1.0, 5.0)]) == (1.0, 5.0)
     ends = [(0.0, 10.0), (1.0, 11.0), (2.0, 12.0), (3.0, 13.0), (4.0, 900.0)]  # the fence: 13 + 1.5 (13 - 11)
-    assert overlays.common_scale(ends) == (2.0, 13.0)
-    assert overlays.common_scale([*ends[:4], (4.0, 16.0)]) == (2.0, 16.0)
-    assert overlays.common_scale([(0.5, 0.5)] * 3) == (0.5, 0.5)
+    assert overlays_module.common_scale(ends) == (2.0, 13.0)
+    assert overlays_module.common_scale([*ends[:4], (4.0, 16.0)]) == (2.0, 16.0)
+    assert overlays_module.common_scale([(0.5, 0.5)] * 3) == (0.5, 0.5)
 
 
 def test_an_overlay_has_heat_within_the_crop_only(tmp_path):
     save(np.full((100, 200, 3), 100, np.uint8), tmp_path / "image.png")
     values = np.zeros((40, 40), np.float32)
     values[:, 20:] = 9
-    picture = np.asarray(overlays.overlay(tmp_path / "image.png", values, 0, 9, (50, 50), (40, 40)))
+    picture = np.asarray(overlays_module.overlay(tmp_path / "image.png", values, 0, 9, (50, 50), (40, 40)))
     assert picture.shape == (100, 200, 3)
-    top = np.round((1 - overlays.OPACITY) * 100 + overlays.OPACITY * gallery.HEAT[-1])
+    top = np.round((1 - overlays_module.OPACITY) * 100 + overlays_module.OPACITY * heatmap.HEAT[-1])
     assert np.abs(picture[10:90, 110:180] - top).max() <= 2
     inside = np.zeros((100, 200), bool)
     inside[10:90, 98:180] = True  # the two columns left of the middle are blended
     assert (picture[~inside] == 100).all()
-    flat = np.asarray(overlays.overlay(tmp_path / "image.png", values * 0, 0, 0, (50, 50), None))
+    flat = np.asarray(overlays_module.overlay(tmp_path / "image.png", values * 0, 0, 0, (50, 50), None))
     assert (flat == 100).all()
 
 
 def test_an_overlay_is_no_larger_than_it_has_to_be(tmp_path):
-    save(np.zeros((10, 3 * overlays.LARGEST, 3), np.uint8), tmp_path / "image.png")
-    picture = overlays.overlay(tmp_path / "image.png", np.ones((8, 8), np.float32), 0, 1, (8, 8), None)
-    assert picture.size == (overlays.LARGEST, 3)
+    save(np.zeros((10, 3 * overlays_module.LARGEST, 3), np.uint8), tmp_path / "image.png")
+    picture = overlays_module.overlay(tmp_path / "image.png", np.ones((8, 8), np.float32), 0, 1, (8, 8), None)
+    assert picture.size == (overlays_module.LARGEST, 3)
 
 
 def test_no_more_than_two_parts_are_at_work():
@@ -240,7 +247,7 @@ def test_no_more_than_two_parts_are_at_work():
 
     with ThreadPoolExecutor(4) as pool:
         seen = []
-        for part, futures in score.ahead(pool, work, score.chunks(range(100), 7)):
+        for part, futures in score_images.ahead(pool, work, score_images.chunks(range(100), 7)):
             seen += [future.result() for future in futures]
             assert len(started) <= len(seen) + 7, "more than the next part has been started"
             assert list(part) == seen[-len(part) :]
@@ -248,10 +255,10 @@ def test_no_more_than_two_parts_are_at_work():
 
 
 def test_an_interrupted_work_leaves_a_part(padim, command, tmp_path, monkeypatch):
-    from anomaly_bench import evaluation
+    from anomaly_bench.runs import evaluator
 
     model, test = padim
-    whole, calls = evaluation.score_batch, []
+    whole, calls = evaluator.score_batch, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -259,7 +266,7 @@ def test_an_interrupted_work_leaves_a_part(padim, command, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return whole(*arguments)
 
-    monkeypatch.setattr(evaluation, "score_batch", interrupted)
+    monkeypatch.setattr(evaluator, "score_batch", interrupted)
     out = tmp_path / "out"
     status, _, err = command("score", model, f"images={test}", f"out={out}", "batch_size=2", "save_maps=false")
     assert status == 130

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from anomaly_bench import evaluate, memory
-from anomaly_bench.contract import Setup, pictures
+from anomaly_bench import evaluate
 from anomaly_bench.errors import TooLarge, UsageError
+from anomaly_bench.hardware import memory
 from anomaly_bench.methods import spade
 from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.testing.contract import Setup, pictures
 
 
 def replicated(values, height, width):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_bench import speed
+from anomaly_bench.hardware import devices, timing
 from anomaly_bench.protocol import Scores
 
 CPU = torch.device("cpu")
@@ -17,37 +17,39 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def ticking(monkeypatch):
     """A clock that goes on by one second at each look."""
-    monkeypatch.setattr(speed, "clock", itertools.count().__next__)
+    monkeypatch.setattr(timing, "clock", itertools.count().__next__)
 
 
 def test_at_least_five_calls_after_the_warm_up(ticking):
     calls = []
-    samples = speed.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 0, lambda done: None)
+    samples = timing.in_turn(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 0, lambda done: None
+    )
     assert [len(each) for each in samples.values()] == [5, 5]
-    assert calls == ["a", "b"] * (speed.WARM_UP + 5), "method and backbone take turns"
+    assert calls == ["a", "b"] * (timing.WARM_UP + 5), "method and backbone take turns"
 
 
 def test_at_most_300_calls(monkeypatch):
-    monkeypatch.setattr(speed, "clock", lambda: 0.0)
-    assert len(speed.in_turn({"a": lambda: None}, CPU, 1, lambda done: None)["a"]) == 300
+    monkeypatch.setattr(timing, "clock", lambda: 0.0)
+    assert len(timing.in_turn({"a": lambda: None}, CPU, 1, lambda done: None)["a"]) == 300
 
 
 def test_until_the_time_is_up(ticking):
     # two looks in each of the first five rounds; then one more in the loop's condition, at 11, 14, ... 29, 32
-    assert len(speed.in_turn({"a": lambda: None}, CPU, 30, lambda done: None)["a"]) == 5 + 7
+    assert len(timing.in_turn({"a": lambda: None}, CPU, 30, lambda done: None)["a"]) == 5 + 7
 
 
 def test_percentiles_need_their_calls():
     samples = [float(value) for value in range(99)]
-    assert speed.percentile(samples, 50) == 49
-    assert speed.percentile(samples, 99) is None
-    assert speed.percentile([*samples, 99.0], 99) == pytest.approx(98.01)
-    assert speed.percentile(samples[:19], 95) is None
-    assert speed.percentile(samples[:20], 95) is not None
+    assert timing.percentile(samples, 50) == 49
+    assert timing.percentile(samples, 99) is None
+    assert timing.percentile([*samples, 99.0], 99) == pytest.approx(98.01)
+    assert timing.percentile(samples[:19], 95) is None
+    assert timing.percentile(samples[:20], 95) is not None
 
 
 def test_an_entry(monkeypatch):
-    monkeypatch.setattr(speed, "milliseconds", lambda call, device: call() or 20.0)
+    monkeypatch.setattr(timing, "milliseconds", lambda call, device: call() or 20.0)
 
     def score(images):
         return Scores(torch.zeros(len(images)), torch.zeros(len(images), 4, 4))
@@ -56,43 +58,43 @@ def test_an_entry(monkeypatch):
         call()
         return 20.0
 
-    monkeypatch.setattr(speed, "milliseconds", run)
-    entry = speed.measure(score, lambda images: None, torch.zeros(8, 3, 4, 4), CPU, seconds=0)
+    monkeypatch.setattr(timing, "milliseconds", run)
+    entry = timing.measure(score, lambda images: None, torch.zeros(8, 3, 4, 4), CPU, seconds=0)
     assert entry["batch_size"] == 8
     assert entry["latency_ms"] == 20
     assert entry["fps"] == pytest.approx(8 / 0.020)
     assert entry["backbone_fps"] == pytest.approx(8 / 0.020)
     assert entry["latency_p99_ms"] is None
-    assert "backbone_fps" not in speed.measure(score, None, torch.zeros(2, 3, 4, 4), CPU, seconds=0)
+    assert "backbone_fps" not in timing.measure(score, None, torch.zeros(2, 3, 4, 4), CPU, seconds=0)
 
 
 def test_peak_memory_is_reset():
-    speed.reset_peaks(CPU)
-    first = speed.peak_ram_mb()
+    timing.reset_peaks(CPU)
+    first = timing.peak_ram_mb()
     if first is None:
         pytest.skip("this system cannot reset its memory peak")
     block = np.ones(200_000_000, np.uint8)
-    second = speed.peak_ram_mb()
+    second = timing.peak_ram_mb()
     assert second - first > 150
     del block
-    speed.reset_peaks(CPU)
-    assert speed.peak_ram_mb() < second - 100
+    timing.reset_peaks(CPU)
+    assert timing.peak_ram_mb() < second - 100
 
 
 def test_stopwatch_stops():
-    with speed.stopwatch(CPU) as elapsed:
+    with timing.stopwatch(CPU) as elapsed:
         pass
     assert elapsed() == elapsed()
 
 
 def test_a_mac_has_a_cpu_and_a_gpu():
     """Under one name, the speed of one would be taken for that of the other."""
-    assert speed.device_name("mps") == f"GPU of {speed.device_name('cpu')}"
+    assert devices.device_name("mps") == f"GPU of {devices.device_name('cpu')}"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_events():
     device = torch.device("cuda")
     x = torch.rand(2000, 2000, device=device)
-    assert speed.milliseconds(lambda: x @ x, device) > 0
-    assert speed.device_name("cuda")
+    assert timing.milliseconds(lambda: x @ x, device) > 0
+    assert devices.device_name("cuda")

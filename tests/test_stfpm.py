@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anomaly_bench import student as students
-from anomaly_bench.contract import Setup, pictures, score, unseen
+from anomaly_bench.backbones import student as student_module
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.stfpm import STFPM
 from anomaly_bench.protocol import Normals
+from anomaly_bench.testing.contract import Setup, pictures, score, unseen
 
 
 def levels(seed):
@@ -162,7 +162,7 @@ def test_blocks_computed_anew_train_the_same_student_in_less_memory(backbone, mo
         return student.state_dict(), sum(bytes_kept)
 
     anew = teacher.trainable_copy()
-    monkeypatch.setattr(students, "blocks", lambda network: [])
+    monkeypatch.setattr(student_module, "blocks", lambda network: [])
     kept = teacher.trainable_copy()
     kept.load_state_dict(anew.state_dict())
     (ours, bytes_ours), (theirs, bytes_theirs) = steps(anew), steps(kept)

@@ -10,7 +10,7 @@ import pytest
 from conftest import picture, save
 from PIL import Image as PILImage
 
-from anomaly_bench.data import store
+from anomaly_bench.data import decoding, store
 from anomaly_bench.errors import DataError
 from anomaly_bench.protocol import Image
 
@@ -45,7 +45,7 @@ def test_pixels_are_pils_bilinear(paths, empty_cache):
 
 def test_second_call_decodes_nothing(paths, empty_cache, monkeypatch):
     first = np.array(load(paths))
-    monkeypatch.setattr(store, "decode_image", None)
+    monkeypatch.setattr(decoding, "decode_image", None)
     assert np.array_equal(load(paths), first)
     assert len(stored_files(empty_cache)) == 1
 

@@ -60,7 +60,7 @@ def test_a_finished_sweep_imports_no_torch(sweep, command):
     words, _ = sweep
     command("-m", *words, "seed=0,1")
     code = (
-        "import sys; from anomaly_bench.cli import command; status = command(sys.argv[1:]);"
+        "import sys; from anomaly_bench.cli.main import command; status = command(sys.argv[1:]);"
         "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)"
     )
     for call in (["-m"], ["status"]):
@@ -96,7 +96,7 @@ def test_status_and_retry(sweep, command, tree, monkeypatch):
     assert status == 1
     assert "2 jobs: 0 done, 0 failed, 4 missing" in out
     assert not results.exists(), "status writes nothing"
-    monkeypatch.setattr("anomaly_bench.evaluation.Evaluator.fit", broken)
+    monkeypatch.setattr("anomaly_bench.runs.evaluator.Evaluator.fit", broken)
     command("-m", *words, "seed=0", "category=cog")
     monkeypatch.undo()
     status, out, _ = command("status", *words, "seed=0,1")
@@ -156,7 +156,7 @@ def test_two_runs_on_one_folder_do_each_job_once(sweep, tmp_path):
     code = """
 import sys
 from anomaly_bench import evaluation
-from anomaly_bench.cli import command
+from anomaly_bench.cli.main import command
 fit, notes = evaluation.Evaluator.fit, sys.argv[1]
 def noted(self, job):
     with open(notes, "a") as file:
@@ -176,7 +176,7 @@ sys.exit(command(sys.argv[2:]))
 
 
 def test_a_run_waits_for_what_another_is_at_work_on(sweep, command):
-    from anomaly_bench import leases
+    from anomaly_bench.runs import leases
 
     words, results = sweep
     assert command(*words, "category=mat")[0] == 0

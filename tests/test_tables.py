@@ -8,19 +8,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from markdown_it import MarkdownIt
 
-from anomaly_bench.entries import setups
 from anomaly_bench.errors import UsageError
-from anomaly_bench.grid import Grid
-from anomaly_bench.layouts import Layout, load_layout
-from anomaly_bench.metrics import METRICS
-from anomaly_bench.records import Record
-from anomaly_bench.renderers import render
-from anomaly_bench.tables import grids
+from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.records.record import Record
+from anomaly_bench.records.setups import setups
+from anomaly_bench.tables.build import grids
+from anomaly_bench.tables.formats.draw import render
+from anomaly_bench.tables.layout import load_layout
+
+if TYPE_CHECKING:
+    from anomaly_bench.tables.layout import Layout
+    from anomaly_bench.tables.table import Grid
 
 FOLDER = Path(__file__).parents[1] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
@@ -104,8 +107,6 @@ def marked(grid: Grid) -> dict[str, str]:
     return dict(grid.notes)
 
 
-# --------------------------------------------------------------------------------------------- the three formats
-
 SMALL = [
     record((100, 97.5, 90.1), "weave", categories=FOUR),
     record((99, 96.5, 80), "granite", categories=FOUR),
@@ -117,8 +118,6 @@ SMALL = [
     record((81, 81, 81), "granite", "padim", "r18", categories=FOUR),
     record((82, 82, 82), "gear", "padim", "r18", categories=FOUR),
 ]
-
-
 CONSOLE = """\
 MVTec AD, input 256×256, protocol unified: image AUROC, pixel AUROC, PRO (points of 100)
 
@@ -213,9 +212,6 @@ def test_order_of_records_does_not_matter() -> None:
 
 def test_the_same_record_twice_counts_once() -> None:
     assert render([*SMALL, *SMALL], PER_CLASS) == CONSOLE
-
-
-# ------------------------------------------------------------------------------------ rows, means, seeds, dashes
 
 
 def test_rows_stand_in_the_datasets_order() -> None:
@@ -391,9 +387,6 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only([records[0]], cells=["pro"]).notes == [("", "Seed 0. Outdated (revision 1, now 3).")]
 
 
-# ----------------------------------------------------------------------------------------------- setups, columns
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -466,9 +459,6 @@ def test_unexplained_differences_are_labelled_by_fingerprint() -> None:
     assert columns(grid) == ["PaDiM / WRN50", "PaDiM (10101010) / WRN50", "PaDiM (20202020) / WRN50"]
     assert texts(grid)["bottle"] == ["–", "10.0", "20.0*"]
     assert texts(grid)["pill"] == ["30.0", "–", "–"]
-
-
-# ----------------------------------------------------------------------------------------------------- complexity
 
 
 def timed(fps: float, method: str = "padim", task: str = "bottle", **others: Any) -> Record:
@@ -574,9 +564,6 @@ def test_complexity_says_what_it_covers() -> None:
     assert shown(grid.cells[0][0]) == "10.00"  # 15 categories against 14: not compared
 
 
-# -------------------------------------------------------------------------------------------------------- layouts
-
-
 def layout(tmp_path: Path, text: str, name: str = "mine") -> Layout:
     (tmp_path / f"{name}.yaml").write_text(text)
     return load_layout("mine", [tmp_path, FOLDER])
@@ -663,9 +650,6 @@ def test_every_layout_is_readable() -> None:
     assert [load_layout(path.stem, [FOLDER]).name for path in FOLDER.glob("*.yaml")]
 
 
-# ------------------------------------------------------------------------------------------- hostile names, LaTeX
-
-
 def hostile() -> list[Record]:
     names = {HOSTILE: HOSTILE, "b": "g", "*c": "g", "[d]": "g"}
     titles = dict.fromkeys(("dataset", "method", "backbone"), HOSTILE)
@@ -737,5 +721,5 @@ def test_latex_escapes() -> None:
 
 def test_importing_tables_is_light() -> None:
     slow = {"torch", "pandas", "numpy", "rich", "omegaconf"}
-    code = f"import sys, anomaly_bench.renderers; print({slow} & set(sys.modules))"
+    code = f"import sys, anomaly_bench.tables.formats.draw; print({slow} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

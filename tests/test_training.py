@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Kept, Normals
-from anomaly_bench.training import Loop
 
 X = torch.linspace(-1, 1, 10)[:, None]
 

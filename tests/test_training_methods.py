@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_contract import METHODS, setup
 
-from anomaly_bench.contract import assert_equal, pictures, score, unseen
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Normals
+from anomaly_bench.testing.contract import assert_equal, pictures, score, unseen
 
 EPOCHS, BATCH = 3, 8
 TRAINING = [method for method in METHODS if "epochs" in setup(method, "lite0").config["method"]]

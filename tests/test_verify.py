@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import picture, save
 
-from anomaly_bench import records, weights
-from anomaly_bench.composition import as_override
-from anomaly_bench.verify import BIT_EQUAL, DIFFERENT, WITHIN, judge
+from anomaly_bench import records
+from anomaly_bench.backbones import weights
+from anomaly_bench.cli.commands.verify import BIT_EQUAL, DIFFERENT, WITHIN, judge
+from anomaly_bench.config.compose import as_override
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "category=cog", "batch_size=4", "threads=1")
 PADIM = ("method=padim", "method.dimensions=20")

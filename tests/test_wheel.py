@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 from conftest import make_category
 
-from anomaly_bench.config import choices, conf_folder
+from anomaly_bench.config.settings import choices, conf_folder
 
 pytest.importorskip("hatchling", reason="builds the wheel without a network")
+
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-
 DATASET = '''
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_the_wheel_holds_package_and_conf(wheel):
 
 
 def test_it_is_the_wheel_that_runs(call, environment):
-    out = call("python", "-c", "import anomaly_bench.config as c; print(c.__file__); print(c.conf_folder())")
+    out = call("python", "-c", "import anomaly_bench.config.settings as c; print(c.__file__); print(c.conf_folder())")
     for line in out.splitlines():
         assert Path(line).is_relative_to(environment.parent)
     listed = call("anomaly-bench", "list", "methods", "--config-dir", "my_conf").splitlines()
@@ -151,7 +152,7 @@ def test_ones_own_method_dataset_and_backbone(call, folder):
 def test_the_contract_of_all_three(call, folder):
     words = ["--method", "mean", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
     pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: as the program pytest, which does not look into this folder
-    out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.contract", "--config-dir", "my_conf", *words)
+    out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.testing.contract", "--config-dir", "my_conf", *words)
     assert "17 passed" in out
     for title in ("mean-same_seed_same_bits", "tiny-strides", "yards-tasks"):
         assert f"test_contract[{title}] PASSED" in out

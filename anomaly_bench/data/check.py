@@ -6,67 +6,19 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from anomaly_bench.cache import cache_root
-from anomaly_bench.config import names
-from anomaly_bench.data.mvtec import Dataset, shorten, subfolders
-from anomaly_bench.data.store import opened
-from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.jobs import open_dataset, selected
-from anomaly_bench.protocol import Task
-from anomaly_bench.records import digest, write_atomically
+from anomaly_bench.data.decoding import opened
+from anomaly_bench.errors import DataError
+from anomaly_bench.files import digest, write_atomically
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.mvtec import Dataset
+    from anomaly_bench.protocol import Task
 
 COUNTED = {"train": "train", "good": "test good", "defects": "test defects", "kinds": "kinds of defect"}
 Memory = dict[str, list[int]]  # file -> bytes, time of change in ns, width, height
-
-
-def check(config: Any) -> bool:
-    """Print one row per category; True: every category is there and sound.
-
-    Folders, counts (against `about.counts` of the dataset's YAML), the match of images and masks, and each file's
-    header are looked at; pixels are not decoded.
-
-    Raises:
-        UsageError: the root is no folder, or none of the dataset's categories is in it.
-    """
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
-    wanted = chosen(dataset, values["category"])
-    if len(dataset.missing) == len(dataset.categories):
-        raise UsageError(nothing_found(dataset))
-    official = (values["dataset"].get("about") or {}).get("counts", {})
-    table = Table("category", "group", *COUNTED.values(), "masks", "state", title=dataset.title)
-    sound = True
-    for name in wanted:
-        numbers, problems = examine(dataset, name, official.get(name, {}))
-        table.add_row(*map(escape, (name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")))
-        sound = sound and not problems
-    Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(table)
-    return sound
-
-
-def as_path(data_root: Any) -> Path | None:
-    """The key `data_root`, which may look like a number."""
-    return None if data_root is None else Path(str(data_root))
-
-
-def chosen(dataset: Dataset, category: Any) -> list[str]:
-    """The categories that the key `category`, a name or a list, stands for."""
-    return selected(dataset, names(category, "category"))
-
-
-def nothing_found(dataset: Dataset) -> str:
-    there = shorten([path.name for path in subfolders(dataset.root)])
-    return (
-        f"{dataset.root}: no category of {dataset.title} in it (folders there: {there or 'none'}); expected "
-        f"{shorten(list(dataset.categories))}: give their parent as data_root, or see anomaly-bench data download"
-    )
 
 
 def examine(dataset: Dataset, name: str, official: Mapping[str, int]) -> tuple[list[str], list[str]]:

@@ -26,13 +26,11 @@ from urllib.request import Request, urlopen
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from anomaly_bench import __version__
 from anomaly_bench.console import Reporter
-from anomaly_bench.data.check import as_path, chosen
-from anomaly_bench.data.mvtec import DATA_VARIABLE
+from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.jobs import open_dataset
-from anomaly_bench.records import legal, write_atomically
+from anomaly_bench.files import legal, write_atomically
+from anomaly_bench.version import __version__
 
 READ_SECONDS = 30  # without a byte, then an address is given up
 CHUNK = 2**18  # bytes

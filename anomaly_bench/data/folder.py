@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from anomaly_bench.data.mvtec import Dataset, entries, find_root, shorten, subfolders
-from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.data.dataset import find_root
+from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.errors import DataError, UsageError, shorten
+from anomaly_bench.files import entries, subfolders
 
 
 def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> Dataset:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image as PILImage
-
-from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.data.dataset import find_root
+from anomaly_bench.errors import DataError, shorten
+from anomaly_bench.files import entries, image_files, printable, relative, subfolders
 from anomaly_bench.protocol import Image, Task
 
 GOOD = "good"
-DATA_VARIABLE = "ANOMALY_BENCH_DATA"
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,6 @@ def mvtec(
     """
     groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
     return Dataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
-
-
-def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str) -> Path:
-    """The dataset's folder from the key `data_root` or from the environment."""
-    shared = os.environ.get(DATA_VARIABLE)
-    if data_root is None and shared is None:
-        raise UsageError(f"dataset={name} needs data_root=DIR ({what}), or {DATA_VARIABLE} set to its parent")
-    root = Path(data_root).expanduser() if data_root is not None else Path(str(shared)).expanduser() / name
-    origin = "data_root" if data_root is not None else f"${DATA_VARIABLE}/{name}"
-    try:
-        os.scandir(root).close()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{origin}={root}: no such folder; give {what}") from error
-    except OSError as error:
-        raise UsageError(f"{origin}={root}: cannot be listed ({error.strerror}); check its rights") from error
-    return root
 
 
 def read_category(name: str, group: str | None, folder: Path) -> Task:
@@ -147,71 +130,3 @@ def mask_files(category: str, folder: Path) -> dict[str, Path]:
         if len(paths) > 1:
             raise DataError(f"{category}: {len(paths)} masks for image {stem}: {shorten(map(str, paths))}; keep one")
     return {stem: paths[0] for stem, paths in masks.items()}
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Files with a suffix that PIL reads, sorted by name; hidden files are left out."""
-    PILImage.init()
-    suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
-    names = [entry.name for entry in entries(folder) if is_file(entry)]
-    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
-
-
-def is_file(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere counts too: it is reported when it is read, and not silently left out."""
-    try:
-        return entry.is_file() or not os.path.exists(entry)
-    except OSError:
-        return True
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Visible subfolders, sorted by name."""
-    return sorted(folder / entry.name for entry in entries(folder) if os.path.isdir(entry))
-
-
-def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden.
-
-    Raises:
-        DataError: it cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights") from error
-
-
-def printable(path: Path) -> Path:
-    """The same; DataError: its name has a line break, a control character or bytes that are no Unicode."""
-    if not path.name.isprintable():
-        raise DataError(
-            f"{path.name!r} in {path.parent}: expected a name of printable Unicode letters; rename the file or folder"
-        )
-    return path
-
-
-def tree(root: Path) -> Iterator[Path]:
-    """A folder and all visible folders below it, links followed, each before its own and one that is met again once."""
-    met: set[str] = set()
-
-    def below(here: Path) -> Iterator[Path]:
-        real = os.path.realpath(here)
-        if real not in met:
-            met.add(real)
-            yield here
-            for each in subfolders(here):
-                yield from below(each)
-
-    return below(root)
-
-
-def relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
-def shorten(names: Sequence[str] | map[str], most: int = 5) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

@@ -42,7 +42,6 @@ Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 Colour = tuple[float, float, float]
 outer = np.multiply.outer  # (3,) colour, (H, W) brightness -> (3, H, W) picture
-
 REVISION = 2  # raised when a pixel of any image changes
 CATEGORIES = {"weave": "textures", "granite": "textures", "gear": "objects", "biscuit": "objects"}
 DEFECTS = {

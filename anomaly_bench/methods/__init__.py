@@ -1,1 +1,3 @@
 """One module per method; `conf/method/<name>.yaml` points at it."""
+
+from __future__ import annotations

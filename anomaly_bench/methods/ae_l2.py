@@ -8,12 +8,16 @@ See anomaly_bench/autoencoder.py for the network and the training, which AE-SSIM
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from anomaly_bench.autoencoder import AutoEncoder, residual_map, side_of, train
+from anomaly_bench.components.autoencoder import AutoEncoder, residual_map, side_of, train
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.protocol import Normals, Scores
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Normals
 
 
 class AEL2(nn.Module):

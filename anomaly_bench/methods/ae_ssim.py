@@ -9,14 +9,18 @@ training, which AE-L2 shares.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from anomaly_bench.autoencoder import AutoEncoder, residual_map, side_of, train
+from anomaly_bench.components.autoencoder import AutoEncoder, residual_map, side_of, train
+from anomaly_bench.components.losses import ssim, ssim_map
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.losses import ssim, ssim_map
-from anomaly_bench.protocol import Normals, Scores
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Normals
 
 
 class AESSIM(nn.Module):

@@ -24,16 +24,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import augmentation, position_code
+from anomaly_bench.components.flows import Flow, OneSided, energy, join
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.flows import Flow, OneSided, energy, join
-from anomaly_bench.protocol import Features, Kept, Normals, Scores, to_tensor
-from anomaly_bench.training import Epoch, Loop
+from anomaly_bench.protocol import Scores, to_tensor
+
+if TYPE_CHECKING:
+    from anomaly_bench.components.training import Epoch
+    from anomaly_bench.protocol import Features, Kept, Normals
 
 CLAMP = 1.9  # of the couplings' log-scales
 AT_ONCE = 8192  # fibres that are scored together
@@ -119,7 +124,7 @@ class CFlowAD(nn.Module):
 
     def turned(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Each image rotated by up to `degrees` either way, its corners black."""
-        return ops.rotate_images(images, self.degrees * (2 * torch.rand(len(images), generator=generator) - 1))
+        return augmentation.rotate_images(images, self.degrees * (2 * torch.rand(len(images), generator=generator) - 1))
 
     def train_level(self, index: int, level: Tensor, epoch: Epoch) -> None:
         """A step for each `fibres` of a (B, C, h, w) level's shuffled vectors; what remains is left out."""
@@ -135,7 +140,7 @@ class CFlowAD(nn.Module):
 
     def fibres_of(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors (B * h * w, C) of a level, and the codes (h * w, code) of its positions."""
-        code = ops.position_code(self.code, level.shape[2], level.shape[3]).to(level.device)
+        code = position_code.position_code(self.code, level.shape[2], level.shape[3]).to(level.device)
         return level.permute(0, 2, 3, 1).flatten(0, 2), code.permute(1, 2, 0).flatten(0, 1)
 
     def log_likelihood(self, index: int, fibres: Tensor, codes: Tensor) -> Tensor:

@@ -17,16 +17,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import upsampling
+from anomaly_bench.components.flows import Flow, TwoSided
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.flows import Flow, TwoSided
-from anomaly_bench.protocol import Features, Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 SCALES = 3
 
@@ -116,7 +120,7 @@ class CSFlow(nn.Module):
         if not hasattr(self, "flow"):
             raise NotFittedError("CSFlow")
         z, _ = self.flow(self.scales(images))
-        maps = ops.smooth_upsample(z[0].square().mean(dim=1), images.shape[2:], sigma=0)
+        maps = upsampling.smooth_upsample(z[0].square().mean(dim=1), images.shape[2:], sigma=0)
         return Scores(flat(z).square().mean(dim=1) / 2, maps)
 
     def scales(self, images: Tensor) -> list[Tensor]:

@@ -16,16 +16,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import augmentation
+from anomaly_bench.components.flows import Flow, TwoSided
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.flows import Flow, TwoSided
-from anomaly_bench.protocol import Features, Normals, Scores, to_tensor
-from anomaly_bench.training import Epoch, Loop
+from anomaly_bench.protocol import Scores, to_tensor
+
+if TYPE_CHECKING:
+    from anomaly_bench.components.training import Epoch
+    from anomaly_bench.protocol import Features, Normals
 
 AT_ONCE = 32  # rotated images in one pass of the network
 
@@ -111,7 +116,7 @@ class DifferNet(nn.Module):
         angles = torch.arange(self.views, device=images.device) * (360 / self.views)
         total = torch.zeros(len(images), device=images.device)
         for some in torch.split(angles, max(1, AT_ONCE // len(images))):
-            turned = ops.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
+            turned = augmentation.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
             (z,), _ = self.flow([self.vectors(turned)])
             total += z.square().mean(dim=1).view(len(some), len(images)).sum(dim=0)
         return Scores(total / self.views, None)
@@ -131,7 +136,9 @@ class DifferNet(nn.Module):
     def random_views(self, images: Tensor) -> list[Tensor]:
         """The vectors of random rotations, as one level of `train_views` x 1 positions: (B, D, train_views, 1)."""
         angles = 360 * torch.rand(self.train_views, len(images))
-        return [torch.stack([self.vectors(ops.rotate_images(images, each)) for each in angles], dim=2)[..., None]]
+        return [
+            torch.stack([self.vectors(augmentation.rotate_images(images, each)) for each in angles], dim=2)[..., None]
+        ]
 
     def drawn(self, kept: Tensor, epoch: Epoch) -> Tensor:
         """Of (B, D, train_views, 1) kept vectors, `per_image` of each image: (B * per_image, D)."""
@@ -143,7 +150,7 @@ class DifferNet(nn.Module):
         """The vectors (B * per_image, D) of new rotations of the chosen images."""
         images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
         angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
-        return torch.cat([self.vectors(ops.rotate_images(images, each)) for each in angles])
+        return torch.cat([self.vectors(augmentation.rotate_images(images, each)) for each in angles])
 
     def check(self, normals: Normals) -> None:
         """Raise UsageError where the network's pools leave nothing of the smallest scale."""

@@ -15,16 +15,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import anomalies
+from anomaly_bench.components import synthetic_anomalies
+from anomaly_bench.components.losses import focal_loss, ssim_map
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.losses import focal_loss, ssim_map
-from anomaly_bench.protocol import Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Normals
 
 WINDOW = 21  # pixels: of the mean filter before the image score's maximum
 STRIDE = 32  # of the deepest stage
@@ -56,9 +60,9 @@ class DRAEM(nn.Module):
         super().__init__()
         self.epochs, self.lr, self.batch, self.accumulate = epochs, lr, batch, accumulate
         self.widths = width, discriminative_width
-        self.texture: anomalies.Texture = anomalies.generated_texture
+        self.texture: synthetic_anomalies.Texture = synthetic_anomalies.generated_texture
         if anomaly_source is not None:
-            self.texture = anomalies.folder_texture(Path(str(anomaly_source)).expanduser())
+            self.texture = synthetic_anomalies.folder_texture(Path(str(anomaly_source)).expanduser())
         self.facts: dict[str, object] = {"anomaly_source": "generated" if anomaly_source is None else "folder"}
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -108,7 +112,7 @@ class DRAEM(nn.Module):
     def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A (3, H, W) image, turned in some cases; the same with an anomaly in some; the anomaly's (H, W) mask."""
         clean = turned(image)
-        return clean, *anomalies.simulate(clean, self.texture)
+        return clean, *synthetic_anomalies.simulate(clean, self.texture)
 
     def loss(self, clean: Tensor, dirty: Tensor, mask: Tensor) -> Tensor:
         """Squared error and dissimilarity of the reconstruction (equation 2), focal loss of the map (equation 5).
@@ -145,7 +149,7 @@ def turned(image: Tensor) -> Tensor:
     """A (3, H, W) image as it is, or, in three of ten cases, rotated by up to 90 degrees."""
     if float(torch.rand(())) >= 0.3:
         return image
-    return anomalies.rotated(image, anomalies.uniform(-90, 90))
+    return synthetic_anomalies.rotated(image, synthetic_anomalies.uniform(-90, 90))
 
 
 def convolution(inputs: int, outputs: int) -> nn.Sequential:

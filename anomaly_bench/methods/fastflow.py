@@ -27,16 +27,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import upsampling
+from anomaly_bench.components.flows import Flow, OneSided, energy, join
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.flows import Flow, OneSided, energy, join
-from anomaly_bench.protocol import Features, Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 CLAMP = 2.0  # of the couplings' log-scales
 
@@ -122,7 +126,7 @@ class FastFlow(nn.Module):
         if not hasattr(self, "flows"):
             raise NotFittedError("FastFlow")
         energies = [energy(flow(level)[0]) for level, flow in zip(self.read(images), self.flows, strict=True)]
-        maps = join([ops.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
+        maps = join([upsampling.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 

@@ -12,13 +12,17 @@ levels of EfficientNet-B4, as here; their README's example drops the last.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components.gaussian import mahalanobis, whiten_
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 LEAST = 3  # images: around their mean, two are each other's mirror image and leave nothing to estimate a shrinkage from
 
@@ -92,7 +96,7 @@ class Gaussian(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distances (B,) of (B, D) features."""
-        return ops.mahalanobis(features[None], self.mean, self.whitener)[0]
+        return mahalanobis(features[None], self.mean, self.whitener)[0]
 
 
 def estimate(features: Tensor) -> dict[str, Tensor]:
@@ -104,7 +108,7 @@ def estimate(features: Tensor) -> dict[str, Tensor]:
 
     found = LedoitWolf(store_precision=False).fit(features.cpu().double().numpy())
     whitener = torch.from_numpy(found.covariance_)[None]
-    ops.whiten_(whitener, divisor=1, eps=0)
+    whiten_(whitener, divisor=1, eps=0)
     return {"mean": torch.from_numpy(found.location_)[None], "whitener": whitener}
 
 

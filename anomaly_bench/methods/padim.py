@@ -11,13 +11,17 @@ another 1e-5), and the blur mirrors the border pixel, as scipy does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import gaussian, upsampling
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 
 class PaDiM(nn.Module):
@@ -84,12 +88,12 @@ class PaDiM(nn.Module):
             if moments is None:
                 self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
                 self.to(levels[0].device)
-                moments = ops.Moments(self.mean, self.whitener)
+                moments = gaussian.Moments(self.mean, self.whitener)
             moments.add_(self.embed(levels))
         assert moments is not None
         moments.finish()
         try:
-            ops.whiten_(moments.scatter, moments.count - 1, self.eps)
+            gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(f"{normals.name}: a covariance is singular; give a method.eps above {self.eps}") from error
 
@@ -110,8 +114,8 @@ class PaDiM(nn.Module):
             raise ValueError(
                 f"feature grid {tuple(levels[0].shape[-2:])}, fitted {self.grid}: score images of one size"
             )
-        distances = ops.mahalanobis(self.embed(levels), self.mean, self.whitener)  # (h * w, B)
-        maps = ops.smooth_upsample(distances.T.view(-1, *self.grid), images.shape[2:], self.sigma)
+        distances = gaussian.mahalanobis(self.embed(levels), self.mean, self.whitener)  # (h * w, B)
+        maps = upsampling.smooth_upsample(distances.T.view(-1, *self.grid), images.shape[2:], self.sigma)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
@@ -121,4 +125,4 @@ class PaDiM(nn.Module):
             self.chosen[(self.chosen >= start) & (self.chosen < start + count)] - start
             for start, count in zip(starts, self.channels, strict=True)
         ]
-        return ops.align(levels, parts)
+        return upsampling.align(levels, parts)

@@ -17,17 +17,22 @@ distances, a re-weighting over 9 neighbours, a map upsampled by replication.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import memory, ops
-from anomaly_bench.coreset import k_centre
+from anomaly_bench.components import upsampling
+from anomaly_bench.components.coreset import k_centre
+from anomaly_bench.components.neighbours import nearest, squared_lengths, take_row_counts
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.neighbours import Neighbours, nearest, squared_lengths, take_row_counts
-from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.hardware import memory
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.components.neighbours import Neighbours
+    from anomaly_bench.protocol import Features, Normals
 
 AROUND = 9  # bank entries around the nearest one that the re-weighting looks at; the paper prints no number
 
@@ -133,7 +138,7 @@ class PatchCore(nn.Module):
         patches = self.embed(levels)  # (B * h * w, D)
         found = nearest(patches, self.bank, norms=self.norms)
         distances = found.distances.view(len(images), -1)  # (B, h * w)
-        maps = ops.smooth_upsample(distances.view(-1, *self.grid), images.shape[2:], self.sigma)
+        maps = upsampling.smooth_upsample(distances.view(-1, *self.grid), images.shape[2:], self.sigma)
         return Scores(self.reweighted(patches, found, len(images)) if self.reweight else distances.amax(dim=1), maps)
 
     def embed(self, levels: Sequence[Tensor]) -> Tensor:

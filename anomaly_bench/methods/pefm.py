@@ -14,16 +14,19 @@ input sizes on the test set; the code's own logs give 97.96 at 256 pixels, and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import position_code, upsampling
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.protocol import Features, Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 T = TypeVar("T")
 
@@ -102,7 +105,7 @@ class PEFM(nn.Module):
         for pair, level in zip(self.errors(levels), levels[: len(self.projectors)], strict=True):
             error = torch.stack([each.square().sum(dim=1) for each in pair]).mean(dim=0)  # (B * h * w,)
             small = error.view(len(images), *level.shape[2:])
-            large.append(ops.smooth_upsample(small, images.shape[2:], sigma=0))
+            large.append(upsampling.smooth_upsample(small, images.shape[2:], sigma=0))
         mean = torch.stack(large).mean(dim=0)
         return Scores(mean.amax(dim=(1, 2)), mean)
 
@@ -155,7 +158,7 @@ def layer(before: int, after: int) -> list[nn.Module]:
 
 def with_position(level: Tensor) -> Tensor:
     """(B, C, h, w) features plus the code of their positions."""
-    code = ops.position_code(level.shape[1], level.shape[2], level.shape[3])
+    code = position_code.position_code(level.shape[1], level.shape[2], level.shape[3])
     return level + code.to(level.device)
 
 

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench import ops
+from anomaly_bench.components import upsampling
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError, UsageError, closest
-from anomaly_bench.protocol import Features, Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 EXPANSIONS = {"basic": 1, "bottleneck": 4}  # output channels over planes
 
@@ -108,7 +112,7 @@ class ReverseDistillation(nn.Module):
         for theirs, ours in zip(levels, self.decode(levels), strict=True):
             cosine = 1 - F.cosine_similarity(theirs, ours)[:, None]  # (B, 1, h, w)
             total += F.interpolate(cosine, size, mode="bilinear", align_corners=True)[:, 0]
-        maps = ops.smooth_upsample(total, size, self.sigma)
+        maps = upsampling.smooth_upsample(total, size, self.sigma)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:

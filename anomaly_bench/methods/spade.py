@@ -16,15 +16,19 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench import memory, ops
+from anomaly_bench.components import upsampling
+from anomaly_bench.components.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
 from anomaly_bench.errors import NotFittedError, UsageError, closest
-from anomaly_bench.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
-from anomaly_bench.protocol import Features, Normals, Scores
+from anomaly_bench.hardware import memory
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, Normals
 
 logger = logging.getLogger(__name__)
 PYRAMIDS = ("joined", "mean")
@@ -141,7 +145,8 @@ class SPADE(nn.Module):
         search = self.joined if self.pyramid == "joined" else self.apart
         each = [search([level[[i]] for level in pyramid], row) for i, row in enumerate(found.indices.tolist())]
         smooth = [
-            ops.smooth_upsample(torch.stack(maps), images.shape[2:], self.sigma) for maps in zip(*each, strict=True)
+            upsampling.smooth_upsample(torch.stack(maps), images.shape[2:], self.sigma)
+            for maps in zip(*each, strict=True)
         ]
         return Scores(found.distances.mean(dim=1), torch.stack(smooth).mean(dim=0))
 
@@ -165,11 +170,14 @@ class SPADE(nn.Module):
         Memory: one block of distances between cells, and as much again for the patches that are compared.
         """
         first, *deeper = self.gallery
-        patches, coarse = ops.align(levels[:1])[self.parts, 0], ops.align(levels[1:])[:, 0]  # (cells, m, C), (cells, D)
+        patches, coarse = (
+            upsampling.align(levels[:1])[self.parts, 0],
+            upsampling.align(levels[1:])[:, 0],
+        )  # (cells, m, C), (cells, D)
         best = patches.new_full(self.parts.shape, torch.inf)  # without the constant |q|^2 of a cell q
         step = max(1, cache_bytes(coarse.device) // (4 * len(coarse)))
         for index in chosen:
-            known = ops.align([kept[[index]].permute(0, 3, 1, 2) for kept in deeper])[:, 0]
+            known = upsampling.align([kept[[index]].permute(0, 3, 1, 2) for kept in deeper])[:, 0]
             theirs, norms = first[index].flatten(0, 1)[self.parts], squared_lengths(known)
             for start in range(0, len(coarse), step):
                 rows = slice(start, start + step)

@@ -12,15 +12,19 @@ here it is cut off. Elsewhere: anomalib sums the loss over the batch, so that it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.backbones import Backbone
+from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.protocol import Kept, Normals, Scores
-from anomaly_bench.training import Loop
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.backbones.backbone import Backbone
+    from anomaly_bench.protocol import Kept, Normals
 
 
 class STFPM(nn.Module):

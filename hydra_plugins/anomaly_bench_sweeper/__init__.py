@@ -19,7 +19,7 @@ class ResumingSweeper(BasicSweeper):
         self.task = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        from anomaly_bench.sweep import Jobs
+        from anomaly_bench.cli.sweep import Jobs
 
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])

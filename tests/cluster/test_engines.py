@@ -15,12 +15,12 @@ import pytest
 import slurm_node
 
 from anomaly_bench import records
-from anomaly_bench.config import cores
-from anomaly_bench.launchers import PLUGINS, installed
+from anomaly_bench.cli.launchers import PLUGINS, installed
+from anomaly_bench.hardware.devices import cores
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SMALL = ("category=gear", "speed=false", "gallery=0", "input.resize=64", "method.dimensions=20")
-PROGRAM = "import sys; from anomaly_bench.cli import main; main()"
+PROGRAM = "import sys; from anomaly_bench.cli.main import main; main()"
 
 
 @pytest.fixture

@@ -1,0 +1,232 @@
+"""Features on disk: written once, read by every later pass, evicted when room is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from anomaly_bench.cache import FEATURES, cache_root
+from anomaly_bench.files import digest, legal, write_atomically
+from anomaly_bench.hardware import timing
+
+logger = logging.getLogger(__name__)
+INDEX = "pass.json"
+
+
+class NoRoomError(Exception):
+    """Features that the cache will not hold."""
+
+
+class DamagedError(Exception):
+    """A file of features is not what was written."""
+
+
+class Level(NamedTuple):
+    """One level of a stored pass, as in its index.
+
+    Attributes:
+        shape: (C, h, w).
+        strides: of a batch as the network gave it, by the number of its images: sums may depend on them.
+        crc32: of each batch.
+        seconds: that the pass took, over all images.
+        date: of the pass.
+    """
+
+    shape: tuple[int, int, int]
+    strides: dict[str, tuple[int, ...]]
+    crc32: list[int]
+    seconds: float
+    date: str
+
+
+class Pass(NamedTuple):
+    """Levels of one set, stored in a folder.
+
+    Attributes:
+        images: of the set; batch: of them in each batch but the last.
+        levels: by the path of their module.
+    """
+
+    folder: Path
+    images: int
+    batch: int
+    levels: Mapping[str, Level]
+
+    @classmethod
+    def load(cls, folder: Path, images: int, batch: int) -> Pass:
+        """What the folder holds; without a whole index nothing."""
+        levels: dict[str, Level] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            index = json.loads((folder / INDEX).read_bytes())
+            if index.pop("checksum") == digest(index):
+                levels = {path: Level(**level) for path, level in index["levels"].items()}
+        return cls(folder, images, batch, levels)
+
+    def save(self) -> None:
+        index: dict[str, Any] = {"images": self.images, "batch": self.batch}
+        index["levels"] = {path: level._asdict() for path, level in self.levels.items()}
+        write_atomically(self.folder / INDEX, json.dumps({**index, "checksum": digest(index)}))
+
+    def file(self, path: str) -> Path:
+        return self.folder / f"{legal(path)}.f32"
+
+    def read(self, path: str, start: int, device: torch.device) -> Tensor:
+        """(B, C, h, w) of the batch that starts there, in memory as the network had left it.
+
+        Raises:
+            DamagedError: other bytes than were written.
+            OSError: another job has thrown the file out.
+        """
+        level, count = self.levels[path], min(self.batch, self.images - start)
+        channels, height, width = level.shape
+        lying = torch.empty(count, height, width, channels)
+        content: Any = lying.numpy()
+        with self.file(path).open("rb") as file:
+            file.seek(start * lying[0].nbytes)
+            whole = file.readinto(content) == lying.nbytes
+        if not whole or zlib.crc32(content) != level.crc32[start // self.batch]:
+            raise DamagedError(f"{self.file(path)} is damaged")
+        strides = level.strides[str(count)]
+        made = lying.permute(0, 3, 1, 2)
+        if made.stride() == tuple(strides) and device.type == "cpu":
+            return made
+        return torch.empty_strided(made.shape, strides, device=device).copy_(made)
+
+
+class Writer:
+    """Writes the levels of a pass into the files that were reserved for them, and renames these when all are whole.
+
+    Plain writes, not writable maps: on a full disk they raise, where a map would kill the process.
+    """
+
+    def __init__(self, stored: Pass, paths: Sequence[str]) -> None:
+        self.stored, self.paths = stored, paths
+        self.shapes: dict[str, tuple[int, int, int]] = {}
+        self.strides: dict[str, dict[str, tuple[int, ...]]] = {path: {} for path in paths}
+        self.crc32: dict[str, list[int]] = {path: [] for path in paths}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+        """Yields what takes the levels of one batch after the other; files that are not finished are deleted."""
+        files = {path: self.stored.folder / temporary(path) for path in self.paths}
+        try:
+            with contextlib.ExitStack() as stack:
+                opened = [stack.enter_context(file.open("r+b")) for file in files.values()]
+
+                def write(levels: Sequence[Tensor]) -> None:
+                    for path, file, level in zip(self.paths, opened, levels, strict=True):
+                        content: Any = level.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                        file.write(content)
+                        self.shapes[path] = (level.shape[1], level.shape[2], level.shape[3])
+                        self.strides[path][str(len(level))] = level.stride()
+                        self.crc32[path].append(zlib.crc32(content))
+
+                yield write
+            for path, file in files.items():
+                os.replace(file, self.stored.file(path))
+        finally:
+            for file in files.values():
+                file.unlink(missing_ok=True)
+
+    def finish(self, seconds: float) -> Pass:
+        """The pass with the new levels among the old ones."""
+        made = {
+            path: Level(self.shapes[path], self.strides[path], self.crc32[path], seconds, timing.today())
+            for path in self.paths
+        }
+        whole = self.stored._replace(levels={**self.stored.levels, **made})
+        whole.save()
+        return whole
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All stored passes of this machine's user, within a limit of bytes."""
+
+    limit: float
+
+    @property
+    def root(self) -> Path:
+        return cache_root() / FEATURES
+
+    def folder(self, dataset: str, key: str) -> Path:
+        return self.root / legal(dataset) / key
+
+    def reserve(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """Make empty files of these sizes in a folder; what was longest not used goes, until they are within the limit.
+
+        They have no bytes on the disk yet, but others who look for room count them. The caller has the folder's lock.
+
+        Raises:
+            NoRoomError: they do not fit, or the disk has not so much free.
+        """
+        with FileLock(self.root / ".lock"):
+            self.make_room(folder, sum(sizes.values()))
+            folder.mkdir(exist_ok=True)
+            for name, size in sizes.items():
+                with (folder / name).open("wb") as file:
+                    file.truncate(size)
+
+    def make_room(self, own: Path, needed: int) -> None:
+        """See `reserve`."""
+        entries = {folder: self.size(folder) for folder in self.root.glob("*/*") if folder.is_dir()}
+        taken = sum(entries.values())
+        possible = needed + entries.get(own, 0) <= self.limit
+        for folder in sorted(entries.keys() - {own}, key=last_use) if possible else ():
+            if taken + needed <= self.limit:
+                break
+            if drop(folder):
+                logger.info("thrown out of the cache: %s, %.0f MB", folder, entries[folder] / 1e6)
+                taken -= entries[folder]
+        if taken + needed > self.limit:
+            raise NoRoomError(f"{needed / 1e9:.2f} GB do not fit into cache_gb={self.limit / 1e9:g}")
+        free = shutil.disk_usage(self.root).free
+        if needed > free:
+            raise NoRoomError(f"{needed / 1e9:.2f} GB do not fit on the disk, which has {free / 1e9:.2f} GB free")
+
+    @staticmethod
+    def size(folder: Path) -> int:
+        total = 0
+        for file in folder.glob("*"):
+            with contextlib.suppress(OSError):  # it has been thrown out meanwhile
+                total += file.stat().st_size
+        return total
+
+
+def temporary(path: str) -> str:
+    """The name of a level's file while it is written."""
+    return f".tmp-{legal(path)}"
+
+
+def last_use(folder: Path) -> float:
+    """The time of a pass's last use; 0: it has no index, because the job that made it was killed."""
+    with contextlib.suppress(OSError):
+        return (folder / INDEX).stat().st_mtime
+    return 0.0
+
+
+def drop(folder: Path) -> bool:
+    """Delete a stored pass; False: a job is at work on it, or the system refuses."""
+    try:
+        with FileLock(lock_file(folder), timeout=0):
+            (folder / INDEX).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    except (Timeout, OSError):
+        return False
+    return True
+
+
+def lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")

@@ -1,0 +1,127 @@
+"""`anomaly-bench compare`: is one better than the other, or do they differ by chance? No torch here.
+
+    a=DIR b=DIR      each method of one results folder with the same method of another: before and after a change
+    results=DIR      every pair of the methods in one folder
+
+See `differences` for the tests, and `gate` for `fail_if`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.cli.commands import tables
+from anomaly_bench.comparison.gate import broken, read_conditions
+from anomaly_bench.comparison.pairing import between, within
+from anomaly_bench.comparison.significance import differences, metric_title, ranking
+from anomaly_bench.comparison.tables import grids
+from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.tables import query
+from anomaly_bench.tables.formats.draw import draw
+
+if TYPE_CHECKING:
+    from anomaly_bench.comparison.gate import Condition
+    from anomaly_bench.comparison.pairing import Comparison
+    from anomaly_bench.records.record import Record
+
+DONE, FAILED = 0, 1
+PICTURES = (".svg", ".pdf", ".png")
+
+
+def compare(config: Any) -> int:
+    """Print the comparison, draw the figure, hold the gate; the exit status.
+
+    Raises:
+        UsageError: folders, names, metrics or conditions that cannot be used, or nothing to compare.
+    """
+    conditions = read_conditions(config["fail_if"])
+    folders = config["a"] is not None or config["b"] is not None
+    if conditions and not folders:
+        raise UsageError(f"fail_if={config['fail_if']} needs a=DIR b=DIR: it is about b, held against a")
+    for key, usual in (("figure", None), ("results", "results")):
+        if folders and config[key] != usual:
+            raise UsageError(f"{key}={config[key]} has no effect with a=DIR b=DIR; give one or the other")
+    shown = query.names(config["metric"]) or []
+    metrics = {*shown, *(condition.metric for condition in conditions)}
+    found = list(between(config, metrics) if folders else within(config, metrics))
+    check_shown(shown, found)
+    if config["figure"] is not None:
+        draw_figure(Path(str(config["figure"])).expanduser(), found, shown)
+    made = [grid for each in found for grid in grids(each, shown, folders)]
+    tables.show(draw(made, str(config["format"]), color=tables.in_color(config["out"])), config["out"])
+    failed = list(held(conditions, found))
+    for line in dict.fromkeys(failed):
+        print(f"failed: {line}", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def held(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterator[str]:
+    """A line for all that makes the gate fail; what b lacks does so whatever the condition.
+
+    Raises:
+        UsageError: a or b has no value at all of a condition's metric.
+    """
+    for condition in conditions:
+        check_metric(condition.metric, "fail_if", found)
+        compared = {each.name: differences(each.pairs, condition.metric) for each in found}
+        listed = [each for part in compared.values() for each in part]
+        for key, some in (("a", any(each.first for each in listed)), ("b", any(each.second for each in listed))):
+            if not some:
+                raise UsageError(f"fail_if={condition}: no record in {key} has a value of {condition.metric}")
+        for each in found:
+            yield from each.missing
+        for where, part in compared.items():
+            yield from broken(condition, part, where)
+
+
+def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
+    """UsageError: a metric to show is unknown, or none of them has a value in any record."""
+    if not shown:
+        raise UsageError("metric=[]: expected at least one, such as metric=image_auroc")
+    for name in shown:
+        check_metric(name, "metric", found)
+    have = {name for each in found for record in each.records for name in record.metrics if has(record, name)}
+    if have.isdisjoint(shown):
+        raise UsageError(f"metric={','.join(shown)}: no record has a value of it; recorded: {', '.join(sorted(have))}")
+
+
+def has(record: Record, metric: str) -> bool:
+    return record.value(metric) is not None
+
+
+def check_metric(name: str, key: str, found: Sequence[Comparison]) -> None:
+    """UsageError: neither a metric of ours nor of the records."""
+    known = METRICS.keys() | {name for each in found for record in each.records for name in record.metrics}
+    if name not in known:
+        raise UsageError(f"{key}={name}: no such metric{closest(name, known)}")
+
+
+def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str]) -> None:
+    """The critical-difference diagram of each metric, one below the other.
+
+    Raises:
+        UsageError: several setups, too few methods or categories, another suffix, or scikit-posthocs is missing.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"figure={path}: expected a name that ends in {', '.join(PICTURES)}")
+    if len(found) > 1:
+        raise UsageError(
+            f"figure: {len(found)} setups; choose one: {', '.join(f'setup={each.name}' for each in found)}"
+        )
+    rankings = [ranking(found[0].sides, metric) for metric in metrics]
+    from anomaly_bench.report.figures import plots
+
+    try:
+        drawn = plots.critical_difference(rankings, found[0].title)
+    except ModuleNotFoundError as error:
+        need = "pip install 'anomaly-bench-suite[compare]'"
+        raise UsageError(f"figure={path}: needs {error.name}; {need}") from error
+    try:
+        plots.write(drawn, path)
+    except OSError as error:
+        raise UsageError(f"figure={path}: cannot be written ({error.strerror}); give another file") from error
+    print(f"{path}: {', '.join(map(metric_title, metrics))}", file=sys.stderr)

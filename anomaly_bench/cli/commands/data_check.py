@@ -1,0 +1,51 @@
+"""`anomaly-bench data check`: what a dataset's folder holds, and what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from anomaly_bench.data.check import COUNTED, examine
+from anomaly_bench.data.dataset import as_path, chosen, open_dataset
+from anomaly_bench.errors import UsageError, shorten
+from anomaly_bench.files import subfolders
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.mvtec import Dataset
+
+
+def check(config: Any) -> bool:
+    """Print one row per category; True: every category is there and sound.
+
+    Folders, counts (against `about.counts` of the dataset's YAML), the match of images and masks, and each file's
+    header are looked at; pixels are not decoded.
+
+    Raises:
+        UsageError: the root is no folder, or none of the dataset's categories is in it.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
+    wanted = chosen(dataset, values["category"])
+    if len(dataset.missing) == len(dataset.categories):
+        raise UsageError(nothing_found(dataset))
+    official = (values["dataset"].get("about") or {}).get("counts", {})
+    table = Table("category", "group", *COUNTED.values(), "masks", "state", title=dataset.title)
+    sound = True
+    for name in wanted:
+        numbers, problems = examine(dataset, name, official.get(name, {}))
+        table.add_row(*map(escape, (name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")))
+        sound = sound and not problems
+    Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(table)
+    return sound
+
+
+def nothing_found(dataset: Dataset) -> str:
+    there = shorten([path.name for path in subfolders(dataset.root)])
+    return (
+        f"{dataset.root}: no category of {dataset.title} in it (folders there: {there or 'none'}); expected "
+        f"{shorten(list(dataset.categories))}: give their parent as data_root, or see anomaly-bench data download"
+    )

@@ -1,0 +1,152 @@
+"""What is shown of records: results.csv, the tables' files and the tables on the screen. No torch here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from anomaly_bench import files
+from anomaly_bench.config.settings import choices, conf_folder, truth
+from anomaly_bench.errors import UsageError
+from anomaly_bench.published import load
+from anomaly_bench.records import outlines, results_csv
+from anomaly_bench.records.setups import setup_name, setups
+from anomaly_bench.tables import build
+from anomaly_bench.tables.formats.draw import FORMATS, draw, render
+from anomaly_bench.tables.layout import load_layout, make_layout
+from anomaly_bench.tables.query import folders, joined, names, wanted
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.runs.runner import Summary
+    from anomaly_bench.tables.layout import Layout
+
+AFTER_RUN = ("per_class", "complexity")
+DEVIATION = "±: sample standard deviation over seeds; of a mean over categories, of that mean."
+
+
+def write(summary: Summary) -> None:
+    """Derive results.csv and all tables from the records of the results folder; print those of this run's setup."""
+    results = summary.settings.results
+    known, _ = outlines.outlines(results)  # damaged ones were reported when the run met them
+    results_csv.write_csv(known, results)
+    here = {setup_name(record) for record in summary.records}
+    layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
+    printed = []  # when all is written: the reader of our output may be gone by then
+    for part in setups(known):
+        for layout in layouts:
+            path = results / "tables" / setup_name(part[0]) / layout.name
+            for kind in ("md", "latex"):
+                text = render(part, layout, format=kind)
+                files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
+            if setup_name(part[0]) in here:
+                printed.append(f"{render(part, layout)}\n")
+    if here:
+        printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
+    for text in printed:
+        print(text)
+
+
+def print_tables(config: Any) -> None:
+    """`anomaly-bench tables`: every wanted table of the wanted records, to the screen or into `out`.
+
+    Raises:
+        UsageError: no records, an unknown table, source, format, metric or name; records that do not share a table.
+    """
+    layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
+    if truth(config, "deviation"):
+        layouts = [with_deviation(layout) for layout in layouts]
+    sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
+    if set(sources.values()) == {"reported"} and config["setup"] is not None:
+        raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
+    known = [] if set(sources.values()) == {"reported"} else joined(folders(config["results"]), outlines.outlines)
+    made, missing = [], []
+    for layout in layouts:
+        found, cells = wanted(known, load(layout.published) if layout.published else [], config)
+        source, mixed = sources[layout.name], truth(config, "allow_mixed")
+        made += build.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
+        missing += how_to_get(found, cells) if source != "reported" else []
+    color = in_color(config["out"])
+    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
+    for line in dict.fromkeys(missing):
+        print(line, file=sys.stderr)
+    show(text, config["out"])
+
+
+def with_deviation(layout: Layout) -> Layout:
+    """The same; its numbers, but for those whose cells say otherwise, are followed by their deviation over seeds."""
+    return layout if layout.deviation else replace(layout, deviation=True, notes=[*layout.notes, DEVIATION])
+
+
+def in_color(out: Any) -> bool:
+    """Whether what is shown goes to a terminal that wants its codes."""
+    return out is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def show(text: str, out: Any) -> None:
+    """Print a text, or write it into the file that the key `out` names.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    if out is None:
+        print(text, end="")
+        return
+    path = Path(str(out)).expanduser()
+    try:
+        files.write_atomically(path, text)
+    except OSError as error:
+        raise UsageError(f"out={path}: cannot be written ({error.strerror}); give another file") from error
+
+
+def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
+    """For each method of a paper's table without records a command that makes them, or what is not to be had here."""
+    if not cells:
+        return []
+    dataset, here = cells[0].dataset, choices("method", [conf_folder()])
+    if dataset not in choices("dataset", [conf_folder()]):
+        return [f"{dataset}: not among the datasets of anomaly-bench; only published numbers can be shown"]
+    done = {(record.method, record.backbone) for record in found if record.dataset == dataset}
+    setup = _overrides(found[0]) if found else "protocol=paper"
+    lines, missing = [], []
+    for name, method, backbone in dict.fromkeys((cell.printed_name, cell.method, cell.backbone) for cell in cells):
+        if method not in here:
+            missing.append(name)
+        elif not any(each[0] == method and backbone in ("", each[1]) for each in done):
+            words = [f"method={method}", *_backbone(method, backbone), f"dataset={dataset}", setup, "data_root=..."]
+            lines.append(f"{name}: no records, dashes; anomaly-bench {' '.join(words)} makes them")
+    return lines + ([f"not among the methods of anomaly-bench: {', '.join(missing)}"] if missing else [])
+
+
+def _backbone(method: str, published: str) -> list[str]:
+    """What to type for the backbone; nothing for a method in image space."""
+    node = OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")
+    return [f"backbone={published or 'NAME'}"] if OmegaConf.select(node, "uses_backbone", default=True) else []
+
+
+def _overrides(record: Record) -> str:
+    """What to type for a record's setup."""
+    parts = [f"protocol={record.protocol}"]
+    for name in ("resize", "crop") if record.protocol != "paper" else ():
+        size = record.input[name]
+        parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
+    parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
+    return " ".join([*parts, *(["oracle=true"] if record.oracle else [])])
+
+
+def print_choices(group: str, folders: Sequence[Path]) -> None:
+    """The names of a group, each with the first comment of its YAML."""
+    listed = choices(group, folders)
+    width = max(map(len, listed), default=0)
+    for name in listed:
+        path = next(folder / group / f"{name}.yaml" for folder in folders if (folder / group / f"{name}.yaml").exists())
+        comments = re.findall(r"^# (?!@package)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        print(f"{name:{width}}  {comments[0] if comments else ''}".rstrip())

@@ -1,0 +1,112 @@
+"""How the words of a command line become configurations: Hydra's composition, its errors in one line, its sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_bench.cli import launchers
+from anomaly_bench.cli.overrides import arrange
+from anomaly_bench.config.compose import config_folders, explain
+from anomaly_bench.config.settings import GROUPS, conf_folder
+from anomaly_bench.errors import DONE, FAILED, USAGE, UsageError, failure, one_line, reason
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from anomaly_bench.cli.sweep import Jobs
+
+
+class Task:
+    """What Hydra calls with each configuration, in this process or, pickled, in a launcher's.
+
+    Args:
+        primary, arguments: what the configuration was composed of.
+        job: carries out one configuration and returns its exit status.
+        name: of the function of `anomaly_bench.sweep` that a multirun's jobs are handed to.
+    """
+
+    def __init__(
+        self, primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], name: str | None
+    ) -> None:
+        self.primary, self.arguments, self.job, self.name = primary, arguments, job, name
+        self.states: list[int] = []
+        self.bugs: list[Exception] = []
+        self.home = os.getpid()
+
+    def __call__(self, config: DictConfig) -> None:
+        """Keep exit status or bug: Hydra would print lines of its own around an exception."""
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            self.states.append(self.job(config) or DONE)
+        except (UsageError, OmegaConfBaseException) as error:
+            if not isinstance(error, UsageError):
+                error = UsageError(explain(error, self.primary, self.arguments, config_folders(self.arguments)))
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            self.states.append(USAGE)
+        except Exception as error:  # Hydra would print a traceback; `hydra` raises it again
+            self.bugs.append(error)
+            if os.getpid() != self.home:  # a launcher's process, whose lists are not read
+                print(f"error: {failure(error)}", file=sys.stderr)
+
+    def sweep(self, jobs: Jobs) -> None:
+        """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
+        from anomaly_bench.cli.commands import plan
+        from anomaly_bench.cli.sweep import run, status
+
+        good = {"run": run, "status": status, "plan": plan.plan}[str(self.name)](jobs)
+        self.states = [DONE if good else FAILED]
+
+
+def hydra(
+    primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], sweep: str | None = None
+) -> int:
+    """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
+
+    Args:
+        sweep: see `Task`.
+
+    Raises:
+        UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
+    """
+    import hydra as library
+
+    task = Task(primary, arguments, job, sweep)
+    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=sweep == "run")
+    sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
+    with script_arguments(words):
+        try:
+            library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()
+        except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
+            if stop.code not in (None, 0):
+                raise UsageError("see anomaly-bench --help") from stop
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # Hydra's, of half a dozen kinds, about the arguments
+            system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
+            why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
+            raise UsageError(why) from error
+        finally:
+            launchers.close()
+    if task.bugs:
+        raise task.bugs[0]
+    return max(task.states, default=DONE)
+
+
+@contextlib.contextmanager
+def script_arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and swallows exceptions unless it is told not to."""
+    before, variable = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [before[0], *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if variable is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = variable

@@ -1,0 +1,79 @@
+"""The words of a command line as Hydra takes them: values with any letters, flags in any place, errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from anomaly_bench.config.compose import quoted
+from anomaly_bench.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Overrides first, then Hydra's flags: its parser takes no override behind a flag that follows another one.
+
+    A value that Hydra's grammar cannot read, such as a path with an umlaut, a parenthesis or an equals sign, is quoted.
+
+    Args:
+        groups: the configuration's, which take a name.
+
+    Raises:
+        UsageError: an unknown flag, or a word that is no `key=value`.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def complain(message: str) -> NoReturn:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        near = closest(message.rpartition(" ")[2], flags) if "unrecognized" in message else ""
+        raise UsageError(f"{message}{near}")
+
+    parser.error = complain  # type: ignore[method-assign]
+    found = parser.parse_intermixed_args(list(arguments))
+    flags, overrides = list(arguments), list(found.overrides)
+    for override in overrides:
+        flags.remove(override)
+    return [*(readable(override, groups, found.multirun) for override in overrides), *flags]
+
+
+def readable(override: str, groups: Sequence[str], sweep: bool) -> str:
+    """One override, its value quoted where Hydra could not read it otherwise.
+
+    Raises:
+        UsageError: it is no `key=value`; a group is given something else than names.
+    """
+    key, equals, value = override.partition("=")
+    parsed = parse(override)
+    if parsed is None and sweep and "," in value:
+        raise UsageError(
+            f'{override}: cannot be read as a list of values; put each in quotes, as {key}=\'"a=1","b=2"\''
+        )
+    given, override = override, override if parsed or not equals else f"{key}={quoted(value)}"
+    parsed = parsed or parse(override)
+    if parsed is None or not parsed.key_or_group:
+        raise UsageError(f"{given}: expected key=value, such as seed=1; see anomaly-bench --help")
+    if parsed.is_sweep_override() and not sweep:
+        raise UsageError(
+            f"{given}: several values; expected one, or -m for a run with each, or {key}=[{value}] for a list, "
+            f"or {key}='\"{value}\"' for a comma in a name"
+        )
+    chosen = parsed.value()
+    names = chosen if isinstance(chosen, list) else [chosen]
+    if key in groups and not parsed.is_sweep_override() and not all(isinstance(name, str) and name for name in names):
+        raise UsageError(f"{given}: expected {key}=NAME; see anomaly-bench --help")
+    return override
+
+
+def parse(override: str) -> Override | None:
+    """What Hydra's grammar makes of an override; None: nothing."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None

@@ -1,0 +1,283 @@
+"""A multirun: which of its jobs are done, the launch of the others, and what became of them. No torch here.
+
+What a job came to is read from the results folder, never from its process, which may be on another machine or dead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from anomaly_bench.cli import launchers
+from anomaly_bench.cli.commands import tables
+from anomaly_bench.console import Reporter, shown
+from anomaly_bench.errors import DataError, UsageError, one_line, reason
+from anomaly_bench.files import digest
+from anomaly_bench.hardware import timing
+from anomaly_bench.records import failures
+from anomaly_bench.runs.runner import Runner, Summary
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+
+DONE, FAILED, MISSING = "done", "failed", "missing"
+IDLE = ("fail_fast", "retry", "wait")  # keys that do not make two jobs unlike
+
+
+@dataclass
+class Job:
+    """One configuration of a sweep.
+
+    Attributes:
+        overrides: the words that make it.
+        title: those words that tell it from the others.
+        runner: None where the configuration cannot work, for the reason `error`.
+        states: category -> DONE, FAILED or MISSING, and why.
+        records: those that are there.
+    """
+
+    overrides: Sequence[str]
+    title: str
+    runner: Runner | None = None
+    error: str = ""
+    states: dict[str, tuple[str, str]] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def told(self) -> str:
+        """Its title without method and backbone, which have columns of their own."""
+        words = self.title.split(" ")
+        return " ".join(word for word in words if word.partition("=")[0] not in ("method", "backbone"))
+
+    def look(self) -> None:
+        """Find out what is done, by the files of the results folder."""
+        if self.runner is None:
+            return
+        self.records = []
+        self.states = dict.fromkeys(self.runner.missing, (FAILED, "no folder"))
+        for name in self.runner.present:
+            self.states[name] = self.state(self.runner, name)
+
+    def state(self, runner: Runner, name: str) -> tuple[str, str]:
+        try:
+            job = runner.job(name)
+        except (DataError, OSError) as error:
+            return FAILED, reason(error)
+        done = runner.done(job)
+        if done is not None:
+            self.records += done
+            return DONE, ""
+        why = failures.load(runner.settings.results, job.told)
+        return (MISSING, "") if why is None else (FAILED, why)
+
+    def count(self, state: str) -> int:
+        """How many of its categories are in a state; a job that cannot work has failed once."""
+        if self.runner is None:
+            return int(state == FAILED)
+        return sum(found == state for found, _ in self.states.values())
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to launch it for."""
+        if self.runner is None:
+            return False
+        settings = self.runner.settings
+        if settings.overwrite:
+            return True
+        wanted = (FAILED,) if settings.retry == "failed" else (FAILED, MISSING)
+        return any(self.states[name][0] in wanted for name in self.runner.present)
+
+
+class Jobs:
+    """The jobs of a multirun, as Hydra's sweeper hands them over.
+
+    Args:
+        lists: the overrides of each job.
+        varied: the keys in which they differ.
+        config: Hydra's configuration of the sweep; loader, launcher: Hydra's.
+    """
+
+    def __init__(
+        self, lists: Sequence[Sequence[str]], varied: Sequence[str], config: DictConfig, loader: Any, launcher: Any
+    ) -> None:
+        self.lists, self.varied, self.config = lists, varied, config
+        self.loader, self.launcher = loader, launcher
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def found(self) -> Iterator[Job]:
+        """Every job with its state; of jobs that are equal, such as an image-space method's on two backbones, one.
+
+        Raises:
+            UsageError: whatever Hydra or OmegaConf has against the words, in their own errors.
+        """
+        known: set[str] = set()
+        for overrides in self.lists:
+            job = Job(overrides, " ".join(word for word in overrides if word.partition("=")[0] in self.varied))
+            config = self.compose(overrides)
+            try:
+                job.runner = Runner(config, Reporter())
+                job.runner.elsewhere = launchers.elsewhere(self.config.hydra)
+                key = digest({name: value for name, value in job.runner.config.items() if name not in IDLE})
+                if key in known:
+                    continue
+                known.add(key)
+            except (UsageError, DataError, OSError) as error:
+                why = one_line(str(error)) if isinstance(error, UsageError) else reason(error)
+                job.error = why.removeprefix(f"{job.title}: ")  # most errors name the word that is wrong
+            job.look()
+            yield job
+
+    def compose(self, overrides: Sequence[str]) -> Mapping[str, Any]:
+        """The resolved configuration of a job."""
+        config = self.loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            del config["hydra"]
+        resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        launchers.settle(resolved, self.config.hydra)
+        return resolved
+
+    def launch(self, jobs: Sequence[Job], *words: str) -> None:
+        """Have Hydra's launcher carry out some jobs, with further overrides."""
+        self.launcher.launch([[*job.overrides, *words] for job in jobs], initial_job_idx=0)
+
+
+def run(jobs: Jobs) -> bool:
+    """Launch what has no record, and say at the end what was done, skipped and failed; True: nothing failed."""
+    reporter = Reporter()
+    with open_dict(jobs.config):
+        folder = Path(str(jobs.config.hydra.sweep.dir)) / f"sweep-{timing.today()}"
+    reporter.say(f"sweep of {len(jobs)} jobs: looking at the records")
+    found = look(jobs, reporter)
+    for job in found:
+        if job.error:
+            reporter.fail(f"{job.title}: {job.error}")
+    before = [job.count(DONE) for job in found]
+    pending = [job for job in found if job.wanted]
+    equal = f", {len(jobs) - len(found)} equal to others" if len(found) < len(jobs) else ""
+    reporter.say(
+        f"{len(found)} jobs{equal}: {len(found) - len(pending)} have nothing to do, {len(pending)} are launched"
+    )
+    launched = True
+    if pending:
+        stop = [f"hydra.sweep.dir={folder.as_posix()}"]
+        launched = launch(jobs, pending, reporter, "wait=false", *stop)
+        for job in pending:
+            job.look()
+        left = [job for job in pending if job.count(MISSING) and job.runner and job.runner.settings.retry == "all"]
+        if left and launched and not (folder / "stop").exists():  # other runs were at them
+            launched = launch(jobs, left, reporter, *stop)
+            for job in left:
+                job.look()
+    show_tables(found)
+    return conclude(found, before, launched)
+
+
+def look(jobs: Jobs, reporter: Reporter) -> list[Job]:
+    """All jobs with their states, under a bar."""
+    with reporter.stage("looking at the records", len(jobs)) as advance:
+        found = []
+        for job in jobs.found():
+            found.append(job)
+            advance(1)
+    return found
+
+
+def launch(jobs: Jobs, chosen: Sequence[Job], reporter: Reporter, *words: str) -> bool:
+    """Launch jobs; False: the launcher gave up, mostly because one of its processes died, and why is said."""
+    try:
+        jobs.launch(chosen, *words)
+    except Exception as error:  # of whatever library the launcher stands for
+        why = launchers.lost(error)
+        reporter.fail(f"{type(jobs.launcher).__name__}: {why}; call it again: what is done is kept", error)
+        return False
+    return True
+
+
+def show_tables(found: Sequence[Job]) -> None:
+    """Derive results.csv and the tables of each results folder, and print those of the sweep."""
+    summaries: dict[Path, Summary] = {}
+    for job in found:
+        if job.runner is not None:
+            settings = job.runner.settings
+            summaries.setdefault(settings.results, Summary(settings)).records += job.records
+    for summary in summaries.values():
+        if summary.records:
+            tables.write(summary)
+
+
+def conclude(found: Sequence[Job], before: Sequence[int], launched: bool) -> bool:
+    """The table of done, skipped, failed and missing records, with a line for each failure."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for job, skipped in zip(found, before, strict=True):
+        row = counts.setdefault(names(job), Counter())
+        done = job.count(DONE)
+        row.update(done=max(0, done - skipped), skipped=min(skipped, done))
+        row.update(failed=job.count(FAILED), missing=job.count(MISSING))
+    table = new_table("method", "backbone")
+    for name in ("done", "skipped", "failed", "missing"):
+        table.add_column(name, justify="right")
+    for row_names, row in counts.items():
+        table.add_row(*row_names, *(str(row[name]) for name in ("done", "skipped", "failed", "missing")))
+    console = new_console(sys.stderr)
+    console.print(table)
+    for line in complaints(found):
+        console.print(line, style="red")
+    return launched and all(not job.count(FAILED) and not job.count(MISSING) for job in found)
+
+
+def status(jobs: Jobs) -> bool:
+    """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
+    found = look(jobs, Reporter())
+    table = new_table("method", "backbone", "job")
+    for name in (DONE, FAILED, MISSING):
+        table.add_column(name, justify="right")
+    for job in found:
+        table.add_row(*names(job), job.told, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
+    console = new_console(sys.stdout)
+    console.print(table)
+    for line in complaints(found):
+        console.print(line)
+    total = {state: sum(job.count(state) for job in found) for state in (DONE, FAILED, MISSING)}
+    console.print(f"{len(found)} jobs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
+    return not total[FAILED] and not total[MISSING]
+
+
+def new_table(*names: str) -> Table:
+    return Table(*names, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def new_console(file: TextIO) -> Console:
+    """Off a terminal lines are as long as they need."""
+    console = Console(file=file, highlight=False, soft_wrap=True, markup=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def names(job: Job) -> tuple[str, str]:
+    """Method and backbone of a job, "?" of one that cannot work."""
+    if job.runner is None:
+        return "?", "?"
+    config = job.runner.config
+    return config["method"]["name"], "none" if config["backbone"] is None else config["backbone"]["name"]
+
+
+def complaints(found: Sequence[Job]) -> list[str]:
+    """One line for each failure."""
+    lines = []
+    for job in found:
+        title = f"{job.title}: " if job.title else ""
+        lines += [f"failed: {title}{job.error}"] if job.error else []
+        lines += [f"failed: {title}{name}: {why}" for name, (state, why) in job.states.items() if state == FAILED]
+    return [shown(line) for line in lines]

@@ -1,0 +1,3 @@
+"""Differences between methods or results folders, and whether they are significant."""
+
+from __future__ import annotations

@@ -1,0 +1,206 @@
+"""Which records a comparison holds against each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.comparison.significance import Pair, Side
+from anomaly_bench.config.settings import truth
+from anomaly_bench.errors import UsageError
+from anomaly_bench.records import outlines
+from anomaly_bench.records.setups import describe, setup_name, setups
+from anomaly_bench.tables import query
+from anomaly_bench.tables.entries import entries, plain, settings_of
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.entries import Entry
+
+COUNTS = {"test images": "test", "defective test images": "defects"}
+MIX = "; allow_mixed=true compares them all the same"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with what in one setup.
+
+    Attributes:
+        name: of the setup; title: of dataset and setup, above a table.
+        records: of all sides; mixed: of several setups.
+        notes: what is to be said below the tables; missing: what a has and b has not, for the gate.
+    """
+
+    name: str
+    title: str
+    records: Sequence[Record]
+    mixed: bool
+    pairs: Sequence[Pair]
+    notes: Sequence[str] = ()
+    missing: Sequence[str] = ()
+
+    @property
+    def sides(self) -> list[Side]:
+        return list({side.name: side for pair in self.pairs for side in (pair.first, pair.second)}.values())
+
+
+def selected(config: Any, key: str) -> list[Record]:
+    """The records of the folders of a key that `only` and `setup` leave."""
+    known = query.joined(query.folders(config[key], key), outlines.outlines, key)
+    try:
+        return query.wanted(known, [], config)[0]
+    except UsageError as error:
+        raise UsageError(f"{key}={config[key]}: {error}") from error
+
+
+def within(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
+    """Every pair of the methods in one setup; a setup of a single method is passed over.
+
+    Raises:
+        UsageError: no setup has two methods, or their test images are unlike.
+    """
+    mixed = truth(config, "allow_mixed")
+    parts = {part_name(part, mixed): part for part in setups(selected(config, "results"), mixed)}
+    found = {name: entries(part, with_speed=False) for name, part in parts.items()}
+    if all(len(each) < 2 for each in found.values()):
+        listed = "; ".join(f"{name}: {', '.join(entry.name for entry in each)}" for name, each in found.items())
+        raise UsageError(
+            f"results={config['results']}: nothing to compare; expected two methods, backbones or settings in one "
+            f"setup, found {listed}" + MIX * (not mixed and len(found) > 1)
+        )
+    for name, part in parts.items():
+        sides = [Side(entry.name, entry) for entry in found[name]]
+        pairs = [Pair(f"{two.name} − {one.name}", one, two) for one, two in itertools.combinations(sides, 2)]
+        if pairs:
+            yield Comparison(name, title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
+
+
+def between(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
+    """The methods of `a` with those of `b`, setup by setup.
+
+    Raises:
+        UsageError: they share no setup or no method, or their test images are unlike.
+    """
+    for key in ("a", "b"):
+        if config[key] is None:
+            raise UsageError(
+                f"{key}=DIR is missing: expected two results folders, or results=DIR for the methods in one"
+            )
+    mixed = truth(config, "allow_mixed")
+    ours, theirs = (
+        {part_name(part, mixed): part for part in setups(selected(config, key), mixed)} for key in ("a", "b")
+    )
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        have = f"a has {', '.join(ours)}; b has {', '.join(theirs)}"
+        raise UsageError(f"no {'dataset' if mixed else 'setup'} in both: {have}" + MIX * (not mixed))
+    lost = [f"{name}: no record in b" for name in ours if name not in theirs]
+    extra = [f"{name}: in b only" for name in theirs if name not in ours]
+    for name in shared:
+        one, two = entries(ours[name], with_speed=False), entries(theirs[name], with_speed=False)
+        pairs, missing, remarks = matched(one, two, name)
+        said = [
+            f"a: {config['a']}, b: {config['b']}",
+            *lost,
+            *missing,
+            *extra,
+            *remarks,
+            *unlike(pairs, metrics, mixed),
+        ]
+        both = [*ours[name], *theirs[name]]
+        yield Comparison(name, title(both, mixed), both, mixed, pairs, said, [*lost, *missing])
+
+
+def part_name(part: Sequence[Record], mixed: bool) -> str:
+    return part[0].dataset if mixed else setup_name(part[0])
+
+
+def title(part: Sequence[Record], mixed: bool) -> str:
+    """'MVTec AD, input 256×256, protocol unified'."""
+    dataset = part[0].titles.get("dataset") or part[0].dataset
+    return f"{dataset}, {'several setups' if mixed else describe(part[0])}"
+
+
+def matched(ours: Sequence[Entry], theirs: Sequence[Entry], where: str) -> tuple[list[Pair], list[str], list[str]]:
+    """Pairs of equal method, backbone and settings; what only a has; and other remarks.
+
+    Where one of a method is left on both sides, these are a pair of unlike settings; and where a and b have one
+    method each, whatever it is, these are.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    left, right = list(ours), list(theirs)
+    found: list[tuple[Entry, Entry]] = []
+    alone = len(ours) == len(theirs) == 1
+    rules: list[Callable[[Entry, Entry], bool]] = [same_settings, same_method, lambda one, two: alone]
+    for rule in rules:
+        for one in list(left):
+            fits = [two for two in right if rule(one, two)]
+            if len(fits) == 1 and sum(rule(other, fits[0]) for other in left) == 1:
+                found.append((one, fits[0]))
+                left.remove(one)
+                right.remove(fits[0])
+    if not found:
+        have = [", ".join(entry.name for entry in part) for part in (ours, theirs)]
+        raise UsageError(f"{where}: a has {have[0]}; b has {have[1]}: no two fit; choose one by method= and backbone=")
+    found.sort(key=lambda pair: ours.index(pair[0]))
+    remarks = [f"{two.name}: in b only" for two in right]
+    remarks += [said for one, two in found if (said := changed(one, two))]
+    return [paired(one, two) for one, two in found], [f"{one.name}: no record in b" for one in left], remarks
+
+
+def same_method(one: Entry, two: Entry) -> bool:
+    return (one.sample.method, one.sample.backbone) == (two.sample.method, two.sample.backbone)
+
+
+def same_settings(one: Entry, two: Entry) -> bool:
+    return same_method(one, two) and settings_of(one.sample) == settings_of(two.sample)
+
+
+def paired(one: Entry, two: Entry) -> Pair:
+    name = f"{one.name}: b − a" if one.name == two.name else f"{two.name} in b − {one.name} in a"
+    return Pair(name, Side(f"{one.name} in a", one), Side(f"{two.name} in b", two))
+
+
+def changed(one: Entry, two: Entry) -> str:
+    """'PaDiM on R18: dimensions 100 in a, 50 in b' of one method with unlike settings; else nothing."""
+    ours, theirs = settings_of(one.sample), settings_of(two.sample)
+    if not same_method(one, two) or ours == theirs:
+        return ""
+    paths = [path for path in dict.fromkeys((*ours, *theirs)) if ours.get(path, ...) != theirs.get(path, ...)]
+    said = (f"{path} {plain(ours.get(path, ...))} in a, {plain(theirs.get(path, ...))} in b" for path in paths)
+    return f"{one.name}: {'; '.join(said)}"
+
+
+def unlike(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
+    """What makes the numbers of two sides no numbers of the same: other test images, another revision of a metric.
+
+    Raises:
+        UsageError: something does, and `mixed` does not allow it.
+    """
+    found: dict[str, None] = {}
+    for pair in pairs:
+        first, second = pair.first.entry.records, pair.second.entry.records
+        for category in (name for name in first if name in second):
+            for what, ours, theirs in unequal(first[category], second[category], metrics):
+                found[f"{category}: {what} {ours} of {pair.first.name}, {theirs} of {pair.second.name}"] = None
+    if found and not mixed:
+        more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
+        raise UsageError(f"numbers that cannot be compared: {next(iter(found))}{more}; run the older again" + MIX)
+    return list(found)
+
+
+def unequal(ours: Sequence[Record], theirs: Sequence[Record], metrics: Set[str]) -> Iterator[tuple[str, str, str]]:
+    """What is counted or computed otherwise in two sets of records of one category, and how in each."""
+    facts: list[dict[str, set[Any]]] = []
+    for part in (ours, theirs):
+        facts.append({name: {each.counts[key] for each in part} for name, key in COUNTS.items()})
+        for name in sorted(metrics):
+            facts[-1][f"revision of {name}"] = {each.metrics[name]["revision"] for each in part if name in each.metrics}
+    for name in facts[0]:
+        if facts[0][name] and facts[1][name] and facts[0][name] != facts[1][name]:
+            ours_said, theirs_said = (" and ".join(map(str, sorted(part[name]))) for part in facts)
+            yield name, ours_said, theirs_said

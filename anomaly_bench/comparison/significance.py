@@ -1,0 +1,201 @@
+"""Paired differences over categories, with their tests. No torch here.
+
+Categories are the observations (Demšar, JMLR 7, 2006): each metric is averaged over seeds first, the differences of a
+pair over the categories that both have go through Wilcoxon's signed-rank test (two-sided), and the p-values of all
+pairs of one metric through Holm's correction.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_bench.errors import UsageError
+from anomaly_bench.records.setups import all_categories
+from anomaly_bench.tables.aggregate import by_seed
+from anomaly_bench.tables.layout import metric_of
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.entries import Entry
+
+LEAST_CATEGORIES, LEAST_METHODS = 6, 3  # of a p-value; of a ranking
+PERMUTED = 13  # categories up to which scipy tries all signs where differences are 0 or equal
+SIGNIFICANT = 0.05
+EXACTLY = 9  # digits to which points are rounded, so that equal ones tie whatever the order of their sums
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those compared: what it is called, and its records."""
+
+    name: str
+    entry: Entry
+    _kept: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for part in self.entry.records.values() for record in part]
+
+    def seeds(self, metric: str) -> dict[str, dict[int, float]]:
+        """Category -> seed -> points of 100, in the dataset's order of categories."""
+        if metric not in self._kept:
+            found, _ = by_seed(self.entry, metric, all_categories(self.records))
+            points = {name: {seed: 100 * value for seed, value in each.items()} for name, each in found.items()}
+            self._kept[metric] = points
+        return self._kept[metric]
+
+    def points(self, metric: str) -> dict[str, float]:
+        """Category -> mean over seeds, in points of 100."""
+        return {name: round(fmean(each.values()), EXACTLY) for name, each in self.seeds(metric).items()}
+
+
+class Pair(NamedTuple):
+    """Differences are of `second` minus `first`."""
+
+    name: str
+    first: Side
+    second: Side
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one pair.
+
+    Attributes:
+        first, second: category -> points of 100, averaged over seeds.
+        values: category -> second minus first, of the categories that both have.
+        p: of the test; None where there are too few categories. corrected: by Holm's method.
+    """
+
+    pair: Pair
+    metric: str
+    first: Mapping[str, float]
+    second: Mapping[str, float]
+    values: Mapping[str, float] = field(init=False)
+    p: float | None = None
+    corrected: float | None = None
+
+    def __post_init__(self) -> None:
+        shared = [name for name in self.first if name in self.second]
+        values = {name: round(self.second[name] - self.first[name], EXACTLY) for name in shared}
+        object.__setattr__(self, "values", values)
+
+    @property
+    def mean(self) -> float | None:
+        """Points of 100; None where the sides share no category."""
+        return round(fmean(self.values.values()), EXACTLY) if self.values else None
+
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """Of both sides, over the categories that both have."""
+        first, second = ([part[name] for name in self.values] for part in (self.first, self.second))
+        return (fmean(first), fmean(second)) if self.values else (None, None)
+
+
+def metric_title(name: str) -> str:
+    """'image AUROC'; of a user's own metric its name."""
+    metric = metric_of(name)
+    return metric.title if metric else name
+
+
+def differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
+    """Of each pair of which one side has the metric, tested and corrected over all of them."""
+    points = {side.name: side.points(metric) for pair in pairs for side in (pair.first, pair.second)}
+    found = [Difference(pair, metric, points[pair.first.name], points[pair.second.name]) for pair in pairs]
+    found = [replace(each, p=p_value([*each.values.values()])) for each in found if each.first or each.second]
+    corrected = iter(holm([each.p for each in found if each.p is not None]))
+    return [each if each.p is None else replace(each, corrected=next(corrected)) for each in found]
+
+
+def p_value(values: Sequence[float]) -> float | None:
+    """Two-sided, of Wilcoxon's signed-rank test of paired differences; None for fewer than `LEAST_CATEGORIES`.
+
+    As `scipy.stats.wilcoxon(values)` has it: zeros are left out, ties share their rank.
+    """
+    if len(values) < LEAST_CATEGORIES:
+        return None
+    if not any(values):
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    distinct = {abs(value) for value in values} - {0.0}
+    if len(distinct) < len(values) <= PERMUTED:
+        return permuted_p_value(np.array([value for value in values if value]))
+    return float(wilcoxon(values).pvalue)
+
+
+def permuted_p_value(values: NDArray[np.float64]) -> float:
+    """Exact over all signs of differences that are not 0; scipy lists these signs one by one, which takes seconds."""
+    from scipy.stats import rankdata
+
+    ranks = np.rint(2 * rankdata(np.abs(values))).astype(int)  # shared ranks are halves
+    ways = np.ones(1)  # of each sum of the ranks of positive differences
+    for rank in ranks:
+        ways = np.convolve(ways, np.eye(rank + 1)[0] + np.eye(rank + 1)[rank])
+    found = ranks[values > 0].sum()
+    tail = min(ways[: found + 1].sum(), ways[found:].sum())
+    return float(min(1.0, 2 * tail / ways.sum()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm, Scandinavian Journal of Statistics 6, 1979): the i-th smallest of m times m - i + 1."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(each) for each in adjusted]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a critical-difference diagram shows of one metric and k methods.
+
+    Attributes:
+        title: of the metric.
+        ranks: method -> mean rank over categories; 1 is the best.
+        p: (k, k) Holm-corrected p-values of all pairs, in the order of `ranks`; 1 on the diagonal.
+        friedman: p-value of Friedman's test that all methods are alike.
+        left_out: methods without the metric.
+    """
+
+    title: str
+    ranks: dict[str, float]
+    p: NDArray[np.float64]
+    friedman: float
+    categories: int
+    left_out: tuple[str, ...]
+
+
+def ranking(sides: Sequence[Side], metric: str) -> Ranking:
+    """Rank methods on the categories that all of them have.
+
+    Raises:
+        UsageError: fewer than three methods have the metric, or they share fewer than six categories.
+    """
+    from scipy.stats import friedmanchisquare, rankdata
+
+    points = {side.name: found for side in sides if (found := side.points(metric))}
+    shared = [name for name in next(iter(points.values()), {}) if all(name in each for each in points.values())]
+    if len(points) < LEAST_METHODS or len(shared) < LEAST_CATEGORIES:
+        raise UsageError(
+            f"figure: {metric} of {len(points)} methods on {len(shared)} shared categories; expected at least "
+            f"{LEAST_METHODS} methods and {LEAST_CATEGORIES} categories: choose others with metric= or method=, or run "
+            "more of them"
+        )
+    values = np.array([[each[name] for each in points.values()] for name in shared])  # (categories, k)
+    pairs = list(itertools.combinations(range(len(points)), 2))
+    tested = [p_value(list((values[:, two] - values[:, one]).round(EXACTLY))) for one, two in pairs]
+    matrix = np.eye(len(points))
+    for (one, two), p in zip(pairs, holm([p for p in tested if p is not None]), strict=True):
+        matrix[one, two] = matrix[two, one] = p
+    alike = not np.ptp(values, axis=1).any()
+    friedman = 1.0 if alike else float(friedmanchisquare(*values.T).pvalue)
+    ranks = dict(zip(points, rankdata(-values, axis=1).mean(axis=0).tolist(), strict=True))
+    left_out = tuple(side.name for side in sides if side.name not in points)
+    return Ranking(metric_title(metric), ranks, matrix, friedman, len(shared), left_out)

@@ -1,0 +1,3 @@
+"""Configuration: composed by Hydra, checked, and turned into objects."""
+
+from __future__ import annotations

@@ -1,0 +1,111 @@
+"""The configuration that Hydra composes, and its errors in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomaly_bench.config.settings import GROUPS, choices, conf_folder
+from anomaly_bench.errors import UsageError, closest
+
+
+def explain(error: Exception, primary: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
+    """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
+    text = str(error)
+    choice = re.search(r"Could not find '(.+)/([^'/]*)'", text)
+    if choice:
+        group, name = choice.groups()
+        known = choices("hydra/launcher_defaults" if group == "hydra/launcher" else group, folders)
+        return f"{group}={name}: no such {group}{closest(name, known)}"
+    key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
+        r"Could not override '([^']+)'", text
+    )
+    if key:
+        name = key.groups()[-1]
+        return f"{name}: no such key{closest(name, known_keys(primary, arguments))}"
+    where = re.search(r"full_key: (\S+)", text)
+    lines = [line for line in map(str.strip, text.splitlines()) if line and not re.match("full_key|object_type", line)]
+    said = " ".join(lines[:2]) or type(error).__name__
+    return f"{where[1] + ': ' if where else ''}{said}; see anomaly-bench --help"
+
+
+def known_keys(primary: str, arguments: Sequence[str]) -> list[str]:
+    """Every key of the configuration with the choices that are wanted, dotted, and the groups."""
+    wanted = [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
+    try:
+        config = composed(primary, wanted)
+    except Exception:  # a choice of the user's own folder, or a command that has no such group
+        config = composed(primary, [])
+    return sorted(set(dotted(config)))
+
+
+def dotted(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> Any:
+    """The resolved configuration of some overrides, and of one's own folders of YAML, as plain values.
+
+    Raises:
+        UsageError: a wrong key, choice or value.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    searched = [f"file://{folder.expanduser().resolve().as_posix()}" for folder in existing(folders)]
+    words = [*overrides, *([f"hydra.searchpath={as_override(searched)}"] if searched else [])]
+    try:
+        return composed(primary, words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, primary, overrides, [conf_folder(), *folders])) from error
+
+
+def composed(primary: str, overrides: Sequence[str]) -> Any:
+    """`compose` with Hydra's and OmegaConf's own errors."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        return OmegaConf.to_container(compose(primary, list(overrides)), resolve=True)
+
+
+def config_folders(arguments: Sequence[str]) -> Sequence[Path]:
+    """Our configuration folder and the user's `--config-dir`, whose choices are listed too."""
+    folders = [conf_folder()]
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value if equals else "".join(arguments[index + 1 : index + 2])))
+    return existing(folders)
+
+
+def existing(folders: Sequence[Path]) -> Sequence[Path]:
+    """The same folders; UsageError: one is none, which Hydra would pass over in silence."""
+    for folder in folders:
+        if not folder.expanduser().is_dir():
+            raise UsageError(f"--config-dir {folder}: no such folder; expected one with method/NAME.yaml or the like")
+    return folders
+
+
+def as_override(value: Any) -> str:
+    """A Python value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(as_override, value)) + "]"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return quoted(str(value))
+
+
+def quoted(text: str) -> str:
+    """A string in Hydra's grammar, whatever is in it."""
+    plain = re.sub(r"(\\*)'", r"\1\1\\'", text)  # a backslash stands for itself, but before a quote
+    return "'" + re.sub(r"(\\+)\Z", r"\1\1", plain) + "'"

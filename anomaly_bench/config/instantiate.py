@@ -1,0 +1,101 @@
+"""From a YAML node to the object that its `_target_` makes, with checks of keys and values."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from hydra.utils import get_object
+
+from anomaly_bench.config.settings import MOST_SEED
+from anomaly_bench.errors import UsageError, one_line
+
+NUMBERS: dict[Any, tuple[tuple[type, ...], str]] = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
+RANGES = {"batch": (1, 10**6), "eps": (0, 1e6), "sigma": (0, 1000), "seed": (0, MOST_SEED)}  # settings methods share
+NEEDED: dict[str, dict[str, type]] = {  # in each group's YAML, besides what its `_target_` asks for
+    "dataset": {"_target_": str},
+    "method": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
+    "backbone": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
+}
+NETWORK: dict[str, type] = {
+    "_target_": str,
+    "about.revision": int,
+    "weights": str,
+}  # of each network
+RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights", "oracle")  # of a YAML, not of a constructor
+
+
+def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a method's, backbone's or dataset's YAML that its `_target_` is called with."""
+    return {key: value for key, value in node.items() if key not in RUNNER_KEYS}
+
+
+def construct(node: Mapping[str, Any], kind: str, **extra: Any) -> Any:
+    """Call a YAML's `_target_` with its keys and `extra`.
+
+    Raises:
+        UsageError: no such target, or keys that it does not take.
+    """
+    keys = {**arguments(node), **extra}
+    target = keys.pop("_target_", None)
+    try:
+        made = get_object(str(target))
+        inspect.signature(made).bind(**keys)
+    except ImportError as error:
+        raise UsageError(f"{kind}._target_={target}: cannot be imported ({one_line(str(error))})") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{kind}={node.get('name')}: {target}: {one_line(str(error))}") from error
+    if kind == "method":
+        check_values(made, keys)
+    return made(**keys)
+
+
+def check_values(method: Any, keys: Mapping[str, Any]) -> None:
+    """Compare a method's settings with the types of its constructor's arguments, and with `RANGES`.
+
+    Raises:
+        UsageError: the setting, what was found, what was expected.
+    """
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(NameError):  # a hint that is imported for type checkers only
+        hints = get_type_hints(method.__init__ if inspect.isclass(method) else method)
+    for key, hint in hints.items():
+        if key not in keys or hint not in NUMBERS:
+            continue
+        value, (types, what) = keys[key], NUMBERS[hint]
+        low, high = RANGES.get(key, (-math.inf, math.inf))
+        if type(value) not in types or not low <= value <= high:
+            limits = f" from {low} to {high}" if key in RANGES else ""
+            raise UsageError(f"method.{key}={value}: expected {what}{limits}")
+
+
+def check_choices(config: Mapping[str, Any]) -> None:
+    """Raise UsageError where the YAML of a dataset, method or backbone lacks what all must have."""
+    for group, needed in NEEDED.items():
+        if not isinstance(config.get(group), Mapping):
+            raise UsageError(f"{group}: nothing is chosen; expected {group}=NAME, see anomaly-bench --help")
+        require_keys(config[group], group, needed)
+    for name, node in networks(config["backbone"]).items():
+        require_keys(node, "backbone" if node is config["backbone"] else f"backbone.networks.{name}", NETWORK)
+
+
+def require_keys(node: Any, where: str, needed: Mapping[str, type]) -> None:
+    """Raise UsageError where a dotted key of a configuration's node has no value of its type."""
+    for key, kind in needed.items():
+        value = node
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if type(value) is not kind:
+            what = "a name or text" if kind is str else "a whole number"
+            raise UsageError(f"{where}.{key}={value}: expected {what} in the YAML")
+
+
+def networks(backbone: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """The networks that a backbone is made of, by their names: mostly itself; none for an image-space method."""
+    if backbone is None:
+        return {}
+    found: dict[str, Mapping[str, Any]] = backbone.get("networks", {backbone["name"]: backbone})
+    return found

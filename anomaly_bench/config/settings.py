@@ -1,0 +1,217 @@
+"""Configuration: where it lies, what it offers, and whether its values make sense."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from anomaly_bench.errors import UsageError
+from anomaly_bench.hardware.devices import cores
+
+GROUPS = ("dataset", "method", "backbone", "protocol")
+PRECISIONS = ("fp32", "bf16", "fp16")
+SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
+CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as truths
+DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
+RETRY = ("all", "failed")
+LEAST_SIDE = 32  # pixels: the deepest level has stride 32
+MOST_SEED = 2**63 - 1  # that torch takes
+MOST_THREADS = 1024  # OpenMP ends the process where it cannot start them
+
+
+def conf_folder() -> Path:
+    """The folder of the YAML files: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parents[1] / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def choices(group: str, folders: Sequence[Path]) -> list[str]:
+    """The names that a group offers in these folders."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run-wide keys of config.yaml, checked."""
+
+    category: list[str]
+    data_root: Path | None
+    seed: int
+    device: str
+    threads: int
+    batch_size: int
+    precision: str
+    oracle: bool
+    results: Path
+    overwrite: bool
+    speed: bool
+    gallery: int
+    save_maps: bool
+    save_model: bool
+    checkpoint: bool
+    fail_fast: bool
+    retry: str
+    wait: bool
+    cache: str  # "auto", "on" or "off"
+    cache_gb: float
+    protocol: str
+    resize: tuple[int, int]  # (H, W)
+    crop: tuple[int, int] | None  # (H, W)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images that a method sees."""
+        return self.crop or self.resize
+
+    @property
+    def input(self) -> dict[str, Any]:
+        return {"resize": list(self.resize), "crop": None if self.crop is None else list(self.crop)}
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Check the run-wide keys of a resolved configuration.
+
+    Raises:
+        UsageError: a value of another type or out of its range; the key, what was found and what was expected.
+    """
+    for key in ("input", *(field.name for field in fields(Settings) if field.name not in ("resize", "crop"))):
+        if key not in config:
+            raise UsageError(f"{key}: no value; expected {key}=VALUE")
+    resize, crop = input_size(config["input"])
+    if not re.fullmatch(DEVICES, str(config["device"])):
+        raise UsageError(f"device={config['device']}: expected auto, cpu, cuda, cuda:1 (the second GPU) or mps")
+    if config["retry"] not in RETRY:
+        raise UsageError(f"retry={config['retry']}: expected one of {', '.join(RETRY)}")
+    if config["precision"] not in PRECISIONS:
+        raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
+    if not isinstance(config["cache"], (str, bool)) or config["cache"] not in CACHES:
+        raise UsageError(f"cache={config['cache']}: expected auto, on or off")
+    return Settings(
+        category=names(config["category"], "category"),
+        data_root=None if config["data_root"] is None else Path(str(config["data_root"])),
+        seed=whole(config, "seed", 0, MOST_SEED),
+        device=str(config["device"]),
+        threads=whole(config, "threads", 1, MOST_THREADS) if config["threads"] is not None else cores(),
+        batch_size=whole(config, "batch_size", 1),
+        precision=config["precision"],
+        results=results_folder(config),
+        retry=config["retry"],
+        gallery=whole(config, "gallery", 0),
+        cache=CACHES[config["cache"]],
+        cache_gb=gigabytes(config, "cache_gb"),
+        protocol=str(config["protocol"]),
+        resize=resize,
+        crop=crop,
+        **{name: truth(config, name) for name in SWITCHES},
+    )
+
+
+def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:
+    value = config[key]
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UsageError(f"{key}={value}: expected a whole number {limits}")
+    return value
+
+
+def gigabytes(config: Mapping[str, Any], key: str) -> float:
+    value = config[key]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UsageError(f"{key}={value}: expected a number of GB above 0, such as 20; cache=off keeps nothing")
+    return float(value)
+
+
+def names(value: Any, key: str) -> list[str]:
+    """NAME or [NAME, NAME]."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(name, (str, int, float)) for name in listed):
+        raise UsageError(f"{key}={value}: expected NAME or [NAME,NAME]")
+    return [str(name) for name in listed]
+
+
+def results_folder(config: Mapping[str, Any]) -> Path:
+    """The key `results`, which may look like a number."""
+    value = config.get("results")
+    if value is None or not str(value).strip():
+        raise UsageError(f"results={'' if value is None else value}: expected a folder for records, tables and logs")
+    return Path(str(value)).expanduser()
+
+
+def truth(config: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(config[key], bool):
+        raise UsageError(f"{key}={config[key]}: expected true or false")
+    return bool(config[key])
+
+
+def folder(config: Mapping[str, Any], key: str, what: str) -> Path:
+    """The folder that a key names.
+
+    Raises:
+        UsageError: none is named, or it is not there; `what` was expected.
+    """
+    if config[key] is None:
+        raise UsageError(f"{key}=DIR is missing: expected {what}")
+    path = Path(str(config[key])).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"{key}={path}: {'no folder' if path.exists() else 'no such folder'}; expected {what}")
+    return path
+
+
+def new_folder(config: Mapping[str, Any], key: str) -> Path:
+    """The folder of a key, made; not one with something in it, unless overwrite=true.
+
+    Raises:
+        UsageError: it is not empty, or cannot be written.
+    """
+    path = Path(str(config[key])).expanduser()
+    if path.is_dir() and any(path.iterdir()) and not truth(config, "overwrite"):
+        raise UsageError(f"{key}={path}: not empty; give a new folder, or overwrite=true to write into this one")
+    check_writable(path, f"{key}={path}")
+    return path
+
+
+def check_writable(folder: Path, given: str) -> None:
+    """Make a folder; raise UsageError where nothing could be written, before the work instead of after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"{given}: cannot be written ({error.strerror}); give another folder") from error
+
+
+def input_size(node: Any) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(H, W) of the keys `input.resize` and `input.crop`."""
+    if not isinstance(node, Mapping):
+        raise UsageError(f"input={node}: expected input.resize=PIXELS and input.crop=PIXELS")
+    resize = sides(node.get("resize"), "input.resize", LEAST_SIDE)
+    if node.get("crop") is None:
+        return resize, None
+    crop = sides(node["crop"], "input.crop", LEAST_SIDE)
+    if crop[0] > resize[0] or crop[1] > resize[1]:
+        raise UsageError(f"input.crop={list(crop)} is larger than input.resize={list(resize)}; make it smaller")
+    return resize, crop
+
+
+def sides(value: Any, key: str, least: int) -> tuple[int, int]:
+    pair = [value, value] if isinstance(value, int) else value
+    numbers = isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
+    if not numbers:
+        raise UsageError(f"{key}={value}: expected pixels of at least {least}, as 256 or [H,W]")
+    return pair[0], pair[1]
+
+
+def describe_input(shape: Mapping[str, Any]) -> str:
+    """'256×256, crop 224×224' of {"resize": 256 or [H, W], "crop": the same or None}."""
+    sizes = [(name, pair(shape.get(part))) for name, part in (("", "resize"), ("crop ", "crop"))]
+    return ", ".join(f"{name}{'×'.join(map(str, size))}" for name, size in sizes if size)
+
+
+def pair(side: Any) -> list[int] | None:
+    """[H, W] of one side or two."""
+    return [side, side] if isinstance(side, int) else side

@@ -1,0 +1,91 @@
+"""Sizes, crops and the place of an anomaly map on its image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from anomaly_bench.config.settings import describe_input
+from anomaly_bench.data import decoding
+from anomaly_bench.errors import DataError
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.anomaly_maps import Floats, Size
+    from anomaly_bench.protocol import Image
+
+
+def has_masks(images: Sequence[Image]) -> bool:
+    """Whether the dataset marks the defects of these images; without defects there is nothing to be marked."""
+    return any(image.mask for image in images) or not any(image.defect for image in images)
+
+
+def centre(images: NDArray[Any], crop: decoding.Size | None) -> NDArray[Any]:
+    """The central (H, W) of (N, H, W, ...) as a view."""
+    if crop is None:
+        return images
+    top, left = margins((images.shape[1], images.shape[2]), crop)
+    return images[:, top : top + crop[0], left : left + crop[1]]
+
+
+def margins(size: decoding.Size, crop: decoding.Size | None) -> decoding.Size:
+    """How many pixels the central (H, W) of an image leaves out at the top and at the left."""
+    return (0, 0) if crop is None else (round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size at which maps and masks are compared: an input's, or without `resize` each image's own."""
+
+    resize: Size | None
+    crop: Size | None
+
+    def __str__(self) -> str:
+        if self.resize is None:
+            return "the images' own size"
+        return describe_input({"resize": self.resize, "crop": self.crop})
+
+    def mask(self, image: Image, own: Size) -> NDArray[np.bool_]:
+        """(H, W), True = defect; `own` is the image's size."""
+        mask: NDArray[np.bool_] = decoding.decode_mask(image, self.resize or own).astype(np.bool_)
+        return centred(mask, self.crop)
+
+    def map(self, values: Floats, own: Size) -> Floats:
+        """A map as it is, or brought to this size.
+
+        Raises:
+            DataError: there is more than one way to do so.
+        """
+        wanted = self.crop or self.resize or own
+        if values.shape == wanted:
+            return values
+        if values.shape == own[::-1] != own:
+            raise DataError(
+                f"a map of {shape(values.shape)}, its image has {shape(own)}; transpose it: height is first"
+            )
+        if self.crop is None:
+            return resized(values, wanted)
+        if self.resize is None or values.shape not in (own, self.resize):
+            expected = f"{shape(wanted)} (input.crop) or {shape(own)}, its image's own size"
+            raise DataError(f"a map of {shape(values.shape)}; expected {expected}")
+        return centred(resized(values, self.resize), self.crop)
+
+
+def centred(plane: NDArray[Any], crop: Size | None) -> NDArray[Any]:
+    """The central (H, W) of one (H, W, ...) array, as a run crops its images."""
+    return np.asarray(centre(plane[None], crop)[0])
+
+
+def shape(size: Sequence[int]) -> str:
+    """'256×224', height first."""
+    return "×".join(map(str, size))
+
+
+def resized(values: Floats, size: Size) -> Floats:
+    """(H, W) values, bilinear, in float32; made smaller, a value is an average over what it covers."""
+    picture = PILImage.fromarray(values.astype(np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), PILImage.Resampling.BILINEAR))

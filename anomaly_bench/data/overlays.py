@@ -1,0 +1,52 @@
+"""Heat over images: the maps of one folder on one scale of colours. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from anomaly_bench.data import decoding
+from anomaly_bench.data.geometry import margins
+from anomaly_bench.heatmap import heat
+
+LARGEST = 1024  # pixels: the longer side of an overlay at most
+OPACITY = 0.7  # of the upper half of the colours; the lower half fades out
+
+
+def common_scale(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The values at the ends of the colours of all maps, from the lowest and the highest value of each.
+
+    At the bottom stands the median of the lowest values, at the top the largest of the highest that is no outlier
+    (Tukey: above the upper quartile by more than 1.5 interquartile ranges): one huge value would darken all others.
+    """
+    lowest, highest = np.array(ends).T
+    first, third = np.percentile(highest, (25, 75))
+    return float(np.median(lowest)), float(highest[highest <= third + 1.5 * (third - first)].max())
+
+
+def overlay(
+    path: Path, values: NDArray[np.float32], low: float, high: float, resize: decoding.Size, crop: decoding.Size | None
+) -> PILImage.Image:
+    """An image at its own aspect ratio with the heat of its (H, W) map over it; low values are transparent.
+
+    Args:
+        low, high: map values at the ends of the colours.
+        resize, crop: the (H, W) that the image was resized to and cropped to: what lies outside the crop has no heat.
+    """
+    with decoding.opened(path) as image:
+        shrink = min(1.0, LARGEST / max(image.size))
+        height, width = (max(1, round(side * shrink)) for side in (image.height, image.width))
+    picture = PILImage.fromarray(decoding.decode_image(path, (height, width)))
+    top, left = margins(resize, crop)
+    box_height, box_width = crop or resize
+    edges = (left / resize[1], top / resize[0], (left + box_width) / resize[1], (top + box_height) / resize[0])
+    box = [round(edge * side) for edge, side in zip(edges, (width, height, width, height), strict=True)]
+    alpha = np.clip(2 * (values - low) / max(high - low, 1e-12), 0, 1) * (255 * OPACITY)
+    layer = PILImage.fromarray(np.dstack([heat(values, low, high), alpha.astype(np.uint8)]))
+    layer = layer.resize((max(1, box[2] - box[0]), max(1, box[3] - box[1])), PILImage.Resampling.BILINEAR)
+    picture.paste(layer, (box[0], box[1]), layer)
+    return picture

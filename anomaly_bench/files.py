@@ -1,0 +1,109 @@
+"""Files and folders: safe names, hashes, atomic writes, listings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PILImage
+
+from anomaly_bench.errors import DataError
+
+
+def legal(name: str) -> str:
+    """A file name that every system takes: letters, digits, '._-'; a changed name ends in 6 digits of its hash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(". ") or "_"
+    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)
+    return plain if plain == name and not reserved else f"{'_' if reserved else ''}{plain}_{digest(name)[:6]}"
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of plain values, as 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # a full disk's error names no file
+        raise
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files with a suffix that PIL reads, sorted by name; hidden files are left out."""
+    PILImage.init()
+    suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+    names = [entry.name for entry in entries(folder) if is_file(entry)]
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere counts too: it is reported when it is read, and not silently left out."""
+    try:
+        return entry.is_file() or not os.path.exists(entry)
+    except OSError:
+        return True
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible subfolders, sorted by name."""
+    return sorted(folder / entry.name for entry in entries(folder) if os.path.isdir(entry))
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights") from error
+
+
+def printable(path: Path) -> Path:
+    """The same; DataError: its name has a line break, a control character or bytes that are no Unicode."""
+    if not path.name.isprintable():
+        raise DataError(
+            f"{path.name!r} in {path.parent}: expected a name of printable Unicode letters; rename the file or folder"
+        )
+    return path
+
+
+def tree(root: Path) -> Iterator[Path]:
+    """A folder and all visible folders below it, links followed, each before its own and one that is met again once."""
+    met: set[str] = set()
+
+    def below(here: Path) -> Iterator[Path]:
+        real = os.path.realpath(here)
+        if real not in met:
+            met.add(real)
+            yield here
+            for each in subfolders(here):
+                yield from below(each)
+
+    return below(root)
+
+
+def relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()

@@ -1,0 +1,166 @@
+"""The only module that reads a clock.
+
+Protocol: warm-up, then calls one after the other, each followed by a synchronisation, until 10 seconds or 300
+calls have passed, at least 5 calls. A call includes the copy of images to the device, normalisation, backbone, map
+building and the copy of scores and maps to the host; decoding is out. Batch 1 gives latency, batch N throughput. The
+backbone alone, cut at the same level, is timed in turn with the whole method: both see the same noise. Meanwhile no
+other job computes on the machine (`machine.alone`), or the entry says "alone": false.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SECONDS, CALLS, LEAST_CALLS, WARM_UP = 10.0, 300, 5, 3
+PERCENTILES = {"latency_ms": 50, "latency_p95_ms": 95, "latency_p99_ms": 99}
+
+
+def clock() -> float:
+    """Seconds since any fixed moment."""
+    return time.perf_counter()
+
+
+def today() -> str:
+    """The date and time in UTC, to the second, legal in file names on every system."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
+
+
+@contextlib.contextmanager
+def stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yields a function that gives the block's seconds, all work on the device included, once it is over."""
+    synchronise(device)
+    start, end = clock(), None
+    yield lambda: (end or clock()) - start
+    synchronise(device)
+    end = clock()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
+    """The time of one call: CUDA events on a GPU, the clock elsewhere."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            event: Any = torch.cuda.Event
+            start, end = event(enable_timing=True), event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+        return float(start.elapsed_time(end))
+    begin = clock()
+    call()
+    synchronise(device)
+    return (clock() - begin) * 1000
+
+
+def in_turn(
+    calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, advance: Callable[[int], Any]
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, one after the other, under the protocol above."""
+    for _ in range(WARM_UP):
+        for call in calls.values():
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    begin, rounds = clock(), 0
+    while rounds < LEAST_CALLS or (rounds < CALLS and clock() - begin < seconds):
+        for name, call in calls.items():
+            samples[name].append(milliseconds(call, device))
+        rounds += 1
+        advance(1)
+    return samples
+
+
+def measure(
+    score: Callable[[Tensor], Any],
+    backbone: Callable[[Tensor], Any] | None,
+    images: Tensor,
+    device: torch.device,
+    seconds: float = SECONDS,
+    advance: Callable[[int], Any] = lambda calls: None,
+) -> dict[str, Any]:
+    """One entry of `Record.speed`.
+
+    Args:
+        score: a fitted method's.
+        backbone: the network that it reads; None: an image-space method.
+        images: (N, 3, H, W) on the host; N is the batch of the throughput.
+        seconds: of timing for the latency, and again for the throughput.
+
+    Returns:
+        latency_ms (the median) and its percentiles, fps, the same of the backbone, and all samples in ms. A
+        percentile p of fewer than 1 / (1 - p) calls is None.
+    """
+    import torch
+
+    def calls(batch: Tensor) -> dict[str, Callable[[], Any]]:
+        whole = {"method": lambda: [part.cpu() for part in score(batch.to(device)) if part is not None]}
+        alone = {"backbone": lambda: backbone(batch.to(device))} if backbone else {}
+        return {**whole, **alone}
+
+    one = in_turn(calls(images[:1]), device, seconds, advance)
+    many = in_turn(calls(images), device, seconds, advance)
+    entry: dict[str, Any] = {"threads": torch.get_num_threads(), "batch_size": len(images)}
+    for name, prefix in (("method", ""), ("backbone", "backbone_")):
+        if name not in one:
+            continue
+        entry |= {f"{prefix}{title}": percentile(one[name], p) for title, p in PERCENTILES.items()}
+        entry[f"{prefix}fps"] = 1000 * len(images) * len(many[name]) / sum(many[name])
+        entry[f"{prefix}latency_samples_ms"] = [round(sample, 3) for sample in one[name]]
+        entry[f"{prefix}batch_samples_ms"] = [round(sample, 3) for sample in many[name]]
+    return entry
+
+
+def percentile(samples: list[float], p: int) -> float | None:
+    """The p-th percentile, None of too few samples to have one."""
+    return float(np.percentile(samples, p)) if len(samples) * (100 - p) >= 100 else None
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Forget the process-wide maxima of memory, where the system can; what glibc holds unused is given back first."""
+    import torch
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_ram_mb() -> float | None:
+    """The process's largest resident memory since `reset_peaks`, in 10^6 bytes; None where it cannot be reset."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+def peak_gpu_mb(device: torch.device) -> float | None:
+    """The largest memory that tensors took on the GPU since `reset_peaks`, in 10^6 bytes; None on other devices."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None

@@ -1,0 +1,87 @@
+"""Devices and precision as torch is told of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from anomaly_bench.errors import UsageError
+from anomaly_bench.hardware import devices, memory, sharing
+
+if TYPE_CHECKING:
+    from anomaly_bench.console import Reporter
+
+
+@contextlib.contextmanager
+def own_device(name: str, reporter: Reporter) -> Iterator[str]:
+    """The device of the key `device`; "auto" takes a GPU that no other such job has, and waits for one."""
+    if name != "auto" or devices.device_kind(name) != "cuda":
+        yield name
+        return
+    gpus = [f"gpu-{torch.cuda.get_device_properties(each).uuid}" for each in range(torch.cuda.device_count())]
+    taken = f"every GPU of this machine ({len(gpus)}) has a job; waiting for one (device=cuda does not wait)"
+    with sharing.one_of(gpus, functools.partial(reporter.say, taken)) as place:
+        yield f"cuda:{place}"
+    torch.cuda.empty_cache()
+
+
+def set_up(device: str, threads: int, precision: str) -> torch.device:
+    """Settings of torch under which scores are made, and the device of the key `device`.
+
+    Raises:
+        UsageError: no such device, or it cannot compute in this precision.
+    """
+    torch.set_num_threads(threads)
+    memory.keep_freed()
+    compute_exactly()
+    found = find_device(devices.device_kind(device))
+    require_precision(found, precision)
+    return found
+
+
+def compute_exactly() -> None:
+    """On CUDA: fp32 means fp32, not TF32, and convolutions give the same bits each time. A CPU does so anyway."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def require_precision(device: torch.device, precision: str) -> None:
+    """Try a convolution in the precision that the backbone shall compute in.
+
+    Raises:
+        UsageError: the device cannot, or autocast would quietly stay with float32.
+    """
+    dtype, why = PRECISIONS[precision], "autocast leaves it out"
+    if precision == "fp32":
+        return
+    try:
+        with torch.autocast(device.type, dtype):
+            one = torch.ones(1, 1, 1, 1, device=device)
+            found = F.conv2d(one, one).dtype
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        found, why = torch.float32, str(error).splitlines()[0]
+    if found != dtype:
+        raise UsageError(f"precision={precision}: device {device} cannot compute in it ({why}); expected fp32 there")
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name.
+
+    Raises:
+        UsageError: a device that this machine does not have.
+    """
+    have = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    have += ["cuda"] if torch.cuda.is_available() else []
+    have += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in have:
+        raise UsageError(f"device={name}: this machine has {', '.join(have)}; device=auto takes the best of them")
+    return torch.device(name)
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

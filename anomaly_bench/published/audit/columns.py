@@ -1,0 +1,145 @@
+"""What the checks of published tables share: columns of printed numbers, pairs of them, findings."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.published import MEANS, TABLES
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
+LEAST_ROWS = 10  # that two columns must share to be compared
+SAME_NUMBERS = 2 / 3  # of the shared rows agree: the columns are copies of one source
+
+
+@dataclass(frozen=True)
+class Column:
+    """The printed numbers of one method and metric in one table, category -> cell, in the printed order."""
+
+    cells: Mapping[str, Reference]
+
+    @property
+    def head(self) -> Reference:
+        """A cell, for what all of them share."""
+        return next(iter(self.cells.values()))
+
+    @property
+    def place(self) -> str:
+        variant = f" ({self.head.variant})" if self.head.variant else ""
+        return f"{self.head.printed_name}{variant} in {TABLES[self.head.table].title}"
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.head.metric].title
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(category for category in self.cells if category not in MEANS)
+
+    def number(self, category: str) -> Decimal:
+        number = self.cells[category].number
+        assert number is not None, "`columns` leaves dashes out"
+        return number
+
+    def step(self, category: str) -> Decimal:
+        """The last digit that the rows, or the means, are printed to; zeros at the end of all of them do not count."""
+        rows = Decimal(10) ** min(exponent(self.number(name)) for name in self.rows or self.cells)
+        means = [exponent(self.number(name)) for name in self.cells if name in MEANS]
+        return rows if category not in MEANS else min(rows, Decimal(10) ** min(means))
+
+    def averaged(self, mean: str) -> tuple[str, ...]:
+        """The rows that a mean is taken over."""
+        group = {"mean:textures": TEXTURES, "mean:objects": OBJECTS}.get(mean, self.rows)
+        return tuple(name for name in self.rows if name in group)
+
+    def mean(self, mean: str) -> Decimal:
+        rows = self.averaged(mean)
+        return sum((self.number(name) for name in rows), Decimal()) / len(rows)
+
+    def read(self, order: Sequence[str]) -> dict[str, Decimal]:
+        """The printed rows from top to bottom as if the categories stood in another order."""
+        return dict(zip(order, map(self.number, self.rows), strict=True))
+
+    def printed(self) -> dict[str, Decimal]:
+        return self.read(self.rows)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A contradiction.
+
+    Attributes:
+        group: a key of GROUPS.
+        weight: by how many points a number is wrong; infinite for a wrong unit.
+        cells: what it is about.
+        table: rows of text below a header, if any.
+        sure: not only probable.
+    """
+
+    group: str
+    title: str
+    weight: float
+    evidence: tuple[str, ...]
+    cells: tuple[Reference, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    sure: bool = True
+
+
+def columns(references: Iterable[Reference]) -> list[Column]:
+    """The columns of accuracies; dashes are left out, and so are columns that hold nothing else."""
+    grouped: dict[tuple[str, ...], dict[str, Reference]] = defaultdict(dict)
+    for cell in references:
+        if cell.metric in METRICS and cell.number is not None:
+            grouped[cell.table, cell.printed_name, cell.variant, cell.metric][cell.category] = cell
+    return [Column(cells) for cells in grouped.values()]
+
+
+def pairs(table: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
+    """Columns of one method and metric in two papers, with rows enough in common."""
+    for one, other in itertools.combinations(table, 2):
+        a, b = one.head, other.head
+        alike = (a.method, a.metric, a.dataset, a.variant) == (b.method, b.metric, b.dataset, b.variant)
+        known = a.backbone == b.backbone or not (a.backbone and b.backbone)
+        if alike and known and a.source != b.source and len(shared(one, other)) >= LEAST_ROWS:
+            yield one, other
+
+
+def shared(one: Column, other: Column) -> list[str]:
+    return [category for category in one.rows if category in other.rows]
+
+
+def agree(one: Column, other: Column, category: str) -> bool:
+    """Equal, or one is the other rounded to fewer digits."""
+    steps = one.step(category), other.step(category)
+    slack = max(steps) / 2 if steps[0] != steps[1] else 0
+    return abs(one.number(category) - other.number(category)) <= slack
+
+
+def copies(one: Column, other: Column) -> bool:
+    rows = shared(one, other)
+    return sum(agree(one, other, row) for row in rows) >= SAME_NUMBERS * len(rows)
+
+
+def named(category: str) -> str:
+    return MEANS.get(category, category.replace("_", " "))
+
+
+def signed(number: float, places: int = 2) -> str:
+    """With a minus sign that is as wide as a plus, and none before zero."""
+    return f"{number:z.{places}f}".replace("-", "−")
+
+
+def exponent(number: Decimal) -> int:
+    """The power of ten of the last digit but zeros, at most 0."""
+    power = number.normalize().as_tuple().exponent
+    assert isinstance(power, int), "the loader lets finite numbers in only"
+    return min(power, 0)

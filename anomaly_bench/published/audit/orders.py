@@ -1,0 +1,197 @@
+"""Is a column printed beside the wrong rows? Named orders of the categories are tried, not all that there are."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from operator import mul
+from statistics import correlation, fmean, pstdev
+from typing import TYPE_CHECKING, NamedTuple
+
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Finding, named, pairs, signed
+
+if TYPE_CHECKING:
+    from anomaly_bench.published.audit.columns import Column
+
+DRAEM = (
+    *("bottle", "capsule", "grid", "leather", "pill", "tile", "transistor", "zipper"),
+    *("cable", "carpet", "hazelnut", "metal_nut", "screw", "toothbrush", "wood"),
+)
+ORDERS = {
+    "alphabetical order": tuple(sorted(TEXTURES + OBJECTS)),
+    "the order with textures first": TEXTURES + OBJECTS,
+    "the order with objects first": OBJECTS + TEXTURES,
+    "the order of DRAEM's tables": DRAEM,
+    "the order of DifferNet's table": tuple(sorted(DRAEM, key=lambda name: name not in TEXTURES)),
+}
+
+
+class Own(NamedTuple):
+    """The row order of a method's own paper, and a value of that paper that is known from elsewhere."""
+
+    order: str
+    basis: str
+    category: str
+    value: Decimal
+    known_from: str
+
+
+OWN_ORDERS = {
+    "differnet": Own(
+        "the order of DifferNet's table",
+        "This order is recalled, not looked up; it is that of DRAEM's tables with the textures moved to the front.",
+        "grid",
+        Decimal("84.0"),
+        "issue 12 of marco-rudolph/differnet on GitHub quotes the paper's value for",
+    )
+}
+DOUBTFUL = 0.5  # correlation below which two papers' columns of one method are looked into
+DRAWS = 10_000  # random orders
+RARE = 0.01  # share of them that may fit another paper's column as well as a named order does
+PROBABLE = 0.05  # share of them that may fit the other methods as well as the order of the method's own paper does
+
+
+def shuffled(table: Sequence[Column]) -> Iterator[Finding]:
+    """Columns that fit another paper's column of the same method in another order of the rows only."""
+    for pair in pairs(table):
+        if fit(pair[0].printed(), pair[1].printed()) >= DOUBTFUL:
+            continue
+        column, witness = sorted(pair, key=lambda each: in_profile(table, each))  # the odd one out is shuffled
+        named_orders = orders_of(column)
+        if not named_orders:
+            continue
+        fits = {name: fit(ranks(column.read(order)), ranks(witness.printed())) for name, order in named_orders.items()}
+        order = max(fits, key=lambda name: fits[name])
+        chance = by_chance(ranks(column.printed()), ranks(witness.printed()), fits[order], groups=False)
+        if chance >= RARE * DRAWS:
+            continue
+        printed, read = (fit(numbers, witness.printed()) for numbers in (column.printed(), column.read(ORDERS[order])))
+        evidence = (
+            f"Correlation with {witness.place}: {signed(printed)} as printed, {signed(read)} in {order}.",
+            against("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
+            against_others(table, column, order, groups=False)[1],
+            f"{witness.place} agrees with the other methods as printed ({signed(in_profile(table, witness))}): "
+            "the fault is not there.",
+        )
+        yield misplaced(column, order, evidence, witness)
+
+
+def own_orders(table: Sequence[Column]) -> Iterator[Finding]:
+    """Columns that may stand in the row order of the method's own paper, with nothing but other methods to test it."""
+    for column in table:
+        own = OWN_ORDERS.get(column.head.method)
+        if own is None or own.order not in orders_of(column):
+            continue
+        read = column.read(ORDERS[own.order])
+        lift = in_profile(table, column, ORDERS[own.order]) - in_profile(table, column)
+        chance, others = against_others(table, column, own.order, groups=True)
+        if lift <= 0 or chance >= PROBABLE * DRAWS:
+            continue
+        better = [other.place for other in table if other is not column and gain(table, other) >= lift]
+        evidence = (
+            others,
+            f"That is weak evidence: {len(better)} other columns gain as much by one of the orders tried"
+            + (f" ({'; '.join(better)})" if better else "")
+            + ", and no other paper here prints this method.",
+            f"Stronger, from outside: {own.known_from} {named(own.category)}, {own.value}. Here that category has "
+            f"{column.number(own.category)} as printed, {read[own.category]} in {own.order}.",
+            own.basis,
+        )
+        yield misplaced(column, own.order, evidence)
+
+
+def orders_of(column: Column) -> dict[str, tuple[str, ...]]:
+    """The named orders of just its rows."""
+    return {name: order for name, order in ORDERS.items() if set(order) == set(column.rows)}
+
+
+def against_others(table: Sequence[Column], column: Column, order: str, *, groups: bool) -> tuple[int, str]:
+    """How well a column fits the other methods in an order: the random orders that do as well, and a sentence."""
+    printed, read = in_profile(table, column), in_profile(table, column, ORDERS[order])
+    chance = by_chance(ranks(column.printed()), profile(table, column), read, groups=groups)
+    kept = " that keep textures and objects apart" if groups else ""
+    return chance, against("the mean rank of the other methods", printed, read, order, chance, kept)
+
+
+def against(what: str, printed: float, read: float, order: str, chance: int, kept: str = "") -> str:
+    return (
+        f"Correlation of ranks with {what}: {signed(printed)} as printed, {signed(read)} in {order}, "
+        f"which {chance} of {DRAWS} random orders{kept} reach."
+    )
+
+
+def gain(table: Sequence[Column], column: Column) -> float:
+    """By how much the best order lifts the rank correlation of a column that is not repaired."""
+    if not orders_of(column) or any(cell.comment for cell in column.cells.values()):
+        return 0.0
+    others = profile(table, column)
+    fits = [fit(ranks(column.read(order)), others) for order in (column.rows, *orders_of(column).values())]
+    return max(fits) - fits[0]
+
+
+def misplaced(column: Column, order: str, evidence: tuple[str, ...], witness: Column | None = None) -> Finding:
+    """A shuffled column; without a witness probably."""
+    read = column.read(ORDERS[order])
+    header = ("category", "printed", f"in {order}", *([witness.place] if witness else []))
+    rows = [
+        (named(row), str(column.number(row)), str(read[row]), *([str(witness.number(row))] if witness else []))
+        for row in column.rows
+    ]
+    return Finding(
+        "shuffled",
+        f"{column.place}: its {column.metric} {'stands' if witness else 'probably stands'} in {order}, the rows do not",
+        max(abs(float(column.number(row) - read[row])) for row in column.rows),
+        evidence,
+        tuple(column.cells.values()),
+        (header, *rows),
+        sure=witness is not None,
+    )
+
+
+def fit(one: Mapping[str, Decimal | float], other: Mapping[str, Decimal | float]) -> float:
+    """Pearson's correlation over the categories of both; 0 where one of them does not vary."""
+    rows = [row for row in one if row in other]
+    left, right = [float(one[row]) for row in rows], [float(other[row]) for row in rows]
+    return correlation(left, right) if len(set(left)) > 1 and len(set(right)) > 1 else 0.0
+
+
+def ranks(numbers: Mapping[str, Decimal | float]) -> dict[str, float]:
+    """Category -> rank from 1; equals share the mean of their ranks."""
+    values = sorted(numbers.values())
+    return {name: values.index(value) + (values.count(value) + 1) / 2 for name, value in numbers.items()}
+
+
+def profile(table: Iterable[Column], column: Column) -> dict[str, float]:
+    """Category -> its mean rank among the categories, over the other methods with that metric (repaired values)."""
+    methods: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for other in table:
+        a, b = column.head, other.head
+        whole = set(other.rows) == set(column.rows)
+        if whole and a.method != b.method and (a.metric, a.dataset) == (b.metric, b.dataset):
+            methods[b.method].append(ranks({row: other.cells[row].value or 0.0 for row in other.rows}))
+    rows = column.rows if methods else ()
+    return {row: fmean(fmean(each[row] for each in ranked) for ranked in methods.values()) for row in rows}
+
+
+def in_profile(table: Sequence[Column], column: Column, order: Sequence[str] | None = None) -> float:
+    """Correlation of a column's ranks, read in an order, with those of the other methods."""
+    return fit(ranks(column.read(order or column.rows)), profile(table, column))
+
+
+def by_chance(column: Mapping[str, float], witness: Mapping[str, float], reached: float, *, groups: bool) -> int:
+    """How many of DRAWS random orders of a column correlate as well; groups: textures and objects stay apart.
+
+    An order changes neither mean nor spread, so it is told by its sum of products.
+    """
+    rows = sorted(column, key=lambda name: groups and name not in TEXTURES)
+    left, right = [column[row] for row in rows], [witness[row] for row in rows]
+    kept = sum(row in TEXTURES for row in rows) if groups else 0
+    least = len(rows) * (fmean(left) * fmean(right) + reached * pstdev(left) * pstdev(right)) - 1e-6
+    generator = random.Random(0)
+    found = 0
+    for _ in range(DRAWS):
+        drawn = generator.sample(left[:kept], kept) + generator.sample(left[kept:], len(left) - kept)
+        found += sum(map(mul, drawn, right)) >= least
+    return found

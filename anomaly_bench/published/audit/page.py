@@ -1,0 +1,159 @@
+"""`anomaly-bench references check`: the contradictions of the published tables as a page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from anomaly_bench.errors import DataError, UsageError, closest
+from anomaly_bench.files import write_atomically
+from anomaly_bench.published import PAPERS, TABLES, load
+from anomaly_bench.published.audit.columns import LEAST_ROWS, columns, named, shared, signed
+from anomaly_bench.published.audit.contradictions import GROUPS, SIGMAS, find, other_runs, value
+from anomaly_bench.published.audit.orders import DOUBTFUL, DRAWS, ORDERS, PROBABLE, RARE, fit
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.published.audit.columns import Column, Finding
+
+FORMATS = ("console", "md")
+HEAVY = 0.25  # points
+WIDTH = 120  # of what is not printed to a terminal
+
+
+def check(config: Any) -> None:
+    """Print the page, or write it into `out`.
+
+    Raises:
+        UsageError: no such format, or a CSV that cannot be read.
+    """
+    if config["format"] not in FORMATS:
+        raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), FORMATS)}")
+    try:
+        text = page(load())
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    if config["out"] is not None:
+        written = text if config["format"] == "md" else plain(text)
+        write_atomically(Path(str(config["out"])).expanduser(), written)
+    elif config["format"] == "md":
+        print(text, end="")
+    else:
+        Console(width=None if Console().is_terminal else WIDTH).print(Markdown(text))
+
+
+def plain(text: str) -> str:
+    """What a terminal of WIDTH columns shows, without its codes."""
+    file = StringIO()
+    Console(file=file, width=WIDTH, color_system=None).print(Markdown(text))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def page(references: Sequence[Reference]) -> str:
+    """All contradictions in Markdown, the heavy ones in front."""
+    findings = find(references)
+    parts = [
+        "# What the published tables contradict",
+        preface(references),
+        "## In short",
+        bullets(finding.title for finding in findings if finding.weight >= HEAVY),
+    ]
+    for group, title in GROUPS.items():
+        parts.append(f"## {title}")
+        chosen = [finding for finding in findings if finding.group == group]
+        parts += [part for finding in chosen for part in section(finding)] or ["None."]
+    parts += ["## Other runs, no contradiction", *runs(references)]
+    parts += ["## Repaired or doubtful cells that no check can see", *unseen(references, findings)]
+    parts += ["## How it is checked", bullets(criteria())]
+    return "\n\n".join(parts) + "\n"
+
+
+def preface(references: Sequence[Reference]) -> str:
+    tables = sorted({cell.table for cell in references}, key=list(TABLES).index)
+    papers = [paper for paper in PAPERS if any(TABLES[table].paper == paper for table in tables)]
+    known = "; ".join(f"{paper} ({PAPERS[paper]})" for paper in papers)
+    return (
+        f"Made by `anomaly-bench references check format=md`; do not edit. {len(references)} cells of {len(tables)} "
+        f"tables in {len(papers)} papers were compared, as they are printed: {known}. A fault may be the paper's or "
+        "that of the copy that the numbers were taken from. Accuracies are points of 100. A cell that the package "
+        "repairs keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
+    )
+
+
+def section(finding: Finding) -> Iterator[str]:
+    yield f"### {finding.title}"
+    comments = Counter(cell.comment for cell in finding.cells if cell.comment)
+    became = [f"In the CSV ({times} of {len(finding.cells)} cells): {text}." for text, times in comments.items()]
+    yield bullets([*finding.evidence, *became])
+    if finding.table:
+        yield grid(finding.table)
+
+
+def runs(references: Sequence[Reference]) -> Iterator[str]:
+    yield (
+        "Columns of one method and metric in two papers that share too few values to be copies: another run, another "
+        "setting, or another version of the method."
+    )
+    rows: list[tuple[str, ...]] = [("metric", "one", "other", "mean difference", "largest", "correlation")]
+    rows += [compared(one, other) for one, other in other_runs(columns(references))]
+    yield grid(rows)
+
+
+def compared(one: Column, other: Column) -> tuple[str, ...]:
+    """A row of the table of other runs, of repaired values."""
+    left, right = ({row: value(column.cells[row]) for row in shared(one, other)} for column in (one, other))
+    apart = {row: abs(left[row] - right[row]) for row in left}
+    worst = max(apart, key=lambda row: apart[row])
+    places = [f"{column.place} ({column.head.origin})" for column in (one, other)]
+    mean = f"{fmean(map(float, apart.values())):.2f}"
+    return one.metric, *places, mean, f"{apart[worst]} ({named(worst)})", signed(fit(left, right))
+
+
+def unseen(references: Iterable[Reference], findings: Iterable[Finding]) -> Iterator[str]:
+    seen = {cell for finding in findings for cell in finding.cells}
+    left = [cell for cell in references if cell.comment and cell not in seen]
+    places = (
+        f"{cell.printed_name} in {TABLES[cell.table].title}, {named(cell.category) or cell.metric}: {cell.comment}."
+        for cell in left
+    )
+    yield bullets(places) if left else "None."
+
+
+def criteria() -> Iterator[str]:
+    yield (
+        f"Shuffled columns: two papers' columns of one method and metric, with {LEAST_ROWS} rows or more in common, "
+        f"that correlate below {DOUBTFUL} are read in {', '.join(ORDERS)}. One of these is believed if fewer than "
+        f"{RARE:.0%} of {DRAWS} random orders correlate as well in ranks. Which of the two columns is shuffled is told "
+        "by the other methods: a category that is hard for them is hard for this one. That alone would be no proof, "
+        "for methods do differ; it stands alone only for the order of a method's own paper, must be reached by fewer "
+        f"than {PROBABLE:.0%} of the random orders, and is called probable."
+    )
+    yield (
+        "Papers against papers: columns of which two thirds of the shared values agree are copies of one source; what "
+        "then differs is a contradiction. A value that is printed to fewer digits agrees within its rounding."
+    )
+    yield (
+        "Means: recomputed from the printed rows. Half of the mean's last digit is allowed, and for the rounding of n "
+        f"rows {SIGMAS} standard deviations, {SIGMAS} · d / √(12 n), where d is the rows' last digit. Zeros that all "
+        "rows of a column end in do not count as digits."
+    )
+    yield "Bold type is not compared: the package computes it."
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first row the header, in columns of even width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])

@@ -1,0 +1,66 @@
+"""What became of the jobs that failed: one JSON file each below <results>/failed, gone when the job succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.errors import reason
+from anomaly_bench.files import write_atomically
+from anomaly_bench.hardware import timing
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+
+FOLDER = "failed"
+
+
+def path(results: Path, record: Record) -> Path:
+    """Where the failure of what would have made this record is told."""
+    return results / FOLDER / record.path.relative_to("records")
+
+
+def save(results: Path, record: Record, error: Exception, config: Mapping[str, Any]) -> None:
+    """Write cause, traceback and resolved configuration of a failed job; a full disk is not another failure."""
+    content = {
+        "date": timing.today(),
+        **{name: getattr(record, name) for name in ("dataset", "task", "method", "backbone", "seed", "fingerprint")},
+        "reason": reason(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "config": config,
+    }
+    with contextlib.suppress(OSError):
+        write_atomically(path(results, record), json.dumps(content, indent=1) + "\n")
+
+
+def load(results: Path, record: Record) -> str | None:
+    """Why the job failed when it was last tried; None: it did not, or has succeeded since."""
+    content = read(path(results, record))
+    return str(content["reason"]) if content.get("fingerprint") == record.fingerprint else None
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What `save` has written; nothing of a file that is not there, or not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(file.read_bytes())
+        return content if isinstance(content, dict) and "reason" in content else {}
+    return {}
+
+
+def forget(results: Path, record: Record, config: Mapping[str, Any]) -> None:
+    """The job has succeeded: its file goes, as do those of the same configuration on files that were at fault."""
+    folder = path(results, record).parent
+    for file in folder.glob(f"*-s{record.seed}-*.json"):
+        content = read(file)
+        if content.get("task") == record.task and content.get("config") == config:
+            with contextlib.suppress(OSError):
+                file.unlink()
+    with contextlib.suppress(OSError):  # up to the first that is not empty
+        for empty in (folder, *folder.parents):
+            if empty == results:
+                break
+            empty.rmdir()

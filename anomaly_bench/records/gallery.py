@@ -1,0 +1,128 @@
+"""Pictures of the worst cases: a run writes them beside its record, the HTML report finds them again. No torch here.
+
+The worst cases of a test set are its false alarms (the normal images of highest score) and its misses (the
+defective ones of lowest score). Rank 1 is the worst of its kind.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from anomaly_bench.files import legal, write_atomically
+from anomaly_bench.heatmap import heat
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Image
+    from anomaly_bench.records.record import Record
+
+PICTURE = 128  # pixels: the side of each of the three squares of a gallery picture
+
+
+def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.float32]) -> dict[str, list[int]]:
+    """Positions of the images, worst first: "alarm" all normal ones, "miss" all defective ones."""
+    values, labels = np.asarray(scores), np.asarray(defective, bool)
+    rising, falling = np.argsort(values, kind="stable"), np.argsort(-values, kind="stable")
+    return {"alarm": falling[~labels[falling]].tolist(), "miss": rising[labels[rising]].tolist()}
+
+
+def picture_name(kind: str, rank: int, file: str) -> str:
+    """'miss-1-test-broken_large-003.png', of an image's path in the dataset."""
+    return f"{kind}-{rank}-{legal(file.rpartition('.')[0].replace('/', '-'))}.png"
+
+
+def save(
+    folder: Path,
+    images: Sequence[Image],
+    scores: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+    maps: NDArray[np.float32] | None,
+    masks: NDArray[np.bool_] | None,
+    count: int,
+) -> None:
+    """Pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
+
+    Each is the image, its mask and its map side by side; maps share one scale, that of the test set.
+    """
+    cases = worst([image.defect is not None for image in images], scores)
+    alarms = cases["alarm"][: (count + 1) // 2]
+    misses = cases["miss"][: count - len(alarms)]
+    low, high = (0.0, 0.0) if maps is None else (float(maps.min()), float(maps.max()))
+    for kind, indices in (("alarm", alarms), ("miss", misses)):
+        for rank, index in enumerate(indices, 1):
+            squares = [pixels[index]]
+            if masks is not None:
+                squares.append(np.repeat(masks[index][..., None], 3, axis=-1) * np.uint8(255))
+            if maps is not None:
+                squares.append(heat(maps[index], low, high))
+            buffer = io.BytesIO()
+            beside(squares).save(buffer, "PNG", compress_level=1)
+            write_atomically(folder / picture_name(kind, rank, images[index].file), buffer.getvalue())
+
+
+def beside(squares: Sequence[NDArray[np.uint8]]) -> PILImage.Image:
+    """(H, W, 3) arrays side by side, each PICTURE pixels wide and high."""
+    sheet = PILImage.new("RGB", (PICTURE * len(squares), PICTURE))
+    for position, square in enumerate(squares):
+        sheet.paste(PILImage.fromarray(square).resize((PICTURE, PICTURE)), (position * PICTURE, 0))
+    return sheet
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the worst images of a record.
+
+    Attributes:
+        kind: "alarm" or "miss".
+        file, defect: the image's path in the dataset, and its label: None where it is normal.
+        score: of the image; rank: among all `images` of the test set, 1 has the highest score.
+        crossed: of the `others`, the images of the other label, those on the wrong side of it: defective ones that
+            score no higher than a false alarm, normal ones that score no lower than a miss; 0: none, it is in order.
+        picture: the file that `save` wrote, if it is there.
+    """
+
+    kind: str
+    file: str
+    defect: str | None
+    score: float
+    rank: int
+    images: int
+    crossed: int
+    others: int
+    picture: Path | None
+
+
+def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
+    """The worst of each kind: those with a picture in `folder`, and at least so many."""
+    scores = np.array([image["score"] for image in record.images])
+    defective = np.array([image["defect"] is not None for image in record.images], bool)
+    for kind, indices in worst(defective.tolist(), scores).items():
+        others = scores[defective if kind == "alarm" else ~defective]
+        for place, index in enumerate(indices, 1):
+            image, score = record.images[index], float(scores[index])
+            picture = folder / picture_name(kind, place, image["file"])
+            found = picture if picture.is_file() else None
+            if found is None and place > least:
+                break
+            crossed = int((others <= score).sum() if kind == "alarm" else (others >= score).sum())
+            rank = int((scores > score).sum()) + 1
+            yield Case(kind, image["file"], image["defect"], score, rank, len(scores), crossed, len(others), found)
+
+
+def squares(picture: Path) -> dict[str, PILImage.Image]:
+    """ "image", and "mask" and "map" where they were drawn, of a file that `save` wrote; nothing of a damaged one."""
+    try:
+        with PILImage.open(picture) as opened:
+            sheet = opened.convert("RGB")
+    except (OSError, SyntaxError):  # a broken PNG raises either
+        return {}
+    side = sheet.height
+    names = {1: ["image"], 2: ["image", "map"], 3: ["image", "mask", "map"]}.get(sheet.width // side, [])
+    return {name: sheet.crop((side * place, 0, side * (place + 1), side)) for place, name in enumerate(names)}

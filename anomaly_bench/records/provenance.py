@@ -1,0 +1,30 @@
+"""The versions and the code that made a record."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from anomaly_bench.hardware import timing
+from anomaly_bench.version import __version__
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and system of this run; no host or user name."""
+    import PIL
+    import timm
+
+    return {
+        "date": timing.today(),
+        "anomaly_bench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "system": platform.system(),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,137 @@
+"""Records: what remains of a run. One JSON file per task, test set, method, backbone, seed and fingerprint.
+
+Everything that anomaly-bench prints is a function of these files. A record is written once, atomically, and
+never overwritten by one of another fingerprint; `results.csv` is derived from the records and read by nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from anomaly_bench.files import digest, legal, write_atomically
+
+SCHEMA = 1
+
+
+class DamagedRecord(Exception):
+    """A record file that cannot be read, or whose content does not match its checksum."""
+
+
+@dataclass
+class Record:
+    """One fitted and scored test set of one task.
+
+    Attributes:
+        fingerprint: 64 hex digits over everything that can change a score.
+        dataset, task, test: where the images come from; `test` is the name of the test set.
+        group: "textures", "objects" or None.
+        categories: every category of the dataset, in the papers' order: [{"name": ..., "group": ...}].
+        method, backbone: names; "none" where the method uses no backbone.
+        titles: how tables print {"dataset": ..., "method": ..., "backbone": ...}.
+        input: {"resize": [H, W], "crop": [H, W] or None}.
+        counts: {"fit": images, "test": images, "defects": defective test images}.
+        metrics: name -> {"value": fraction or None where undefined, "revision": int}.
+        curves: name -> {"x": [...], "y": [...]}, at most 500 points.
+        images: [{"file": ..., "defect": name or None, "score": ...}] in the test set's order.
+        speed: one entry per machine setting, see `anomaly_bench.speed`; empty with `speed=false`.
+        size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
+        cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
+            of a backbone "extraction": {"images": passed through it by this job, "s": seconds of it in fit and scoring
+            or None, "cached": whether features were read that an earlier pass had kept; then its seconds count}.
+        config: the resolved configuration; provenance: versions and code of the run.
+    """
+
+    fingerprint: str
+    dataset: str
+    task: str
+    test: str
+    group: str | None
+    categories: list[dict[str, Any]]
+    method: str
+    backbone: str
+    titles: dict[str, str]
+    seed: int
+    protocol: str
+    oracle: bool
+    precision: str
+    input: dict[str, Any]
+    counts: dict[str, int]
+    metrics: dict[str, dict[str, Any]]
+    curves: dict[str, dict[str, list[float]]]
+    images: list[dict[str, Any]]
+    speed: list[dict[str, Any]]
+    size: dict[str, float]
+    cost: dict[str, Any]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Two records with the same are one."""
+        return self.dataset, self.method, self.backbone, self.task, self.test, self.seed, self.fingerprint
+
+    @property
+    def path(self) -> Path:
+        """Where it lies below the results folder; legal on Windows."""
+        file = f"{legal(self.task)}-s{self.seed}-{self.fingerprint[:8]}.json"
+        if self.test != "test":
+            file = f"{legal(self.task)}-{legal(self.test)}-s{self.seed}-{self.fingerprint[:8]}.json"
+        return Path("records", legal(self.dataset), f"{legal(self.method)}-{legal(self.backbone)}", file)
+
+    def value(self, metric: str) -> float | None:
+        """A metric as a fraction; None where it is undefined or was not computed."""
+        entry = self.metrics.get(metric)
+        return None if entry is None else entry["value"]
+
+    @property
+    def localises(self) -> bool:
+        """Whether the method made anomaly maps."""
+        return bool(self.counts.get("maps", 0))
+
+
+def save(record: Record, results: Path) -> Path:
+    """Write a record below `results` and return its path."""
+    path = results / record.path
+    write(record, path)
+    return path
+
+
+def write(record: Record, path: Path) -> None:
+    content = asdict(record)
+    content["checksum"] = digest(content)
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def load(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        DamagedRecord: not JSON, fields missing, or changed since it was written.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        checksum = content.pop("checksum")
+        if content.get("schema") != SCHEMA:
+            raise DamagedRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; delete it to recompute")
+        names = {entry.name for entry in fields(Record)}
+        if content.keys() != names or checksum != digest(content):
+            raise DamagedRecord(f"{path}: changed or cut off since it was written; it will be recomputed")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error
+    return Record(**content)
+
+
+def load_all(results: Path) -> tuple[list[Record], list[str]]:
+    """All readable records below a results folder, by path, and a message for each damaged one."""
+    records: list[Record] = []
+    damaged: list[str] = []
+    for path in sorted((results / "records").rglob("*.json")):
+        try:
+            records.append(load(path))
+        except DamagedRecord as error:
+            damaged.append(str(error))
+    return records, damaged

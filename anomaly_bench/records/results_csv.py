@@ -1,0 +1,56 @@
+"""results.csv: one flat row per record, derived from the records and read by nobody."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from anomaly_bench.files import write_atomically
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+
+CSV_COLUMNS = (
+    *("dataset", "category", "method", "backbone", "seed", "image_auroc", "pixel_auroc", "pro"),
+    *("image_ap", "pixel_ap", "image_f1_max", "pixel_f1_max"),
+    *("fps", "latency_ms", "extra_params", "extra_mb", "stored_mb", "fit_s", "peak_ram_mb", "peak_gpu_mb"),
+    *("device", "threads", "batch_size", "protocol", "resize", "crop", "oracle", "precision"),
+    *("fit_images", "test_images", "fingerprint"),
+)
+
+
+def csv_row(record: Record) -> Mapping[str, Any]:
+    """The flat row of one record in results.csv; the latest speed entry counts."""
+    speed = record.speed[-1] if record.speed else {}
+    flat: dict[str, Any] = {
+        **vars(record),
+        **{name: record.value(name) for name in record.metrics},
+        **record.size,
+        **record.cost,
+        **{name: speed[name] for name in ("fps", "latency_ms", "batch_size", "device", "threads") if name in speed},
+        "category": record.task if record.test == "test" else f"{record.task}/{record.test}",
+        "resize": "x".join(map(str, record.input["resize"])),
+        "crop": "x".join(map(str, record.input["crop"] or [])),
+        "fit_images": record.counts["fit"],
+        "test_images": record.counts["test"],
+    }
+    return {name: flat.get(name) for name in CSV_COLUMNS}
+
+
+def write_csv(records: Iterable[Record], results: Path) -> Path:
+    """Rebuild results.csv from records, under a lock, by one atomic rename."""
+    import io
+
+    path = results / "results.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(csv_row(record) for record in records)
+    with FileLock(path.with_name(".results.csv.lock")):
+        write_atomically(path, text.getvalue())
+    return path

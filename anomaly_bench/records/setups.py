@@ -1,0 +1,70 @@
+"""Setups: what one table may compare."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.config.settings import describe_input
+from anomaly_bench.files import legal
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+
+
+def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]:
+    """The records by dataset, protocol, input, oracle and precision: what one table may compare; each once.
+
+    Args:
+        mixed: by dataset alone.
+    """
+    parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
+    for record in records:
+        shape = json.dumps(record.input, sort_keys=True)
+        key = (record.dataset, record.protocol, shape, record.oracle, record.precision)
+        parts[key[:1] if mixed else key][record.identity] = record
+    return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
+
+
+def setup_name(record: Record) -> str:
+    """Of what one table may compare: a folder name, and a value of `setup=`."""
+    parts = [record.dataset, record.protocol, "x".join(map(str, record.input["resize"]))]
+    parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
+    parts += [record.precision] if record.precision != "fp32" else []
+    return legal("-".join([*parts, *(["oracle"] if record.oracle else [])]))
+
+
+def describe(record: Record) -> str:
+    """'input 256×256, crop 224×224, protocol unified', and what else sets its setup apart."""
+    parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]
+    if record.precision != "fp32":
+        parts.append(record.precision)
+    if record.oracle:
+        parts.append("oracle (settings chosen on the test images)")
+    return ", ".join(parts)
+
+
+def category_of(record: Record) -> str:
+    """The row of a record: its task, or its test set where one task has several."""
+    if record.test == "test":
+        return record.task
+    named = any(each["name"] == record.test for each in record.categories)
+    return record.test if named else f"{record.task}/{record.test}"
+
+
+def all_categories(records: Sequence[Record]) -> dict[str, str]:
+    """Category -> group or "", in the dataset's order, each task's named test sets in its place."""
+    listed: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: -len(record.categories)):
+        for each in record.categories:
+            listed.setdefault(each["name"], each.get("group") or "")
+    tested = {category_of(record): record for record in records}
+    own: dict[str, list[str]] = defaultdict(list)
+    for category in sorted(tested):
+        own[tested[category].task].append(category)
+    order: dict[str, str] = {}
+    for name, group in listed.items():
+        order |= dict.fromkeys(own.get(name) or [name], group)
+    return {**order, **{name: tested[name].group or "" for name in sorted(tested.keys() - order.keys())}}

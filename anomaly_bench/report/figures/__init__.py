@@ -1,0 +1,3 @@
+"""Figures of the report, as SVG."""
+
+from __future__ import annotations

@@ -1,0 +1,231 @@
+"""The sections of the HTML report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image as PILImage
+
+from anomaly_bench.files import legal
+from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.published import TABLES, load
+from anomaly_bench.published.methods import publications
+from anomaly_bench.records import gallery
+from anomaly_bench.records.setups import setup_name
+from anomaly_bench.report.figures import plots
+from anomaly_bench.report.figures.plots import Curve, Point
+from anomaly_bench.tables import build
+from anomaly_bench.tables.aggregate import measured
+from anomaly_bench.tables.axes import Line
+from anomaly_bench.tables.entries import entries
+from anomaly_bench.tables.layout import Layout, Measure
+from anomaly_bench.tables.table import Head
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.gallery import Case
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.table import Grid
+
+ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
+PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
+KINDS = {"alarm": "False alarms: normal images of highest score", "miss": "Misses: defective images of lowest score"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What one method makes of an image: its map (a data URI, or empty), and its place among the images."""
+
+    series: int
+    map: str
+    case: Case
+
+
+@dataclass
+class Doubt:
+    """An image that is among the worst of some methods, by all of them together.
+
+    image, mask: data URIs, or empty where no picture was kept or there is no mask.
+    """
+
+    kind: str
+    file: str
+    defect: str | None
+    image: str = ""
+    mask: str = ""
+    views: list[View] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> int:
+        """How many of the methods put it on the wrong side of at least one image of the other label."""
+        return sum(view.case.crossed > 0 for view in self.views)
+
+    def order(self) -> tuple[float, ...]:
+        """Of the gallery: wrong for most methods first, then by how far it is on the wrong side."""
+        shares = [view.case.crossed / max(view.case.others, 1) for view in self.views]
+        return -self.wrong, -len(self.views), -sum(shares)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure on the page, the grid whose numbers it shows, the table of its published ones, and who is missing."""
+
+    title: str
+    svg: Markup
+    grid: Grid
+    missing: list[str]
+    source: str = ""
+
+
+class Section:
+    """The records of one setup, and the parts of the page made from them; `key` starts the ids of its elements."""
+
+    def __init__(self, key: str, records: Sequence[Record], results: Sequence[Path]) -> None:
+        self.key, self.records, self.results = key, records, results
+        self.entries = entries(records, with_speed=False)
+        self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
+        known = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
+        self.metrics = {name: METRICS[name].title for name in known}
+        self.heat = {name: self._grid("categories", "methods", [name]) for name in ACCURACIES}
+        self.title = self.heat["image_auroc"].caption
+        self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
+
+    def _grid(self, rows: str, columns: str, cells: list[Any]) -> Grid:
+        layout = Layout("report", "{dataset}, {setup}", rows, columns, cells, scale=100)
+        return build.grids(self.records, layout)[0]
+
+    def legend(self) -> Iterator[tuple[str, Markup]]:
+        """The name of each series and its look."""
+        for number, label in enumerate(self.labels):
+            yield label, self._inline(plots.sample(number), f"legend-{number}", "")
+
+    def _inline(self, figure: Figure, name: str, title: str) -> Markup:
+        return Markup(plots.inline(figure, f"{self.key}-{name}", title))  # escaped by the XML writer
+
+    # accuracy against latency and against time
+
+    def latency(self, metric: str) -> Iterator[tuple[str, list[Point]]]:
+        """For each machine setting: its name, and the points of its methods."""
+        parts: dict[str, list[Point]] = defaultdict(list)
+        for entry in entries(self.records, with_speed=True):
+            x, y = self._mean(entry, Measure("latency_ms", "")), self._mean(entry, Measure(metric, "", scale=100))
+            if x is not None and y is not None:
+                number = self._series(entry)
+                parts[str(entry.setting)].append(Point(x, y, self.labels[number], number))
+        yield from parts.items()
+
+    def _mean(self, entry: Entry, measure: Measure) -> float | None:
+        """As in a table, over categories and seeds, but with 6 decimals."""
+        exact = replace(measure, digits=6)
+        return measured(exact, Line(Head(()), entry=entry), list(entry.records), averaged=True).number
+
+    def _series(self, entry: Entry) -> int:
+        names = [(each.full_title, each.backbone) for each in self.entries]
+        return names.index((entry.full_title, entry.backbone))
+
+    def latency_plots(self, metric: str) -> Iterator[Plot]:
+        title = self.metrics[metric]
+        speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
+        grid = self._grid("methods", "cells", [metric, speed])
+        for number, (place, points) in enumerate(self.latency(metric)):
+            heading = f"{title} against latency ({place})"
+            svg = self._inline(plots.latency(points, title), f"latency-{metric}-{number}", heading)
+            yield Plot(heading, svg, grid, self._missing(points))
+
+    def timeline(self, metric: str) -> tuple[list[Point], list[Point]]:
+        """Published and measured points of methods with an arXiv number."""
+        known = publications()
+        months = {name: plots.month_number(*each.month) for name, each in known.items() if each.month}
+        cells = load(PUBLISHED[metric]) if metric in PUBLISHED else []
+        published = [
+            Point(months[cell.method], cell.value, known[cell.method].title, method=cell.method)
+            for cell in cells
+            if cell.dataset == self.records[0].dataset and cell.category == "mean:all" and cell.method in months
+            if cell.value is not None
+        ]
+        found = []
+        for number, entry in enumerate(self.entries):
+            method, value = entry.sample.method, self._mean(entry, Measure(metric, "", scale=100))
+            if method in months and value is not None:
+                found.append(Point(months[method], value, self.labels[number], number, method))
+        return published, found
+
+    def timeline_plot(self, metric: str) -> Plot | None:
+        """None where there is nothing to show, neither published nor measured."""
+        published, found = self.timeline(metric)
+        if not published and not found:
+            return None
+        title = self.metrics[metric]
+        heading = f"{title} against the month of publication"
+        svg = self._inline(plots.timeline(published, found, title), f"timeline-{metric}", heading)
+        source = TABLES[PUBLISHED[metric]].title if published else ""
+        return Plot(heading, svg, self._grid("methods", "cells", [metric]), self._missing(found), source)
+
+    def _missing(self, points: Sequence[Point]) -> list[str]:
+        return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]
+
+    # curves
+
+    def curves(self, category: str) -> dict[str, list[Curve]]:
+        """Panel -> lines, one for each method and seed."""
+        panels: dict[str, list[Curve]] = defaultdict(list)
+        for kind in plots.CURVES:
+            for number, entry in enumerate(self.entries):
+                drawn = [record.curves[kind] for record in entry.records.get(category, ()) if kind in record.curves]
+                for order, curve in enumerate(drawn):
+                    panels[kind].append(Curve(curve["x"], curve["y"], self.labels[number], number, order == 0))
+        return panels
+
+    def curve_panels(self, category: str) -> Iterator[Markup]:
+        place = self.categories.index(category)
+        for kind, lines in self.curves(category).items():
+            title = f"{plots.CURVES[kind][0]} curves of {category}"
+            yield self._inline(plots.curves({kind: lines}), f"curve-{place}-{kind}", title)
+
+    # the worst cases
+
+    def doubts(self, category: str) -> list[Doubt]:
+        """The worst images of a category over all methods, of each method its first seed with pictures."""
+        found: dict[tuple[str, str], Doubt] = {}
+        for number, entry in enumerate(self.entries):
+            made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
+            places = [(record, folder / record.path.with_suffix("")) for record in made for folder in self.results]
+            for case in gallery.cases(*next((each for each in places if each[1].is_dir()), places[0])) if made else ():
+                doubt = found.setdefault((case.kind, case.file), Doubt(case.kind, case.file, case.defect))
+                parts = gallery.squares(case.picture) if case.picture else {}
+                doubt.image = doubt.image or ("image" in parts and data_uri(parts["image"])) or ""
+                doubt.mask = doubt.mask or ("mask" in parts and data_uri(parts["mask"].convert("1"))) or ""
+                doubt.views.append(View(number, data_uri(parts["map"]) if "map" in parts else "", case))
+        return sorted(found.values(), key=lambda doubt: (doubt.kind, *doubt.order()))
+
+    # for print
+
+    def drawings(self) -> Iterator[tuple[Path, Figure]]:
+        """Every figure, and its path below the folder of figures without a suffix."""
+        folder = Path(setup_name(self.records[0]))
+        for metric, title in self.metrics.items():
+            yield folder / f"heat-{metric}", plots.heat_map(self.heat[metric])
+            for number, (_, points) in enumerate(self.latency(metric), 1):
+                yield folder / f"latency-{metric}-{number}", plots.latency(points, title)
+            published, found = self.timeline(metric)
+            if published or found:
+                yield folder / f"timeline-{metric}", plots.timeline(published, found, title)
+        for category in self.categories:
+            if panels := self.curves(category):
+                yield folder / f"curves-{legal(category)}", plots.curves(panels, legend=True)
+
+
+def data_uri(picture: PILImage.Image) -> str:
+    """A picture as text for `src`: PNG in black and white, JPEG in colours."""
+    buffer = io.BytesIO()
+    kind = "png" if picture.mode == "1" else "jpeg"
+    picture.save(buffer, kind, optimize=True, **({} if kind == "png" else {"quality": 80}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,3 @@
+"""From a configuration to records: jobs, fitting, scoring, leases, saved models."""
+
+from __future__ import annotations

@@ -1,0 +1,264 @@
+"""One task, from files to records: fit, score, metrics, sizes, speed."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomaly_bench import metrics
+from anomaly_bench.backbones.build import identify, make_backbone, make_network
+from anomaly_bench.backbones.cached import Ledger, Rows, Store, Watched, Work
+from anomaly_bench.backbones.feature_store import Shelf
+from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.hardware import devices, memory, sharing, timing
+from anomaly_bench.hardware.torch_setup import set_up
+from anomaly_bench.protocol import Normals, Outcome, to_tensor
+from anomaly_bench.records import gallery
+from anomaly_bench.records.provenance import provenance
+from anomaly_bench.runs import saved_model
+
+if TYPE_CHECKING:
+    from anomaly_bench.backbones.weights import Weights
+    from anomaly_bench.config.settings import Settings
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.protocol import Image, Method
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.runs.job import Job
+
+LIBRARIES = 200_000_000  # bytes: what is imported during a job, and what allocators lose; 180 to 240 MB were measured
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted method, the facts of its fit, and what the backbone did for it."""
+
+    method: Any  # a torch.nn.Module that is a protocol.Method
+    cost: dict[str, Any]
+    work: Work
+
+
+class Evaluator:
+    """Evaluates jobs of one configuration on one device; the frozen backbone is made once for all of them."""
+
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
+    ) -> None:
+        self.config, self.settings, self.reporter = config, settings, reporter
+        self.device = set_up(settings.device, settings.threads, settings.precision)
+        self.ledger = Ledger(self.device)
+        self.weights = weights
+        self.networks: list[Watched] = []  # that the backbone is made of
+        self.backbone = make_backbone(config, weights, settings.precision, self.watched)
+        if self.backbone is not None:
+            self.backbone.to(self.device)
+
+    def watched(self, name: str, network: Any) -> Watched:
+        """One of the backbone's networks as methods see it: its features come from the cache where they can."""
+        node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
+        store = None
+        if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
+            store = Store(
+                Shelf(1e9 * settings.cache_gb),
+                {**identify(node, self.weights), "precision": settings.precision},
+                node.get("modules", ""),
+                lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
+                self.reporter.stage,
+            )
+        self.networks.append(Watched(network, self.ledger, store))
+        return self.networks[-1]
+
+    def new_method(self) -> Any:
+        network = {} if self.backbone is None else {"backbone": self.backbone}
+        return construct(self.config["method"], "method", **network)
+
+    def evaluate(self, job: Job) -> list[Record]:
+        """Fit on the task's normal images and make one record per test set; maps, model and pictures if wanted.
+
+        Raises:
+            TooLarge: see `require_memory`.
+            DataError: an image that cannot be read. Whatever the method raises passes through.
+        """
+        with sharing.computing():
+            timing.reset_peaks(self.device)
+            fitted = self.fit(job)
+            made = [self.test(job, name, fitted) for name in job.task.tests]
+        return self.timed(job, made, fitted.method) if self.settings.speed else made
+
+    def require_memory(self, job: Job) -> None:
+        """Refuse a job that would not fit, before its images are decoded.
+
+        The rows of a memory bank are known after its first batch: methods that keep one ask for its memory then.
+
+        Raises:
+            TooLarge: the size, what it is made of, what would make it smaller.
+        """
+        size = self.settings.size
+        for where, parts in self.needs(job):
+            sizes = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in parts.items() if size >= 1e6)
+            memory.require(
+                sum(parts.values()),
+                where,
+                f"{job.task.name} at {size[1]}x{size[0]} pixels ({sizes})",
+                "give a smaller input.resize or input.crop, batch_size or backbone, or fewer dimensions of the method",
+            )
+
+    def needs(self, job: Job) -> list[tuple[torch.device | None, dict[str, int]]]:
+        """Bytes by what they are for, on the device and (None) in the computer's memory."""
+        settings, tested = self.settings, max(map(len, job.task.tests.values()))
+        stored, image = self.footprint
+        batch = max(
+            min(self.config["method"].get("batch", 1), len(job.task.fit)),
+            settings.batch_size if settings.speed else min(settings.batch_size, tested),
+        )
+        scored = tested * settings.size[0] * settings.size[1] * (14 if settings.save_maps else 11)
+        host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARIES}
+        host |= {"saved model": stored} if settings.save_model else {}
+        device = {"statistics": stored, "a batch": image * batch}
+        if self.device.type != "cpu":
+            return [(self.device, device), (None, host)]
+        whole = device | host
+        del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]  # one is over before the other
+        return [(None, whole)]
+
+    @functools.cached_property
+    def footprint(self) -> tuple[int, int]:
+        """Bytes of a fitted method's statistics and parameters, and of one image on its way through the backbone.
+
+        A parameter counts four times: itself, its gradient, and two moments of its optimiser.
+        """
+        with torch.device("meta"):
+            method = self.new_method()
+        shapes, image = [(3, *self.settings.size)], 0
+        if self.backbone is not None:
+            shapes, image = self.backbone.rehearse(self.settings.size)
+        with torch.device("meta"):
+            method.build(shapes)
+        size = sizes(method)
+        stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
+        return stored, image + 2 * 4 * 3 * self.settings.size[0] * self.settings.size[1]
+
+    def fit(self, job: Job) -> Fitted:
+        name = job.task.name
+        self.require_memory(job)
+        pixels = self.pixels(job, job.task.fit, "training")
+        torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
+        method = self.new_method().to(self.device)
+        self.ledger.work = Work()
+        announce = functools.partial(self.ledger.announce, self.rows(job, job.task.fit, pixels))
+        with self.reporter.stage(f"{name}: fitting", len(pixels)) as advance, self.ledger.stopwatch() as elapsed:
+            stage, group = self.reporter.stage, job.task.group
+            checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
+            method.fit(Normals(name, pixels, self.device, advance, stage, checkpoint, group, announce))
+        return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
+
+    def test(self, job: Job, test: str, fitted: Fitted) -> Record:
+        """Score one test set and make its record."""
+        images = job.task.tests[test]
+        pixels = self.pixels(job, images, "test")
+        rows = self.rows(job, images, pixels)
+        self.ledger.work = replace(fitted.work)
+        if self.settings.oracle:
+            fitted.method.oracle(self.batches(rows))
+        with self.ledger.stopwatch() as elapsed:
+            scores, maps = self.score(fitted.method, rows)
+        cost = {**fitted.cost, "score_s": elapsed()}
+        cost |= {} if self.backbone is None else {"extraction": self.ledger.work.facts(self.device)}
+        cost |= {"peak_ram_mb": timing.peak_ram_mb(), "peak_gpu_mb": timing.peak_gpu_mb(self.device)}
+        cost |= {"device": devices.device_name(str(self.device)), "threads": self.settings.threads}
+        masks = job.masks(images) if maps is not None else None
+        labels = np.array([image.defect is not None for image in images])
+        result = metrics.evaluate(Outcome(labels, scores, maps, masks))
+        record = job.record(test)
+        record.metrics, record.curves = result.entries, result.curves
+        record.counts["maps"] = 0 if maps is None else len(maps)
+        record.images = [
+            {"file": image.file, "defect": image.defect, "score": float(score)}
+            for image, score in zip(images, scores, strict=True)
+        ]
+        record.size, record.cost, record.provenance = sizes(fitted.method), cost, provenance()
+        folder = self.settings.results / record.path.with_suffix("")
+        if self.settings.gallery:
+            gallery.save(folder, images, scores, pixels, maps, masks, self.settings.gallery)
+        if self.settings.save_maps and maps is not None:
+            saved_model.save_maps(folder, maps)
+        if self.settings.save_model:
+            saved_model.save_model(folder, fitted.method, job)
+        return record
+
+    def score(self, method: Method, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Scores (N,) and maps (N, H, W) of all images, in batches."""
+        scores, maps = [], []
+        with self.reporter.stage(f"{rows.name}: scoring", len(rows.pixels)) as advance:
+            for images in self.batches(rows):
+                image_scores, image_maps = score_batch(method, images)
+                scores.append(image_scores)
+                if image_maps is not None:
+                    maps.append(image_maps)
+                advance(len(scores[-1]))
+        return np.concatenate(scores), np.concatenate(maps) if maps else None
+
+    def batches(self, rows: Rows) -> Iterator[Tensor]:
+        """(B, 3, H, W) of `batch_size` images each, on the device, announced to the backbone."""
+        step = self.settings.batch_size
+        for start in range(0, len(rows.pixels), step):
+            images = to_tensor(rows.pixels[start : start + step], self.device)
+            self.ledger.announce(rows, images, start, step)
+            yield images
+
+    def rows(self, job: Job, images: tuple[Image, ...], pixels: NDArray[np.uint8]) -> Rows:
+        return Rows(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))
+
+    def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
+        """Fit again, with the same result, and add a speed entry of this machine to each record."""
+        with sharing.computing():
+            method = self.fit(job).method
+        return self.timed(job, records, method)
+
+    def timed(self, job: Job, records: list[Record], method: Method) -> list[Record]:
+        """The records with a speed entry of this machine more."""
+        return [replace(record, speed=[*record.speed, self.speed(job, record.test, method)]) for record in records]
+
+    def speed(self, job: Job, test: str, method: Method) -> dict[str, Any]:
+        """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch).
+
+        No other job computes on this machine meanwhile, or the entry says that this could not be had.
+        """
+        name = job.task.name
+        pixels = self.pixels(job, job.task.tests[test], "test")
+        first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
+        waiting = functools.partial(self.reporter.say, f"{name}: other jobs compute here; timing waits for them")
+        with sharing.alone(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance, torch.no_grad():
+            entry = timing.measure(method.score, self.backbone, to_tensor(pixels[first]), self.device, advance=advance)
+        key = job.speed_key(devices.device_name(str(self.device)))
+        return {**entry, **key, "alone": alone, "measured": timing.today()}
+
+    def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
+        with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
+            return job.pixels(images, advance)
+
+
+def score_batch(method: Method, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Scores (B,) and maps (B, H, W) of (B, 3, H, W) images, on the host."""
+    with torch.no_grad():
+        result = method.score(images)
+    maps = None if result.map is None else result.map.float().cpu().numpy()
+    return result.image.float().cpu().numpy(), maps
+
+
+def sizes(method: nn.Module) -> dict[str, float]:
+    """Extra parameters (the backbone's are not among them) and stored statistics; MB = 10^6 bytes."""
+    parameters = list(method.parameters())
+    stored = [value for name, value in method.named_buffers() if name in method.state_dict()]
+    return {
+        "extra_params": sum(parameter.numel() for parameter in parameters),
+        "extra_mb": sum(parameter.nbytes for parameter in parameters) / 1e6,
+        "stored_mb": sum(buffer.nbytes for buffer in stored) / 1e6,
+    }

@@ -1,0 +1,114 @@
+"""Who is at work on what in a results folder that several processes, or machines, share.
+
+A lease is a file in <results>/leases with its owner's host and process. The owner touches it every 15 seconds; one
+that was not touched for 60 seconds, by the clock of the file system it lies on, has run out, and so has one of a dead
+process of this machine. Claims are made one at a time, under a lock file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from anomaly_bench.files import write_atomically
+
+BEAT, LIFE = 15.0, 60.0  # seconds
+
+
+@contextlib.contextmanager
+def claim(results: Path, name: str) -> Iterator[bool]:
+    """Within the block the work of this name is ours, if the value is True; else another process is at it."""
+    path = results / "leases" / f"{name}.json"
+    with locked(results):
+        ours = not held(path)
+        if ours:
+            write_atomically(path, json.dumps(owner()))
+    if not ours:
+        yield False
+        return
+    over = threading.Event()
+    heart = threading.Thread(target=beat, args=(path, over), daemon=True)
+    heart.start()
+    try:
+        yield True
+    finally:
+        over.set()
+        heart.join()
+        with contextlib.suppress(OSError), locked(results):
+            if read(path) == owner():
+                path.unlink()
+                path.parent.rmdir()  # if it was the last
+
+
+def locked(results: Path) -> FileLock:
+    return FileLock(results / ".leases.lock")
+
+
+def beat(path: Path, over: threading.Event) -> None:
+    """Touch a lease until the work is over, or another process has taken it because it seemed dead."""
+    while not over.wait(BEAT):
+        with contextlib.suppress(OSError):
+            if read(path) != owner():
+                return
+            os.utime(path)
+
+
+def held(path: Path) -> bool:
+    """Whether a lease exists, has not run out, and its owner may be alive."""
+    held_by = read(path)
+    if held_by is None:
+        return False
+    if held_by.get("host") == owner()["host"] and held_by != owner() and not alive(held_by):
+        return False
+    probe = path.with_name(f".now-{os.getpid()}")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime < LIFE
+    finally:
+        probe.unlink()
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Who holds a lease; None: nobody, or a file that is cut off."""
+    with contextlib.suppress(OSError, ValueError):
+        held_by = json.loads(path.read_text("utf-8"))
+        return held_by if isinstance(held_by, dict) else None
+    return None
+
+
+@functools.cache
+def host() -> str:
+    """This machine since it was started, and the container on it: process numbers mean something within."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def owner() -> dict[str, Any]:
+    return {"host": host(), "process": os.getpid(), "started": started(os.getpid())}
+
+
+def alive(held_by: dict[str, Any]) -> bool:
+    """Whether the process of an owner on this machine still runs; True where the system cannot tell."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return held_by.get("started") == started(held_by.get("process", 0))
+
+
+def started(process: int) -> str | None:
+    """The moment a process began, in the kernel's ticks: its number may belong to another one later."""
+    with contextlib.suppress(OSError, IndexError):
+        status = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
+        return None if status[0] in "ZX" else status[19]
+    return None

@@ -1,0 +1,275 @@
+"""The loop over tasks: what has a record is skipped, what fails is said, what is done stays. No torch until needed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.backbones.build import find_weights
+from anomaly_bench.config.instantiate import check_choices
+from anomaly_bench.config.settings import check_writable, read_settings
+from anomaly_bench.data.dataset import open_dataset, selected
+from anomaly_bench.errors import DataError, UsageError, reason
+from anomaly_bench.hardware import devices, timing
+from anomaly_bench.records import failures, load, save
+from anomaly_bench.records.record import DamagedRecord
+from anomaly_bench.runs import leases
+from anomaly_bench.runs.job import make_job
+
+if TYPE_CHECKING:
+    from anomaly_bench.config.settings import Settings
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.data.mvtec import Dataset
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.runs.evaluator import Evaluator
+    from anomaly_bench.runs.job import Job
+
+AHEAD = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
+POLL = 1.0  # seconds between two looks at what another run is at
+
+
+@dataclass
+class Summary:
+    """What a run came to: records in the order of the categories, and why the others have none.
+
+    `busy` are the categories that other runs are at work on, left so with wait=false only; `stopped`: by fail_fast.
+    """
+
+    settings: Settings
+    records: list[Record] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    busy: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+class Runner:
+    """One run of one resolved configuration.
+
+    Args:
+        stop: a file; where there is one no category is begun, and with fail_fast=true a failure makes it.
+
+    Raises:
+        UsageError: the configuration cannot work for any category.
+    """
+
+    def __init__(self, config: Mapping[str, Any], reporter: Reporter, stop: Path | None = None) -> None:
+        check_choices(config)
+        self.config = without_unused_backbone(config)
+        self.reporter, self.stop = reporter, stop
+        self.settings = read_settings(config)
+        if self.settings.oracle and "oracle" not in config["method"]:
+            raise UsageError(f"oracle=true: method {config['method']['name']} has nothing to choose on the test set")
+        self.dataset: Dataset = open_dataset(config["dataset"], self.settings.data_root)
+        self.categories = selected(self.dataset, self.settings.category)
+        self.missing = [name for name in self.categories if not os.path.isdir(self.dataset.folder(name))]
+        self.weights = find_weights(self.config)
+        self.summary = Summary(self.settings)
+        self.waited: set[str] = set()  # for other runs
+        self.damaged: set[Path] = set()  # records of which that was said
+        self.elsewhere = False  # a speed may be of any machine
+        self._evaluator: Evaluator | None = None
+        self._held = contextlib.ExitStack()  # the device
+
+    def evaluator(self, job: Job) -> Evaluator:
+        """Made for the first job that has to be computed: a finished run imports no torch.
+
+        Meanwhile that job's images are decoded: importing keeps one core busy at most.
+        """
+        if self._evaluator is None:
+            if job.image_bytes < AHEAD:
+                threading.Thread(target=job.decode, daemon=True).start()
+            gc.disable()  # it finds nothing to collect among modules, and takes a fifth of their import
+            try:
+                from anomaly_bench.hardware.torch_setup import own_device
+                from anomaly_bench.runs.evaluator import Evaluator
+
+                device = self._held.enter_context(own_device(self.settings.device, self.reporter))
+                settings = replace(self.settings, device=device)
+                self._evaluator = Evaluator(self.config, self.weights, settings, self.reporter)
+            finally:
+                gc.enable()
+        return self._evaluator
+
+    def close(self) -> None:
+        """Leave the device to other jobs."""
+        self._evaluator = None
+        self._held.close()
+
+    def run(self) -> Summary:
+        """Every selected category; errors of one do not stop the others, but with fail_fast=true.
+
+        Raises:
+            UsageError: the configuration cannot work for any category.
+        """
+        check_writable(self.settings.results / "records", f"results={self.settings.results}")
+        if self.missing:
+            listed = ", ".join(self.missing)
+            self.reporter.warn(f"{len(self.missing)} categories have no folder in {self.dataset.root}: {listed}")
+            self.summary.failed |= dict.fromkeys(self.missing, "no folder")
+        self.summary.stopped = bool(self.missing) and self.settings.fail_fast
+        among = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are mixed
+        count = len(self.present)
+        present = {name: f"{among}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
+        start, computed = timing.clock(), 0
+        for left, (name, where) in zip(reversed(range(count)), present.items(), strict=True):
+            worked = self.attempt(name, where)
+            computed += worked
+            if worked and computed == 1 and left:
+                self.reporter.say(f"about {duration((timing.clock() - start) * left)} to go, for {left} more")
+        while self.summary.busy and self.settings.wait:
+            name = self.summary.busy.pop(0)
+            if not self.attempt(name, present[name]) and name in self.summary.busy:
+                time.sleep(POLL)
+        return self.summary
+
+    @property
+    def title(self) -> str:
+        """Method, backbone and seed."""
+        backbone = [] if self.config["backbone"] is None else [self.config["backbone"]["name"]]
+        return " ".join([self.config["method"]["name"], *backbone, f"s{self.settings.seed}"])
+
+    @property
+    def present(self) -> list[str]:
+        """The selected categories that have a folder."""
+        return [name for name in self.categories if name not in self.missing]
+
+    def attempt(self, name: str, where: str) -> bool:
+        """One category, its errors taken in; True: something was computed."""
+        self.summary.stopped = self.summary.stopped or (self.stop is not None and self.stop.exists())
+        if self.summary.stopped:
+            return False
+        job: Job | None = None
+        try:
+            job = self.job(name)
+            return self.category(job, where)
+        except Exception as error:  # one category's failure is its own
+            if isinstance(error, UsageError):
+                if self.stop is not None:  # a sweep's job is looked for later; a single run has said it
+                    self.fail_all(error)
+                raise
+            if job is not None:
+                failures.save(self.settings.results, job.told, error, self.config)
+            why = reason(error).removeprefix(f"{name}: ")
+            self.summary.failed[name] = why
+            self.reporter.fail(f"{where}: {why}", error)
+            self.summary.stopped = self.settings.fail_fast
+            if self.summary.stopped and self.stop is not None:
+                self.stop.touch()
+        return False
+
+    def fail_all(self, error: Exception) -> None:
+        """Keep the failure of a configuration that works for none of the categories."""
+        for name in self.present:
+            with contextlib.suppress(DataError, OSError):
+                job = self.job(name)
+                if self.done(job) is None:
+                    failures.save(self.settings.results, job.told, error, self.config)
+
+    def job(self, name: str) -> Job:
+        """The job of one category; see `make_job`."""
+        return make_job(self.config, self.settings, self.dataset, name, self.weights)
+
+    def category(self, job: Job, where: str) -> bool:
+        """Have the records of one category; True: something was computed."""
+        done = self.done(job)
+        if done is not None and not self.settings.overwrite:
+            self.summary.records += done
+            self.reporter.say(f"{where}: done before ({headline(done)})")
+            return False
+        if self.settings.retry == "failed" and failures.load(self.settings.results, job.told) is None:
+            self.reporter.say(f"{where}: left out by retry=failed")
+            return False
+        with leases.claim(self.settings.results, job.lease) as ours:
+            if not ours:
+                self.busy(job.task.name, where)
+                return False
+            done = self.done(job)  # by the run that had the lease
+            worked = done is None or self.settings.overwrite
+            done = self.compute(job, where) if worked else done
+        self.summary.records += done or []
+        return worked
+
+    def busy(self, name: str, where: str) -> None:
+        """Say once that another run is at work on a category; it is looked at again later."""
+        if name not in self.waited:
+            self.reporter.say(f"{where}: another run is at work on it{'; waiting' * self.settings.wait}")
+        self.waited.add(name)
+        self.summary.busy.append(name)
+
+    def compute(self, job: Job, where: str) -> list[Record]:
+        """Make what is wanted and missing of one category, and keep it."""
+        found = [self.existing(job, test) for test in job.task.tests]
+        known = [record for record in found if record is not None]
+        if self.settings.overwrite or len(known) < len(found) or any(map(self.lacks_files, known)):
+            made = self.evaluator(job).evaluate(job)
+        else:
+            self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
+            made = self.evaluator(job).add_speed(job, known)
+        for record in made:
+            save(record, self.settings.results)
+        failures.forget(self.settings.results, job.told, self.config)
+        (self.settings.results / job.checkpoint).unlink(missing_ok=True)
+        self.reporter.say(f"{where}: {headline(made)}")
+        return made
+
+    def done(self, job: Job) -> list[Record] | None:
+        """The records of a category that lacks nothing of what is wanted; None: it does."""
+        found = [self.existing(job, test) for test in job.task.tests]
+        known = [record for record in found if record is not None]
+        if len(known) < len(found) or any(map(self.lacks_files, known)):
+            return None
+        return known if not self.settings.speed or all(self.has_speed(job, record) for record in known) else None
+
+    def existing(self, job: Job, test: str) -> Record | None:
+        """The record of this fingerprint; a damaged one is reported and counts as none."""
+        path = self.settings.results / job.record(test).path
+        if not path.is_file():
+            return None
+        try:
+            record = load(path)
+        except DamagedRecord as error:
+            if path not in self.damaged:
+                self.reporter.warn(str(error))
+            self.damaged.add(path)
+            return None
+        return record if record.fingerprint == job.fingerprint(test) else None
+
+    def lacks_files(self, record: Record) -> bool:
+        """Maps or model are wanted, and not there."""
+        folder = self.settings.results / record.path.with_suffix("")
+        wanted = ["maps.npy"] if self.settings.save_maps and record.localises else []
+        wanted += ["model.safetensors"] if self.settings.save_model else []
+        return not all((folder / name).is_file() for name in wanted)
+
+    def has_speed(self, job: Job, record: Record) -> bool:
+        key = job.speed_key(devices.device_name(devices.device_kind(self.settings.device)))
+        if self.elsewhere:
+            del key["device"]
+        return any(key.items() <= entry.items() for entry in record.speed)
+
+
+def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An image-space method (`uses_backbone: false`) has no backbone in configuration, fingerprint, path and table."""
+    return {**config, "backbone": config["backbone"] if config["method"].get("uses_backbone", True) else None}
+
+
+def headline(done: list[Record]) -> str:
+    """The main numbers of one category, in points of 100."""
+    parts = []
+    for record in done:
+        names = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pro", "PRO"))
+        values = [(title, record.value(name)) for name, title in names]
+        shown = ", ".join(f"{title} {'-' if value is None else f'{100 * value:.1f}'}" for title, value in values)
+        parts.append(shown if len(done) == 1 else f"{record.test}: {shown}")
+    return "; ".join(parts) + f"; fit {done[0].cost['fit_s']:.1f} s"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,0 +1,115 @@
+"""What a run keeps beside its record when asked: anomaly maps and the fitted model."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from torch import nn
+
+from anomaly_bench.backbones.build import find_weights, make_backbone
+from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.errors import UsageError, shorten
+from anomaly_bench.files import write_atomically
+
+if TYPE_CHECKING:
+    from anomaly_bench.runs.job import Job
+
+ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
+
+
+def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
+    """`maps.npy`: raw float32 anomaly maps (N, H, W) in the order of the record's images."""
+    buffer = io.BytesIO()
+    np.save(buffer, maps)
+    write_atomically(folder / "maps.npy", buffer.getvalue())
+
+
+def save_model(folder: Path, method: nn.Module, job: Job) -> None:
+    """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what `load_model` needs besides)."""
+    state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
+    about = {
+        "method": {**job.config["method"], **getattr(method, "resolved", {})},
+        "backbone": job.config["backbone"],
+        "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
+        "precision": job.settings.precision,
+        "input": job.settings.input,
+    }
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
+    write_atomically(folder / "model.yaml", OmegaConf.to_yaml(OmegaConf.create(about)))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `save_model` wrote beside a fitted method: its YAML, its backbone's, the input, the precision.
+
+    Raises:
+        UsageError: there is no model, or `model.yaml` is not one of `save_model`'s.
+    """
+    file = folder / "model.yaml"
+    if not file.is_file() or not (folder / "model.safetensors").is_file():
+        below = [path.parent for path in sorted(folder.rglob("model.yaml"))] if folder.is_dir() else []
+        near = f"; there is one in {shorten(map(str, below))}" if below else ""
+        raise UsageError(
+            f"{folder}: no model.yaml and model.safetensors; expected a folder that save_model=true has written{near}"
+        )
+    try:
+        about: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except Exception as error:  # the YAML parser's errors have no type that OmegaConf exports
+        raise UsageError(
+            f"{file}: cannot be read ({str(error).splitlines()[0]}); fit and save the model again"
+        ) from error
+    lacking = [key for key in ABOUT_KEYS if not isinstance(about, dict) or key not in about]
+    if lacking:
+        raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
+    return dict(about)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Any:
+    """A fitted method as `save_model` left it, ready to score images of `input`'s size.
+
+    Args:
+        weights: the file of the backbone's weights, where it is not found as it was when the method was fitted.
+
+    Raises:
+        UsageError: files are missing or damaged, or the backbone's weights are others than those it was fitted with.
+    """
+    about = read_about(folder)
+    if weights is not None:
+        read = list(networks(about["backbone"]))
+        if len(read) != 1:
+            raise UsageError(f"weights={weights}: {folder} reads {' and '.join(read) or 'no network'}, expected one")
+        about["backbone"]["weights"] = weights
+    try:
+        found = find_weights(about)
+    except UsageError as error:
+        raise UsageError(f"{error}; where they lie elsewhere now, anomaly-bench score takes weights=FILE") from error
+    for name, fitted in about["weights_sha256"].items():
+        if found[name].sha256 != fitted:
+            raise UsageError(
+                f"{folder}: fitted on {name}'s weights with the sha256 {fitted[:12]}..., found "
+                f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give those it was fitted on, or "
+                "fit it again"
+            )
+    backbone = make_backbone(about, found, about["precision"])
+    network: dict[str, Any] = {}
+    size = about["input"]["crop"] or about["input"]["resize"]
+    shapes: list[tuple[int, int, int]] = [(3, *size)]
+    if backbone is not None:
+        network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
+    method = construct(about["method"], "method", **network)
+    method.build(shapes)
+    try:
+        method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{folder}: model.safetensors is damaged or of another version ({reason}); fit again"
+        ) from error
+    return method.to(device).eval()

@@ -1,0 +1,3 @@
+"""Tables as a pure function of records and published numbers."""
+
+from __future__ import annotations

@@ -1,0 +1,167 @@
+"""The rows and columns of a table as lines, each with what it picks of the records and of a paper's numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from anomaly_bench.published import MEANS, load
+from anomaly_bench.records.setups import all_categories, category_of
+from anomaly_bench.tables.entries import Setting, entries
+from anomaly_bench.tables.layout import SPEED, TEXTS
+from anomaly_bench.tables.papers import pairs, printed_methods
+from anomaly_bench.tables.table import Head
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.layout import Layout, Measure
+    from anomaly_bench.tables.papers import Printed
+
+ALL = "mean:all"
+EXTRA = "not in the paper"
+CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone"), "cells": ("", "Metric")}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row or column and what it picks; an empty pick leaves the choice to the other axis, or takes all.
+
+    Attributes:
+        over: header lines above it, as a column.
+        section: values are compared with those of the same section.
+        entry, printed: of a method: our records, and the paper's cells.
+        key: a category, or a mean as in `references.MEANS`; categories: what it is the mean of.
+    """
+
+    head: Head
+    over: tuple[str, ...] = ()
+    section: str = ""
+    entry: Entry | None = None
+    printed: Printed | None = None
+    key: str = ""
+    categories: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one table is made of.
+
+    Attributes:
+        records: of one setup, unless they are mixed on purpose; those of a paper's table may be none.
+        references: the published cells of the methods that a paper's table shows; its rows do not depend on them.
+        source: "measured", "reported" or "both".
+    """
+
+    layout: Layout
+    measures: Sequence[Measure]
+    records: Sequence[Record]
+    references: Sequence[Reference] = ()
+    source: str = "measured"
+
+
+def lines(axis: str, material: Material) -> list[Line]:
+    """The rows, or the columns, of a table."""
+    if axis == "cells":
+        return [Line(Head((measure.title,)), (measure.over,), measures=(measure,)) for measure in material.measures]
+    if material.layout.published:
+        return _printed_categories(material) if axis == "categories" else _printed_methods(material)
+    return _categories(material.records) if axis == "categories" else _methods(material)
+
+
+def _categories(records: Sequence[Record]) -> list[Line]:
+    """Categories with records, each group followed by its mean, and the mean of all at the end."""
+    everything = all_categories(records)
+    recorded = {category_of(record) for record in records}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, group in everything.items():
+        groups[group].append(name)
+    made: list[Line] = []
+    for group, names in groups.items():
+        shown = [name for name in names if name in recorded]
+        shown += [f"mean:{group}"] if shown and group and len(groups) > 1 else []
+        made += [_category(key, everything, over=group) for key in shown]
+    return _ruled([*made, *([_category(ALL, everything)] if len(everything) > 1 else [])])
+
+
+def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> Line:
+    """The line of a category or mean; `everything` is category -> group of the dataset."""
+    kind, colon, group = key.partition(":")
+    mean = bool(colon) and kind == "mean" and key not in everything
+    members = tuple(name for name in everything if key == ALL or everything[name] == group) if mean else (key,)
+    plain = f"mean of {group}" if mean else key
+    return Line(Head((label or plain,), mean=mean), (over,), key=key, categories=members)
+
+
+def _ruled(made: Sequence[Line]) -> list[Line]:
+    """A rule stands before the mean of all, after other means, and between groups."""
+    ruled = list(made[:1])
+    for before, line in itertools.pairwise(made):
+        opens = line.key == ALL or before.head.mean or line.over != before.over
+        ruled.append(replace(line, head=replace(line.head, opens=opens)))
+    return ruled
+
+
+def _methods(material: Material) -> list[Line]:
+    """Methods by title and backbone; with several speed settings, in a section for each."""
+    found = _entries(material)
+    settings = {entry.setting for entry in found if entry.setting}
+    if len(settings) < 2:
+        return [Line(Head((entry.full_title, entry.backbone)), entry=entry) for entry in found]
+    made: list[Line] = []
+    for setting in (*sorted(settings, key=Setting.order), None):
+        section = str(setting or "speed not measured")
+        for entry in found:
+            if entry.setting == setting:
+                first = not made or made[-1].section != section
+                head = Head((entry.full_title, entry.backbone), bool(made) and first, section if first else "")
+                made.append(Line(head, (section,), section, entry))
+    return made
+
+
+def _entries(material: Material) -> list[Entry]:
+    return entries(material.records, any(measure.value in SPEED for measure in material.measures))
+
+
+def _printed_categories(material: Material) -> list[Line]:
+    """The paper's categories and means in its order."""
+    layout, everything = material.layout, all_categories(material.records)
+    keys = list(dict.fromkeys(cell.category or ALL for cell in load(layout.published)))
+    over = layout.header("categories")
+    labels = {**MEANS, **layout.labels}
+    return _ruled([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys])
+
+
+def _printed_methods(material: Material) -> list[Line]:
+    """The paper's methods in its order, and then those of the records that it does not have."""
+    printed = printed_methods(material.references, {**MEANS, **material.layout.labels})
+    over = material.layout.header("methods")
+    ours = {each.method for each in printed}
+    found = [each for each in _entries(material) if each.sample.method in ours or _has_any(each, material.measures)]
+    made: list[Line] = []
+    for each, entry in pairs(printed, found):
+        headers = tuple(filter(None, (over.get(each.name), *each.variant.split("/")))) if each else (EXTRA,)
+        first = each is None and bool(made) and made[-1].printed is not None
+        head = Head(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")
+        made.append(Line(head, headers, entry=entry, printed=each))
+    return made
+
+
+def _names(printed: Printed | None, entry: Entry | None, source: str) -> tuple[str, str]:
+    """A method's name and backbone: the paper's name, or ours above a column of nothing but our numbers."""
+    if entry is None:
+        return (printed.name if printed else "", "")
+    if printed is None or source == "measured":
+        return (entry.full_title, entry.backbone)
+    return (printed.name, ", ".join(filter(None, (entry.backbone, entry.label))))
+
+
+def _has_any(entry: Entry, measures: Sequence[Measure]) -> bool:
+    names = [measure.value for measure in measures]
+    records = [record for part in entry.records.values() for record in part]
+    return any(name in TEXTS or entry.read(record, name) is not None for name in names for record in records)

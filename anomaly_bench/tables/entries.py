@@ -1,0 +1,174 @@
+"""Which records belong together: setups that one table may compare, and entries that one line of it averages."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from anomaly_bench.config.settings import describe_input
+from anomaly_bench.records.setups import category_of
+from anomaly_bench.tables.layout import COST, SIZE, SPEED
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+
+
+class Setting(NamedTuple):
+    """What a speed depends on besides the method."""
+
+    device: str
+    threads: int | None
+    batch_size: int | None
+    precision: str
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Setting:
+        return cls(entry["device"], entry.get("threads"), entry.get("batch_size"), entry.get("precision") or "")
+
+    def order(self) -> tuple[str, int, int, str]:
+        return self.device, self.threads or 0, self.batch_size or 0, self.precision
+
+    def __str__(self) -> str:
+        batch = "" if self.batch_size is None else f"batch {self.batch_size}"
+        return ", ".join(filter(None, (place(self.device, self.threads), batch, self.precision)))
+
+
+def place(device: str, threads: int | None) -> str:
+    return device if threads is None else f"{device}, {threads} thread{'s' * (threads != 1)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with one backbone, one set of hyper-parameters and, where speed is shown, one speed setting.
+
+    Attributes:
+        title, backbone: as printed; `label` tells its hyper-parameters from those of its namesakes.
+        records: by category, all of one setup.
+        sample: any of them.
+    """
+
+    title: str
+    backbone: str
+    label: str
+    records: Mapping[str, Sequence[Record]]
+    sample: Record
+    setting: Setting | None = None
+
+    @property
+    def full_title(self) -> str:
+        return f"{self.title} ({self.label})" if self.label else self.title
+
+    @property
+    def name(self) -> str:
+        """'PaDiM (dims=50) on R18'."""
+        return f"{self.full_title} on {self.backbone}" if self.backbone else self.full_title
+
+    def read(self, record: Record, name: str) -> float | None:
+        """One number of one of its records; None where it is undefined or was not measured."""
+        source: Mapping[str, Any] = {name: record.value(name)}
+        if name in SPEED:
+            source = self.timing(record)
+        elif name in SIZE or name in COST:
+            source = record.size if name in SIZE else record.cost
+        number = source.get(name)
+        return number if number is not None and math.isfinite(number) else None
+
+    def timing(self, record: Record) -> Mapping[str, Any]:
+        """The latest speed entry of one of its records; empty: not measured in this setting."""
+        return next((each for each in reversed(record.speed) if Setting.of(each) == self.setting), {})
+
+    def text(self, name: str) -> str:
+        """One of `layouts.TEXTS`."""
+        return self.backbone or "none" if name == "backbone" else describe_input(self.sample.input)
+
+
+def entries(records: Sequence[Record], with_speed: bool) -> list[Entry]:
+    """Sorted by title and backbone, hyper-parameters and speed setting."""
+    pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    methods, backbones = _titles(records, "method"), _titles(records, "backbone")
+    for record in records:
+        pairs[methods[record.method], backbones[record.backbone]].append(record)
+    found = []
+    for title, backbone in sorted(pairs, key=lambda pair: (pair[0].casefold(), pair[1].casefold(), pair)):
+        for label, part in _variants(pairs[title, backbone]):
+            categories: dict[str, list[Record]] = defaultdict(list)
+            for record in part:
+                categories[category_of(record)].append(record)
+            speeds = {Setting.of(each) for record in part for each in record.speed} if with_speed else set()
+            for setting in sorted(speeds, key=Setting.order) or (None,):
+                found.append(Entry(title, backbone, label, categories, part[0], setting))
+    return found
+
+
+def _titles(records: Sequence[Record], part: str) -> dict[str, str]:
+    """Name -> title of methods or backbones; two with one title are told apart by their names."""
+    names = {getattr(record, part): record for record in records}
+    titles = {name: record.titles.get(part) or name for name, record in names.items()}
+    shared = Counter(titles.values())
+    full = {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
+    return {**full, "none": ""} if part == "backbone" else full
+
+
+def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Records of one method and backbone by hyper-parameters, labelled 'dims=50'; one part has the label ''."""
+    keys: dict[tuple[Any, ...], str] = {}  # records share their configuration, see `records.outlines`
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        alike = (id(record.config), record.protocol, record.oracle, record.precision, id(record.input))
+        if alike not in keys:
+            keys[alike] = json.dumps(settings_of(record), sort_keys=True, default=str)
+        parts[keys[alike]].append(record)
+    settings = {key: settings_of(part[0]) for key, part in parts.items()}
+    paths = sorted({path for each in settings.values() for path in each})
+    differing = [path for path in paths if len({plain(each.get(path, ...)) for each in settings.values()}) > 1]
+    found = []
+    for key in sorted(parts, key=lambda key: [_natural(settings[key].get(path)) for path in differing]):
+        label = [f"{path}={plain(settings[key].get(path, ...))}" for path in differing]
+        found += [(", ".join(label + mark), part) for mark, part in _unmixed(parts[key])]
+    return found
+
+
+def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
+    """Records that claim the same category and seed with equal settings, by the start of their fingerprints."""
+    places = Counter((category_of(record), record.seed) for record in records)
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        clash = places[category_of(record), record.seed] > 1
+        parts[record.fingerprint[:8] if clash else ""].append(record)
+    return [([mark] if mark else [], parts[mark]) for mark in sorted(parts)]
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """Dotted path -> value of what the record says of method, backbone and setup, as far as it can change a score."""
+    method = dict(record.config.get("method") or {})
+    about, _ = method.pop("about", {}), method.pop("seed", None)  # the seed is the record's own
+    method |= {"revision": about["revision"]} if "revision" in about else {}
+    setup = [(name, getattr(record, name)) for name in ("protocol", "oracle", "precision")]
+    setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop")]
+    return dict((*_flat(method, ""), *_flat(record.config.get("backbone"), "backbone."), *setup))
+
+
+def _flat(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _flat(value, f"{path}{key}.")
+    else:
+        yield path.rstrip("."), content
+
+
+def plain(value: Any) -> str:
+    """A configured value as one would type it; of a hash the first 8 digits."""
+    if isinstance(value, str):
+        return value[:8] if re.fullmatch("[0-9a-f]{64}", value) else value
+    return "unset" if value is ... else json.dumps(value, default=str)
+
+
+def _natural(value: Any) -> tuple[int, float, str]:
+    """A sort key: numbers by size, then texts."""
+    number = isinstance(value, int | float)
+    return (0, value, "") if number else (1, 0, plain(value))

@@ -1,0 +1,112 @@
+"""Text of tables: a grid as console text, Markdown, HTML or CSV; `latex` has the fifth format."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from anomaly_bench.tables.table import BEST, SECOND, header, joined, labels_of, one_line
+
+if TYPE_CHECKING:
+    from anomaly_bench.tables.table import Grid, Value
+
+
+class Piece(NamedTuple):
+    """A text in a line of the console's table. side: "<", "^", ">", or a character that fills its place."""
+
+    plain: str
+    side: str = "<"
+    span: int = 1
+    text: str = ""  # printed instead of `plain`: the same with terminal codes
+
+
+SUP = "<sup>{}</sup>"
+RULE: list[Piece] = []
+GAP = 3
+
+
+def console(grid: Grid, color: bool = False) -> str:
+    """Lines for a terminal or a text file; every column is as wide as it needs.
+
+    Args:
+        color: set the best values in bold with terminal codes.
+    """
+    lines = [*_header_pieces(grid), RULE, *_body_pieces(grid, color)]
+    widths = _widths(lines, len(grid.corner) + len(grid.columns))
+    total = _width(widths)
+    drawn = [_drawn(pieces, widths) if pieces else "─" * total for pieces in lines]
+    notes = [f"[{mark}] {text}" if mark else text for mark, text in grid.notes]
+    folded = [textwrap.fill(one_line(text), max(total, 88)) for text in (grid.caption, *notes)]
+    return "\n".join((folded[0], "", *drawn, *([""] if notes else []), *folded[1:])) + "\n"
+
+
+def _header_pieces(grid: Grid) -> Iterator[list[Piece]]:
+    side = "^" if grid.paired else ">"
+    levels = header([labels_of(head, one_line, "[{}]") for head in grid.columns])
+    for level, line in enumerate(levels, 1):
+        stubs = [Piece(title if level == len(levels) else "") for title in grid.corner]
+        yield [*stubs, *(Piece(label, "^" if span > 1 else side, span) for label, span in line)]
+        if any(span > 1 for _, span in line):
+            yield [*(Piece("") for _ in stubs), *(Piece("", "─" if span > 1 else " ", span) for _, span in line)]
+
+
+def _body_pieces(grid: Grid, color: bool) -> Iterator[list[Piece]]:
+    marks = [[f"[{','.join(cell.notes)}]" if cell.notes else "" for cell in row] for row in grid.cells]
+    room = [max(map(len, column)) for column in zip(*marks, strict=True)]
+    for row, cells, own in zip(grid.rows, grid.cells, marks, strict=True):
+        if row.opens:
+            yield RULE
+        if row.above:
+            yield [Piece(one_line(row.above), span=len(grid.corner) + len(grid.columns))]
+        ends = [mark.ljust(width) for mark, width in zip(own, room, strict=True)]
+        stubs = [Piece(label) for label in labels_of(row, one_line, "[{}]")]
+        plain = [joined(cell, grid.beside, _plain) + end for cell, end in zip(cells, ends, strict=True)]
+        style = _colored if color else _plain
+        shown = [joined(cell, grid.beside, style) + end for cell, end in zip(cells, ends, strict=True)]
+        yield [*stubs, *(Piece(*pair) for pair in zip(plain, ">" * len(plain), [1] * len(plain), shown, strict=True))]
+
+
+def _plain(value: Value) -> str:
+    """'97.5 (98.1) −0.6'."""
+    return " ".join(filter(None, (value.text, f"({value.published})" * bool(value.published), value.gap)))
+
+
+def _colored(value: Value) -> str:
+    codes = {BEST: "1", SECOND: "4", "better": "32", "worse": "31", "unlike": "90"}
+
+    def code(text: str, key: int | str) -> str:
+        return f"\x1b[{codes[key]}m{text}\x1b[0m" if text and key in codes else text
+
+    return _plain(replace(value, text=code(value.text, value.rank), gap=code(value.gap, value.grade)))
+
+
+def _width(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _widths(lines: Iterable[Sequence[Piece]], columns: int) -> list[int]:
+    """Of columns: the widest single piece, then more for the last column under a wider span."""
+    from rich.cells import cell_len
+
+    widths = [0] * columns
+    placed = [(sum(piece.span for piece in pieces[:at]), piece) for pieces in lines for at, piece in enumerate(pieces)]
+    for start, piece in sorted(placed, key=lambda pair: pair[1].span):
+        end = start + piece.span
+        widths[end - 1] += max(0, cell_len(piece.plain) - _width(widths[start:end]))
+    return widths
+
+
+def _drawn(pieces: Sequence[Piece], widths: Sequence[int]) -> str:
+    from rich.cells import cell_len
+
+    texts, start = [], 0
+    for piece in pieces:
+        width = _width(widths[start : start + piece.span])
+        room = width - cell_len(piece.plain)
+        left = {"<": 0, "^": room // 2, ">": room}.get(piece.side, 0)
+        fill = " " if piece.side in "<^>" else piece.side
+        texts.append(fill * left + (piece.text or piece.plain) + fill * (room - left))
+        start += piece.span
+    return (" " * GAP).join(texts).rstrip()

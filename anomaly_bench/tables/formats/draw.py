@@ -1,0 +1,71 @@
+"""A table in the format that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.tables.build import grids
+from anomaly_bench.tables.formats.console import console
+from anomaly_bench.tables.formats.csv_text import csv_text
+from anomaly_bench.tables.formats.html import html_table, page
+from anomaly_bench.tables.formats.latex import document, latex
+from anomaly_bench.tables.formats.markdown import markdown
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.layout import Layout
+    from anomaly_bench.tables.table import Grid
+
+FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "html"}  # and their suffixes
+
+
+def render(
+    records: Iterable[Record],
+    layout: Layout,
+    cells: Sequence[str] | None = None,
+    format: str = "console",
+    *,
+    source: str = "measured",
+    references: Sequence[Reference] | None = None,
+    mixed: bool = False,
+    color: bool = False,
+    standalone: bool = False,
+) -> str:
+    """The tables of all setups as text.
+
+    Args:
+        cells, source, references, mixed: see `grids`.
+        format, color, standalone: see `draw`.
+
+    Raises:
+        UsageError: an unknown format, metric or source.
+    """
+    made = grids(records, layout, cells, source, references=references, mixed=mixed)
+    return draw(made, format, color=color, standalone=standalone)
+
+
+def draw(made: Sequence[Grid], format: str, *, color: bool = False, standalone: bool = False) -> str:
+    """Grids as text of one format.
+
+    Args:
+        format: one of `FORMATS`.
+        color: console only: set marks and gaps with terminal codes; for a terminal, not a file.
+        standalone: LaTeX: a whole document instead of a part to \\input. HTML: a whole page.
+
+    Raises:
+        UsageError: an unknown format, or `standalone` where it has no effect.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format={format}: no such format{closest(format, FORMATS)}")
+    if standalone and format not in ("latex", "html"):
+        raise UsageError(f"standalone=true has no effect on format={format}; expected format=latex or html")
+    if format == "csv":
+        return csv_text(made)
+    if standalone:
+        widest = max((len(line) for grid in made for line in console(grid).splitlines()), default=0)
+        return document(made, widest) if format == "latex" else page(made)
+    one = {"md": markdown, "latex": latex, "html": html_table}
+    return "\n".join(console(grid, color) if format == "console" else one[format](grid) for grid in made)

@@ -1,0 +1,81 @@
+"""Tables in HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_bench.tables.formats.console import SUP
+from anomaly_bench.tables.table import BEST, SECOND, header, joined, labels_of, one_line
+
+if TYPE_CHECKING:
+    from anomaly_bench.tables.table import Grid, Value
+
+CSS = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; }
+table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; margin-bottom: 1ex; }
+caption { caption-side: top; text-align: left; font-weight: bold; padding-bottom: 1ex; }
+th, td { padding: 2px 10px; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: normal; }
+thead th { text-align: center; vertical-align: bottom; }
+thead th[colspan] { border-bottom: 1px solid; }
+tbody, tr.rule { border-top: 1px solid; }
+tbody th, thead th.stub { text-align: left; }
+tr.mean th { font-style: italic; }
+.best { font-weight: bold; }
+.second { text-decoration: underline; }
+.published { color: #555; }
+.better { color: #17722a; }
+.worse { color: #b3261e; }
+.unlike { color: #999; }
+.notes { font-size: 13px; margin: 0 0 3em; padding: 0; list-style: none; max-width: 75em; }
+"""
+
+
+def page(made: Sequence[Grid]) -> str:
+    """A whole HTML page of tables, which needs nothing else."""
+    title = html.escape(made[0].caption if made else "no tables")
+    head = f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+    style = f"<style>{CSS}</style>\n</head>\n<body>\n"
+    return head + style + "\n".join(map(html_table, made)) + "</body>\n</html>\n"
+
+
+def html_table(grid: Grid) -> str:
+    """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind."""
+    lines = [f'<table id="{html.escape(grid.name)}">', f"<caption>{_html_text(grid.caption)}</caption>", "<thead>"]
+    levels = header([labels_of(head, _html_text, SUP) for head in grid.columns])
+    for level, line in enumerate(levels, 1):
+        stubs = [f'<th class="stub">{title * (level == len(levels))}</th>' for title in grid.corner]
+        titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
+        lines.append(f"<tr>{''.join((*stubs, *titles))}</tr>")
+    lines += ["</thead>", "<tbody>", *_html_body(grid), "</tbody>", "</table>"]
+    notes = [f"<li>{f'{SUP.format(mark)} ' * bool(mark)}{_html_text(text)}</li>" for mark, text in grid.notes]
+    return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"
+
+
+def _html_body(grid: Grid) -> Iterator[str]:
+    for head, cells in zip(grid.rows, grid.cells, strict=True):
+        if head.above:
+            width = len(grid.corner) + len(grid.columns)
+            yield f'<tr class="rule"><th colspan="{width}">{_html_text(head.above)}</th></tr>'
+        kinds = " ".join(filter(None, ("rule" * (head.opens and not head.above), "mean" * head.mean)))
+        stubs = "".join(f"<th>{label}</th>" for label in labels_of(head, _html_text, SUP))
+        texts = [joined(cell, grid.beside, _html_value) for cell in cells]
+        marks = [SUP.format(",".join(cell.notes)) if cell.notes else "" for cell in cells]
+        shown = "".join(f"<td>{text}{mark}</td>" for text, mark in zip(texts, marks, strict=True))
+        yield f"<tr{f' class={kinds!r}' * bool(kinds)}>{stubs}{shown}</tr>"
+
+
+def _html_value(value: Value) -> str:
+    parts = [_span(value.text, {BEST: "best", SECOND: "second"}.get(value.rank, ""))]
+    parts += [_span(f"({value.published})", "published")] if value.published else []
+    return " ".join([*parts, *([_span(value.gap, value.grade)] if value.gap else [])])
+
+
+def _span(text: str, kind: str) -> str:
+    return f'<span class="{kind}">{_html_text(text)}</span>' if kind else _html_text(text)
+
+
+def _html_text(text: str) -> str:
+    return html.escape(one_line(text))

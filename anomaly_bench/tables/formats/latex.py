@@ -1,0 +1,133 @@
+"""Tables as LaTeX: parts to \\input, or a whole document. They need booktabs, and xcolor where gaps are coloured."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_bench.tables.table import BEST, DASH, SECOND, header, joined, labels_of, one_line
+
+if TYPE_CHECKING:
+    from anomaly_bench.tables.table import Cell, Grid, Value
+
+TEX = {
+    **{char: f"\\{char}" for char in "{}$&#_%"},
+    **{char: f"{{{char}}}" for char in "[*"},  # after a line break they would be its argument or its star
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "{''}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{
+        "−": "$-$",
+        "–": r"{\textendash}",
+        "—": r"{\textemdash}",
+        "’": "'",
+        "×": r"$\times$",
+        "±": r"$\pm$",
+        "⁶": "$^6$",
+    },
+}
+MARK = "\\textsuperscript{{{}}}"
+STYLES = {BEST: "\\textbf{{{}}}", SECOND: "\\underline{{{}}}"}
+COLORS = {
+    **{"better": "\\textcolor{{green!45!black}}{{{}}}", "worse": "\\textcolor{{red!75!black}}{{{}}}"},
+    **{"even": "{}", "unlike": "\\textcolor{{gray}}{{{}}}"},
+}
+OGONEK = "\N{COMBINING OGONEK}"  # the one accent up to U+017F that the default encoding lacks
+
+
+def _latex_text(text: str) -> str:
+    escaped = "".join(map(_latex_char, one_line(text)))
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens are no dash
+
+
+def _latex_char(char: str) -> str:
+    """Escaped; what the default fonts have no glyph for as its code, U+6F22."""
+    letters = unicodedata.normalize("NFD", char)  # the letter, then its accents
+    accented = char <= "ſ" and letters[0].isascii() and OGONEK not in letters
+    return TEX.get(char) or (char if accented else f"U+{ord(char):04X}")
+
+
+def latex(grid: Grid) -> str:
+    """A `table` environment; needs \\usepackage{booktabs}, and xcolor where published values stand beside."""
+    sides = "l" * len(grid.corner) + ("c" if grid.paired else "r") * len(grid.columns)
+    marks = [f"\\textsuperscript{{{mark}}}~" if mark else "" for mark, _ in grid.notes]
+    notes = [mark + _latex_text(text) for mark, (_, text) in zip(marks, grid.notes, strict=True)]
+    below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
+    lines = [
+        "\\begin{table}[t]",
+        "  \\centering",
+        f"  \\caption{{{_latex_text(grid.caption)}}}",
+        f"  \\label{{tab:{re.sub('[^A-Za-z0-9_-]', '-', grid.name)}}}",
+        f"  \\begin{{tabular}}{{{sides}}}",
+        *(
+            f"    {line}"
+            for line in ("\\toprule", *_latex_header(grid), "\\midrule", *_latex_body(grid), "\\bottomrule")
+        ),
+        "  \\end{tabular}",
+        *(below if notes else ()),
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_header(grid: Grid) -> Iterator[str]:
+    levels = header([labels_of(head, _latex_text, MARK) for head in grid.columns])
+    for level, line in enumerate(levels, 1):
+        stubs = [_latex_text(title) if level == len(levels) else "" for title in grid.corner]
+        labels = [f"\\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text for text, span in line]
+        yield _latex_row([*stubs, *labels])
+        rules, end = [], len(stubs)
+        for _, span in line:
+            end += span
+            rules += [f"\\cmidrule(lr){{{end - span + 1}-{end}}}"] if span > 1 else []
+        if rules:
+            yield " ".join(rules)
+
+
+def _latex_row(texts: Iterable[str]) -> str:
+    return " & ".join(texts) + r" \\"
+
+
+def _latex_body(grid: Grid) -> Iterator[str]:
+    for head, cells in zip(grid.rows, grid.cells, strict=True):
+        if head.opens:
+            yield "\\midrule"
+        if head.above:
+            width = len(grid.corner) + len(grid.columns)
+            yield _latex_row([f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{_latex_text(head.above)}}}}}"])
+        stubs = labels_of(head, _latex_text, MARK)
+        stubs[0] = f"\\emph{{{stubs[0]}}}" if head.mean else stubs[0]
+        yield _latex_row([*stubs, *(_latex_cell(cell, grid.beside) for cell in cells)])
+
+
+def _latex_cell(cell: Cell, beside: bool) -> str:
+    mark = f"\\rlap{{{MARK.format(','.join(cell.notes))}}}" if cell.notes else ""
+    return joined(cell, beside, _latex_value).replace(DASH, "--") + mark
+
+
+def _latex_value(value: Value) -> str:
+    text = STYLES.get(value.rank, "{}").format(_latex_number(value.text))
+    text += f" ({_latex_number(value.published)})" if value.published else ""
+    return text + (" " + COLORS[value.grade].format(_latex_number(value.gap)) if value.gap else "")
+
+
+def _latex_number(text: str) -> str:
+    return text if text == DASH else _latex_text(text)
+
+
+def document(made: Sequence[Grid], widest: int) -> str:
+    """A whole LaTeX document, one table a page, the paper as wide as `widest` characters need."""
+    width = max(21, round(widest * 0.19 + 4))  # cm; a bold digit is 0.19 cm wide
+    lines = (
+        "\\documentclass{article}",
+        "\\usepackage[utf8]{inputenc}",
+        "\\usepackage{booktabs,xcolor}",
+        f"\\usepackage[paperwidth={width}cm,paperheight=29.7cm,margin=2cm]{{geometry}}",
+        "\\setlength{\\belowcaptionskip}{1ex}",
+        "\\makeatletter\\setlength{\\@fptop}{0pt}\\makeatother % tables at the top of their pages",
+        "\\pagestyle{empty}",
+        "\\begin{document}",
+        "\n\\clearpage\n".join(map(latex, made)) + "\\end{document}",
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,231 @@
+"""Layouts: what the tables of `conf/table/` show, read from YAML and checked.
+
+A layout puts two of three axes in rows and columns:
+    categories   of the dataset, in their groups, with means
+    methods      one line for each method, backbone and set of hyper-parameters (and speed setting)
+    cells        one line for each of the layout's numbers
+Where categories are no axis a value is their mean; where cells are none they stand as a tuple in one cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.published import TABLES, load
+
+if TYPE_CHECKING:
+    from anomaly_bench.metrics.metrics import Metric
+
+AXES = ("categories", "methods", "cells")
+SPEED = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
+SIZE = ("extra_params", "extra_mb", "stored_mb")
+TIMES = ("fit_s", "score_s")
+COST = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
+TEXTS = ("backbone", "input_size")
+KINDS: dict[str, Any] = {
+    **{"str": str, "int": int, "bool": bool, "list": list, "dict": dict},
+    "float": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a record: a metric, or a field of its speed entries, size or cost; or a text of `TEXTS`.
+
+    Attributes:
+        value: its name in the record.
+        title: heads its column; a metric has its own.
+        over: a second header over neighbouring columns.
+        published: its name among the published numbers, where that is another.
+        scale, digits: multiplied by, then printed with so many decimals.
+        best: which value is set in bold: "highest", "lowest" or "" (none).
+        deviation: followed by the standard deviation over seeds.
+    """
+
+    value: str
+    title: str
+    over: str = ""
+    published: str = ""
+    scale: float = 1.0
+    digits: int = 1
+    best: str = ""
+    deviation: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What `conf/table/<name>.yaml` says.
+
+    Attributes:
+        caption: with {dataset}, {setup} and {cells} filled in.
+        rows, columns: two of `AXES`, one of them "methods".
+        cells: metric names, or mappings with the keys of `Measure`.
+        published: the paper's table that it lays out, a key of `references.TABLES`; rows and columns are the paper's.
+        groups: headers over columns of a paper's table: title -> names of methods as printed, or categories.
+        labels: of a paper's rows or columns: category, or mean as in `references.MEANS` -> what is printed.
+        second: whether the second best is underlined.
+        scale, digits, deviation: of the cells that do not say their own.
+        notes: printed under every table of measured values.
+    """
+
+    name: str
+    caption: str
+    rows: str
+    columns: str
+    cells: list[Any]
+    published: str = ""
+    groups: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
+    second: bool = False
+    scale: float = 1.0
+    digits: int = 1
+    deviation: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def measure(self, cell: Any) -> Measure:
+        """One of `cells`, with the layout's scale and digits; a metric has a title, and higher is better."""
+        content = {"value": cell} if isinstance(cell, str) else cell
+        name = content.get("value") if isinstance(content, dict) else None
+        metric = metric_of(str(name))
+        known = {name: getattr(self, name) for name in ("scale", "digits", "deviation")}
+        known["title"] = metric.title if metric else str(name)
+        known["best"] = "" if name in (*SPEED, *SIZE, *COST, *TEXTS) else "highest"
+        made: Measure = _make(Measure, {**known, **content} if isinstance(content, dict) else content, self.name)
+        return made
+
+    def header(self, axis: str) -> dict[str, str]:
+        """Name of a method or category -> the group that stands over it, if that axis is the columns."""
+        found = self.groups.items() if axis == self.columns else ()
+        return {name: title for title, members in found for name in members}
+
+    def measures(self, cells: Iterable[str] | None, recorded: set[str]) -> list[Measure]:
+        """Its numbers; or those that are named instead of them, where they are a tuple.
+
+        Args:
+            recorded: metrics that the records have; a user's own may be among them.
+
+        Raises:
+            UsageError: a metric that is not known and in no record.
+        """
+        from anomaly_bench.metrics.metrics import METRICS
+
+        chosen = None if "cells" in (self.rows, self.columns) else cells
+        own = {measure.value: measure for measure in map(self.measure, self.cells)}
+        names = list(own if chosen is None else chosen)
+        valid = {*METRICS, *recorded} | ({*SPEED, *SIZE, *COST, *TEXTS} if chosen is None else set())
+        if not names:
+            raise UsageError("cells is empty, expected at least one metric")
+        for name in names:
+            if name not in valid:
+                raise UsageError(f"cells: unknown metric {name}{closest(name, valid)}")
+        return [own.get(name) or self.measure(name) for name in names]
+
+
+def load_layout(name: str, folders: Iterable[Path]) -> Layout:
+    """Read `<name>.yaml` from the first folder that has it.
+
+    Raises:
+        UsageError: no such layout, no YAML, or a key that is unknown, missing or without effect.
+    """
+    from omegaconf import OmegaConf
+
+    paths = {path.stem: path for folder in reversed(list(folders)) for path in folder.glob("*.yaml")}
+    if name not in paths:
+        raise UsageError(f"no table layout named {name}{closest(name, paths)}")
+    where = str(paths[name])
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(where), resolve=True)
+    except Exception as error:  # the YAML parser's errors have no type that OmegaConf exports
+        raise UsageError(f"{where}: cannot be read: {error}") from error
+    layout = make_layout(content, where)
+    if layout.name != name:
+        raise UsageError(f"{where}: name is {layout.name}, expected {name} as the file's")
+    return layout
+
+
+def make_layout(content: Any, where: str) -> Layout:
+    """A layout from a YAML's content; `where` it stands, for errors. See `load_layout`."""
+    layout: Layout = _make(Layout, content, where)
+    _check(layout, where)
+    return layout
+
+
+def _make(kind: type[Any], content: Any, where: str) -> Any:
+    """A dataclass from a mapping whose keys and types must be its own."""
+    if not isinstance(content, dict):
+        raise UsageError(f"{where}: found {content!r}, expected a mapping")
+    valid = {entry.name: str(entry.type) for entry in fields(kind)}
+    for key, value in content.items():
+        if key not in valid:
+            raise UsageError(f"{where}: unknown key {key}{closest(str(key), valid)}")
+        parts = value if isinstance(value, list) and valid[key] == "list[str]" else []
+        if not _is(value, valid[key].partition("[")[0]) or not all(_is(part, "str") for part in parts):
+            raise UsageError(f"{where}: {key} is {value!r}, expected a value of type {valid[key]}")
+    try:
+        return kind(**content)
+    except TypeError as error:  # a key is missing
+        raise UsageError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, KINDS[kind]) and isinstance(value, bool) == (kind == "bool")
+
+
+def _check(layout: Layout, where: str) -> None:
+    """Refuse a layout whose axes, caption or cells cannot be printed."""
+    axes = (layout.rows, layout.columns)
+    for axis in axes:
+        if axis not in AXES:
+            raise UsageError(f"{where}: rows or columns is {axis}{closest(axis, AXES)}")
+    if axes.count("methods") != 1:
+        raise UsageError(f"{where}: rows: {axes[0]}, columns: {axes[1]}; exactly one of them must be methods")
+    try:
+        layout.caption.format(dataset="", setup="", cells="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(f"{where}: caption: {error!r}; valid: {{dataset}}, {{setup}}, {{cells}}") from error
+    if not layout.cells:
+        raise UsageError(f"{where}: cells is empty, expected at least one metric")
+    for measure in map(layout.measure, layout.cells):
+        if measure.over and "cells" not in axes:
+            raise UsageError(f"{where}: over: {measure.over} has no effect unless rows or columns is cells")
+        if measure.best not in ("", "highest", "lowest"):
+            raise UsageError(f"{where}: best is {measure.best}{closest(measure.best, ('highest', 'lowest'))}")
+    _check_paper(layout, where)
+
+
+def _check_paper(layout: Layout, where: str) -> None:
+    """The keys of a paper's table: those that have no effect without one, and names that are not the paper's."""
+    if not layout.published:
+        for key in ("groups", "labels"):
+            if getattr(layout, key):
+                raise UsageError(f"{where}: {key} has no effect without published: TABLE")
+        return
+    if layout.published not in TABLES:
+        raise UsageError(f"{where}: published: no table {layout.published}{closest(layout.published, TABLES)}")
+    cells = load(layout.published)
+    categories = {cell.category for cell in cells}
+    for title, names in layout.groups.items():
+        if not isinstance(names, list):
+            raise UsageError(f"{where}: groups: {title} is {names!r}, expected a list of names")
+        valid = categories if layout.columns == "categories" else {cell.printed_name for cell in cells}
+        _check_names(names, valid, f"{where}: groups: {title}")
+    _check_names(layout.labels, categories, f"{where}: labels")
+    for name, label in layout.labels.items():
+        if not _is(label, "str"):
+            raise UsageError(f"{where}: labels: {name} is {label!r}, expected a text")
+
+
+def _check_names(names: Iterable[Any], valid: set[str], where: str) -> None:
+    for name in names:
+        if name not in valid:
+            raise UsageError(f"{where}: the paper's table has no {name}{closest(str(name), valid)}")
+
+
+def metric_of(name: str) -> Metric | None:
+    from anomaly_bench.metrics.metrics import METRICS
+
+    return METRICS.get(name)

@@ -1,0 +1,137 @@
+"""A paper's numbers beside measured ones: whose they are, whether the two may be compared, and their difference.
+
+A gap is a comparison only where method, backbone, input and categories agree; what disagrees is said in a footnote.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.config.settings import describe_input, pair
+from anomaly_bench.tables.layout import COST, SPEED
+from anomaly_bench.tables.table import DASH
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.layout import Measure
+
+ORIGINS = {
+    "own": "the paper's own result",
+    "quoted": "quoted by the paper",
+    "re-run": "run again by the paper's authors",
+}
+DIFFERENCES = ("backbone", "input", "machine", "oracle")
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A method as a paper prints it: its name there, our names of it and its backbone, its cells.
+
+    Attributes:
+        cells: by (category, metric).
+        repairs: comment -> what the cells that share it should say, where that is another value.
+    """
+
+    name: str
+    method: str
+    backbone: str
+    variant: str
+    cells: Mapping[tuple[str, str], Reference]
+    repairs: Mapping[str, str]
+
+    def find(self, category: str, measure: Measure) -> Reference | None:
+        """The cell of a category; a table without categories has one for all."""
+        metric = measure.published or measure.value
+        return self.cells.get((category, metric)) or self.cells.get(("", metric))
+
+
+def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) -> list[Printed]:
+    """The methods of one table in the paper's order; `labels` are of its categories."""
+    parts: dict[tuple[str, str, str, str], list[Reference]] = defaultdict(list)
+    for cell in references:
+        parts[cell.printed_name, cell.method, cell.backbone, cell.variant].append(cell)
+    return [
+        Printed(*key, {(cell.category, cell.metric): cell for cell in part}, _repairs(part, labels))
+        for key, part in parts.items()
+    ]
+
+
+def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str, str]:
+    """Comment -> 'carpet 98.7, grid 99.6', or of a single cell its value."""
+    changed: dict[str, dict[str, str]] = defaultdict(dict)
+    for cell in cells:
+        if is_repaired(cell):
+            changed[cell.comment][labels.get(cell.category, cell.category)] = f"{cell.value:g}"
+    return {
+        comment: ", ".join(values.values() if len(values) == 1 else (f"{name} {text}" for name, text in values.items()))
+        for comment, values in changed.items()
+    }
+
+
+def is_repaired(cell: Reference) -> bool:
+    """Whether another value than the printed one is compared."""
+    return cell.value is not None and cell.number is not None and cell.value != float(cell.number)
+
+
+def pairs(printed: Sequence[Printed], entries: Sequence[Entry]) -> list[tuple[Printed | None, Entry | None]]:
+    """The paper's methods in its order, each with our entries of it, and then the entries that it does not have.
+
+    An entry stands beside the paper's method of its backbone, or else of its name (the last one, if there are many).
+    """
+    found: list[tuple[Printed | None, Entry | None]] = []
+    for each in printed:
+        own = [entry for entry in entries if _beside(entry, printed) is each]
+        found += [(each, entry) for entry in own or (None,)]
+    return [*found, *((None, entry) for entry in entries if _beside(entry, printed) is None)]
+
+
+def _beside(entry: Entry, printed: Sequence[Printed]) -> Printed | None:
+    named = [each for each in printed if each.method == entry.sample.method]
+    exact = [each for each in named if each.backbone == entry.sample.backbone]
+    return (exact or named)[-1] if named else None
+
+
+def text_of(cell: Reference) -> str:
+    """As printed; a dash as ours."""
+    return DASH if cell.printed == "-" else cell.printed
+
+
+def number_of(cell: Reference, measure: Measure) -> float | None:
+    """The repaired value in the unit of the table's cells."""
+    if cell.value is None:
+        return None
+    return cell.value * measure.scale / 100 if cell.unit == "points" else cell.value
+
+
+def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
+    """By kind, for the footnotes: whose number it is, and what is wrong with it."""
+    values = printed.repairs.get(cell.comment)
+    repair = f"{cell.comment} ({values})" if values and values not in cell.comment else cell.comment
+    return {"origin": ORIGINS[cell.origin], "repair": repair}
+
+
+def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure) -> dict[str, str]:
+    """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
+    found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
+    if (printed.backbone or "none") != sample.backbone:
+        found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
+    shape = _published_input(cell, sample)
+    if shape is None:
+        found["input"] = "input (published: not stated)"
+    elif any(pair(shape.get(part)) != pair(sample.input.get(part)) for part in ("resize", "crop")):
+        found["input"] = f"input {describe_input(sample.input)} (published: {describe_input(shape)})"
+    if measure.value in (*SPEED, *COST):
+        found["machine"] = "published on another machine"
+    return found
+
+
+def _published_input(cell: Reference, sample: Record) -> Mapping[str, Any] | None:
+    """A method's own input is that of its YAML, also where others quote it; what they ran it again on is not known."""
+    about: Mapping[str, Any] = (sample.config.get("method") or {}).get("about") or {}
+    shape = about.get("input") if cell.origin != "re-run" else None
+    return shape if isinstance(shape, Mapping) else None

@@ -1,0 +1,72 @@
+"""Which records and published cells a table is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.records.setups import setup_name, setups
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+
+
+def folders(results: Any, key: str = "results") -> list[Path]:
+    """The results folders that a key of the configuration names."""
+    found = [Path(name).expanduser() for name in names(results) or () if name]
+    if not found:
+        raise UsageError(f"{key}={'' if results is None else results}: expected a folder, or [A,B]")
+    return found
+
+
+def joined(
+    results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]], key: str = "results"
+) -> list[Record]:
+    """What `read` finds in the results folders of a key; the same record found twice is one, with the speeds of both.
+
+    Raises:
+        UsageError: a folder without records.
+    """
+    found: dict[tuple[Any, ...], Record] = {}
+    for folder in results:
+        part, damaged = read(folder)
+        for message in damaged:
+            print(f"warning: {message}", file=sys.stderr)
+        if not part:
+            raise UsageError(f"{key}={folder}: no records there; anomaly-bench results={folder} ... makes some")
+        for record in part:
+            same = found.setdefault(record.identity, record)
+            same.speed += [entry for entry in record.speed if entry not in same.speed]
+    return list(found.values())
+
+
+def wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
+    """The records and published cells that `only` and `setup` leave.
+
+    Raises:
+        UsageError: a name that there is no record of.
+    """
+    for key in ("dataset", "method", "backbone"):
+        chosen = names(config["only"][key])
+        have = {getattr(each, key) for each in (*known, *cells)} - {""}
+        for name in chosen or ():
+            if name not in have:
+                raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
+        known = [record for record in known if chosen is None or getattr(record, key) in chosen]
+        cells = [cell for cell in cells if chosen is None or getattr(cell, key) in ("", *chosen)]
+    if config["setup"] is not None:
+        parts = {setup_name(part[0]): part for part in setups(known)}
+        for name in names(config["setup"]) or ():
+            if name not in parts:
+                raise UsageError(f"setup={name}: no record of it{closest(name, parts)}")
+        known = [record for name in names(config["setup"]) or () for record in parts[name]]
+    return known, cells
+
+
+def names(value: Any) -> list[str] | None:
+    """NAME, [NAME, NAME] or null."""
+    return None if value is None else [value] if isinstance(value, str) else [str(name) for name in value]

@@ -1,0 +1,101 @@
+"""pytest's side of `pytest --pyargs anomaly_bench.contract --method NAME`: its options, and its list of checks.
+
+Every pytest loads this where anomaly-bench is installed: it is inert, and imports nothing, unless the contract is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from anomaly_bench.errors import UsageError
+
+T = TypeVar("T")
+CHECKS = pytest.StashKey[dict[str, Callable[[], None]]]()
+
+
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Add the options, if the contract is among the arguments."""
+    if not any(re.search(r"anomaly_bench[./\\]contract", argument) for argument in args):
+        return
+    early_config.stash[CHECKS] = {}
+    group = parser.getgroup("anomaly-bench")
+    group.addoption("--method", help="check this method on --backbone")
+    group.addoption("--backbone", help="check this backbone, and --method on it (lite0 when it is not given)")
+    group.addoption("--dataset", help="check this dataset")
+    group.addoption("--data-root", help="where the dataset lies")
+    group.addoption("--config-dir", type=Path, help="the folder of your own YAML files")
+    group.addoption("--override", action="append", default=[], metavar="KEY=VALUE", help="as for anomaly-bench")
+    group.addoption("--device", default="cpu", help="where methods and backbones are checked: cpu, cuda, mps")
+    group.addoption("--side", type=int, default=64, help="pixels of the images; some transformers need another")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make the list of checks, so that a wrong name ends the run with one line."""
+    if CHECKS not in session.config.stash:
+        return
+    sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
+    try:
+        session.config.stash[CHECKS] = dict(checks(session.config))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each check is one test."""
+    wanted = metafunc.config.stash.get(CHECKS, None)
+    if wanted is not None and metafunc.module.__name__ == "anomaly_bench.contract":
+        metafunc.parametrize("check", list(wanted.values()), ids=list(wanted))
+
+
+def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What the options ask for: a name and a call.
+
+    Raises:
+        UsageError: they ask for nothing, or for what is not there.
+    """
+    from anomaly_bench.config.compose import compose
+    from anomaly_bench.data.dataset import open_dataset
+    from anomaly_bench.hardware.torch_setup import find_device
+    from anomaly_bench.testing import contract
+
+    method, backbone, dataset = (config.getoption(name) for name in ("--method", "--backbone", "--dataset"))
+    if not (method or backbone or dataset):
+        raise UsageError("nothing to check: give --method NAME, --backbone NAME or --dataset NAME")
+    folders = [folder] if (folder := config.getoption("--config-dir")) else []
+    make = functools.partial(
+        contract.Setup,
+        folders=folders,
+        device=str(find_device(config.getoption("--device"))),
+        side=config.getoption("--side"),
+    )
+
+    words = config.getoption("--override")
+    of_dataset, of_backbone = (
+        tuple(word for word in words if word.lstrip("+~").startswith(group)) for group in ("dataset.", "backbone.")
+    )
+    if backbone:
+        setup = make(contract.READS_ALL, backbone, of_backbone)
+        _ = setup.network  # wrong weights end here
+        yield from named(backbone, contract.BACKBONE_CHECKS, setup)
+    if method:
+        setup = make(method, backbone or "lite0", tuple(word for word in words if word not in of_dataset))
+        setup.new()  # a wrong setting ends here
+        yield from named(method, contract.CHECKS, setup)
+    if dataset:
+        node = compose("config", [f"dataset={dataset}", *of_dataset], folders)["dataset"]
+        opened = open_dataset(node, config.getoption("--data-root"))
+        yield from named(dataset, contract.DATASET_CHECKS, opened)
+
+
+def named(name: str, run: Iterable[Callable[[T], None]], subject: T) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A title and a call without arguments for each check."""
+    for check in run:
+        yield f"{name}-{check.__name__.removeprefix('check_')}", functools.partial(check, subject)
