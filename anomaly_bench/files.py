@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from anomaly_bench.errors import DataError
 
 
-def legal(name: str) -> str:
+def safe_filename(name: str) -> str:
     """A file name that every system takes: letters, digits, '._-'; a changed name ends in 6 digits of its hash."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(". ") or "_"
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)

@@ -90,7 +90,7 @@ class Method(Protocol):
         A method without a backbone is given the (3, H, W) of the images.
         """
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Learn from normal training images only; a second call forgets the first."""
 
     def score(self, images: Tensor) -> Scores:
@@ -118,7 +118,7 @@ def silent(title: str, total: int) -> Iterator[Advance]:
     yield unseen
 
 
-class Normals:
+class TrainingSet:
     """The normal training images of one task, as a method's `fit` sees them.
 
     Args:
@@ -172,20 +172,20 @@ class Normals:
         for images in self.images(batch, transform):
             yield backbone(images)
 
-    def kept(self, backbone: Features, batch: int, transform: Transform | None = None) -> Kept:
+    def kept(self, backbone: Features, batch: int, transform: Transform | None = None) -> FeatureArray:
         """The features of all images, passed once through a frozen backbone, for as many epochs as one likes."""
-        kept: Kept | None = None
+        kept: FeatureArray | None = None
         start = 0
         for levels in self.features(backbone, batch, transform):
             if kept is None:
-                kept = Kept([(len(self), *level.shape[1:]) for level in levels], self.device)
+                kept = FeatureArray([(len(self), *level.shape[1:]) for level in levels], self.device)
             for whole, level in zip(kept.levels, levels, strict=True):
                 whole[start : start + len(level)] = level.cpu()
             start += len(levels[0])
         assert kept is not None, "a task has at least one training image"
         return kept
 
-    def split(self, fraction: float, seed: int) -> tuple[Normals, Normals]:
+    def split(self, fraction: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
         """The images in two: all but a share of them, and that share, at least one image each, drawn by the seed.
 
         Raises:
@@ -198,14 +198,14 @@ class Normals:
         held, rest = np.sort(order[:count]), np.sort(order[count:])
         return self.part(rest), self.part(held)
 
-    def part(self, chosen: NDArray[np.intp]) -> Normals:
+    def part(self, chosen: NDArray[np.intp]) -> TrainingSet:
         """Some of the images, by their numbers."""
-        return Normals(
+        return TrainingSet(
             self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint, self.group
         )
 
 
-class Kept:
+class FeatureArray:
     """Features (N, C, h, w) of each level, channels last, in memory or, where they are large, in a temporary file.
 
     Args:

@@ -31,7 +31,7 @@ from anomaly_bench.console import Reporter
 from anomaly_bench.data import decoding
 from anomaly_bench.files import image_files
 from anomaly_bench.hardware import devices, timing
-from anomaly_bench.protocol import Normals, Outcome, to_tensor
+from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.runs.runner import Runner
 from anomaly_bench.testing.contract import Setup
 
@@ -136,7 +136,7 @@ def head_over_sum() -> None:
     """(c) PaDiM's head at batch 1 over one sum of its stored statistics + 3 ms."""
     setup = Setup("padim")
     random = np.random.default_rng(0)
-    method = setup.fitted(Normals("bench", random.integers(0, 256, (32, 224, 224, 3), np.uint8)))
+    method = setup.fitted(TrainingSet("bench", random.integers(0, 256, (32, 224, 224, 3), np.uint8)))
     image = to_tensor(random.integers(0, 256, (1, 224, 224, 3), np.uint8))
     levels = setup.network(image)
     method.backbone = lambda images: levels
@@ -185,7 +185,7 @@ def fit_wrn50() -> None:
     setup = Setup("padim", "wrn50", ("backbone.weights=random",))
     pixels = np.random.default_rng(0).integers(0, 256, (209, 224, 224, 3), np.uint8)
     timing.reset_peaks(torch.device("cpu"))
-    method = setup.fitted(Normals("memory", pixels))
+    method = setup.fitted(TrainingSet("memory", pixels))
     method.score(to_tensor(pixels[:8]))
     print((timing.peak_ram_mb() or 0) * 1e6)
 

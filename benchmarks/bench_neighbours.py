@@ -27,7 +27,7 @@ from anomaly_bench.components.neighbours import nearest, squared_lengths
 from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.hardware import devices, memory, timing
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.runs.evaluator import Evaluator
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.runs.runner import Runner
@@ -52,7 +52,7 @@ def bottle(data: Path, method: str) -> tuple[Runner, Job]:
 def embedding(job: Job) -> Tensor:
     """(163856, 152) of bottle's 209 training images."""
     method = Setup("patchcore").new()
-    batches = Normals("bottle", job.pixels(job.task.fit)).features(method.backbone, 32)
+    batches = TrainingSet("bottle", job.pixels(job.task.fit)).features(method.backbone, 32)
     first = next(batches)
     method.build([(level.shape[1], level.shape[2], level.shape[3]) for level in first])
     return torch.cat([method.embed(first), *(method.embed(levels) for levels in batches)])
@@ -133,7 +133,7 @@ def spade_over_product(data: Path) -> None:
     """(j) SPADE with its backbone, one image at a time, over 3136 x 156,800 distances in 176 dimensions."""
     _, job = bottle(data, "spade")
     setup = Setup("spade")
-    method = setup.fitted(Normals("bottle", job.pixels(job.task.fit)))
+    method = setup.fitted(TrainingSet("bottle", job.pixels(job.task.fit)))
     tests = to_tensor(job.pixels(job.task.tests["test"])[::6])
     image = iter(tests.repeat(9, 1, 1, 1).split(1))
     random = torch.Generator().manual_seed(0)

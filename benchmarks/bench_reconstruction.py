@@ -20,7 +20,7 @@ from anomaly_bench.config.compose import compose
 from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.hardware import devices, memory, timing
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, score
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def show(name: str, category: str) -> None:
     steps = 10 if name != "draem" else -(-len(training) // batch)  # in an epoch
     setup = Setup(name, overrides=(*WORDS[name], f"method.epochs={STEPS // steps}"), side=SIDE)
     begin = timing.clock()
-    method = setup.fitted(Normals(category, training))
+    method = setup.fitted(TrainingSet(category, training))
     taken = timing.clock() - begin
     losses = [float(loss) for loss in method.facts["losses"]]
     chosen = np.linspace(0, len(losses) - 1, 6).astype(int)
@@ -72,7 +72,7 @@ def step(parts: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
     timing.reset_peaks(torch.device("cpu"))
     begin = timing.clock()
-    setup.fitted(Normals("noise", images))
+    setup.fitted(TrainingSet("noise", images))
     taken = timing.clock() - begin
     print(f"draem, a batch of 8 at 256 px in {parts}: peak {timing.peak_ram_mb():.0f} MB, {taken:.0f} s")
 

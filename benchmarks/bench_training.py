@@ -21,7 +21,7 @@ import torch
 from bench import THREADS, in_turn, seconds, show
 
 from anomaly_bench.hardware import devices, memory, timing
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def epoch_over_steps(name: str, backbone: str) -> None:
     torch.manual_seed(0)
     method = Setup(name, backbone, ("backbone.weights=random", f"method.epochs={EPOCHS}")).new()
     watch = Watch(method)
-    method.fit(Normals("bench", noise(IMAGES), stage=watch.stage))
+    method.fit(TrainingSet("bench", noise(IMAGES), stage=watch.stage))
     found = {"epoch": statistics.median(watch.epochs[1:]), "steps": statistics.median(watch.floors[1:])}
     ratio = found["epoch"] / found["steps"]
     part = f"{name} on {backbone}, {IMAGES} images: an epoch after the first over its bare steps"

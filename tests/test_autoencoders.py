@@ -14,7 +14,7 @@ from anomaly_bench.components import autoencoder
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.ae_l2 import AEL2
 from anomaly_bench.methods.ae_ssim import AESSIM
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def pixels(count, side):
 def test_the_loss_falls(method):
     torch.manual_seed(0)
     made = method(epochs=15, lr=5e-3, samples=16, batch=8, latent=8)
-    made.fit(Normals("waves", pixels(4, 32)))
+    made.fit(TrainingSet("waves", pixels(4, 32)))
     assert made.facts["losses"][-1] < 0.9 * made.facts["losses"][0]
     assert made.facts["patches"] is False
 
@@ -128,7 +128,7 @@ def test_the_loss_falls(method):
 def test_textures_are_seen_in_patches_and_a_saved_model_knows_it():
     torch.manual_seed(0)
     made = AEL2(epochs=1, samples=1, latent=8)
-    made.fit(Normals("weave", pixels(2, 140), group="textures"))
+    made.fit(TrainingSet("weave", pixels(2, 140), group="textures"))
     assert made.resolved == {"patches": True}
     images = torch.rand(1, 3, 140, 140)
     assert made.score(images).map.shape == (1, 140, 140)
@@ -150,7 +150,7 @@ def test_an_epoch_has_as_many_views_as_asked():
 
     autoencoder.view = view
     try:
-        made.fit(Normals("waves", pixels(2, 16)))
+        made.fit(TrainingSet("waves", pixels(2, 16)))
     finally:
         autoencoder.view = original
     assert seen == [3, 3, 1] * 2

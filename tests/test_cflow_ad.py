@@ -14,7 +14,7 @@ from anomaly_bench.components.training import Epoch
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.cflow_ad import rate
-from anomaly_bench.protocol import Kept, Normals, to_tensor
+from anomaly_bench.protocol import FeatureArray, TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures, score
 
 SMALL = ("method.blocks=3", "method.epochs=2")
@@ -22,7 +22,7 @@ SMALL = ("method.blocks=3", "method.epochs=2")
 
 @pytest.fixture(scope="module")
 def fitted():
-    return Setup("cflow_ad", overrides=SMALL).fitted(Normals("cog", pictures(4)))
+    return Setup("cflow_ad", overrides=SMALL).fitted(TrainingSet("cog", pictures(4)))
 
 
 def numbers(flow):
@@ -100,7 +100,7 @@ def test_whole_batches_of_fibres_only_unless_there_is_none(fitted, fibres, steps
 
 
 def test_a_step_moves_its_own_level_only():
-    method = Setup("cflow_ad", overrides=SMALL).fitted(Normals("cog", pictures(1)))
+    method = Setup("cflow_ad", overrides=SMALL).fitted(TrainingSet("cog", pictures(1)))
     before = [copy.deepcopy(flow.state_dict()) for flow in method.flows]
     epoch = Epoch(0, 0, torch.optim.Adam(method.parameters(), 1e-2), None)
     for index in (0, 1):
@@ -126,7 +126,7 @@ def test_views_are_rotated_a_little_and_taken_in_turn():
     method.backbone = lambda images: seen.append(images) or [images]
     torch.manual_seed(0)
     images = torch.ones(2, 3, 64, 64)
-    kept = Kept([(2, 3, 64, 64)] * 3, "cpu")
+    kept = FeatureArray([(2, 3, 64, 64)] * 3, "cpu")
     for whole, level in zip(kept.levels, method.versions(images), strict=True):
         whole.copy_(level)
     assert len(seen) == 3
@@ -146,7 +146,7 @@ def test_no_views_are_new_rotations_in_each_epoch():
     torch.manual_seed(0)
     method = setup.new()
     method.backbone = lambda images: passed.append(images) or setup.network(images)
-    method.fit(Normals("cog", pictures(4)))
+    method.fit(TrainingSet("cog", pictures(4)))
     first, second = passed[1], passed[2]  # the very first asks for shapes, the last for the largest likelihoods
     assert len(passed) == 4
     assert not first.sort(dim=0).values.equal(second.sort(dim=0).values)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.cs_flow import CrossConvolutions, CSFlow, check_size
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 KERNEL = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 8
@@ -25,7 +25,7 @@ def network(images):
 
 def fit(method):
     torch.manual_seed(0)
-    method.fit(Normals("cog", pictures(24)))
+    method.fit(TrainingSet("cog", pictures(24)))
     return method.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import rotate
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.differnet import DifferNet
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 KERNEL = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
@@ -26,7 +26,7 @@ def network(images):
 
 def fit(method, pixels):
     torch.manual_seed(0)
-    method.fit(Normals("cog", pixels))
+    method.fit(TrainingSet("cog", pixels))
     return method.eval()
 
 

@@ -15,7 +15,7 @@ from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.draem import DRAEM
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.runs.runner import Runner
 
 
@@ -113,7 +113,7 @@ def plain(count, side=32):
 def test_the_loss_falls():
     torch.manual_seed(0)
     method = small(epochs=8, lr=5e-3, batch=4)
-    method.fit(Normals("waves", plain(8)))
+    method.fit(TrainingSet("waves", plain(8)))
     losses = method.facts["losses"]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
     assert method.facts["anomaly_source"] == "generated"
@@ -131,7 +131,7 @@ def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
         original(self, losses)
 
     monkeypatch.setattr(training.Epoch, "step", step)
-    small(epochs=10, lr=1.0, batch=8).fit(Normals("waves", plain(2)))
+    small(epochs=10, lr=1.0, batch=8).fit(TrainingSet("waves", plain(2)))
     assert rates == pytest.approx([1.0] * 8 + [0.2, 0.04])
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from anomaly_bench.components.flows import join
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 SMALL = ("method.steps=3", "method.epochs=2", "method.layer_norm=false")
@@ -143,7 +143,7 @@ def test_a_size_that_a_transformer_cannot_take_is_refused_before_training():
     words = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=random")
     odd = pictures(3)[:, :60, :60]
     with pytest.raises(UsageError, match=r"60 x 60 pixels; expected .* multiples of 16, such as 48 or 64"):
-        Setup("fastflow", "deit_base", words).fitted(Normals("odd", odd))
+        Setup("fastflow", "deit_base", words).fitted(TrainingSet("odd", odd))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from setups import METHODS, SMALLER
 
 from anomaly_bench.backbones import build, cached, feature_store
 from anomaly_bench.backbones.backbone import Backbone
-from anomaly_bench.backbones.cached import Ledger, Rows
-from anomaly_bench.backbones.feature_store import Pass
+from anomaly_bench.backbones.cached import ExtractionLog, ImageSet
+from anomaly_bench.backbones.feature_store import CachedPass
 from anomaly_bench.config import compose
 from anomaly_bench.config.settings import read_settings
 from anomaly_bench.console import Reporter
@@ -34,7 +34,7 @@ from anomaly_bench.runs import job
 from anomaly_bench.runs.evaluator import Evaluator
 
 if TYPE_CHECKING:
-    from anomaly_bench.backbones.cached import Watched
+    from anomaly_bench.backbones.cached import CachedBackbone
     from anomaly_bench.records.record import Record
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "threads=1", "batch_size=4", "method.batch=4")
@@ -142,9 +142,9 @@ def test_a_transformers_features_lie_in_memory_as_they_did(levels, data):
     assert made.ledger.work.images == 0
 
 
-def rows_of(data: Path, count: int = FIT) -> Rows:
+def rows_of(data: Path, count: int = FIT) -> ImageSet:
     pixels = np.stack([picture(number, 64) for number in range(count)])
-    return Rows("cog", "mine", pixels, {"files": list(range(count))})
+    return ImageSet("cog", "mine", pixels, {"files": list(range(count))})
 
 
 def test_a_second_method_passes_nothing(data, filled):
@@ -179,7 +179,7 @@ def test_parts_and_changed_images_go_through_the_network(data):
 
 
 @pytest.fixture
-def watched() -> tuple[Watched, list[torch.Tensor]]:
+def watched() -> tuple[CachedBackbone, list[torch.Tensor]]:
     """lite0 at levels 2 and 3, and the batches that go through it."""
     made = evaluator(*PADIM)
     seen: list[torch.Tensor] = []
@@ -220,7 +220,7 @@ def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
     measure = timing.measure
 
     def timed(*arguments: Any, **named: Any) -> dict[str, Any]:
-        monkeypatch.setattr(Pass, "read", lambda *_: pytest.fail("a timed batch came from the disk"))
+        monkeypatch.setattr(CachedPass, "read", lambda *_: pytest.fail("a timed batch came from the disk"))
         return measure(*arguments, **named, seconds=0.01)
 
     monkeypatch.setattr(timing, "measure", timed)
@@ -244,8 +244,8 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
 
     monkeypatch.setattr(timing, "clock", lambda: now[0])
     moving(Backbone, "__call__", 5)
-    moving(Pass, "read", 100)
-    moving(feature_store.Shelf, "reserve", 1000)
+    moving(CachedPass, "read", 100)
+    moving(feature_store.FeatureCache, "reserve", 1000)
     expected = {"s": 20.0, "cached": False, "images": FIT + TEST}  # 2 batches to fit on, and 2 to score
     for cache, images in (("off", FIT + TEST), ("on", FIT + TEST), ("on", 0)):
         cost = evaluate(data, *PADIM, f"cache={cache}").cost
@@ -254,7 +254,7 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
 
 
 def test_seconds_on_a_gpu_are_known_of_passes_only():
-    work = cached.Work(images=3, computed=1.0, read=2.0)
+    work = cached.ExtractionCost(images=3, computed=1.0, read=2.0)
     assert work.facts(torch.device("cpu"))["s"] == 3
     assert work.facts(torch.device("cuda"))["s"] is None
     assert replace(work, computed=0.0).facts(torch.device("cuda"))["s"] == 2
@@ -403,7 +403,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
 
 
 def test_others_count_what_is_still_being_written(cache):
-    shelf = feature_store.Shelf(limit=1000)
+    shelf = feature_store.FeatureCache(limit=1000)
     one, two = (shelf.folder("mine", key) for key in "ab")
     one.parent.mkdir(parents=True)
     shelf.reserve(one, {".tmp-x": 600})
@@ -488,8 +488,8 @@ def test_pairs_are_kept_network_by_network(data, filled):
 def test_the_ledger_leaves_out_what_the_cache_took(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(timing, "clock", lambda: now[0])
-    ledger = Ledger(torch.device("cpu"))
-    ledger.work = cached.Work(spent=7, read=9)
+    ledger = ExtractionLog(torch.device("cpu"))
+    ledger.work = cached.ExtractionCost(spent=7, read=9)
     with ledger.stopwatch() as elapsed:
         now[0], ledger.work.spent, ledger.work.read = 10, 11, 10
     assert elapsed() == 10 - 4 + 1

@@ -146,7 +146,7 @@ def test_peak_counts_what_is_alive_at_one_time():
 
 def test_peak_of_a_network_is_the_same_without_computing():
     backbone = instantiate.construct(compose.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
-    shapes, most = backbone.rehearse((64, 96))
+    shapes, most = backbone.infer_shapes((64, 96))
     assert shapes == [(24, 16, 24), (40, 8, 12), (112, 4, 6)]
     with Peak() as peak:
         levels = backbone(torch.rand(1, 3, 64, 96))

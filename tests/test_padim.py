@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 
@@ -34,7 +34,7 @@ def test_maps_and_scores_follow_the_equations(dimensions):
     setup = Setup("padim", overrides=(f"method.dimensions={dimensions}",))
     train, test = pictures(24), pictures(2, first=900)
     test[0, 20:30, 20:30] = 0
-    method = setup.fitted(Normals("slow", train))
+    method = setup.fitted(TrainingSet("slow", train))
     known, tested = embeddings(setup, method, train), embeddings(setup, method, test)
     height, width = known.shape[1:3]
     distances = np.empty((2, height, width))
@@ -52,7 +52,7 @@ def test_maps_and_scores_follow_the_equations(dimensions):
 
 
 def test_the_draw_depends_on_the_seed_only():
-    first, second = Setup("padim").fitted(), Setup("padim").fitted(Normals("other", pictures(5, first=300)))
+    first, second = Setup("padim").fitted(), Setup("padim").fitted(TrainingSet("other", pictures(5, first=300)))
     assert torch.equal(first.chosen, second.chosen)
     assert len(first.chosen.unique()) == 100
     assert not torch.equal(first.chosen, Setup("padim", overrides=("seed=1",)).fitted().chosen)
@@ -71,7 +71,7 @@ def test_more_dimensions_than_channels():
 
 def test_one_training_image_is_too_few():
     with pytest.raises(ValueError, match=r"1 training image.*at least 2"):
-        Setup("padim").fitted(Normals("single", pictures(1)))
+        Setup("padim").fitted(TrainingSet("single", pictures(1)))
 
 
 def test_another_image_size_is_refused():
@@ -93,12 +93,12 @@ MEMORY = """
 import numpy as np, torch
 from anomaly_bench import speed
 from anomaly_bench.contract import Setup
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 torch.set_num_threads(2)
 setup = Setup("padim", "wrn50", ("backbone.weights=random",))
 pixels = np.random.default_rng(0).integers(0, 256, ({images}, {side}, {side}, 3), np.uint8)
 speed.reset_peaks(torch.device("cpu"))
-setup.fitted(Normals("memory", pixels))
+setup.fitted(TrainingSet("memory", pixels))
 print(speed.peak_ram_mb())
 """
 

@@ -17,7 +17,7 @@ from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.methods import patchcore
 from anomaly_bench.methods.patchcore import PatchCore
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 
@@ -58,7 +58,7 @@ def test_scores_and_maps_follow_the_equations(dimensions, reweight):
     setup = Setup("patchcore", overrides=words)
     train, test = pictures(24), pictures(3, first=900)
     test[0, 20:30, 20:30] = 0
-    method = setup.fitted(Normals("slow", train))
+    method = setup.fitted(TrainingSet("slow", train))
 
     def embed(pixels):
         levels = setup.network(to_tensor(pixels))
@@ -130,20 +130,20 @@ def test_the_seed_draws_the_first_entry():
 
 
 def test_one_training_image_is_enough():
-    method = Setup("patchcore", overrides=("method.ratio=0.1",)).fitted(Normals("single", pictures(1)))
+    method = Setup("patchcore", overrides=("method.ratio=0.1",)).fitted(TrainingSet("single", pictures(1)))
     assert method.bank.shape == (6, 152)
     assert method.score(to_tensor(pictures(2))).map.isfinite().all()
 
 
 def test_a_coreset_of_less_than_one_patch():
     with pytest.raises(ValueError, match=r"single: method.ratio=0.01 of 64 patches is 0; expected at least 1"):
-        Setup("patchcore").fitted(Normals("single", pictures(1)))
+        Setup("patchcore").fitted(TrainingSet("single", pictures(1)))
 
 
 def test_one_patch_cannot_be_reweighted():
     words = ("method.ratio=0.02", "method.reweight=true")
     with pytest.raises(ValueError, match=r"is 1; expected at least 2, a ratio of 0.031"):
-        Setup("patchcore", overrides=words).fitted(Normals("single", pictures(1)))
+        Setup("patchcore", overrides=words).fitted(TrainingSet("single", pictures(1)))
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
     seen = []
     with pytest.raises(TooLarge, match=r"1536 patches x 152, with a bank of 15, needs 1 MB.*input.resize"):
         Setup("patchcore", overrides=("method.batch=8",)).fitted(
-            Normals("many", pictures(24), advance=lambda images: seen.append(images))
+            TrainingSet("many", pictures(24), advance=lambda images: seen.append(images))
         )
     assert seen == []
 
@@ -171,7 +171,7 @@ def test_the_selection_has_a_bar_inside_the_fits():
     screen, reporter = io.StringIO(), Reporter()
     reporter.console = Console(file=screen, force_terminal=True, width=100)
     with reporter.stage("fitting", 24) as advance:
-        Setup("patchcore").fitted(Normals("cog", pictures(24), advance=advance, stage=reporter.stage))
+        Setup("patchcore").fitted(TrainingSet("cog", pictures(24), advance=advance, stage=reporter.stage))
     assert reporter.bars is None
     assert "fitting" in screen.getvalue()
 
@@ -186,13 +186,13 @@ def test_every_chosen_patch_is_counted():
         steps.append((title, total))
         yield lambda done: steps.append(done)
 
-    method = Setup("patchcore").fitted(Normals("cog", pictures(24), stage=stage))
+    method = Setup("patchcore").fitted(TrainingSet("cog", pictures(24), stage=stage))
     assert steps[0] == ("cog: coreset", 15)
     assert sum(steps[1:]) == len(method.bank) == 15
 
 
 def test_a_copy_of_a_training_image_of_a_full_bank_scores_zero():
     train = pictures(3)
-    method = Setup("patchcore", overrides=("method.ratio=1",)).fitted(Normals("all", train))
+    method = Setup("patchcore", overrides=("method.ratio=1",)).fitted(TrainingSet("all", train))
     assert isinstance(method, PatchCore)
     assert method.score(to_tensor(train)).map.abs().max() < 1e-5 * method.norms.max()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from anomaly_bench.components import position_code
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.pefm import PEFM
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 KERNELS = [torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(count)) for count in (8, 4, 12, 16)]
@@ -23,7 +23,7 @@ def networks(images):
 
 def fit(method):
     torch.manual_seed(0)
-    method.fit(Normals("cog", pictures(24)))
+    method.fit(TrainingSet("cog", pictures(24)))
     return method.eval().requires_grad_(False)
 
 
@@ -134,7 +134,7 @@ def test_latents_by_the_rule_are_those_of_the_codes_logs():
 )
 def test_what_it_cannot_work_with(backbone, words, expected):
     with pytest.raises(UsageError, match=expected):
-        Setup("pefm", backbone, words).fitted(Normals("cog", pictures(1)))
+        Setup("pefm", backbone, words).fitted(TrainingSet("cog", pictures(1)))
 
 
 def test_a_single_network_is_refused_in_one_line(command, tree):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from anomaly_bench import files, records
-from anomaly_bench.files import legal
+from anomaly_bench.files import safe_filename
 from anomaly_bench.records import results_csv
 from anomaly_bench.records.record import DamagedRecord, Record
 from anomaly_bench.records.results_csv import CSV_COLUMNS
@@ -81,9 +81,9 @@ def test_results_csv(record, tmp_path):
 
 @pytest.mark.parametrize("name", ["bottle", "metal_nut", "Gehäuse", "a b", "../up", "con", "NUL.txt", "x:y", "", "."])
 def test_names_are_legal_on_windows_and_stay_apart(name):
-    found = legal(name)
+    found = safe_filename(name)
     assert found.strip(". ")
     assert not set(found) & set('<>:"/\\|?* ')
     assert found.upper().split(".")[0] not in ("CON", "NUL")
     assert (found == name) == (name in ("bottle", "metal_nut"))
-    assert legal("a b") != legal("a_b") != legal("a?b")
+    assert safe_filename("a b") != safe_filename("a_b") != safe_filename("a?b")

@@ -8,7 +8,7 @@ from torch import nn
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.reverse_distillation import Residual, ReverseDistillation, check_levels, distance
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.testing.contract import Setup, pictures, score, unseen
 
 
@@ -125,7 +125,7 @@ def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     method, calls = setup.new(), []
     network = method.backbone
     method.backbone = lambda images: calls.append(len(images)) or network(images)
-    method.fit(Normals("waves", pictures(20)))
+    method.fit(TrainingSet("waves", pictures(20)))
     assert calls == [16, 4]
     assert method.facts["losses"][-1] < 0.7 * method.facts["losses"][0]
     assert score(method.eval(), unseen()).map.min() >= 0

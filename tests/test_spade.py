@@ -14,7 +14,7 @@ from anomaly_bench import evaluate
 from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.methods import spade
-from anomaly_bench.protocol import Normals, to_tensor
+from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, pictures
 
 
@@ -59,7 +59,7 @@ def test_scores_and_maps_follow_the_equations(pyramid, size):
     images = np.pad(pictures(12), ((0, 0), (0, size[0] - 64), (0, size[1] - 64), (0, 0)), mode="reflect")
     train, test = images[:10], images[10:].copy()
     test[0, 20:30, 20:30] = 0
-    method = setup.fitted(Normals("slow", train))
+    method = setup.fitted(TrainingSet("slow", train))
     known, known_pooled = features(setup, train)
     tested, tested_pooled = features(setup, test)
     result = method.score(to_tensor(test))
@@ -135,7 +135,7 @@ def test_more_neighbours_than_images(caplog, tree, tmp_path):
 
 
 def test_one_training_image():
-    method = Setup("spade").fitted(Normals("single", pictures(1)))
+    method = Setup("spade").fitted(TrainingSet("single", pictures(1)))
     result = method.score(to_tensor(pictures(3)))
     assert result.image[0] < 1e-5 * result.image[1]
     assert result.map[0].max() < 1e-3 * result.map[1].max()
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 10**5)
     seen = []
     with pytest.raises(TooLarge, match=r"many: the gallery of 24 images needs 1 MB.*fewer training images"):
-        Setup("spade", overrides=("method.batch=8",)).fitted(Normals("many", pictures(24), advance=seen.append))
+        Setup("spade", overrides=("method.batch=8",)).fitted(TrainingSet("many", pictures(24), advance=seen.append))
     assert seen == []
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from anomaly_bench.backbones import student as student_module
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.stfpm import STFPM
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.testing.contract import Setup, pictures, score, unseen
 
 
@@ -80,7 +80,7 @@ def fitted(*overrides, count=20):
     network = made.backbone
     made.build = lambda shapes: setattr(made, "student", network.trainable_copy())
     made.backbone = lambda images: calls.append(len(images)) or network(images)
-    made.fit(Normals("waves", pictures(count)))
+    made.fit(TrainingSet("waves", pictures(count)))
     return made, calls
 
 

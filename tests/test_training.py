@@ -7,7 +7,7 @@ from torch import nn
 
 from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import UsageError
-from anomaly_bench.protocol import Kept, Normals
+from anomaly_bench.protocol import FeatureArray, TrainingSet
 
 X = torch.linspace(-1, 1, 10)[:, None]
 
@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 def normals(**keys):
-    return Normals("cog", np.zeros((10, 4, 4, 3), np.uint8), **keys)
+    return TrainingSet("cog", np.zeros((10, 4, 4, 3), np.uint8), **keys)
 
 
 def fit(epochs=5, stop_in=None, seed=3, make_nan_in=None, batch=4, dropout=0.5, **keys):
@@ -122,14 +122,14 @@ def pixels(count=7):
 @pytest.mark.parametrize("large", [False, True])
 def test_kept_features_are_those_of_one_pass(large, monkeypatch):
     if large:
-        monkeypatch.setattr(Kept, "LARGE", 100)  # into a file
+        monkeypatch.setattr(FeatureArray, "LARGE", 100)  # into a file
     calls = []
 
     def backbone(images):
         calls.append(len(images))
         return [images[:, :2], images.mean(dim=1, keepdim=True)[..., ::2, ::2]]
 
-    task = Normals("cog", pixels())
+    task = TrainingSet("cog", pixels())
     kept = task.kept(backbone, 3)
     assert calls == [3, 3, 1]
     assert kept.shapes == [(2, 8, 8), (1, 4, 4)]
@@ -141,19 +141,19 @@ def test_kept_features_are_those_of_one_pass(large, monkeypatch):
 
 
 def test_kept_features_of_transformed_images():
-    task = Normals("cog", pixels())
+    task = TrainingSet("cog", pixels())
     kept = task.kept(lambda images: [images], 4, transform=lambda images: images.flip(-1))
     assert kept[:][0].equal(torch.cat(list(task.images(4))).flip(-1))
 
 
 def test_split_is_a_partition_by_the_seed():
-    task = Normals("cog", pixels(10))
+    task = TrainingSet("cog", pixels(10))
     rest, held = task.split(0.2, seed=1)
     assert (len(rest), len(held)) == (8, 2)
     together = {image.tobytes() for part in (rest, held) for image in part.pixels}
     assert together == {image.tobytes() for image in task.pixels}
     assert np.array_equal(task.split(0.2, seed=1)[1].pixels, held.pixels)
     assert not np.array_equal(task.split(0.2, seed=2)[1].pixels, held.pixels)
-    assert [len(part) for part in Normals("cog", pixels(2)).split(0.01, 0)] == [1, 1]
+    assert [len(part) for part in TrainingSet("cog", pixels(2)).split(0.01, 0)] == [1, 1]
     with pytest.raises(ValueError, match="1 training image; expected at least 2"):
-        Normals("cog", pixels(1)).split(0.5, 0)
+        TrainingSet("cog", pixels(1)).split(0.5, 0)

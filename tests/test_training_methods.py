@@ -9,7 +9,7 @@ import torch
 from test_contract import METHODS, setup
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.protocol import Normals
+from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.testing.contract import assert_equal, pictures, score, unseen
 
 EPOCHS, BATCH = 3, 8
@@ -22,7 +22,7 @@ class Killed(Exception):
 
 
 def stages(kill_after=None):
-    """Stages of `Normals` that raise once so many epochs are done."""
+    """Stages of `TrainingSet` that raise once so many epochs are done."""
 
     @contextlib.contextmanager
     def stage(title, total):
@@ -51,7 +51,7 @@ def make(method, **changed):
 
 
 def normals(**keys):
-    return Normals("cog", pictures(12), **keys)
+    return TrainingSet("cog", pictures(12), **keys)
 
 
 @pytest.mark.parametrize("method", TRAINING)
@@ -91,7 +91,7 @@ def test_epochs_after_the_first_pass_no_backbone(method):
 @pytest.mark.parametrize("method", [method for method in TRAINING if method != "stfpm"])  # which holds some out
 def test_one_training_image_is_enough(method):
     made = make(method)
-    made.fit(Normals("cog", pictures(1)))
+    made.fit(TrainingSet("cog", pictures(1)))
     assert score(made.eval(), unseen()).image.isfinite().all()
 
 

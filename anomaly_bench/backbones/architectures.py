@@ -57,7 +57,7 @@ def find_module(network: nn.Module, path: str, key: str) -> nn.Module:
         raise UsageError(f"{key}: {error}") from error
 
 
-def cut(network: nn.Module, paths: Sequence[str]) -> None:
+def truncate(network: nn.Module, paths: Sequence[str]) -> None:
     """Empty every module after the last of `paths`: networks name their modules in the order they run them in."""
     order = [name for name, _ in network.named_modules()]
     parent = network

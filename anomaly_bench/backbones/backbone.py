@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomaly_bench.backbones.architectures import (
     create,
-    cut,
     find_levels,
     find_module,
     fold_batch_norm,
@@ -30,6 +29,7 @@ from anomaly_bench.backbones.architectures import (
     load_weights,
     read_weights,
     to_grid,
+    truncate,
 )
 from anomaly_bench.backbones.student import Student
 from anomaly_bench.errors import UsageError
@@ -106,7 +106,7 @@ class Backbone:
             load_weights(self.network, read_weights(weights), weights)
         self.paths = find_levels(self.network, modules, levels)
         last = nn.Identity() if norm is None else find_module(self.network, norm, f"backbone.norm={norm}")
-        cut(self.network, self.paths)
+        truncate(self.network, self.paths)
         self.network.add_module("norm_of_levels", last)
         fold_batch_norm(self.network.eval())
         self.outputs = listen(self.network, self.paths, last)
@@ -137,9 +137,9 @@ class Backbone:
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C, h, w) of each level for (H, W) images, without computing anything."""
-        return self.rehearse(size)[0]
+        return self.infer_shapes(size)[0]
 
-    def rehearse(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+    def infer_shapes(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
         """`shapes`, and the most bytes that one image takes on its way through the network in fp32, weights apart."""
         tensors = itertools.chain(self.network.named_parameters(), self.network.named_buffers())
         state = {name: tensor.to("meta") for name, tensor in tensors}
@@ -153,7 +153,7 @@ class Backbone:
     def trainable_copy(self) -> Student:
         """The same architecture, cut at the same level, with new random weights; it learns, and takes CNNs only."""
         network = create(self.network_name, self.options)
-        cut(network, self.paths)
+        truncate(network, self.paths)
         return Student(network, self.paths, self.mean, self.std)
 
     def read(self, forward: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
@@ -205,9 +205,9 @@ class Networks:
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C, h, w) of each network and level for (H, W) images."""
-        return self.rehearse(size)[0]
+        return self.infer_shapes(size)[0]
 
-    def rehearse(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+    def infer_shapes(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
         """As of one backbone; the networks run one after the other."""
-        parts = [network.rehearse(size) for network in self.networks]
+        parts = [network.infer_shapes(size) for network in self.networks]
         return [shape for shapes, _ in parts for shape in shapes], max(most for _, most in parts)

@@ -1,9 +1,9 @@
 """Backbone features on disk: jobs on the same images pass a frozen network once, and read what it gave (`cache=on`).
 
 A method is given bit for bit what its own pass would give. So features are read only for the very batches that the
-runner made of a whole fit or test set (`Ledger.announce`), from a pass over that set in batches of the same size, on
-the same machine with the same versions (`Watched.key`). All else goes through the network: rotated or resized images,
-parts of a set, and everything that is timed.
+runner made of a whole fit or test set (`ExtractionLog.announce`), from a pass over that set in batches of the same
+size, on the same machine with the same versions (`CachedBackbone.key`). All else goes through the network: rotated or
+resized images, parts of a set, and everything that is timed.
 
     <cache>/features/<dataset>/<key>/<level>.f32    one level of all images, (N, h, w, C) float32
     <cache>/features/<dataset>/<key>/pass.json      shapes, checksums, seconds; written last, without it all is nothing
@@ -34,9 +34,9 @@ from torch import Tensor
 from anomaly_bench.backbones.backbone import Backbone
 from anomaly_bench.backbones.feature_store import (
     INDEX,
+    CachedPass,
     DamagedError,
     NoRoomError,
-    Pass,
     Writer,
     drop,
     lock_file,
@@ -48,7 +48,7 @@ from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.protocol import to_tensor
 
 if TYPE_CHECKING:
-    from anomaly_bench.backbones.feature_store import Shelf
+    from anomaly_bench.backbones.feature_store import FeatureCache
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ LIBRARIES = ("torchvision", "timm", "pillow")
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class ImageSet:
     """All images of a fit or test set.
 
     Attributes:
@@ -73,18 +73,18 @@ class Rows:
     about: Mapping[str, Any]
 
 
-class Announced(NamedTuple):
+class BatchInfo(NamedTuple):
     """A batch that the runner has made, and which rows it is."""
 
     images: Tensor
     version: int  # of the tensor: torch counts what is done to it in place
-    rows: Rows
+    rows: ImageSet
     start: int
     batch: int  # images in each batch but the last
 
 
 @dataclass
-class Work:
+class ExtractionCost:
     """What frozen networks did for a job; two networks count each image twice.
 
     Attributes:
@@ -108,18 +108,18 @@ class Work:
 
 
 @dataclass
-class Ledger:
+class ExtractionLog:
     """Shared by a run's networks: the batch that a method has been given, and the work so far."""
 
     device: torch.device
-    announced: Announced | None = None
-    work: Work = field(default_factory=Work)
+    announced: BatchInfo | None = None
+    work: ExtractionCost = field(default_factory=ExtractionCost)
 
-    def announce(self, rows: Rows, images: Tensor, start: int, batch: int) -> None:
+    def announce(self, rows: ImageSet, images: Tensor, start: int, batch: int) -> None:
         """Say that `images` are made of the rows from `start` on, one of the batches into which the set is cut."""
-        self.announced = Announced(images, images._version, rows, start, batch)
+        self.announced = BatchInfo(images, images._version, rows, start, batch)
 
-    def find(self, images: Tensor) -> Announced | None:
+    def find(self, images: Tensor) -> BatchInfo | None:
         """What was said of this very tensor, unless it has been changed since."""
         batch = self.announced
         return batch if batch is not None and images is batch.images and images._version == batch.version else None
@@ -147,14 +147,14 @@ class Store:
         stage: makes a bar.
     """
 
-    shelf: Shelf
+    shelf: FeatureCache
     identity: Mapping[str, Any]
     modules: Mapping[str, str] | str
     make: Callable[[list[str]], Any]
     stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]]
 
 
-class Watched:
+class CachedBackbone:
     """A frozen network as methods see it: what it does is counted, and announced batches are read from the cache.
 
     Args:
@@ -163,18 +163,18 @@ class Watched:
         store: None: nothing is read or kept.
     """
 
-    def __init__(self, inner: Any, ledger: Ledger, store: Store | None) -> None:
+    def __init__(self, inner: Any, ledger: ExtractionLog, store: Store | None) -> None:
         self.inner, self.ledger = inner, ledger
         self.store = store if isinstance(inner, Backbone) else None  # others do not say what a level is
-        self.current: tuple[Rows, int] | None = None  # the set and batch that `stored` is of
-        self.stored: Pass | None = None
+        self.current: tuple[ImageSet, int] | None = None  # the set and batch that `stored` is of
+        self.stored: CachedPass | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # of a copy that is being made
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def to(self, device: torch.device | str) -> Watched:
+    def to(self, device: torch.device | str) -> CachedBackbone:
         """Move in place."""
         self.inner.to(device)
         return self
@@ -191,7 +191,7 @@ class Watched:
         self.ledger.work.images += len(images)
         return computed
 
-    def read(self, store: Store, batch: Announced) -> list[Tensor] | None:
+    def read(self, store: Store, batch: BatchInfo) -> list[Tensor] | None:
         """The levels of an announced batch from the cache, which is filled before if it must be; None: it cannot be."""
         work = self.ledger.work
         with timing.stopwatch(self.ledger.device) as elapsed:
@@ -206,7 +206,7 @@ class Watched:
         work.cached = True
         return levels
 
-    def levels(self, stored: Pass, start: int) -> list[Tensor] | None:
+    def levels(self, stored: CachedPass, start: int) -> list[Tensor] | None:
         """The levels of one batch; None: a file is damaged or gone, and the set's rest goes through the network."""
         try:
             return [stored.read(path, start, self.ledger.device) for path in self.inner.paths]
@@ -216,13 +216,13 @@ class Watched:
             self.stored = None
             return None
 
-    def open(self, store: Store, rows: Rows, batch: int) -> Pass | None:
+    def open(self, store: Store, rows: ImageSet, batch: int) -> CachedPass | None:
         """The stored pass over a set, with the levels that are read; None: there is none and none can be kept."""
         folder = store.shelf.folder(rows.dataset, self.key(store, rows, batch))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(lock_file(folder)):
-                stored = Pass.load(folder, len(rows.pixels), batch)
+                stored = CachedPass.load(folder, len(rows.pixels), batch)
                 if not stored.levels.keys() >= set(self.inner.paths):
                     stored = self.fill(store, rows, stored)
                 os.utime(folder / INDEX)
@@ -235,16 +235,16 @@ class Watched:
             logger.warning("%s: the cache %s failed (%s): features are not kept", rows.name, folder.parent, error)
         return None
 
-    def fill(self, store: Store, rows: Rows, stored: Pass) -> Pass:
+    def fill(self, store: Store, rows: ImageSet, stored: CachedPass) -> CachedPass:
         """Pass the network over the whole set once, and store the levels that are not there.
 
         Raises:
-            NoRoomError: see `Shelf.reserve`.
+            NoRoomError: see `FeatureCache.reserve`.
             TooLarge: reading so many levels at once would take more memory than is free.
         """
         network = self.whole(store, stored)
         new = [path for path in dict.fromkeys(network.paths) if path not in stored.levels]
-        shapes, most = network.rehearse(rows.pixels.shape[1:3])
+        shapes, most = network.infer_shapes(rows.pixels.shape[1:3])
         sizes = dict(zip(network.paths, (4 * math.prod(shape) for shape in shapes), strict=True))
         memory.require(most * min(stored.batch, stored.images), self.ledger.device, "a pass for the cache", "cache=off")
         for left in stored.folder.glob(".tmp-*"):  # by a job that was killed: the lock is ours
@@ -262,7 +262,7 @@ class Watched:
                 advance(len(images))
         return writer.finish(seconds)
 
-    def whole(self, store: Store, stored: Pass) -> Any:
+    def whole(self, store: Store, stored: CachedPass) -> Any:
         """The network that reads what is to be stored; of a transformer, any block of which is a level, the method's.
 
         Levels that are there already are read again only where the network exists already.
@@ -279,10 +279,10 @@ class Watched:
         """Bytes of an (H, W) image's levels in the cache."""
         if self.store is None:
             return 0
-        network = self.whole(self.store, Pass(Path(), 0, 0, {}))
+        network = self.whole(self.store, CachedPass(Path(), 0, 0, {}))
         return sum(4 * math.prod(shape) for shape in network.shapes(size))
 
-    def key(self, store: Store, rows: Rows, batch: int) -> str:
+    def key(self, store: Store, rows: ImageSet, batch: int) -> str:
         """24 hex digits over all that a bit of the features may depend on."""
         return digest(
             {

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from anomaly_bench.cache import FEATURES, cache_root
-from anomaly_bench.files import digest, legal, write_atomically
+from anomaly_bench.files import digest, safe_filename, write_atomically
 from anomaly_bench.hardware import timing
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Level(NamedTuple):
     date: str
 
 
-class Pass(NamedTuple):
+class CachedPass(NamedTuple):
     """Levels of one set, stored in a folder.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pass(NamedTuple):
     levels: Mapping[str, Level]
 
     @classmethod
-    def load(cls, folder: Path, images: int, batch: int) -> Pass:
+    def load(cls, folder: Path, images: int, batch: int) -> CachedPass:
         """What the folder holds; without a whole index nothing."""
         levels: dict[str, Level] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -80,7 +80,7 @@ class Pass(NamedTuple):
         write_atomically(self.folder / INDEX, json.dumps({**index, "checksum": digest(index)}))
 
     def file(self, path: str) -> Path:
-        return self.folder / f"{legal(path)}.f32"
+        return self.folder / f"{safe_filename(path)}.f32"
 
     def read(self, path: str, start: int, device: torch.device) -> Tensor:
         """(B, C, h, w) of the batch that starts there, in memory as the network had left it.
@@ -111,7 +111,7 @@ class Writer:
     Plain writes, not writable maps: on a full disk they raise, where a map would kill the process.
     """
 
-    def __init__(self, stored: Pass, paths: Sequence[str]) -> None:
+    def __init__(self, stored: CachedPass, paths: Sequence[str]) -> None:
         self.stored, self.paths = stored, paths
         self.shapes: dict[str, tuple[int, int, int]] = {}
         self.strides: dict[str, dict[str, tuple[int, ...]]] = {path: {} for path in paths}
@@ -140,7 +140,7 @@ class Writer:
             for file in files.values():
                 file.unlink(missing_ok=True)
 
-    def finish(self, seconds: float) -> Pass:
+    def finish(self, seconds: float) -> CachedPass:
         """The pass with the new levels among the old ones."""
         made = {
             path: Level(self.shapes[path], self.strides[path], self.crc32[path], seconds, timing.today())
@@ -152,7 +152,7 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class FeatureCache:
     """All stored passes of this machine's user, within a limit of bytes."""
 
     limit: float
@@ -162,7 +162,7 @@ class Shelf:
         return cache_root() / FEATURES
 
     def folder(self, dataset: str, key: str) -> Path:
-        return self.root / legal(dataset) / key
+        return self.root / safe_filename(dataset) / key
 
     def reserve(self, folder: Path, sizes: Mapping[str, int]) -> None:
         """Make empty files of these sizes in a folder; what was longest not used goes, until they are within the limit.
@@ -207,7 +207,7 @@ class Shelf:
 
 def temporary(path: str) -> str:
     """The name of a level's file while it is written."""
-    return f".tmp-{legal(path)}"
+    return f".tmp-{safe_filename(path)}"
 
 
 def last_use(folder: Path) -> float:

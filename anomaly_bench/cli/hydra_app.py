@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anomaly_bench.cli.sweep import Jobs
 
 
-class Task:
+class HydraTask:
     """What Hydra calls with each configuration, in this process or, pickled, in a launcher's.
 
     Args:
@@ -68,14 +68,14 @@ def hydra(
     """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
 
     Args:
-        sweep: see `Task`.
+        sweep: see `HydraTask`.
 
     Raises:
         UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
     """
     import hydra as library
 
-    task = Task(primary, arguments, job, sweep)
+    task = HydraTask(primary, arguments, job, sweep)
     words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=sweep == "run")
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     with script_arguments(words):

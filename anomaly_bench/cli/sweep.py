@@ -34,7 +34,7 @@ IDLE = ("fail_fast", "retry", "wait")  # keys that do not make two jobs unlike
 
 
 @dataclass
-class Job:
+class SweepJob:
     """One configuration of a sweep.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job:
     records: list[Record] = field(default_factory=list)
 
     @property
-    def told(self) -> str:
+    def shown_name(self) -> str:
         """Its title without method and backbone, which have columns of their own."""
         words = self.title.split(" ")
         return " ".join(word for word in words if word.partition("=")[0] not in ("method", "backbone"))
@@ -76,7 +76,7 @@ class Job:
         if done is not None:
             self.records += done
             return DONE, ""
-        why = failures.load(runner.settings.results, job.told)
+        why = failures.load(runner.settings.results, job.expected_record)
         return (MISSING, "") if why is None else (FAILED, why)
 
     def count(self, state: str) -> int:
@@ -115,7 +115,7 @@ class Jobs:
     def __len__(self) -> int:
         return len(self.lists)
 
-    def found(self) -> Iterator[Job]:
+    def found(self) -> Iterator[SweepJob]:
         """Every job with its state; of jobs that are equal, such as an image-space method's on two backbones, one.
 
         Raises:
@@ -123,7 +123,7 @@ class Jobs:
         """
         known: set[str] = set()
         for overrides in self.lists:
-            job = Job(overrides, " ".join(word for word in overrides if word.partition("=")[0] in self.varied))
+            job = SweepJob(overrides, " ".join(word for word in overrides if word.partition("=")[0] in self.varied))
             config = self.compose(overrides)
             try:
                 job.runner = Runner(config, Reporter())
@@ -147,7 +147,7 @@ class Jobs:
         launchers.settle(resolved, self.config.hydra)
         return resolved
 
-    def launch(self, jobs: Sequence[Job], *words: str) -> None:
+    def launch(self, jobs: Sequence[SweepJob], *words: str) -> None:
         """Have Hydra's launcher carry out some jobs, with further overrides."""
         self.launcher.launch([[*job.overrides, *words] for job in jobs], initial_job_idx=0)
 
@@ -183,7 +183,7 @@ def run(jobs: Jobs) -> bool:
     return conclude(found, before, launched)
 
 
-def look(jobs: Jobs, reporter: Reporter) -> list[Job]:
+def look(jobs: Jobs, reporter: Reporter) -> list[SweepJob]:
     """All jobs with their states, under a bar."""
     with reporter.stage("looking at the records", len(jobs)) as advance:
         found = []
@@ -193,7 +193,7 @@ def look(jobs: Jobs, reporter: Reporter) -> list[Job]:
     return found
 
 
-def launch(jobs: Jobs, chosen: Sequence[Job], reporter: Reporter, *words: str) -> bool:
+def launch(jobs: Jobs, chosen: Sequence[SweepJob], reporter: Reporter, *words: str) -> bool:
     """Launch jobs; False: the launcher gave up, mostly because one of its processes died, and why is said."""
     try:
         jobs.launch(chosen, *words)
@@ -204,7 +204,7 @@ def launch(jobs: Jobs, chosen: Sequence[Job], reporter: Reporter, *words: str) -
     return True
 
 
-def show_tables(found: Sequence[Job]) -> None:
+def show_tables(found: Sequence[SweepJob]) -> None:
     """Derive results.csv and the tables of each results folder, and print those of the sweep."""
     summaries: dict[Path, Summary] = {}
     for job in found:
@@ -216,7 +216,7 @@ def show_tables(found: Sequence[Job]) -> None:
             tables.write(summary)
 
 
-def conclude(found: Sequence[Job], before: Sequence[int], launched: bool) -> bool:
+def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -> bool:
     """The table of done, skipped, failed and missing records, with a line for each failure."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for job, skipped in zip(found, before, strict=True):
@@ -243,7 +243,7 @@ def status(jobs: Jobs) -> bool:
     for name in (DONE, FAILED, MISSING):
         table.add_column(name, justify="right")
     for job in found:
-        table.add_row(*names(job), job.told, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
+        table.add_row(*names(job), job.shown_name, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
     console = new_console(sys.stdout)
     console.print(table)
     for line in complaints(found):
@@ -265,7 +265,7 @@ def new_console(file: TextIO) -> Console:
     return console
 
 
-def names(job: Job) -> tuple[str, str]:
+def names(job: SweepJob) -> tuple[str, str]:
     """Method and backbone of a job, "?" of one that cannot work."""
     if job.runner is None:
         return "?", "?"
@@ -273,7 +273,7 @@ def names(job: Job) -> tuple[str, str]:
     return config["method"]["name"], "none" if config["backbone"] is None else config["backbone"]["name"]
 
 
-def complaints(found: Sequence[Job]) -> list[str]:
+def complaints(found: Sequence[SweepJob]) -> list[str]:
     """One line for each failure."""
     lines = []
     for job in found:

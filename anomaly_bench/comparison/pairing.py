@@ -17,7 +17,7 @@ from anomaly_bench.tables.entries import entries, plain, settings_of
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.entries import ResultGroup
 
 COUNTS = {"test images": "test", "defective test images": "defects"}
 MIX = "; allow_mixed=true compares them all the same"
@@ -123,7 +123,9 @@ def title(part: Sequence[Record], mixed: bool) -> str:
     return f"{dataset}, {'several setups' if mixed else describe(part[0])}"
 
 
-def matched(ours: Sequence[Entry], theirs: Sequence[Entry], where: str) -> tuple[list[Pair], list[str], list[str]]:
+def matched(
+    ours: Sequence[ResultGroup], theirs: Sequence[ResultGroup], where: str
+) -> tuple[list[Pair], list[str], list[str]]:
     """Pairs of equal method, backbone and settings; what only a has; and other remarks.
 
     Where one of a method is left on both sides, these are a pair of unlike settings; and where a and b have one
@@ -133,9 +135,9 @@ def matched(ours: Sequence[Entry], theirs: Sequence[Entry], where: str) -> tuple
         UsageError: nothing fits.
     """
     left, right = list(ours), list(theirs)
-    found: list[tuple[Entry, Entry]] = []
+    found: list[tuple[ResultGroup, ResultGroup]] = []
     alone = len(ours) == len(theirs) == 1
-    rules: list[Callable[[Entry, Entry], bool]] = [same_settings, same_method, lambda one, two: alone]
+    rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [same_settings, same_method, lambda one, two: alone]
     for rule in rules:
         for one in list(left):
             fits = [two for two in right if rule(one, two)]
@@ -152,20 +154,20 @@ def matched(ours: Sequence[Entry], theirs: Sequence[Entry], where: str) -> tuple
     return [paired(one, two) for one, two in found], [f"{one.name}: no record in b" for one in left], remarks
 
 
-def same_method(one: Entry, two: Entry) -> bool:
+def same_method(one: ResultGroup, two: ResultGroup) -> bool:
     return (one.sample.method, one.sample.backbone) == (two.sample.method, two.sample.backbone)
 
 
-def same_settings(one: Entry, two: Entry) -> bool:
+def same_settings(one: ResultGroup, two: ResultGroup) -> bool:
     return same_method(one, two) and settings_of(one.sample) == settings_of(two.sample)
 
 
-def paired(one: Entry, two: Entry) -> Pair:
+def paired(one: ResultGroup, two: ResultGroup) -> Pair:
     name = f"{one.name}: b − a" if one.name == two.name else f"{two.name} in b − {one.name} in a"
     return Pair(name, Side(f"{one.name} in a", one), Side(f"{two.name} in b", two))
 
 
-def changed(one: Entry, two: Entry) -> str:
+def changed(one: ResultGroup, two: ResultGroup) -> str:
     """'PaDiM on R18: dimensions 100 in a, 50 in b' of one method with unlike settings; else nothing."""
     ours, theirs = settings_of(one.sample), settings_of(two.sample)
     if not same_method(one, two) or ours == theirs:

@@ -23,7 +23,7 @@ from anomaly_bench.tables.layout import metric_of
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.entries import ResultGroup
 
 LEAST_CATEGORIES, LEAST_METHODS = 6, 3  # of a p-value; of a ranking
 PERMUTED = 13  # categories up to which scipy tries all signs where differences are 0 or equal
@@ -36,7 +36,7 @@ class Side:
     """One of those compared: what it is called, and its records."""
 
     name: str
-    entry: Entry
+    entry: ResultGroup
     _kept: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -10,7 +10,7 @@ from anomaly_bench.records.setups import all_categories
 from anomaly_bench.tables import build
 from anomaly_bench.tables.aggregate import seeds_fact
 from anomaly_bench.tables.layout import Layout
-from anomaly_bench.tables.table import DASH, Cell, Grid, Head, Value
+from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
 
 if TYPE_CHECKING:
     from anomaly_bench.comparison.pairing import Comparison
@@ -49,19 +49,19 @@ def methods_grid(found: Comparison, metric: str) -> Grid:
 
 def folders_grid(found: Comparison, metric: str, values: Sequence[Difference]) -> Grid:
     """a, b and b − a of every pair; the means are of the categories that both have."""
-    heads: list[Head] = []
+    heads: list[Header] = []
     columns: list[Mapping[str, str]] = []
     for each in values:
         names = [each.pair.first.entry.name, each.pair.second.entry.name]
         above = (*names, names[0] if names[0] == names[1] else "")
-        heads += [Head(labels) for labels in zip(above, ("a", "b", "b − a"), strict=True)]
+        heads += [Header(labels) for labels in zip(above, ("a", "b", "b − a"), strict=True)]
         sides = zip((each.first, each.second), each.means, strict=True)
         columns += [
             {**{name: number(value) for name, value in part.items()}, MEAN: number(mean)} for part, mean in sides
         ]
         columns.append({**{name: signed(value) for name, value in each.values.items()}, MEAN: signed(each.mean)})
     categories = [name for name in all_categories(found.records) if any(name in column for column in columns)]
-    rows = [*(Head((name,)) for name in categories), Head((MEAN,), opens=True, mean=True)]
+    rows = [*(Header((name,)) for name in categories), Header((MEAN,), opens=True, mean=True)]
     texts = [[column.get(name, DASH) for column in columns] for name in (*categories, MEAN)]
     caption = f"{found.title}: {metric_title(metric)} (points of 100)"
     said = seed_notes(values)
@@ -83,15 +83,15 @@ def pairs_grid(found: Comparison, values: Mapping[str, Sequence[Difference]]) ->
     tests = max(sum(each.p is not None for each in part) for part in values.values())
     heads = [("", "Mean"), *(("Categories", name) for name in ("all", "higher", "equal", "lower")), ("", "Seeds")]
     heads += [("Wilcoxon", "p"), *([("Wilcoxon", "p (Holm)")] if tests > 1 else [])]
-    rows: list[Head] = []
+    rows: list[Header] = []
     texts = []
     for metric, part in values.items():
         for place, each in enumerate(each for each in part if each.values):
-            rows.append(Head((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows)))
+            rows.append(Header((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows)))
             texts.append(pair_texts(each)[: len(heads)])
     caption = f"{found.title}: mean differences (points of 100)"
     said = notes([*test_notes(values, tests), *found.notes])
-    return Grid("compare-pairs", caption, PAIRS, [*map(Head, heads)], rows, cells(texts), ("",), said)
+    return Grid("compare-pairs", caption, PAIRS, [*map(Header, heads)], rows, cells(texts), ("",), said)
 
 
 def pair_texts(each: Difference) -> list[str]:

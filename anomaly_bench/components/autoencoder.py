@@ -20,7 +20,7 @@ from anomaly_bench.components.training import Loop
 from anomaly_bench.errors import UsageError
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Normals
+    from anomaly_bench.protocol import TrainingSet
 
 PATCH = 128  # pixels: the side of a texture's patches
 STRIDE = 30  # pixels: between the patches that an image is scored by
@@ -86,7 +86,7 @@ def side_of(shape: tuple[int, int, int], patches: bool) -> int:
 def train(
     method: nn.Module,
     network: nn.Module,
-    normals: Normals,
+    normals: TrainingSet,
     loss: Callable[[Tensor, Tensor], Tensor],
     prepare: Callable[[Tensor], Tensor],
     patches: bool,

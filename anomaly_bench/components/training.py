@@ -23,7 +23,7 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Normals
+    from anomaly_bench.protocol import TrainingSet
 
 logger = logging.getLogger(__name__)
 REUSED = 2**27 - 1  # bytes: freed memory of smaller tensors is kept
@@ -88,7 +88,7 @@ class Loop:
         self,
         module: nn.Module,
         optimiser: torch.optim.Optimizer,
-        normals: Normals,
+        normals: TrainingSet,
         epochs: int,
         clip: float | None = None,
     ) -> None:

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.files import legal, write_atomically
+from anomaly_bench.files import safe_filename, write_atomically
 from anomaly_bench.version import __version__
 
 READ_SECONDS = 30  # without a byte, then an address is given up
@@ -354,7 +354,7 @@ def plain_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     """
     parts = PurePosixPath(member.name).parts
     names = [part.lstrip(".") for part in parts]  # ".hidden" is legal, ".." is not
-    if not (member.isdir() or member.isfile()) or member.issparse() or names != [legal(name) for name in names]:
+    if not (member.isdir() or member.isfile()) or member.issparse() or names != [safe_filename(name) for name in names]:
         raise DataError(
             f"the archive's member {member.name[:200]!r} is refused: expected plain files and folders, with names of "
             "letters, digits and ._- inside the archive's own folder; nothing is unpacked"

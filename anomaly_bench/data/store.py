@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from anomaly_bench.cache import cache_root
 from anomaly_bench.data.decoding import FILTER, decode_image, decode_mask
 from anomaly_bench.errors import DataError
-from anomaly_bench.files import digest, legal, write_atomically
+from anomaly_bench.files import digest, safe_filename, write_atomically
 
 if TYPE_CHECKING:
     from anomaly_bench.data.decoding import Size
@@ -109,7 +109,7 @@ def stored(
         "pillow": PIL.__version__,
         "files": list(sha256),
     }
-    key, folder = digest(about)[:24], cache_root() / "store" / legal(place)
+    key, folder = digest(about)[:24], cache_root() / "store" / safe_filename(place)
     shape = (len(sources), *shape)
 
     def decoded() -> Iterator[NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, ReadWriteLock, Timeout
 
 from anomaly_bench.cache import LOCKS, cache_root
-from anomaly_bench.files import legal
+from anomaly_bench.files import safe_filename
 from anomaly_bench.hardware import timing
 
 LONGEST_WAIT = 300.0  # seconds that timing waits for other jobs, which may train for hours
@@ -26,7 +26,7 @@ NO_LOCK = (OSError, sqlite3.Error, ValueError)  # of filelock, where the cache o
 
 def locks() -> Path:
     """The folder of this host's locks."""
-    folder = cache_root() / LOCKS / legal(platform.node() or "host")
+    folder = cache_root() / LOCKS / safe_filename(platform.node() or "host")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -109,6 +109,6 @@ def one_of(names: Sequence[str], waiting: Callable[[], None]) -> Iterator[int]:
 def _first_free(names: Sequence[str], held: contextlib.ExitStack) -> int | None:
     for place, name in enumerate(names):
         with contextlib.suppress(Timeout):
-            held.enter_context(FileLock(locks() / f"{legal(name)}.lock").acquire(timeout=0))
+            held.enter_context(FileLock(locks() / f"{safe_filename(name)}.lock").acquire(timeout=0))
             return place
     return None

@@ -17,7 +17,7 @@ from anomaly_bench.errors import NotFittedError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Normals
+    from anomaly_bench.protocol import TrainingSet
 
 
 class AEL2(nn.Module):
@@ -53,7 +53,7 @@ class AEL2(nn.Module):
         """
         self.network = AutoEncoder(3, side_of(shapes[0], bool(self.patches)), self.latent)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train on random views.
 
         Raises:

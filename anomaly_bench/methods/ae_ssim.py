@@ -20,7 +20,7 @@ from anomaly_bench.errors import NotFittedError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Normals
+    from anomaly_bench.protocol import TrainingSet
 
 
 class AESSIM(nn.Module):
@@ -56,7 +56,7 @@ class AESSIM(nn.Module):
         """
         self.network = AutoEncoder(1, side_of(shapes[0], bool(self.patches)), self.latent)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train on random views.
 
         Raises:

@@ -38,7 +38,7 @@ from anomaly_bench.protocol import Scores, to_tensor
 
 if TYPE_CHECKING:
     from anomaly_bench.components.training import Epoch
-    from anomaly_bench.protocol import Features, Kept, Normals
+    from anomaly_bench.protocol import FeatureArray, Features, TrainingSet
 
 CLAMP = 1.9  # of the couplings' log-scales
 AT_ONCE = 8192  # fibres that are scored together
@@ -90,7 +90,7 @@ class CFlowAD(nn.Module):
         )
         self.register_buffer("largest", torch.zeros(len(shapes)))
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train each flow on shuffled fibres (equation 9, within -log sigmoid), then find the largest likelihoods."""
         kept = normals.kept(self.versions, self.batch) if self.views else None
         levels = self.backbone(to_tensor(normals.pixels[:1], normals.device))
@@ -112,12 +112,12 @@ class CFlowAD(nn.Module):
         """The levels of `views` rotations of each image, those of the first version first."""
         return [level for _ in range(self.views) for level in self.backbone(self.turned(images))]
 
-    def version(self, kept: Kept, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+    def version(self, kept: FeatureArray, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
         """The levels of the chosen images in the version whose turn it is."""
         first = epoch.number % self.views * len(self.flows)
         return [level[chosen].to(kept.device) for level in kept.levels[first : first + len(self.flows)]]
 
-    def fresh(self, normals: Normals, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+    def fresh(self, normals: TrainingSet, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
         """The levels of new rotations of the chosen images."""
         images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
         return self.backbone(self.turned(images, epoch.generator))

@@ -30,7 +30,7 @@ from anomaly_bench.errors import NotFittedError, UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 SCALES = 3
 
@@ -82,7 +82,7 @@ class CSFlow(nn.Module):
             blocks.append(TwoSided([shapes[0][0]] * SCALES, subnet, self.clamp))
         self.flow = Flow(blocks)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train the flow (equation 6) on the features of one pass.
 
         Raises:

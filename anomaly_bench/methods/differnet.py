@@ -30,7 +30,7 @@ from anomaly_bench.protocol import Scores, to_tensor
 
 if TYPE_CHECKING:
     from anomaly_bench.components.training import Epoch
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 AT_ONCE = 32  # rotated images in one pass of the network
 
@@ -81,7 +81,7 @@ class DifferNet(nn.Module):
             for _ in range(self.blocks)
         )
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train the flow on rotated images (equation 4).
 
         Raises:
@@ -146,13 +146,13 @@ class DifferNet(nn.Module):
         vectors = kept[..., 0].transpose(1, 2)  # (B, train_views, D)
         return vectors.take_along_dim(picked.to(kept.device)[..., None], dim=1).flatten(0, 1)
 
-    def turned(self, normals: Normals, chosen: Tensor, epoch: Epoch) -> Tensor:
+    def turned(self, normals: TrainingSet, chosen: Tensor, epoch: Epoch) -> Tensor:
         """The vectors (B * per_image, D) of new rotations of the chosen images."""
         images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
         angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
         return torch.cat([self.vectors(augmentation.rotate_images(images, each)) for each in angles])
 
-    def check(self, normals: Normals) -> None:
+    def check(self, normals: TrainingSet) -> None:
         """Raise UsageError where the network's pools leave nothing of the smallest scale."""
         try:
             self.vectors(to_tensor(normals.pixels[:1], normals.device))

@@ -28,7 +28,7 @@ from anomaly_bench.errors import NotFittedError, UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Normals
+    from anomaly_bench.protocol import TrainingSet
 
 WINDOW = 21  # pixels: of the mean filter before the image score's maximum
 STRIDE = 32  # of the deepest stage
@@ -85,7 +85,7 @@ class DRAEM(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train both networks on images with simulated anomalies, new ones in every epoch.
 
         Raises:

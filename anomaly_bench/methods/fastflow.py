@@ -40,7 +40,7 @@ from anomaly_bench.errors import NotFittedError, UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 CLAMP = 2.0  # of the couplings' log-scales
 
@@ -89,7 +89,7 @@ class FastFlow(nn.Module):
         sides = [self.kernels[step % len(self.kernels)] for step in range(self.steps)]
         return Flow(OneSided(channels, functools.partial(subnet, width, side), CLAMP) for side in sides)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train all flows together on features that are kept (equations 1 to 3)."""
         kept = normals.kept(self.read, self.batch)
         self.build(kept.shapes)

@@ -22,7 +22,7 @@ from anomaly_bench.errors import NotFittedError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 LEAST = 3  # images: around their mean, two are each other's mirror image and leave nothing to estimate a shrinkage from
 
@@ -45,7 +45,7 @@ class MahalanobisAD(nn.Module):
         """Make room for the Gaussians of feature levels of these (C, h, w) shapes."""
         self.gaussians = nn.ModuleList(Gaussian(shape[0]) for shape in shapes)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Pool all images' features and fit each level's Gaussian.
 
         Raises:

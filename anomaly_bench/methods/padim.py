@@ -21,7 +21,7 @@ from anomaly_bench.errors import NotFittedError, UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 
 class PaDiM(nn.Module):
@@ -73,7 +73,7 @@ class PaDiM(nn.Module):
         self.register_buffer("mean", torch.empty(positions, self.dimensions))
         self.register_buffer("whitener", torch.empty(positions, self.dimensions, self.dimensions))
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Stream mean and covariance (equation 1) and factorise the covariances.
 
         Raises:

@@ -32,7 +32,7 @@ from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.components.neighbours import Neighbours
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 AROUND = 9  # bank entries around the nearest one that the re-weighting looks at; the paper prints no number
 
@@ -76,7 +76,7 @@ class PatchCore(nn.Module):
         self.register_buffer("bank", torch.empty(0, self.dimensions if self.pooled else channels))
         self.register_buffer("norms", torch.empty(0), persistent=False)
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Embed every patch and keep the coreset.
 
         The embedding is one float32 array (N * h * w, D); besides it the memory takes one batch's features, the bank,
@@ -101,7 +101,7 @@ class PatchCore(nn.Module):
         self.bank = embedding[chosen]
         self.norms = squared_lengths(self.bank)
 
-    def reserve(self, normals: Normals) -> tuple[Tensor, int]:
+    def reserve(self, normals: TrainingSet) -> tuple[Tensor, int]:
         """An array for the embeddings of all images, and the number of them to keep."""
         rows, dimensions = len(normals) * self.grid[0] * self.grid[1], self.bank.shape[1]
         count, least = int(self.ratio * rows), 2 if self.reweight else 1

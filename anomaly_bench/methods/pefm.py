@@ -26,7 +26,7 @@ from anomaly_bench.errors import NotFittedError, UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class PEFM(nn.Module):
             raise UsageError(f"method.latents={list(latents)}: expected {len(pairs)} numbers, one per level, or null")
         self.projectors = nn.ModuleList(Projector(*pair, latent) for pair, latent in zip(pairs, latents, strict=True))
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train all projectors together; each has gradients and a state of Adam of its own."""
         kept = normals.kept(self.read, self.batch)
         self.build(kept.shapes)

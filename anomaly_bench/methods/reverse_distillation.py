@@ -26,7 +26,7 @@ from anomaly_bench.errors import NotFittedError, UsageError, closest
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 EXPANSIONS = {"basic": 1, "bottleneck": 4}  # output channels over planes
 
@@ -78,7 +78,7 @@ class ReverseDistillation(nn.Module):
             if isinstance(module, nn.Conv2d):  # transposed ones keep torch's start, as in the authors' code
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train bottleneck and decoder; the teacher sees every image once.
 
         Raises:

@@ -28,7 +28,7 @@ from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Features, Normals
+    from anomaly_bench.protocol import Features, TrainingSet
 
 logger = logging.getLogger(__name__)
 PYRAMIDS = ("joined", "mean")
@@ -86,7 +86,7 @@ class SPADE(nn.Module):
         """(N, h, w, C) of each level of the map."""
         return [getattr(self, f"gallery_{index}") for index in range(self.depth)]
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Keep the features of every image, in float32; besides them the memory takes one batch's.
 
         Raises:
@@ -110,7 +110,7 @@ class SPADE(nn.Module):
                 *(normals.name, self.neighbours, len(normals)),
             )
 
-    def reserve(self, normals: Normals) -> None:
+    def reserve(self, normals: TrainingSet) -> None:
         """Give the empty gallery a row for each image."""
         buffers = {name: buffer for name, buffer in self.named_buffers() if name in self.state_dict()}
         shapes = {name: (len(normals), *buffer.shape[1:]) for name, buffer in buffers.items()}

@@ -24,7 +24,7 @@ from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.backbones.backbone import Backbone
-    from anomaly_bench.protocol import Kept, Normals
+    from anomaly_bench.protocol import FeatureArray, TrainingSet
 
 
 class STFPM(nn.Module):
@@ -57,7 +57,7 @@ class STFPM(nn.Module):
         """Make the student, with random weights."""
         self.student = self.backbone.trainable_copy()
 
-    def fit(self, normals: Normals) -> None:
+    def fit(self, normals: TrainingSet) -> None:
         """Train on most images, and keep the epoch whose maps of the others are lowest (as the authors' code does).
 
         Raises:
@@ -117,7 +117,7 @@ class STFPM(nn.Module):
         return torch.stack(maps).prod(dim=0)
 
     @torch.no_grad()
-    def mean_map(self, held: Normals, known: Kept) -> float:
+    def mean_map(self, held: TrainingSet, known: FeatureArray) -> float:
         """The mean score of all patches of images that were not trained on."""
         total = 0.0
         for numbers in torch.split(torch.arange(len(held)), self.batch):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from anomaly_bench.files import legal, write_atomically
+from anomaly_bench.files import safe_filename, write_atomically
 from anomaly_bench.heatmap import heat
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.float3
 
 def picture_name(kind: str, rank: int, file: str) -> str:
     """'miss-1-test-broken_large-003.png', of an image's path in the dataset."""
-    return f"{kind}-{rank}-{legal(file.rpartition('.')[0].replace('/', '-'))}.png"
+    return f"{kind}-{rank}-{safe_filename(file.rpartition('.')[0].replace('/', '-'))}.png"
 
 
 def save(

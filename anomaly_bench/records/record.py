@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.files import digest, legal, write_atomically
+from anomaly_bench.files import digest, safe_filename, write_atomically
 
 SCHEMA = 1
 
@@ -77,10 +77,12 @@ class Record:
     @property
     def path(self) -> Path:
         """Where it lies below the results folder; legal on Windows."""
-        file = f"{legal(self.task)}-s{self.seed}-{self.fingerprint[:8]}.json"
+        file = f"{safe_filename(self.task)}-s{self.seed}-{self.fingerprint[:8]}.json"
         if self.test != "test":
-            file = f"{legal(self.task)}-{legal(self.test)}-s{self.seed}-{self.fingerprint[:8]}.json"
-        return Path("records", legal(self.dataset), f"{legal(self.method)}-{legal(self.backbone)}", file)
+            file = f"{safe_filename(self.task)}-{safe_filename(self.test)}-s{self.seed}-{self.fingerprint[:8]}.json"
+        return Path(
+            "records", safe_filename(self.dataset), f"{safe_filename(self.method)}-{safe_filename(self.backbone)}", file
+        )
 
     def value(self, metric: str) -> float | None:
         """A metric as a fraction; None where it is undefined or was not computed."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.files import legal
+from anomaly_bench.files import safe_filename
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -33,7 +33,7 @@ def setup_name(record: Record) -> str:
     parts = [record.dataset, record.protocol, "x".join(map(str, record.input["resize"]))]
     parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
     parts += [record.precision] if record.precision != "fp32" else []
-    return legal("-".join([*parts, *(["oracle"] if record.oracle else [])]))
+    return safe_filename("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 
 
 def describe(record: Record) -> str:

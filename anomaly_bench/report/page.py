@@ -24,7 +24,7 @@ from anomaly_bench.records.setups import setups
 from anomaly_bench.report.figures import plots
 from anomaly_bench.report.sections import ACCURACIES, KINDS, Section
 from anomaly_bench.tables import query
-from anomaly_bench.tables.layout import Measure
+from anomaly_bench.tables.layout import Column
 from anomaly_bench.tables.table import DASH
 from anomaly_bench.version import __version__
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 LEADING = {"category": "Category", "method": "Method", "backbone": "Backbone"}  # columns of the table of records
 NUMBERS = (
-    Measure("seed", "Seed", digits=0),
-    *(Measure(name, METRICS[name].title, scale=100, digits=2) for name in (*ACCURACIES, "image_ap", "pixel_ap")),
-    Measure("latency_ms", "latency (ms)"),
-    Measure("fps", "FPS"),
-    Measure("fit_s", "fit (s)"),
-    Measure("extra_params", "extra params (M)", scale=1e-6, digits=2),
-    Measure("stored_mb", "stored (MB)"),
-    Measure("peak_ram_mb", "peak RAM (MB)", digits=0),
+    Column("seed", "Seed", digits=0),
+    *(Column(name, METRICS[name].title, scale=100, digits=2) for name in (*ACCURACIES, "image_ap", "pixel_ap")),
+    Column("latency_ms", "latency (ms)"),
+    Column("fps", "FPS"),
+    Column("fit_s", "fit (s)"),
+    Column("extra_params", "extra params (M)", scale=1e-6, digits=2),
+    Column("stored_mb", "stored (MB)"),
+    Column("peak_ram_mb", "peak RAM (MB)", digits=0),
 )
 TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
 
@@ -67,7 +67,7 @@ def write(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Column:
+class FilterColumn:
     """Of the table of records; choices: the values by which rows can be chosen."""
 
     name: str
@@ -76,15 +76,15 @@ class Column:
     choices: tuple[str, ...] = ()
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
     """The columns of some `table_row`s; one that holds a single value everywhere offers no choice."""
 
-    def texts(titles: Mapping[str, str]) -> Iterator[Column]:
+    def texts(titles: Mapping[str, str]) -> Iterator[FilterColumn]:
         for name, title in titles.items():
             values = sorted({row[name] for row in rows})
-            yield Column(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
+            yield FilterColumn(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
 
-    numbers = (Column(measure.value, measure.title, number=True) for measure in NUMBERS)
+    numbers = (FilterColumn(measure.value, measure.title, number=True) for measure in NUMBERS)
     return [*texts(LEADING), *numbers, *texts(TRAILING)]
 
 
@@ -97,7 +97,7 @@ def table_row(record: Record) -> dict[str, Any]:
     return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
 
 
-def printed(measure: Measure, value: float | None) -> str:
+def printed(measure: Column, value: float | None) -> str:
     return DASH if value is None else f"{value * measure.scale:.{measure.digits}f}"
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
-from anomaly_bench.files import legal
+from anomaly_bench.files import safe_filename
 from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.published import TABLES, load
 from anomaly_bench.published.methods import publications
@@ -24,15 +24,15 @@ from anomaly_bench.report.figures import plots
 from anomaly_bench.report.figures.plots import Curve, Point
 from anomaly_bench.tables import build
 from anomaly_bench.tables.aggregate import measured
-from anomaly_bench.tables.axes import Line
+from anomaly_bench.tables.axes import AxisItem
 from anomaly_bench.tables.entries import entries
-from anomaly_bench.tables.layout import Layout, Measure
-from anomaly_bench.tables.table import Head
+from anomaly_bench.tables.layout import Column, Layout
+from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
     from anomaly_bench.records.gallery import Case
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.entries import Entry
+    from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.table import Grid
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
@@ -116,18 +116,18 @@ class Section:
         """For each machine setting: its name, and the points of its methods."""
         parts: dict[str, list[Point]] = defaultdict(list)
         for entry in entries(self.records, with_speed=True):
-            x, y = self._mean(entry, Measure("latency_ms", "")), self._mean(entry, Measure(metric, "", scale=100))
+            x, y = self._mean(entry, Column("latency_ms", "")), self._mean(entry, Column(metric, "", scale=100))
             if x is not None and y is not None:
                 number = self._series(entry)
                 parts[str(entry.setting)].append(Point(x, y, self.labels[number], number))
         yield from parts.items()
 
-    def _mean(self, entry: Entry, measure: Measure) -> float | None:
+    def _mean(self, entry: ResultGroup, measure: Column) -> float | None:
         """As in a table, over categories and seeds, but with 6 decimals."""
         exact = replace(measure, digits=6)
-        return measured(exact, Line(Head(()), entry=entry), list(entry.records), averaged=True).number
+        return measured(exact, AxisItem(Header(()), entry=entry), list(entry.records), averaged=True).number
 
-    def _series(self, entry: Entry) -> int:
+    def _series(self, entry: ResultGroup) -> int:
         names = [(each.full_title, each.backbone) for each in self.entries]
         return names.index((entry.full_title, entry.backbone))
 
@@ -153,7 +153,7 @@ class Section:
         ]
         found = []
         for number, entry in enumerate(self.entries):
-            method, value = entry.sample.method, self._mean(entry, Measure(metric, "", scale=100))
+            method, value = entry.sample.method, self._mean(entry, Column(metric, "", scale=100))
             if method in months and value is not None:
                 found.append(Point(months[method], value, self.labels[number], number, method))
         return published, found
@@ -220,7 +220,7 @@ class Section:
                 yield folder / f"timeline-{metric}", plots.timeline(published, found, title)
         for category in self.categories:
             if panels := self.curves(category):
-                yield folder / f"curves-{legal(category)}", plots.curves(panels, legend=True)
+                yield folder / f"curves-{safe_filename(category)}", plots.curves(panels, legend=True)
 
 
 def data_uri(picture: PILImage.Image) -> str:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from anomaly_bench import metrics
 from anomaly_bench.backbones.build import identify, make_backbone, make_network
-from anomaly_bench.backbones.cached import Ledger, Rows, Store, Watched, Work
-from anomaly_bench.backbones.feature_store import Shelf
+from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
+from anomaly_bench.backbones.feature_store import FeatureCache
 from anomaly_bench.config.instantiate import construct, networks
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
-from anomaly_bench.protocol import Normals, Outcome, to_tensor
+from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.records import gallery
 from anomaly_bench.records.provenance import provenance
 from anomaly_bench.runs import saved_model
@@ -42,7 +42,7 @@ class Fitted:
 
     method: Any  # a torch.nn.Module that is a protocol.Method
     cost: dict[str, Any]
-    work: Work
+    work: ExtractionCost
 
 
 class Evaluator:
@@ -53,26 +53,26 @@ class Evaluator:
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
         self.device = set_up(settings.device, settings.threads, settings.precision)
-        self.ledger = Ledger(self.device)
+        self.ledger = ExtractionLog(self.device)
         self.weights = weights
-        self.networks: list[Watched] = []  # that the backbone is made of
+        self.networks: list[CachedBackbone] = []  # that the backbone is made of
         self.backbone = make_backbone(config, weights, settings.precision, self.watched)
         if self.backbone is not None:
             self.backbone.to(self.device)
 
-    def watched(self, name: str, network: Any) -> Watched:
+    def watched(self, name: str, network: Any) -> CachedBackbone:
         """One of the backbone's networks as methods see it: its features come from the cache where they can."""
         node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
         store = None
         if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
             store = Store(
-                Shelf(1e9 * settings.cache_gb),
+                FeatureCache(1e9 * settings.cache_gb),
                 {**identify(node, self.weights), "precision": settings.precision},
                 node.get("modules", ""),
                 lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
                 self.reporter.stage,
             )
-        self.networks.append(Watched(network, self.ledger, store))
+        self.networks.append(CachedBackbone(network, self.ledger, store))
         return self.networks[-1]
 
     def new_method(self) -> Any:
@@ -138,7 +138,7 @@ class Evaluator:
             method = self.new_method()
         shapes, image = [(3, *self.settings.size)], 0
         if self.backbone is not None:
-            shapes, image = self.backbone.rehearse(self.settings.size)
+            shapes, image = self.backbone.infer_shapes(self.settings.size)
         with torch.device("meta"):
             method.build(shapes)
         size = sizes(method)
@@ -151,12 +151,12 @@ class Evaluator:
         pixels = self.pixels(job, job.task.fit, "training")
         torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
         method = self.new_method().to(self.device)
-        self.ledger.work = Work()
+        self.ledger.work = ExtractionCost()
         announce = functools.partial(self.ledger.announce, self.rows(job, job.task.fit, pixels))
         with self.reporter.stage(f"{name}: fitting", len(pixels)) as advance, self.ledger.stopwatch() as elapsed:
             stage, group = self.reporter.stage, job.task.group
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
-            method.fit(Normals(name, pixels, self.device, advance, stage, checkpoint, group, announce))
+            method.fit(TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce))
         return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
@@ -193,7 +193,7 @@ class Evaluator:
             saved_model.save_model(folder, fitted.method, job)
         return record
 
-    def score(self, method: Method, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def score(self, method: Method, rows: ImageSet) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""
         scores, maps = [], []
         with self.reporter.stage(f"{rows.name}: scoring", len(rows.pixels)) as advance:
@@ -205,7 +205,7 @@ class Evaluator:
                 advance(len(scores[-1]))
         return np.concatenate(scores), np.concatenate(maps) if maps else None
 
-    def batches(self, rows: Rows) -> Iterator[Tensor]:
+    def batches(self, rows: ImageSet) -> Iterator[Tensor]:
         """(B, 3, H, W) of `batch_size` images each, on the device, announced to the backbone."""
         step = self.settings.batch_size
         for start in range(0, len(rows.pixels), step):
@@ -213,8 +213,8 @@ class Evaluator:
             self.ledger.announce(rows, images, start, step)
             yield images
 
-    def rows(self, job: Job, images: tuple[Image, ...], pixels: NDArray[np.uint8]) -> Rows:
-        return Rows(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))
+    def rows(self, job: Job, images: tuple[Image, ...], pixels: NDArray[np.uint8]) -> ImageSet:
+        return ImageSet(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
         """Fit again, with the same result, and add a speed entry of this machine to each record."""

@@ -102,19 +102,19 @@ class Job:
         return centre(whole, settings.crop).astype(np.bool_)
 
     @functools.cached_property
-    def told(self) -> Record:
+    def expected_record(self) -> Record:
         """The first test set's record, as far as it is known before the work: the job's files are named after it."""
         return self.record(next(iter(self.task.tests)))
 
     @property
     def checkpoint(self) -> Path:
         """Where an unfinished training is kept, below the results folder."""
-        return self.told.path.with_suffix(".checkpoint")
+        return self.expected_record.path.with_suffix(".checkpoint")
 
     @property
     def lease(self) -> str:
         """The name under which a run claims this job."""
-        return "--".join(self.told.path.with_suffix("").parts[1:])
+        return "--".join(self.expected_record.path.with_suffix("").parts[1:])
 
     def decode(self) -> None:
         """Fill the store; what is wrong with a file is said when its pixels are asked for."""

@@ -155,7 +155,7 @@ class Runner:
                     self.fail_all(error)
                 raise
             if job is not None:
-                failures.save(self.settings.results, job.told, error, self.config)
+                failures.save(self.settings.results, job.expected_record, error, self.config)
             why = reason(error).removeprefix(f"{name}: ")
             self.summary.failed[name] = why
             self.reporter.fail(f"{where}: {why}", error)
@@ -170,7 +170,7 @@ class Runner:
             with contextlib.suppress(DataError, OSError):
                 job = self.job(name)
                 if self.done(job) is None:
-                    failures.save(self.settings.results, job.told, error, self.config)
+                    failures.save(self.settings.results, job.expected_record, error, self.config)
 
     def job(self, name: str) -> Job:
         """The job of one category; see `make_job`."""
@@ -183,7 +183,7 @@ class Runner:
             self.summary.records += done
             self.reporter.say(f"{where}: done before ({headline(done)})")
             return False
-        if self.settings.retry == "failed" and failures.load(self.settings.results, job.told) is None:
+        if self.settings.retry == "failed" and failures.load(self.settings.results, job.expected_record) is None:
             self.reporter.say(f"{where}: left out by retry=failed")
             return False
         with leases.claim(self.settings.results, job.lease) as ours:
@@ -214,7 +214,7 @@ class Runner:
             made = self.evaluator(job).add_speed(job, known)
         for record in made:
             save(record, self.settings.results)
-        failures.forget(self.settings.results, job.told, self.config)
+        failures.forget(self.settings.results, job.expected_record, self.config)
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(made)}")
         return made

@@ -15,9 +15,9 @@ from anomaly_bench.tables.table import BEST, DASH, SECOND, Value
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.axes import Line
-    from anomaly_bench.tables.entries import Entry
-    from anomaly_bench.tables.layout import Measure
+    from anomaly_bench.tables.axes import AxisItem
+    from anomaly_bench.tables.entries import ResultGroup
+    from anomaly_bench.tables.layout import Column
 
 EXTRACTION = "fit: the backbone's part was timed when features were put into the cache"
 
@@ -32,7 +32,7 @@ class Found:
         facts: by kind, for the footnotes.
     """
 
-    measure: Measure
+    measure: Column
     text: str = DASH
     number: float | None = None
     covered: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class Found:
         return Value(self.text, self.rank, self.published, self.gap, self.grade)
 
 
-def measured(measure: Measure, line: Line, wanted: Sequence[str], averaged: bool) -> Found:
+def measured(measure: Column, line: AxisItem, wanted: Sequence[str], averaged: bool) -> Found:
     """The mean over categories of the mean over seeds, of what was measured."""
     entry = line.entry
     if entry is None or measure.value in TEXTS:
@@ -62,7 +62,7 @@ def measured(measure: Measure, line: Line, wanted: Sequence[str], averaged: bool
     return Found(measure, text + _deviation(measure, values), float(text), frozenset(values), facts)
 
 
-def by_seed(entry: Entry, name: str, wanted: Iterable[str]) -> tuple[dict[str, dict[int, float]], list[Record]]:
+def by_seed(entry: ResultGroup, name: str, wanted: Iterable[str]) -> tuple[dict[str, dict[int, float]], list[Record]]:
     """Category -> seed -> one number of an entry's records, where they have it; and these records."""
     values: dict[str, dict[int, float]] = {}
     used: list[Record] = []
@@ -75,7 +75,7 @@ def by_seed(entry: Entry, name: str, wanted: Iterable[str]) -> tuple[dict[str, d
     return values, used
 
 
-def _deviation(measure: Measure, values: Mapping[str, Mapping[int, float]]) -> str:
+def _deviation(measure: Column, values: Mapping[str, Mapping[int, float]]) -> str:
     """' ± 0.3': the sample standard deviation over seeds of the mean over categories, where these share their seeds."""
     seeds = set.intersection(*(set(each) for each in values.values()))
     if not measure.deviation or len(seeds) < 2 or any(len(each) != len(seeds) for each in values.values()):
@@ -107,7 +107,7 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
     return f"mean of {least} to {most} seeds, which differ between categories"
 
 
-def _source_facts(name: str, records: Sequence[Record], line: Line) -> dict[str, str]:
+def _source_facts(name: str, records: Sequence[Record], line: AxisItem) -> dict[str, str]:
     """The setup, where a speed or cost was measured, and whether a metric was computed by an earlier revision."""
     facts = {"setup": describe(records[0])}
     if name in SPEED:
@@ -127,7 +127,7 @@ def _source_facts(name: str, records: Sequence[Record], line: Line) -> dict[str,
     return {**facts, "metric": outdated}
 
 
-def reported(measure: Measure, line: Line, key: str) -> Found:
+def reported(measure: Column, line: AxisItem, key: str) -> Found:
     """What the paper prints."""
     cell = line.printed.find(key, measure) if line.printed else None
     if cell is None or line.printed is None:
@@ -137,7 +137,7 @@ def reported(measure: Measure, line: Line, key: str) -> Found:
     return Found(measure, papers.text_of(cell), number, frozenset((key,)), facts if cell.printed != "-" else {})
 
 
-def beside(measure: Measure, line: Line, key: str, wanted: Sequence[str], averaged: bool) -> Found:
+def with_published(measure: Column, line: AxisItem, key: str, wanted: Sequence[str], averaged: bool) -> Found:
     """What was measured, what the paper prints (repaired), and the gap."""
     found, cell = measured(measure, line, wanted, averaged), line.printed.find(key, measure) if line.printed else None
     if cell is None or line.printed is None:
@@ -161,7 +161,7 @@ def _grade(gap: float, best: str) -> str:
     return "better" if (gap > 0) == (best == "highest") else "worse"
 
 
-def rank(lines: Sequence[Line], across: Sequence[Sequence[list[Found]]], second: bool) -> None:
+def rank(lines: Sequence[AxisItem], across: Sequence[Sequence[list[Found]]], second: bool) -> None:
     """Rank values over the methods of a section; `second`: mark the second best too."""
     for cells in across:
         for section in {line.section for line in lines}:

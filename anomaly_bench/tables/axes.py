@@ -13,13 +13,13 @@ from anomaly_bench.records.setups import all_categories, category_of
 from anomaly_bench.tables.entries import Setting, entries
 from anomaly_bench.tables.layout import SPEED, TEXTS
 from anomaly_bench.tables.papers import pairs, printed_methods
-from anomaly_bench.tables.table import Head
+from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.entries import Entry
-    from anomaly_bench.tables.layout import Layout, Measure
+    from anomaly_bench.tables.entries import ResultGroup
+    from anomaly_bench.tables.layout import Column, Layout
     from anomaly_bench.tables.papers import Printed
 
 ALL = "mean:all"
@@ -28,7 +28,7 @@ CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone"), "cell
 
 
 @dataclass(frozen=True)
-class Line:
+class AxisItem:
     """A row or column and what it picks; an empty pick leaves the choice to the other axis, or takes all.
 
     Attributes:
@@ -38,18 +38,18 @@ class Line:
         key: a category, or a mean as in `references.MEANS`; categories: what it is the mean of.
     """
 
-    head: Head
+    head: Header
     over: tuple[str, ...] = ()
     section: str = ""
-    entry: Entry | None = None
+    entry: ResultGroup | None = None
     printed: Printed | None = None
     key: str = ""
     categories: tuple[str, ...] = ()
-    measures: tuple[Measure, ...] = ()
+    measures: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True)
-class Material:
+class TableInput:
     """What one table is made of.
 
     Attributes:
@@ -59,29 +59,31 @@ class Material:
     """
 
     layout: Layout
-    measures: Sequence[Measure]
+    measures: Sequence[Column]
     records: Sequence[Record]
     references: Sequence[Reference] = ()
     source: str = "measured"
 
 
-def lines(axis: str, material: Material) -> list[Line]:
+def lines(axis: str, material: TableInput) -> list[AxisItem]:
     """The rows, or the columns, of a table."""
     if axis == "cells":
-        return [Line(Head((measure.title,)), (measure.over,), measures=(measure,)) for measure in material.measures]
+        return [
+            AxisItem(Header((measure.title,)), (measure.over,), measures=(measure,)) for measure in material.measures
+        ]
     if material.layout.published:
         return _printed_categories(material) if axis == "categories" else _printed_methods(material)
     return _categories(material.records) if axis == "categories" else _methods(material)
 
 
-def _categories(records: Sequence[Record]) -> list[Line]:
+def _categories(records: Sequence[Record]) -> list[AxisItem]:
     """Categories with records, each group followed by its mean, and the mean of all at the end."""
     everything = all_categories(records)
     recorded = {category_of(record) for record in records}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, group in everything.items():
         groups[group].append(name)
-    made: list[Line] = []
+    made: list[AxisItem] = []
     for group, names in groups.items():
         shown = [name for name in names if name in recorded]
         shown += [f"mean:{group}"] if shown and group and len(groups) > 1 else []
@@ -89,16 +91,16 @@ def _categories(records: Sequence[Record]) -> list[Line]:
     return _ruled([*made, *([_category(ALL, everything)] if len(everything) > 1 else [])])
 
 
-def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> Line:
+def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> AxisItem:
     """The line of a category or mean; `everything` is category -> group of the dataset."""
     kind, colon, group = key.partition(":")
     mean = bool(colon) and kind == "mean" and key not in everything
     members = tuple(name for name in everything if key == ALL or everything[name] == group) if mean else (key,)
     plain = f"mean of {group}" if mean else key
-    return Line(Head((label or plain,), mean=mean), (over,), key=key, categories=members)
+    return AxisItem(Header((label or plain,), mean=mean), (over,), key=key, categories=members)
 
 
-def _ruled(made: Sequence[Line]) -> list[Line]:
+def _ruled(made: Sequence[AxisItem]) -> list[AxisItem]:
     """A rule stands before the mean of all, after other means, and between groups."""
     ruled = list(made[:1])
     for before, line in itertools.pairwise(made):
@@ -107,28 +109,28 @@ def _ruled(made: Sequence[Line]) -> list[Line]:
     return ruled
 
 
-def _methods(material: Material) -> list[Line]:
+def _methods(material: TableInput) -> list[AxisItem]:
     """Methods by title and backbone; with several speed settings, in a section for each."""
     found = _entries(material)
     settings = {entry.setting for entry in found if entry.setting}
     if len(settings) < 2:
-        return [Line(Head((entry.full_title, entry.backbone)), entry=entry) for entry in found]
-    made: list[Line] = []
+        return [AxisItem(Header((entry.full_title, entry.backbone)), entry=entry) for entry in found]
+    made: list[AxisItem] = []
     for setting in (*sorted(settings, key=Setting.order), None):
         section = str(setting or "speed not measured")
         for entry in found:
             if entry.setting == setting:
                 first = not made or made[-1].section != section
-                head = Head((entry.full_title, entry.backbone), bool(made) and first, section if first else "")
-                made.append(Line(head, (section,), section, entry))
+                head = Header((entry.full_title, entry.backbone), bool(made) and first, section if first else "")
+                made.append(AxisItem(head, (section,), section, entry))
     return made
 
 
-def _entries(material: Material) -> list[Entry]:
+def _entries(material: TableInput) -> list[ResultGroup]:
     return entries(material.records, any(measure.value in SPEED for measure in material.measures))
 
 
-def _printed_categories(material: Material) -> list[Line]:
+def _printed_categories(material: TableInput) -> list[AxisItem]:
     """The paper's categories and means in its order."""
     layout, everything = material.layout, all_categories(material.records)
     keys = list(dict.fromkeys(cell.category or ALL for cell in load(layout.published)))
@@ -137,22 +139,22 @@ def _printed_categories(material: Material) -> list[Line]:
     return _ruled([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys])
 
 
-def _printed_methods(material: Material) -> list[Line]:
+def _printed_methods(material: TableInput) -> list[AxisItem]:
     """The paper's methods in its order, and then those of the records that it does not have."""
     printed = printed_methods(material.references, {**MEANS, **material.layout.labels})
     over = material.layout.header("methods")
     ours = {each.method for each in printed}
     found = [each for each in _entries(material) if each.sample.method in ours or _has_any(each, material.measures)]
-    made: list[Line] = []
+    made: list[AxisItem] = []
     for each, entry in pairs(printed, found):
         headers = tuple(filter(None, (over.get(each.name), *each.variant.split("/")))) if each else (EXTRA,)
         first = each is None and bool(made) and made[-1].printed is not None
-        head = Head(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")
-        made.append(Line(head, headers, entry=entry, printed=each))
+        head = Header(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")
+        made.append(AxisItem(head, headers, entry=entry, printed=each))
     return made
 
 
-def _names(printed: Printed | None, entry: Entry | None, source: str) -> tuple[str, str]:
+def _names(printed: Printed | None, entry: ResultGroup | None, source: str) -> tuple[str, str]:
     """A method's name and backbone: the paper's name, or ours above a column of nothing but our numbers."""
     if entry is None:
         return (printed.name if printed else "", "")
@@ -161,7 +163,7 @@ def _names(printed: Printed | None, entry: Entry | None, source: str) -> tuple[s
     return (printed.name, ", ".join(filter(None, (entry.backbone, entry.label))))
 
 
-def _has_any(entry: Entry, measures: Sequence[Measure]) -> bool:
+def _has_any(entry: ResultGroup, measures: Sequence[Column]) -> bool:
     names = [measure.value for measure in measures]
     records = [record for part in entry.records.values() for record in part]
     return any(name in TEXTS or entry.read(record, name) is not None for name in names for record in records)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from anomaly_bench import published
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.records.setups import all_categories, describe, setup_name, setups
-from anomaly_bench.tables.aggregate import beside, measured, rank, reported
-from anomaly_bench.tables.axes import ALL, CORNERS, Material, lines
+from anomaly_bench.tables.aggregate import measured, rank, reported, with_published
+from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, lines
 from anomaly_bench.tables.footnotes import _common_facts, _general_notes, _label_shares, _lettered, _noted, _notes
 from anomaly_bench.tables.table import Cell, Grid
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.aggregate import Found
-    from anomaly_bench.tables.axes import Line
+    from anomaly_bench.tables.axes import AxisItem
     from anomaly_bench.tables.footnotes import Matrix
     from anomaly_bench.tables.layout import Layout
-    from anomaly_bench.tables.table import Head
+    from anomaly_bench.tables.table import Header
 
 T = TypeVar("T")
 SOURCES = ("measured", "reported", "both")
@@ -64,7 +64,7 @@ def grids(
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
     return [
-        _grid(Material(layout, measures, part, references or (), source), name, mixed)
+        _grid(TableInput(layout, measures, part, references or (), source), name, mixed)
         for name, part in zip(names, parts, strict=False)
     ]
 
@@ -86,7 +86,7 @@ def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) 
     return parts or ([[]] if layout.published else [])
 
 
-def _grid(material: Material, name: str, mixed: bool) -> Grid:
+def _grid(material: TableInput, name: str, mixed: bool) -> Grid:
     """The table of one setup."""
     layout = material.layout
     axes = {axis: lines(axis, material) for axis in (layout.rows, layout.columns)}
@@ -114,7 +114,7 @@ def _grid(material: Material, name: str, mixed: bool) -> Grid:
     return _lettered(Grid(name, caption, corner, columns, rows, cells, parts, general))
 
 
-def _dataset(material: Material) -> str:
+def _dataset(material: TableInput) -> str:
     if not material.records:
         return published.TABLES[material.layout.published].dataset
     record = material.records[0]
@@ -125,7 +125,7 @@ def _turned(table: Sequence[Sequence[T]]) -> list[list[T]]:
     return [list(column) for column in zip(*table, strict=True)]
 
 
-def _column_heads(columns: Sequence[Line]) -> list[Head]:
+def _column_heads(columns: Sequence[AxisItem]) -> list[Header]:
     """With the headers that stand above, each column as many."""
     most = max((len(line.over) for line in columns), default=0)
     padded = [line.over + ("",) * (most - len(line.over)) for line in columns]
@@ -139,12 +139,12 @@ def _cells(matrix: Matrix, notes: Sequence[Sequence[list[str]]]) -> list[list[Ce
     ]
 
 
-def _matrix(rows: Sequence[Line], columns: Sequence[Line], material: Material) -> Matrix:
+def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: TableInput) -> Matrix:
     """The values of every row and column; what neither picks is all categories, or all measures."""
     averaged = not any(line.categories for line in (*rows, *columns))
     everything = tuple(all_categories(material.records))
 
-    def cell(row: Line, column: Line) -> list[Found]:
+    def cell(row: AxisItem, column: AxisItem) -> list[Found]:
         method, other = (row, column) if material.layout.rows == "methods" else (column, row)
         key, wanted = other.key or ALL, other.categories or everything
         found = []
@@ -154,13 +154,13 @@ def _matrix(rows: Sequence[Line], columns: Sequence[Line], material: Material) -
             elif material.source == "reported":
                 found.append(reported(measure, method, key))
             else:
-                found.append(beside(measure, method, key, wanted, averaged))
+                found.append(with_published(measure, method, key, wanted, averaged))
         return found
 
     return [[cell(row, column) for column in columns] for row in rows]
 
 
-def _without_empty(heads: Sequence[Head], corner: tuple[str, ...]) -> tuple[list[Head], tuple[str, ...]]:
+def _without_empty(heads: Sequence[Header], corner: tuple[str, ...]) -> tuple[list[Header], tuple[str, ...]]:
     """Drop the label levels that are empty in every head."""
     kept = [level for level, labels in enumerate(zip(*(head.labels for head in heads), strict=True)) if any(labels)]
     shorter = [replace(head, labels=tuple(head.labels[level] for level in kept)) for head in heads]

@@ -43,7 +43,7 @@ def place(device: str, threads: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ResultGroup:
     """A method with one backbone, one set of hyper-parameters and, where speed is shown, one speed setting.
 
     Attributes:
@@ -87,7 +87,7 @@ class Entry:
         return self.backbone or "none" if name == "backbone" else describe_input(self.sample.input)
 
 
-def entries(records: Sequence[Record], with_speed: bool) -> list[Entry]:
+def entries(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
     """Sorted by title and backbone, hyper-parameters and speed setting."""
     pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
     methods, backbones = _titles(records, "method"), _titles(records, "backbone")
@@ -101,7 +101,7 @@ def entries(records: Sequence[Record], with_speed: bool) -> list[Entry]:
                 categories[category_of(record)].append(record)
             speeds = {Setting.of(each) for record in part for each in record.speed} if with_speed else set()
             for setting in sorted(speeds, key=Setting.order) or (None,):
-                found.append(Entry(title, backbone, label, categories, part[0], setting))
+                found.append(ResultGroup(title, backbone, label, categories, part[0], setting))
     return found
 
 

@@ -12,7 +12,7 @@ from anomaly_bench.tables.aggregate import Found
 from anomaly_bench.tables.papers import DIFFERENCES, is_repaired
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.axes import Line, Material
+    from anomaly_bench.tables.axes import AxisItem, TableInput
     from anomaly_bench.tables.table import Grid
 
 
@@ -23,7 +23,7 @@ FACTS = ("setup", "count", "seeds", "speed", "alone", "cost", "extraction", "met
 Matrix = list[list[list[Found]]]  # [row][column][value of the tuple]
 
 
-def _label_shares(categories: Sequence[Line], across: Sequence[Sequence[list[Found]]]) -> list[Line]:
+def _label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[Found]]]) -> list[AxisItem]:
     """Mean lines whose values all leave out the same categories say so: 'mean of all (2 of 15)'."""
     labelled = []
     for line, cells in zip(categories, across, strict=True):
@@ -79,11 +79,11 @@ def _notes(by_method: Matrix, common: Mapping[str, tuple[str, bool]]) -> tuple[l
     return notes, shared
 
 
-def _noted(line: Line, notes: Sequence[str]) -> Line:
+def _noted(line: AxisItem, notes: Sequence[str]) -> AxisItem:
     return replace(line, head=replace(line.head, notes=tuple(notes)))
 
 
-def _general_notes(common: Mapping[str, tuple[str, bool]], material: Material, mixed: bool) -> list[tuple[str, str]]:
+def _general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, mixed: bool) -> list[tuple[str, str]]:
     """What holds for the table: facts of most values, where published numbers are from, the layout's own notes."""
     facts = {kind: fact + " unless marked" * (not all_alike) for kind, (fact, all_alike) in common.items() if fact}
     kinds = FACTS if mixed or material.layout.published else FACTS[1:]  # a caption has the setup

@@ -33,7 +33,7 @@ KINDS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Measure:
+class Column:
     """One number of a record: a metric, or a field of its speed entries, size or cost; or a text of `TEXTS`.
 
     Attributes:
@@ -63,7 +63,7 @@ class Layout:
     Attributes:
         caption: with {dataset}, {setup} and {cells} filled in.
         rows, columns: two of `AXES`, one of them "methods".
-        cells: metric names, or mappings with the keys of `Measure`.
+        cells: metric names, or mappings with the keys of `Column`.
         published: the paper's table that it lays out, a key of `references.TABLES`; rows and columns are the paper's.
         groups: headers over columns of a paper's table: title -> names of methods as printed, or categories.
         labels: of a paper's rows or columns: category, or mean as in `references.MEANS` -> what is printed.
@@ -86,7 +86,7 @@ class Layout:
     deviation: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def measure(self, cell: Any) -> Measure:
+    def measure(self, cell: Any) -> Column:
         """One of `cells`, with the layout's scale and digits; a metric has a title, and higher is better."""
         content = {"value": cell} if isinstance(cell, str) else cell
         name = content.get("value") if isinstance(content, dict) else None
@@ -94,7 +94,7 @@ class Layout:
         known = {name: getattr(self, name) for name in ("scale", "digits", "deviation")}
         known["title"] = metric.title if metric else str(name)
         known["best"] = "" if name in (*SPEED, *SIZE, *COST, *TEXTS) else "highest"
-        made: Measure = _make(Measure, {**known, **content} if isinstance(content, dict) else content, self.name)
+        made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
         return made
 
     def header(self, axis: str) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Layout:
         found = self.groups.items() if axis == self.columns else ()
         return {name: title for title, members in found for name in members}
 
-    def measures(self, cells: Iterable[str] | None, recorded: set[str]) -> list[Measure]:
+    def measures(self, cells: Iterable[str] | None, recorded: set[str]) -> list[Column]:
         """Its numbers; or those that are named instead of them, where they are a tuple.
 
         Args:

@@ -17,8 +17,8 @@ from anomaly_bench.tables.table import DASH
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.entries import Entry
-    from anomaly_bench.tables.layout import Measure
+    from anomaly_bench.tables.entries import ResultGroup
+    from anomaly_bench.tables.layout import Column
 
 ORIGINS = {
     "own": "the paper's own result",
@@ -44,7 +44,7 @@ class Printed:
     cells: Mapping[tuple[str, str], Reference]
     repairs: Mapping[str, str]
 
-    def find(self, category: str, measure: Measure) -> Reference | None:
+    def find(self, category: str, measure: Column) -> Reference | None:
         """The cell of a category; a table without categories has one for all."""
         metric = measure.published or measure.value
         return self.cells.get((category, metric)) or self.cells.get(("", metric))
@@ -78,19 +78,21 @@ def is_repaired(cell: Reference) -> bool:
     return cell.value is not None and cell.number is not None and cell.value != float(cell.number)
 
 
-def pairs(printed: Sequence[Printed], entries: Sequence[Entry]) -> list[tuple[Printed | None, Entry | None]]:
+def pairs(
+    printed: Sequence[Printed], entries: Sequence[ResultGroup]
+) -> list[tuple[Printed | None, ResultGroup | None]]:
     """The paper's methods in its order, each with our entries of it, and then the entries that it does not have.
 
     An entry stands beside the paper's method of its backbone, or else of its name (the last one, if there are many).
     """
-    found: list[tuple[Printed | None, Entry | None]] = []
+    found: list[tuple[Printed | None, ResultGroup | None]] = []
     for each in printed:
         own = [entry for entry in entries if _beside(entry, printed) is each]
         found += [(each, entry) for entry in own or (None,)]
     return [*found, *((None, entry) for entry in entries if _beside(entry, printed) is None)]
 
 
-def _beside(entry: Entry, printed: Sequence[Printed]) -> Printed | None:
+def _beside(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | None:
     named = [each for each in printed if each.method == entry.sample.method]
     exact = [each for each in named if each.backbone == entry.sample.backbone]
     return (exact or named)[-1] if named else None
@@ -101,7 +103,7 @@ def text_of(cell: Reference) -> str:
     return DASH if cell.printed == "-" else cell.printed
 
 
-def number_of(cell: Reference, measure: Measure) -> float | None:
+def number_of(cell: Reference, measure: Column) -> float | None:
     """The repaired value in the unit of the table's cells."""
     if cell.value is None:
         return None
@@ -115,7 +117,7 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
     return {"origin": ORIGINS[cell.origin], "repair": repair}
 
 
-def differences(printed: Printed, cell: Reference, sample: Record, measure: Measure) -> dict[str, str]:
+def differences(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
     """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
     if (printed.backbone or "none") != sample.backbone:

@@ -42,7 +42,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Head:
+class Header:
     """What a row or column is called.
 
     Attributes:
@@ -67,8 +67,8 @@ class Grid:
     name: str
     caption: str
     corner: tuple[str, ...]
-    columns: list[Head]
-    rows: list[Head]
+    columns: list[Header]
+    rows: list[Header]
     cells: list[list[Cell]]
     parts: tuple[str, ...]
     notes: list[tuple[str, str]]
@@ -101,7 +101,7 @@ def joined(cell: Cell, beside: bool, show: Callable[[Value], str]) -> str:
     return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
 
 
-def labels_of(head: Head, escape: Callable[[str], str], mark: str) -> list[str]:
+def labels_of(head: Header, escape: Callable[[str], str], mark: str) -> list[str]:
     """Its labels, the last one that is not empty followed by the letters of its notes."""
     labels = [escape(label) for label in head.labels]
     if head.notes:

@@ -28,7 +28,7 @@ from anomaly_bench.data import store
 from anomaly_bench.data.check import examine
 from anomaly_bench.errors import NotFittedError, shorten
 from anomaly_bench.hardware.torch_setup import compute_exactly
-from anomaly_bench.protocol import Normals, Scores, to_tensor
+from anomaly_bench.protocol import Scores, TrainingSet, to_tensor
 
 if TYPE_CHECKING:
     from anomaly_bench.data.mvtec import Dataset
@@ -85,7 +85,7 @@ class Setup:
         network = {} if self.network is None else {"backbone": self.network}
         return construct(self.config["method"], "method", **network).to(self.device)
 
-    def fitted(self, normals: Normals | None = None) -> Any:
+    def fitted(self, normals: TrainingSet | None = None) -> Any:
         torch.manual_seed(0)
         method = self.new()
         method.fit(normals or self.normals())
@@ -96,9 +96,9 @@ class Setup:
         """One fitted method that several checks look at."""
         return self.fitted()
 
-    def normals(self, pixels: NDArray[np.uint8] | None = None) -> Normals:
+    def normals(self, pixels: NDArray[np.uint8] | None = None) -> TrainingSet:
         """TRAINING images to fit on."""
-        return Normals("contract", pictures(TRAINING, side=self.side) if pixels is None else pixels, self.device)
+        return TrainingSet("contract", pictures(TRAINING, side=self.side) if pixels is None else pixels, self.device)
 
     def unseen(self) -> Tensor:
         return unseen(self.side).to(self.device)

@@ -21,8 +21,7 @@ from anomaly_bench.records import outlines
 from anomaly_bench.runs.runner import duration
 
 if TYPE_CHECKING:
-    from anomaly_bench.cli.sweep import Job as Choice
-    from anomaly_bench.cli.sweep import Jobs
+    from anomaly_bench.cli.sweep import Jobs, SweepJob
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.evaluator import Evaluator
     from anomaly_bench.runs.job import Job
@@ -90,7 +89,7 @@ class Planner:
         if results not in self.known:
             self.known[results] = outlines.outlines(results)[0] if results.is_dir() else []
         device = devices.device_name(devices.device_kind(settings.device))
-        wanted = (job.told.method, job.told.backbone, settings.input, device)
+        wanted = (job.expected_record.method, job.expected_record.backbone, settings.input, device)
         made = [each for each in self.known[results] if wanted[:3] == (each.method, each.backbone, each.input)]
         return [record for record in made if record.cost.get("device") == device]
 
@@ -143,7 +142,7 @@ def plan(jobs: Jobs) -> bool:
                 title = f"{choice.title}: " if choice.title else ""
                 refused |= {shown(f"refused: {title}{why if name in why else f'{name}: {why}'}"): None} if why else {}
             if known:
-                table.add_row(*names(choice), choice.told, *cells(known))
+                table.add_row(*names(choice), choice.shown_name, *cells(known))
             advance(1)
     size, free = sum(each.disk for each in estimates), free_disk()
     if size > free:
@@ -163,7 +162,7 @@ def free_disk() -> int:
     return shutil.disk_usage(there).free
 
 
-def estimated(choice: Choice, planner: Planner) -> Mapping[str, Estimate | str]:
+def estimated(choice: SweepJob, planner: Planner) -> Mapping[str, Estimate | str]:
     """Category -> estimate, or why it cannot be begun, of what a job still has to do."""
     found: dict[str, Estimate | str] = {}
     if choice.runner is None:
@@ -192,7 +191,7 @@ def cells(made: Sequence[Estimate]) -> list[str]:
     ]
 
 
-def summary(found: Sequence[Choice], estimates: Sequence[Estimate]) -> str:
+def summary(found: Sequence[SweepJob], estimates: Sequence[Estimate]) -> str:
     """One line: how much is to be done, and what it takes together."""
     done = sum(choice.count(DONE) for choice in found)
     if not estimates:

@@ -50,7 +50,7 @@ from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.records.setups import describe
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.console import console
-from anomaly_bench.tables.table import DASH, Cell, Grid, Head, Value
+from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
 
 if TYPE_CHECKING:
     from anomaly_bench.data.anomaly_maps import Floats
@@ -476,12 +476,12 @@ def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def grid(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Grid:
     """Categories, each group followed by its mean, against metrics, in points of 100."""
-    heads: list[Head] = []
+    heads: list[Header] = []
     cells: list[list[Cell]] = []
     notes: dict[str, str] = {}
 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
-        heads.append(Head((label,), opens=opens, mean=mean))
+        heads.append(Header((label,), opens=opens, mean=mean))
         row = []
         for name in picked:
             found = [value for each in part if (value := each.evaluation.values[name]) is not None]
@@ -502,7 +502,7 @@ def grid(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequen
     if len(dataset.categories) > 1 and results:
         add(mean_of("all", results, len(dataset.categories)), results, opens=True, mean=True)
     columns = [
-        Head((METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} "))) for name in picked
+        Header((METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} "))) for name in picked
     ]
     caption = f"{dataset.title}, {maker} (points of 100)"
     lettered = [(mark, text) for text, mark in notes.items()]

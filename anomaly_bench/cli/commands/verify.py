@@ -29,7 +29,7 @@ from anomaly_bench.records.setups import category_of, describe
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.layout import metric_of
-from anomaly_bench.tables.table import DASH, Cell, Grid, Head, Value
+from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -285,7 +285,7 @@ def metric_grid(record: Record, again: Record, verdict: Verdict) -> Grid:
     for name in names:
         metric = metric_of(name)
         then, now = record.value(name), again.value(name)
-        rows.append(Head((metric.title if metric else name,)))
+        rows.append(Header((metric.title if metric else name,)))
         texts.append(
             [DASH if value is None else f"{value:.6f}" for value in (then, now)]
             + [gap(*verdict.metrics.get(name, (None, None)))]
@@ -293,7 +293,7 @@ def metric_grid(record: Record, again: Record, verdict: Verdict) -> Grid:
         outdated += [name] if name not in verdict.metrics else []
     caption = f"Metrics as fractions; tolerated: {TOLERANCE:g}"
     notes = [("", f"Of another revision or on one side only, not compared: {', '.join(outdated)}.")] if outdated else []
-    columns = [Head((label,)) for label in ("recorded", "now", "difference")]
+    columns = [Header((label,)) for label in ("recorded", "now", "difference")]
     cells = [[Cell((Value(text),)) for text in row] for row in texts]
     return Grid("verify", caption, ("Metric",), columns, rows, cells, ("",), notes)
 
