@@ -21,7 +21,7 @@ from conftest import make_category, picture, save
 from PIL import Image
 
 from anomaly_bench import records
-from anomaly_bench.cli.main import main as main_module
+from anomaly_bench.cli import main as main_module
 
 SMALL = (
     *("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.utils import get_object
 
 from anomaly_bench.config.settings import MOST_SEED
 from anomaly_bench.errors import UsageError, one_line
 
-NUMBERS: dict[Any, tuple[tuple[type, ...], str]] = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
+NUMBERS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+}
 RANGES = {"batch": (1, 10**6), "eps": (0, 1e6), "sigma": (0, 1000), "seed": (0, MOST_SEED)}  # settings methods share
 NEEDED: dict[str, dict[str, type]] = {  # in each group's YAML, besides what its `_target_` asks for
     "dataset": {"_target_": str},
@@ -59,10 +61,8 @@ def check_values(method: Any, keys: Mapping[str, Any]) -> None:
     Raises:
         UsageError: the setting, what was found, what was expected.
     """
-    hints: dict[str, Any] = {}
-    with contextlib.suppress(NameError):  # a hint that is imported for type checkers only
-        hints = get_type_hints(method.__init__ if inspect.isclass(method) else method)
-    for key, hint in hints.items():
+    for key, parameter in inspect.signature(method).parameters.items():
+        hint = getattr(parameter.annotation, "__name__", parameter.annotation)  # a class, or its name as text
         if key not in keys or hint not in NUMBERS:
             continue
         value, (types, what) = keys[key], NUMBERS[hint]
