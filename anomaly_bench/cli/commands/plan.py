@@ -16,7 +16,7 @@ from anomaly_bench.console import Reporter, shown
 from anomaly_bench.errors import DataError, TooLarge, UsageError, one_line, reason
 from anomaly_bench.files import digest
 from anomaly_bench.hardware import devices
-from anomaly_bench.hardware.timing import SECONDS
+from anomaly_bench.hardware import timing
 from anomaly_bench.records import outlines
 from anomaly_bench.runs.runner import duration
 
@@ -103,9 +103,9 @@ class Planner:
         ]
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values()))
-        timing = 2 * SECONDS * len(job.task.tests) if runner.settings.speed else 0
+        timed = 2 * timing.SECONDS * len(job.task.tests) if runner.settings.speed else 0
         work = statistics.median(each) * len(job.task.fit) * epochs + statistics.median(scored) * tested
-        return float(work + timing)
+        return float(work + timed)
 
 
 def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
