@@ -15,8 +15,7 @@ from anomaly_bench.cli.sweep import DONE, complaints, look, names, new_console, 
 from anomaly_bench.console import Reporter, shown
 from anomaly_bench.errors import DataError, TooLarge, UsageError, one_line, reason
 from anomaly_bench.files import digest
-from anomaly_bench.hardware import devices
-from anomaly_bench.hardware import timing
+from anomaly_bench.hardware import devices, timing
 from anomaly_bench.records import outlines
 from anomaly_bench.runs.runner import duration
 
