@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: demo test fuzz check results trained bench peer clean
+.PHONY: structure demo test fuzz check results trained bench peer clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -59,6 +59,9 @@ trained: .venv/dev  ## the committed records of methods that train: epochs withi
 	$(call trained_one,method=ae_l2 method.epochs=40 method.samples=320 method.batch=32)
 	$(call trained_one,method=ae_ssim method.epochs=9 method.samples=320 method.batch=32)
 	$(BIN)/python benchmarks/update_readme.py
+
+structure: .venv/dev  ## the floor plan in numbers, with their marks
+	$(BIN)/python benchmarks/structure.py
 
 bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
