@@ -138,8 +138,7 @@ def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
 def test_a_folder_of_textures_is_known_by_its_files_not_by_its_place(tree, tmp_path):
     def fingerprint(folder):
         words = ["method=draem", "dataset=folder", f"data_root={tree}", f"method.anomaly_source={folder}"]
-        job = Runner(compose("config", words), Reporter()).job("cog")
-        return job.fingerprint(next(iter(job.task.tests)))
+        return Runner(compose("config", words), Reporter()).job("cog").first.fingerprint
 
     for number in range(2):
         save(picture(number), tmp_path / "here" / "dots" / f"{number}.png")

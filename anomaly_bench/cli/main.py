@@ -40,6 +40,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "list": tuple(LISTS),
     "data": ("check", "download"),
     "references": ("check",),
+    "records": ("convert",),
     "cache": ("list", "clear"),
 }
 MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
@@ -63,6 +64,7 @@ commands
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
   references check    what the papers' published tables contradict, in themselves and in each other
+  records convert     results=DIR data_root=DIR: carry over the records of an older version, their numbers as they are
   cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be made again
 
 groups (group=choice; * is the default)
@@ -278,6 +280,15 @@ def references(_: str | None, arguments: list[str]) -> int:
     return hydra("references", arguments, check)
 
 
+def records(_: str | None, arguments: list[str]) -> int:
+    from anomaly_bench.cli.commands.convert_records import convert_records
+
+    wanted: list[DictConfig] = []
+    status = hydra("records", arguments, wanted.append)
+    folders = config_folders(arguments)[1:]
+    return max((convert_records(config, folders) for config in wanted), default=status)  # composes anew
+
+
 def cache(subject: str | None, arguments: list[str]) -> int:
     from anomaly_bench.cache import cache_root, clear, listing
 
@@ -305,5 +316,6 @@ HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
     "list": list_names,
     "data": data,
     "references": references,
+    "records": records,
     "cache": cache,
 }

@@ -76,7 +76,7 @@ class SweepJob:
         if done is not None:
             self.records += done
             return DONE, ""
-        why = failures.load(runner.settings.results, job.expected_record)
+        why = failures.load(runner.settings.results, job.first)
         return (MISSING, "") if why is None else (FAILED, why)
 
     def count(self, state: str) -> int:

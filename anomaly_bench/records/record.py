@@ -13,11 +13,16 @@ from typing import Any
 
 from anomaly_bench.files import digest, safe_filename, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
+OTHER_SCHEMA = "call anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
 
 
 class DamagedRecord(Exception):
     """A record file that cannot be read, or whose content does not match its checksum."""
+
+
+class OlderRecord(DamagedRecord):
+    """A record of another schema than today's."""
 
 
 @dataclass
@@ -41,7 +46,11 @@ class Record:
         cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
             of a backbone "extraction": {"images": passed through it by this job, "s": seconds of it in fit and scoring
             or None, "cached": whether features were read that an earlier pass had kept; then its seconds count}.
-        config: the resolved configuration; provenance: versions and code of the run.
+        config: the resolved configuration, built-in parts without `_target_`; provenance: versions and code of the run.
+        converted: of a record of an older schema {"schema", "fingerprint": what they were, "proven": whether it was
+            found to be of the files at hand; else the old fingerprint is kept, which no run takes for done}.
+
+    Attributes that came after a schema are None in the records before them: unknown, and equal to nothing known.
     """
 
     fingerprint: str
@@ -59,15 +68,16 @@ class Record:
     precision: str
     input: dict[str, Any]
     counts: dict[str, int]
-    metrics: dict[str, dict[str, Any]]
-    curves: dict[str, dict[str, list[float]]]
-    images: list[dict[str, Any]]
-    speed: list[dict[str, Any]]
-    size: dict[str, float]
-    cost: dict[str, Any]
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    schema: int = field(default=SCHEMA)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    speed: list[dict[str, Any]] = field(default_factory=list)
+    size: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+    converted: dict[str, Any] | None = None
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -95,6 +105,9 @@ class Record:
         return bool(self.counts.get("maps", 0))
 
 
+LATER = {entry.name for entry in fields(Record) if entry.default is None}  # than the schema
+
+
 def save(record: Record, results: Path) -> Path:
     """Write a record below `results` and return its path."""
     path = results / record.path
@@ -112,15 +125,15 @@ def load(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        DamagedRecord: not JSON, fields missing, or changed since it was written.
+        DamagedRecord: not JSON, fields missing, or changed since it was written. OlderRecord: of another schema.
     """
     try:
         content = json.loads(path.read_bytes())
         checksum = content.pop("checksum")
         if content.get("schema") != SCHEMA:
-            raise DamagedRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; delete it to recompute")
+            raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {OTHER_SCHEMA}")
         names = {entry.name for entry in fields(Record)}
-        if content.keys() != names or checksum != digest(content):
+        if not names - LATER <= content.keys() <= names or checksum != digest(content):
             raise DamagedRecord(f"{path}: changed or cut off since it was written; it will be recomputed")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error

@@ -18,6 +18,7 @@ from anomaly_bench.backbones.build import identify, make_backbone, make_network
 from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
 from anomaly_bench.backbones.feature_store import FeatureCache
 from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
@@ -67,7 +68,7 @@ class Evaluator:
         if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
             store = Store(
                 FeatureCache(1e9 * settings.cache_gb),
-                {**identify(node, self.weights), "precision": settings.precision},
+                {**identify(without_target("backbone", node), self.weights), "precision": settings.precision},
                 node.get("modules", ""),
                 lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
                 self.reporter.stage,
@@ -176,14 +177,20 @@ class Evaluator:
         masks = job.masks(images) if maps is not None else None
         labels = np.array([image.defect is not None for image in images])
         result = metrics.evaluate(Outcome(labels, scores, maps, masks))
-        record = job.record(test)
-        record.metrics, record.curves = result.entries, result.curves
-        record.counts["maps"] = 0 if maps is None else len(maps)
-        record.images = [
-            {"file": image.file, "defect": image.defect, "score": float(score)}
-            for image, score in zip(images, scores, strict=True)
-        ]
-        record.size, record.cost, record.provenance = sizes(fitted.method), cost, provenance()
+        expected = job.expected[test]
+        record = replace(
+            expected,
+            metrics=result.entries,
+            curves=result.curves,
+            counts={**expected.counts, "maps": 0 if maps is None else len(maps)},
+            images=[
+                {"file": image.file, "defect": image.defect, "score": float(score)}
+                for image, score in zip(images, scores, strict=True)
+            ],
+            size=sizes(fitted.method),
+            cost=cost,
+            provenance=provenance(),
+        )
         folder = self.settings.results / record.path.with_suffix("")
         if self.settings.gallery:
             gallery.save(folder, images, scores, pixels, maps, masks, self.settings.gallery)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_bench.backbones.build import identify
+from anomaly_bench.config.parts import without_target
 from anomaly_bench.data import store
 from anomaly_bench.data.geometry import centre, has_masks
 from anomaly_bench.errors import DataError
-from anomaly_bench.files import digest
+from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from anomaly_bench.data.mvtec import Dataset
     from anomaly_bench.protocol import Image, Task
 
+Digests: TypeAlias = Mapping[Path, tuple[int, str]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -32,39 +35,16 @@ class Job:
 
     Attributes:
         config: the resolved configuration; its backbone is None for an image-space method.
-        weights: of each of the backbone's networks, by its name.
         digests: (size, sha256) of every file of the task.
+        weights: of each of the backbone's networks, by its name.
     """
 
     config: Mapping[str, Any]
     settings: Settings
     dataset: Dataset
     task: Task
+    digests: Digests = field(repr=False)
     weights: Mapping[str, Weights]
-    digests: Mapping[Path, tuple[int, str]] = field(repr=False)
-
-    def fingerprint(self, test: str) -> str:
-        """Over everything that can change a score, and nothing else; no paths of this machine."""
-        method, backbone = self.config["method"], self.config["backbone"]
-        return digest(
-            {
-                "dataset": self.dataset.name,
-                "task": self.task.name,
-                "fit": [self.identity(image) for image in self.task.fit],
-                "test": [self.identity(image) for image in self.task.tests[test]],
-                "method": {**method, **folders(method), "about": {"revision": method["about"]["revision"]}},
-                "backbone": None if backbone is None else identify(backbone, self.weights, method.get("levels")),
-                "input": self.settings.input,
-                "protocol": self.settings.protocol,
-                "oracle": self.settings.oracle,
-                "precision": self.settings.precision,
-                "seed": self.settings.seed,
-            }
-        )
-
-    def identity(self, image: Image) -> list[Any]:
-        mask = None if image.mask is None else self.digests[image.mask]
-        return [image.file, image.defect, *self.digests[image.path], mask]
 
     def speed_key(self, device: str) -> dict[str, Any]:
         """What a speed entry is told apart by: the device's name and how it was used."""
@@ -102,19 +82,24 @@ class Job:
         return centre(whole, settings.crop).astype(np.bool_)
 
     @functools.cached_property
-    def expected_record(self) -> Record:
-        """The first test set's record, as far as it is known before the work: the job's files are named after it."""
-        return self.record(next(iter(self.task.tests)))
+    def expected(self) -> dict[str, Record]:
+        """The record of each test set, as far as it is known before the work."""
+        return {test: self._expected(test) for test in self.task.tests}
 
     @property
+    def first(self) -> Record:
+        """What is expected of the first test set: the job's files are named after it."""
+        return next(iter(self.expected.values()))
+
+    @functools.cached_property
     def checkpoint(self) -> Path:
         """Where an unfinished training is kept, below the results folder."""
-        return self.expected_record.path.with_suffix(".checkpoint")
+        return self.first.path.with_suffix(".checkpoint")
 
-    @property
+    @functools.cached_property
     def lease(self) -> str:
         """The name under which a run claims this job."""
-        return "--".join(self.expected_record.path.with_suffix("").parts[1:])
+        return "--".join(self.first.path.with_suffix("").parts[1:])
 
     def decode(self) -> None:
         """Fill the store; what is wrong with a file is said when its pixels are asked for."""
@@ -123,44 +108,69 @@ class Job:
                 self.pixels(images)
                 self.masks(images)
 
-    def record(self, test: str) -> Record:
-        """The record as far as it is known before the work: who, what, with which settings."""
-        method, backbone = self.config["method"], self.config["backbone"]
-        network = None if backbone is None else identify(backbone, self.weights)
-        tested = self.task.tests[test]
-        return Record(
-            fingerprint=self.fingerprint(test),
+    @functools.cached_property
+    def parts(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Method and backbone as records keep them."""
+        backbone = self.config["backbone"]
+        told = None if backbone is None else identify(without_target("backbone", backbone), self.weights)
+        return without_target("method", self.config["method"]), told
+
+    def _expected(self, test: str) -> Record:
+        settings, tested = self.settings, self.task.tests[test]
+        method, backbone = self.parts
+        titles = {kind: self.config[kind]["about"]["title"] for kind in ("method", "backbone") if self.config[kind]}
+        record = Record(
+            fingerprint="",
             dataset=self.dataset.name,
             task=self.task.name,
             test=test,
             group=self.task.group,
             categories=[{"name": name, "group": group} for name, group in self.dataset.categories.items()],
             method=method["name"],
-            backbone="none" if backbone is None else backbone["name"],
-            titles={
-                "dataset": self.dataset.title,
-                "method": method["about"]["title"],
-                "backbone": "none" if backbone is None else backbone["about"]["title"],
-            },
-            seed=self.settings.seed,
-            protocol=self.settings.protocol,
-            oracle=self.settings.oracle,
-            precision=self.settings.precision,
-            input=self.settings.input,
+            backbone="none" if backbone is None else self.config["backbone"]["name"],
+            titles={"dataset": self.dataset.title, "backbone": "none", **titles},
+            seed=settings.seed,
+            protocol=settings.protocol,
+            oracle=settings.oracle,
+            precision=settings.precision,
+            input=settings.input,
             counts={
                 "fit": len(self.task.fit),
                 "test": len(tested),
                 "defects": sum(image.defect is not None for image in tested),
             },
-            metrics={},
-            curves={},
-            images=[],
-            speed=[],
-            size={},
-            cost={},
-            config={"method": dict(method), "backbone": network, "batch_size": self.settings.batch_size},
-            provenance={},
+            config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
         )
+        files = files_of(self.task, self.digests, test)
+        return replace(record, fingerprint=fingerprint_of(record, self.config["dataset"], files))
+
+
+def files_of(task: Task, digests: Digests, test: str) -> dict[str, Any]:
+    """What the fingerprint says of a task's files, one of its test sets'; no paths of this machine."""
+    images = {"fit": task.fit, "test": task.tests[test]}
+    return {"task": task.name, **{part: [identity(image, digests) for image in images[part]] for part in images}}
+
+
+def identity(image: Image, digests: Digests) -> list[Any]:
+    """Name and label of an image, size and hash of its file, and those of its mask."""
+    return [image.file, image.defect, *digests[image.path], None if image.mask is None else digests[image.mask]]
+
+
+def fingerprint_of(record: Record, dataset: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """The fingerprint of the settings that a record tells of, on these files; see `records.fingerprint`.
+
+    Args:
+        dataset: its node in the configuration.
+        files: see `files_of`.
+    """
+    method, backbone = record.config["method"], record.config["backbone"]
+    return fingerprint(
+        {key: getattr(record, key) for key in DEFAULTS},
+        {**dataset, "name": record.dataset},
+        files,
+        {**method, **folders(method)},
+        None if backbone is None else {**backbone, "name": record.backbone},
+    )
 
 
 def folders(method: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
@@ -184,7 +194,12 @@ def make_job(
     Raises:
         DataError: see `Dataset.task`; a file that cannot be read.
     """
+    return Job(config, settings, dataset, *read_task(dataset, category), weights)
+
+
+def read_task(dataset: Dataset, category: str) -> tuple[Task, Digests]:
+    """One category's files, and (size, sha256) of each."""
     task = dataset.task(category)
     images = [*task.fit, *(image for test in task.tests.values() for image in test)]
     paths = [image.path for image in images] + [image.mask for image in images if image.mask]
-    return Job(config, settings, dataset, task, weights, store.file_digests(paths, dataset.folder(category)))
+    return task, store.file_digests(paths, dataset.folder(category))

@@ -155,7 +155,7 @@ class Runner:
                     self.fail_all(error)
                 raise
             if job is not None:
-                failures.save(self.settings.results, job.expected_record, error, self.config)
+                failures.save(self.settings.results, job.first, error, self.config)
             why = reason(error).removeprefix(f"{name}: ")
             self.summary.failed[name] = why
             self.reporter.fail(f"{where}: {why}", error)
@@ -170,7 +170,7 @@ class Runner:
             with contextlib.suppress(DataError, OSError):
                 job = self.job(name)
                 if self.done(job) is None:
-                    failures.save(self.settings.results, job.expected_record, error, self.config)
+                    failures.save(self.settings.results, job.first, error, self.config)
 
     def job(self, name: str) -> Job:
         """The job of one category; see `make_job`."""
@@ -183,7 +183,7 @@ class Runner:
             self.summary.records += done
             self.reporter.say(f"{where}: done before ({headline(done)})")
             return False
-        if self.settings.retry == "failed" and failures.load(self.settings.results, job.expected_record) is None:
+        if self.settings.retry == "failed" and failures.load(self.settings.results, job.first) is None:
             self.reporter.say(f"{where}: left out by retry=failed")
             return False
         with leases.claim(self.settings.results, job.lease) as ours:
@@ -205,7 +205,7 @@ class Runner:
 
     def compute(self, job: Job, where: str) -> list[Record]:
         """Make what is wanted and missing of one category, and keep it."""
-        found = [self.existing(job, test) for test in job.task.tests]
+        found = [self.existing(expected) for expected in job.expected.values()]
         known = [record for record in found if record is not None]
         if self.settings.overwrite or len(known) < len(found) or any(map(self.lacks_files, known)):
             made = self.evaluator(job).evaluate(job)
@@ -214,22 +214,22 @@ class Runner:
             made = self.evaluator(job).add_speed(job, known)
         for record in made:
             save(record, self.settings.results)
-        failures.forget(self.settings.results, job.expected_record, self.config)
+        failures.forget(self.settings.results, job.first, self.config)
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(made)}")
         return made
 
     def done(self, job: Job) -> list[Record] | None:
         """The records of a category that lacks nothing of what is wanted; None: it does."""
-        found = [self.existing(job, test) for test in job.task.tests]
+        found = [self.existing(expected) for expected in job.expected.values()]
         known = [record for record in found if record is not None]
         if len(known) < len(found) or any(map(self.lacks_files, known)):
             return None
         return known if not self.settings.speed or all(self.has_speed(job, record) for record in known) else None
 
-    def existing(self, job: Job, test: str) -> Record | None:
+    def existing(self, expected: Record) -> Record | None:
         """The record of this fingerprint; a damaged one is reported and counts as none."""
-        path = self.settings.results / job.record(test).path
+        path = self.settings.results / expected.path
         if not path.is_file():
             return None
         try:
@@ -239,7 +239,7 @@ class Runner:
                 self.reporter.warn(str(error))
             self.damaged.add(path)
             return None
-        return record if record.fingerprint == job.fingerprint(test) else None
+        return record if record.fingerprint == expected.fingerprint else None
 
     def lacks_files(self, record: Record) -> bool:
         """Maps or model are wanted, and not there."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from anomaly_bench.backbones.build import find_weights, make_backbone
 from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.config.parts import with_target, without_target
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import write_atomically
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
 
 ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
+SCHEMA = 2  # of model.yaml: in 1, which does not say so, the parts name their classes
 
 
 def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
@@ -35,9 +37,11 @@ def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
 def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what `load_model` needs besides)."""
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
+    backbone = job.config["backbone"]
     about = {
-        "method": {**job.config["method"], **getattr(method, "resolved", {})},
-        "backbone": job.config["backbone"],
+        "schema": SCHEMA,
+        "method": {**job.parts[0], **getattr(method, "resolved", {})},
+        "backbone": None if backbone is None else without_target("backbone", backbone),
         "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
         "precision": job.settings.precision,
         "input": job.settings.input,
@@ -50,7 +54,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """What `save_model` wrote beside a fitted method: its YAML, its backbone's, the input, the precision.
 
     Raises:
-        UsageError: there is no model, or `model.yaml` is not one of `save_model`'s.
+        UsageError: there is no model, or `model.yaml` is not one of `save_model`'s of this version.
     """
     file = folder / "model.yaml"
     if not file.is_file() or not (folder / "model.safetensors").is_file():
@@ -68,7 +72,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     lacking = [key for key in ABOUT_KEYS if not isinstance(about, dict) or key not in about]
     if lacking:
         raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
-    return dict(about)
+    if about.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; call anomaly-bench records convert on its "
+            "results folder, or fit and save the model again"
+        )
+    return {**about, **{part: with_target(part, about[part]) for part in ("method", "backbone") if about[part]}}
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Any:

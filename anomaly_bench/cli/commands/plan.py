@@ -88,7 +88,7 @@ class Planner:
         if results not in self.known:
             self.known[results] = outlines.outlines(results)[0] if results.is_dir() else []
         device = devices.device_name(devices.device_kind(settings.device))
-        wanted = (job.expected_record.method, job.expected_record.backbone, settings.input, device)
+        wanted = (job.first.method, job.first.backbone, settings.input, device)
         made = [each for each in self.known[results] if wanted[:3] == (each.method, each.backbone, each.input)]
         return [record for record in made if record.cost.get("device") == device]
 

@@ -19,13 +19,15 @@ from anomaly_bench import records
 from anomaly_bench.backbones.build import find_weights
 from anomaly_bench.config.compose import compose
 from anomaly_bench.config.instantiate import networks
+from anomaly_bench.config.parts import with_target
 from anomaly_bench.config.settings import choices, conf_folder, read_settings
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.errors import DataError, UsageError, shorten
 from anomaly_bench.hardware import devices
-from anomaly_bench.records.record import DamagedRecord
+from anomaly_bench.records.record import DamagedRecord, OlderRecord
 from anomaly_bench.records.setups import category_of, describe
+from anomaly_bench.runs.conversion import dataset_node
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.layout import metric_of
@@ -118,6 +120,8 @@ def read(value: Any) -> Record:
         raise UsageError(f"record={path}: {'no file' if path.exists() else 'no such file'}; expected a record's JSON")
     try:
         return records.load(path)
+    except OlderRecord as error:
+        raise DataError(str(error)) from error
     except DamagedRecord as error:
         raise DataError(f"{str(error).partition(';')[0]}; expected a record as a run has written it") from error
 
@@ -128,16 +132,13 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
     Raises:
         UsageError: the backbone is unknown here, or its weights are others.
     """
-    every = (conf_folder(), *folders)
-    named = {"dataset": record.dataset, "method": record.method, "backbone": record.backbone}
-    known = {group: name for group, name in named.items() if name in choices(group, every)}
-    words = [f"{group}={name}" for group, name in {"dataset": "folder", **known}.items()]
-    config = compose("config", words, folders)
+    known = record.backbone in choices("backbone", (conf_folder(), *folders))
+    config = compose("config", [f"backbone={record.backbone}"] if known else [], folders)
     config |= {name: value for name, value in QUIET.items() if name in config}
     config |= {
-        "dataset": {**config["dataset"], "name": record.dataset},
-        "method": record.config["method"],
-        "backbone": backbone_of(record, config["backbone"] if "backbone" in known else None, wanted["weights"]),
+        "dataset": dataset_node(record.dataset, folders),
+        "method": with_target("method", record.config["method"]),
+        "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"]),
         "category": [record.task],
         "data_root": wanted["data_root"],
         "results": results,
@@ -182,8 +183,8 @@ def backbone_of(record: Record, known: Mapping[str, Any] | None, weights: str | 
 
 def rebuilt(told: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The YAML's node, but for weights, of what a record tells of it."""
-    keys = {key: value for key, value in told.items() if key not in ("revision", "weights")}
-    return {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}}
+    keys = {key: value for key, value in told.items() if key not in ("revision", "weights", "networks")}
+    return with_target("backbone", {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}})
 
 
 def weights_of(name: str, sha256: str, source: Mapping[str, Any] | None, given: str | None) -> str:

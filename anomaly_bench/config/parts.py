@@ -1,0 +1,66 @@
+"""Built-in parts: the methods, backbones and datasets of our own YAML, told apart from everybody else's.
+
+Results know a built-in part by its name and revision, never by the module that its class lies in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from anomaly_bench.config.settings import choices, conf_folder
+from anomaly_bench.errors import UsageError, closest
+
+OURS = "anomaly_bench."
+
+
+@functools.cache
+def packaged(group: str, name: str) -> Mapping[str, Any]:
+    """The YAML that the package has for a choice, its `${...}` as they stand; empty: it has none of that name."""
+    from omegaconf import OmegaConf
+
+    if name not in choices(group, [conf_folder()]):
+        return {}
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{name}.yaml"))
+    return {key: value for key, value in content.items() if key != "defaults"}
+
+
+def without_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node as results keep it: a built-in part, also each of a backbone's networks, has no `_target_`."""
+    made = dict(node)
+    if "networks" in made:
+        made["networks"] = {name: without_target(group, part) for name, part in made["networks"].items()}
+    if made["_target_"] == packaged(group, made["name"]).get("_target_"):
+        del made["_target_"]
+    return made
+
+
+def with_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What `without_target` was given, with the classes of today.
+
+    Raises:
+        UsageError: the package has no such part any more.
+    """
+    made = dict(node)
+    if "networks" in made:
+        made["networks"] = {name: with_target(group, part) for name, part in made["networks"].items()}
+    if "_target_" not in made:
+        own = packaged(group, made["name"])
+        if not own:
+            near = closest(made["name"], choices(group, [conf_folder()]))
+            raise UsageError(f"{group}={made['name']}: this version of anomaly-bench has no such {group}{near}")
+        made["_target_"] = own["_target_"]
+    return made
+
+
+def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys, also of nodes within, that do not stand at their default."""
+    made = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value, default = changed(value, default), {}
+        if key not in defaults or value != default:
+            made[key] = value
+    return made
