@@ -244,17 +244,17 @@ def test_figure(many, command, tmp_path):
 
 
 def test_ranking_is_that_of_the_categories_all_have(many):
-    from anomaly_bench.comparison.significance import Side, ranking
-    from anomaly_bench.tables.entries import entries
+    from anomaly_bench.comparison.significance import Side, mean_ranks
+    from anomaly_bench.tables.entries import group_records
 
-    sides = [Side(entry.name, entry) for entry in entries(records.load_all(many)[0], with_speed=False)]
-    found = ranking(sides, "image_auroc")
+    sides = [Side(entry.name, entry) for entry in group_records(records.load_all(many)[0], with_speed=False)]
+    found = mean_ranks(sides, "image_auroc")
     points = np.array([list(side.points("image_auroc").values()) for side in sides])
     assert list(found.ranks.values()) == pytest.approx(rankdata(-points, axis=0).mean(axis=1))
     assert found.friedman == pytest.approx(friedmanchisquare(*points).pvalue)
     assert (found.p == found.p.T).all()
     with pytest.raises(UsageError, match="pro of 0 methods on 0 shared categories; expected at least 3 methods and 6"):
-        ranking(sides, "pro")
+        mean_ranks(sides, "pro")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from anomaly_bench.published.methods import publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.record import load_all, save
 from anomaly_bench.report import sections
-from anomaly_bench.report.figures import plots
+from anomaly_bench.report.figures import labels, plots, style, svg
 from anomaly_bench.tables import query
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def test_equal_records_give_equal_bytes(page, results):
 def test_figures_with_hostile_names_are_saved_the_same_twice(tmp_path):
     for name in ("one", "two"):
         curve = plots.Curve(CURVE["x"], CURVE["y"], HOSTILE, 3)
-        plots.save(plots.curves({"image_roc": [curve]}, legend=True), tmp_path / name)
+        svg.save_for_print(plots.curves({"image_roc": [curve]}, legend=True), tmp_path / name)
     for kind in ("svg", "pdf"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
     assert "$x^$" in "".join(ElementTree.parse(tmp_path / "one.svg").getroot().itertext())
@@ -164,7 +164,7 @@ def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
     save(one, tmp_path / "one")
     pictured(tmp_path / "two", two)
     folders = [tmp_path / "one", tmp_path / "two"]
-    known = query.joined(folders, load_all)
+    known = query.read_records({"results": list(map(str, folders))}, load_all)
     assert [entry["device"] for entry in known[0].speed] == ["EPYC", "H100"]
     known[0].images = two.images
     section = sections.Section("s1", known, folders)
@@ -211,14 +211,14 @@ def test_arxiv_numbers_are_those_of_the_configurations():
 
 
 def test_a_dotted_line_leads_to_the_same_method_not_the_same_month():
-    published = [plots.Point(100.0, 80.0, "SPADE", method="spade")]
-    measured = [plots.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
+    published = [labels.Point(100.0, 80.0, "SPADE", method="spade")]
+    measured = [labels.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
     lines = plots.timeline(published, measured, "AUROC").axes[0].lines
     assert [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"] == [[80.0, 90.0]]
 
 
 def test_best_so_far_in_the_timeline():
-    points = [plots.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
+    points = [labels.Point(x, y, f"m{x}") for x, y in ((300.0, 80.0), (100.0, 70.0), (200.0, 90.0))]
     line = plots.timeline(points, [], "AUROC").axes[0].lines[0]
     assert list(zip(*line.get_data(), strict=True)) == [(100, 70), (200, 90), (300, 90)]
 
@@ -277,15 +277,15 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast(theme):
-    paper = luminance(getattr(plots.PAPER, theme))
-    for name, shade in plots.VARIABLES.items():
+    paper = luminance(getattr(style.PAPER, theme))
+    for name, shade in style.VARIABLES.items():
         other = luminance(getattr(shade, theme))
         contrast = (max(paper, other) + 0.05) / (min(paper, other) + 0.05)
         assert contrast >= {"paper": 1, "line": 1, "ink": 4.5, "muted": 4.5}.get(name, 3), name
 
 
 def test_every_series_has_a_look_of_its_own():
-    looks = {(repr(plots._look(number)), number // len(plots.SERIES) % 4) for number in range(40)}
+    looks = {(repr(plots._look(number)), number // len(style.SERIES) % 4) for number in range(40)}
     assert len(looks) == 40
 
 

@@ -18,11 +18,11 @@ import pytest
 from test_tables import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, shown, texts, timed
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.published import TABLES, load
+from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.records import load_all, save
 from anomaly_bench.records import outlines as outlines_module
-from anomaly_bench.tables.build import grids
-from anomaly_bench.tables.formats.draw import FORMATS, draw, render
+from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.formats.draw import FORMATS, draw, render_tables
 from anomaly_bench.tables.layout import load_layout, make_layout
 from anomaly_bench.tables.papers import number_of
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.layout import Layout
-    from anomaly_bench.tables.table import Cell, Grid
+    from anomaly_bench.tables.table import Cell, Table
 
 LAYOUTS = {name: load_layout(name, [FOLDER]) for name in TABLES}
 PADIM = LAYOUTS["padim2020_III"]
@@ -43,12 +43,12 @@ def ours(points: tuple[float | None, ...] = (90, 98.0, 95.0), task: str = "bottl
     return record(points, task, **{"settings": ABOUT, "input": CROPPED, **others})
 
 
-def table(records: list[Record], layout: Layout = PADIM, source: str = "both", **others: Any) -> Grid:
-    (grid,) = grids(records, layout, source=source, **others)
+def table(records: list[Record], layout: Layout = PADIM, source: str = "both", **others: Any) -> Table:
+    (grid,) = build_tables(records, layout, source=source, **others)
     return grid
 
 
-def cell_at(grid: Grid, row: str, column: str) -> Cell:
+def cell_at(grid: Table, row: str, column: str) -> Cell:
     """The cell of a row label and of a column whose lowest labels end so."""
     (found,) = [
         cells[at]
@@ -59,12 +59,12 @@ def cell_at(grid: Grid, row: str, column: str) -> Cell:
     return found
 
 
-def notes_at(grid: Grid, row: str, column: str) -> list[str]:
+def notes_at(grid: Table, row: str, column: str) -> list[str]:
     (head,) = [head for head, name in zip(grid.columns, columns(grid), strict=True) if name.endswith(column)]
     return [marked(grid)[mark] for mark in (*head.notes, *cell_at(grid, row, column).notes)]
 
 
-def said(grid: Grid) -> str:
+def said(grid: Table) -> str:
     """Its notes without a letter."""
     return " ".join(text for mark, text in grid.notes if not mark)
 
@@ -92,7 +92,7 @@ def test_headers_of_the_papers_tables() -> None:
     assert columns(table([], LAYOUTS["adtr2022_1"], "reported"))[4:7] == [
         *("Texture / wood", "Object / bott.", "Object / cable"),
     ]
-    lines = render([], LAYOUTS["adtr2022_1"], format="latex", source="reported").splitlines()
+    lines = render_tables([], LAYOUTS["adtr2022_1"], format="latex", source="reported").splitlines()
     assert lines[6].strip() == r"& \multicolumn{5}{c}{Texture} & \multicolumn{10}{c}{Object} &  \\"
 
 
@@ -133,7 +133,7 @@ def test_best_and_second_are_computed() -> None:
 
 
 def test_the_second_best_of_two_is_not_marked() -> None:
-    pair = [cell for cell in load("zheng2022_2") if cell.method in ("draem", "dfr")]
+    pair = [cell for cell in load_references("zheng2022_2") if cell.method in ("draem", "dfr")]
     grid = table([], LAYOUTS["zheng2022_2"], "reported", references=pair)
     assert {value.rank for row in grid.cells for cell in row for value in cell.values} == {0, 1}
 
@@ -141,14 +141,14 @@ def test_the_second_best_of_two_is_not_marked() -> None:
 def test_measured_published_and_gap() -> None:
     grid = table([ours(), ours((90, 99.5, 85.6), "metal_nut")])
     cell = cell_at(grid, "bottle", "PaDiM-WR50-Rd550 / WRN50")
-    assert [dataclasses.astuple(value) for value in cell.values] == [
+    assert [(each.text, each.rank, each.published, each.gap, each.grade) for each in cell.values] == [
         ("98.0", 0, "98.3", "−0.3", "worse"),
         ("95.0", 0, "94.8", "+0.2", "better"),
     ]
     assert [(value.gap, value.grade) for value in cell_at(grid, "metal nut", "/ WRN50").values] == [
         *(("+2.3", "better"), ("±0.0", "even")),
     ]
-    lines = render([ours()], PADIM, source="both").splitlines()
+    lines = render_tables([ours()], PADIM, source="both").splitlines()
     (bottle,) = [line for line in lines if line.startswith("bottle")]
     assert bottle.endswith("98.0 (98.3) −0.3 / 95.0 (94.8) +0.2")
     assert "– (98.1, 93.9)" in bottle
@@ -178,7 +178,7 @@ def test_a_gap_between_unlike_things_is_grey_and_says_why(changed: dict[str, Any
     values = [value for cell in grid.cells[6] for value in cell.values if value.gap]
     assert [value.grade for value in values] == ["unlike", "unlike"]
     assert reason.lower() in said(grid).lower()
-    assert "\\textcolor{gray}{$-$" in render([ours(**changed)], PADIM, format="latex", source="both")
+    assert "\\textcolor{gray}{$-$" in render_tables([ours(**changed)], PADIM, format="latex", source="both")
 
 
 def test_what_holds_for_a_whole_column_stands_in_its_header() -> None:
@@ -202,7 +202,7 @@ def test_a_method_in_image_space_needs_no_backbone_to_agree() -> None:
 
 
 def test_what_others_ran_again_had_an_unknown_input() -> None:
-    cell = load("padim2020_III")[-1]
+    cell = load_references("padim2020_III")[-1]
     again = [dataclasses.replace(cell, origin="re-run", category="bottle")]
     assert table([ours()], references=again).cells[6][0].values[1].grade == "unlike"
     quoted = [dataclasses.replace(cell, origin="quoted", category="bottle")]
@@ -217,7 +217,7 @@ def test_a_mean_is_compared_over_the_same_categories() -> None:
     assert "mean of 14 of 15 categories" in " ".join(notes_at(grid, "all classes", "/ WRN50"))
     grid = table([*some, ours(task="zipper")])
     assert cell_at(grid, "all classes", "/ WRN50").values[0].grade == "better"
-    assert "(14 of 15)" in render(some, PADIM, source="measured")
+    assert "(14 of 15)" in render_tables(some, PADIM, source="measured")
 
 
 def test_speeds_of_other_machines_are_no_comparison() -> None:
@@ -225,7 +225,7 @@ def test_speeds_of_other_machines_are_no_comparison() -> None:
     fast = [timed(10, "differnet", task, size=size, settings=ABOUT, input=CROPPED) for task in MVTEC]
     rows = texts(table(fast, LAYOUTS["zheng2022_3"]))
     assert rows["DifferNet WRN50"] == ["10.00", "100", "172.1"]
-    own = [dataclasses.replace(cell, origin="own", backbone="wrn50") for cell in load("zheng2022_3")]
+    own = [dataclasses.replace(cell, origin="own", backbone="wrn50") for cell in load_references("zheng2022_3")]
     grid = table(fast, LAYOUTS["zheng2022_3"], references=own)
     (values,) = [cells for head, cells in zip(grid.rows, grid.cells, strict=True) if head.labels[0] == "DifferNet"]
     assert [(cell.values[0].gap, cell.values[0].grade) for cell in values] == [
@@ -249,7 +249,7 @@ def test_texts_stand_beside_texts() -> None:
     ]
 
 
-def zip_rows(grid: Grid) -> list[list[Any]]:
+def zip_rows(grid: Table) -> list[list[Any]]:
     rows = zip(grid.rows, grid.cells, strict=True)
     return [[head.labels[0], *(cell.values[0] for cell in cells)] for head, cells in rows]
 
@@ -280,7 +280,7 @@ def test_the_papers_rows_stay_without_records() -> None:
     assert len(rows) == 18
     assert rows["carpet"] == ["– –"] * 8
     assert rows["bottle"][-1] == "98.0 95.0"
-    assert render([], PADIM, source="measured").count("–") > 100
+    assert render_tables([], PADIM, source="measured").count("–") > 100
 
 
 def test_records_of_other_datasets_are_not_in_the_table() -> None:
@@ -302,16 +302,16 @@ def test_unlike_setups_are_refused_or_marked() -> None:
 
 def test_mixed_setups_of_one_method_are_columns() -> None:
     made = [ours(), record(settings=ABOUT)]
-    (grid,) = grids(made, load_layout("per_class", [FOLDER]), mixed=True)
+    (grid,) = build_tables(made, load_layout("per_class", [FOLDER]), mixed=True)
     assert columns(grid) == ["PaDiM (input.crop=[224, 224]) / WRN50", "PaDiM (input.crop=null) / WRN50"]
     assert grid.caption.startswith("MVTec AD, several setups:")
 
 
 def test_a_wrong_source() -> None:
     with pytest.raises(UsageError, match="source=reported: per_class is no paper's table; expected source=measured"):
-        grids([record()], load_layout("per_class", [FOLDER]), source="reported")
+        build_tables([record()], load_layout("per_class", [FOLDER]), source="reported")
     with pytest.raises(UsageError, match="source=bot: unknown; did you mean both"):
-        grids([record()], PADIM, source="bot")
+        build_tables([record()], PADIM, source="bot")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_wrong_layouts_of_papers_are_refused(changed: dict[str, Any], message: s
 
 
 def test_numbers_are_in_the_tables_unit() -> None:
-    (cell, *_) = load("zheng2022_5")
+    (cell, *_) = load_references("zheng2022_5")
     fractions = LAYOUTS["zheng2022_5"].measure("image_auroc")
     assert (cell.printed, cell.value, number_of(cell, fractions)) == ("0.383", 38.3, pytest.approx(0.383))
     made = ours((97.55, 50, 50), "bagel", dataset="mvtec_3d", categories={"bagel": ""})
@@ -357,13 +357,13 @@ def test_deviation_in_any_table(tmp_path: Path, command) -> None:
 def test_summary_is_mean_and_deviation_over_seeds() -> None:
     values = {("weave", 0): 90, ("weave", 1): 94, ("gear", 0): 70, ("gear", 1): 70}
     made = [record((v, v, None), task, seed=seed, categories=FOUR) for (task, seed), v in values.items()]
-    (grid,) = grids(made, load_layout("summary", [FOLDER]))
+    (grid,) = build_tables(made, load_layout("summary", [FOLDER]))
     row = texts(grid)["PaDiM WRN50"]
     assert row[0] == "81.0 ± 1.4"  # of (80, 82), not of four values
     assert row[-1] == "–"
     made.pop()  # gear has one seed, weave two: no deviation of a mean over both
-    assert texts(grids(made, load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "81.0"
-    assert texts(grids(made[:1], load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "90.0"
+    assert texts(build_tables(made, load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "81.0"
+    assert texts(build_tables(made[:1], load_layout("summary", [FOLDER]))[0])["PaDiM WRN50"][0] == "90.0"
 
 
 EVERY = [
@@ -382,9 +382,9 @@ def test_every_layout_compiles(source: str, tmp_path: Path) -> None:
 
 
 def test_marks_of_every_format() -> None:
-    cells = [cell for cell in load("padim2020_III") if cell.category == "bottle"]
+    cells = [cell for cell in load_references("padim2020_III") if cell.category == "bottle"]
     found = [ours(), ours((90, 98.2, 94.9), method="spade"), ours((90, 97.0, 99.0), method="patch_svdd")]
-    made = {name: render(found, PADIM, format=name, source="both", references=cells) for name in FORMATS}
+    made = {name: render_tables(found, PADIM, format=name, source="both", references=cells) for name in FORMATS}
     assert "<ins>98.0</ins> (98.3) −0.3 / <ins>95.0</ins> (94.8) +0.2" in made["md"].replace("*", "")
     assert "**98.2** (98.4) *−0.2*" in made["md"]
     assert r"\underline{98.0} (98.3) \textcolor{red!75!black}{$-$0.3}" in made["latex"]
@@ -393,7 +393,7 @@ def test_marks_of_every_format() -> None:
         '<span class="second">98.0</span> <span class="published">(98.3)</span> <span class="worse">−0.3</span>'
         in (made["html"])
     )
-    colored = render(found, PADIM, source="both", references=cells, color=True)
+    colored = render_tables(found, PADIM, source="both", references=cells, color=True)
     assert "\x1b[4m98.0\x1b[0m (98.3) \x1b[31m−0.3\x1b[0m / " in colored
     assert "\x1b[32m+0.2\x1b[0m" in colored
     assert "\x1b[90m−0.2\x1b[0m" in colored
@@ -401,7 +401,7 @@ def test_marks_of_every_format() -> None:
 
 
 def test_csv_has_a_line_for_each_value() -> None:
-    rows = list(csv.DictReader(io.StringIO(render([ours()], PADIM, format="csv", source="both"))))
+    rows = list(csv.DictReader(io.StringIO(render_tables([ours()], PADIM, format="csv", source="both"))))
     assert len(rows) == 18 * 8 * 2
     (row,) = [row for row in rows if row["row"] == "bottle" and row["metric"] == "PRO" and row["value"] != "–"]
     assert [row[name] for name in ("table", "column", "value", "published", "gap", "gap_is")] == [
@@ -441,7 +441,7 @@ def test_html_is_well_formed(name: str, source: str) -> None:
 
 def test_html_escapes() -> None:
     hostile = record(task="<b>&\"'", categories={"<b>&\"'": "<i>"}, titles={"method": "<script>", "dataset": "&"})
-    text = render([hostile], load_layout("per_class", [FOLDER]), format="html")
+    text = render_tables([hostile], load_layout("per_class", [FOLDER]), format="html")
     assert "<script>" not in text
     assert "<b>" not in text
     assert "&lt;script&gt;" in text
@@ -571,7 +571,7 @@ def test_outlines_make_the_tables_of_whole_records(folder: Path, empty_cache: Pa
         assert all(each.curves == {} and each.images == [] for each in outlines)
         for name in ("per_class", "complexity", "summary"):
             layout = load_layout(name, [FOLDER])
-            assert render(outlines, layout) == render(whole, layout)
+            assert render_tables(outlines, layout) == render_tables(whole, layout)
     assert "samples" not in next((empty_cache / "outlines").iterdir()).read_text()
 
 
@@ -597,7 +597,7 @@ def test_a_damaged_index_is_made_again(content: str, folder: Path, empty_cache: 
 
 
 def test_references_are_what_the_layouts_cover() -> None:
-    everything, covered = load(), set()
+    everything, covered = load_references(), set()
     for name, layout in LAYOUTS.items():
         metrics = [measure.published or measure.value for measure in map(layout.measure, layout.cells)]
         covered |= {key(cell) for cell in everything if cell.table == name and cell.metric in metrics}

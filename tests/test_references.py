@@ -16,11 +16,11 @@ from scipy import stats
 
 from anomaly_bench.config.compose import compose
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.published import FOLDER, TABLES, Reference, aliases, load
-from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Column, columns
-from anomaly_bench.published.audit.contradictions import find, remainder, tolerance
+from anomaly_bench.published import CSV_FOLDER, TABLES, Reference, aliases, load_references
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, PrintedColumn, accuracy_columns
+from anomaly_bench.published.audit.contradictions import find_contradictions, remainder, tolerance
 from anomaly_bench.published.audit.orders import ORDERS, by_chance, fit, orders_of, ranks
-from anomaly_bench.published.audit.page import page
+from anomaly_bench.published.audit.page import contradictions_page
 
 ROOT = Path(__file__).parents[1]
 SEEDS = ROOT.parent / "shared" / "seeds"
@@ -55,7 +55,7 @@ LINES = {
     "spade2020_1": ("004", "Average", 0, 1),
     "spade2020_2": ("004", "Carpet", 0, 16),
 }
-ALL = load()
+ALL = load_references()
 
 
 def one(table, name, category, metric=None, variant=""):
@@ -70,11 +70,12 @@ def one(table, name, category, metric=None, variant=""):
 
 
 def printed(table, **wanted):
-    return [cell.printed for cell in load(table) if all(getattr(cell, key) == text for key, text in wanted.items())]
+    cells = load_references(table)
+    return [cell.printed for cell in cells if all(getattr(cell, key) == text for key, text in wanted.items())]
 
 
 def test_every_cell_of_every_table_is_there():
-    assert {table: len(load(table)) for table in TABLES} == CELLS
+    assert {table: len(load_references(table)) for table in TABLES} == CELLS
     assert len(ALL) == sum(CELLS.values()) == 1874
 
 
@@ -160,9 +161,9 @@ def test_every_table_of_mvtec_has_its_fifteen_categories():
         "npad2022_2",
         "adtr2022_1",
     ):
-        assert {cell.category for cell in load(table) if not cell.is_mean} == set(TEXTURES + OBJECTS)
+        assert {cell.category for cell in load_references(table) if not cell.is_mean} == set(TEXTURES + OBJECTS)
     for table in ("zheng2022_5", "zheng2022_6"):
-        assert len({cell.category for cell in load(table) if not cell.is_mean}) == 10
+        assert len({cell.category for cell in load_references(table) if not cell.is_mean}) == 10
 
 
 def test_one_method_has_one_id_in_all_papers():
@@ -209,7 +210,7 @@ def test_values_are_points_and_repairs_keep_what_is_printed():
 
 
 def test_cflow_is_read_in_alphabetical_order_and_differnet_is_kept():
-    rows = [cell for cell in load("zheng2022_1") if not cell.is_mean]
+    rows = [cell for cell in load_references("zheng2022_1") if not cell.is_mean]
     cflow = [cell for cell in rows if cell.printed_name == "CFlow"]
     assert [cell.value for cell in sorted(cflow, key=lambda cell: cell.category)] == [
         float(cell.printed) for cell in cflow
@@ -221,10 +222,10 @@ def test_cflow_is_read_in_alphabetical_order_and_differnet_is_kept():
 
 
 def test_loading_a_paper_or_a_table():
-    assert {cell.table for cell in load("spade2020")} == {"spade2020_1", "spade2020_2"}
-    assert {cell.dataset for cell in load("zheng2022_5")} == {"mvtec_3d"}
+    assert {cell.table for cell in load_references("spade2020")} == {"spade2020_1", "spade2020_2"}
+    assert {cell.dataset for cell in load_references("zheng2022_5")} == {"mvtec_3d"}
     with pytest.raises(UsageError, match="zheng2022_7: no such paper or table; did you mean zheng2022"):
-        load("zheng2022_7")
+        load_references("zheng2022_7")
 
 
 @pytest.mark.parametrize(
@@ -252,39 +253,40 @@ def test_loading_a_paper_or_a_table():
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
-    folder = shutil.copytree(FOLDER, tmp_path / "references")
+    folder = shutil.copytree(CSV_FOLDER, tmp_path / "references")
     path = folder / "spade2020.csv"
     count = len(path.read_text(encoding="utf-8").splitlines())
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(line + "\n")
     with pytest.raises(DataError) as caught:
-        load("spade2020", folder)
+        load_references("spade2020", folder)
     assert str(caught.value).startswith(f"spade2020.csv:{count + 1}: ")
     assert message in str(caught.value)
 
 
 def test_a_wrong_file_is_named(tmp_path):
-    folder = shutil.copytree(FOLDER, tmp_path / "references")
+    folder = shutil.copytree(CSV_FOLDER, tmp_path / "references")
     (folder / "npad2022.csv").unlink()
     with pytest.raises(DataError, match=r"npad2022\.csv: .*part of the package"):
-        load(folder=folder)
+        load_references(folder=folder)
     (folder / "adtr2022.csv").write_text("table,method\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"adtr2022\.csv:1: columns table,method; expected table,method,printed_name,"):
-        load(folder=folder)
+        load_references(folder=folder)
     with (folder / "aliases.csv").open("a", encoding="utf-8") as file:
         file.write("SPADE,padim\n")
     with pytest.raises(DataError, match=r"aliases\.csv:\d+: SPADE stands there a second time"):
-        load(folder=folder)
+        load_references(folder=folder)
 
 
 def test_numbers_load_without_torch():
-    code = "import sys; from anomaly_bench.published.audit import page; page.load(); assert 'torch' not in sys.modules"
+    code = "from anomaly_bench.published.audit import page; page.load_references()"
+    code += "; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture(scope="module")
 def findings():
-    return find(ALL)
+    return find_contradictions(ALL)
 
 
 ERRATA = [
@@ -345,7 +347,8 @@ def test_nothing_else_is_called_shuffled(findings):
 
 
 def test_other_runs_are_no_contradictions(findings):
-    again = [cell for cell in load("npad2022") if cell.printed_name in ("FastFlow", "CFLOW-AD") and not cell.is_mean]
+    npad = load_references("npad2022")
+    again = [cell for cell in npad if cell.printed_name in ("FastFlow", "CFLOW-AD") and not cell.is_mean]
     assert again
     assert not set(again) & {cell for finding in findings for cell in finding.cells}
 
@@ -420,11 +423,11 @@ def change(made, table, name, category, text):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_clean_tables_give_no_finding(seed):
-    assert find(papers(seed)) == []
+    assert find_contradictions(papers(seed)) == []
 
 
 def test_a_clean_page_says_so():
-    text = page(papers(0))
+    text = contradictions_page(papers(0))
     assert text.count("None.") == 6
     assert "###" not in text
 
@@ -437,7 +440,7 @@ def test_a_planted_shuffle_is_found_in_the_column_that_has_it(seed, order):
     values = {cell.category: cell.printed for cell in column}
     for row, shuffled in zip([cell.category for cell in column], ORDERS[order], strict=True):
         made = change(made, "adtr2022_1", "b", row, values[shuffled])
-    (finding,) = find(made)
+    (finding,) = find_contradictions(made)
     assert finding.group == "shuffled"
     assert finding.title == (f"b in You et al. 2022, Table 1: its pixel AUROC stands in {order}, the rows do not")
     assert {(cell.table, cell.method) for cell in finding.cells} == {("adtr2022_1", "b")}
@@ -449,14 +452,14 @@ def test_an_order_without_a_name_is_not_made_up():
     values = [cell.printed for cell in column]
     for cell, text in zip(column, [*values[7:], *values[:7]], strict=True):
         made = change(made, "adtr2022_1", "b", cell.category, text)
-    assert find(made) == []
+    assert find_contradictions(made) == []
 
 
 def test_a_planted_contradiction_is_found():
     made = papers(1)
     old = next(cell for cell in made if (cell.table, cell.method, cell.category) == ("npad2022_1", "c", "pill"))
     new = str(Decimal(old.printed) + Decimal("0.3"))
-    (finding,) = find(change(made, "npad2022_1", "c", "pill", new))
+    (finding,) = find_contradictions(change(made, "npad2022_1", "c", "pill", new))
     assert finding.group == "papers"
     assert finding.title.startswith("c, pixel AUROC of pill: ")
     assert {old.printed, new} <= set(re.findall(r"\d+\.\d", finding.title))
@@ -467,14 +470,14 @@ def test_a_value_rounded_by_the_other_paper_is_no_contradiction():
     numbers = dict(zip(TEXTURES + OBJECTS, np.random.default_rng(3).uniform(70, 95, 15).round(1), strict=True))
     fine = cells("adtr2022_1", "a", numbers, TEXTURES + OBJECTS)
     coarse = cells("npad2022_1", "a", numbers, TEXTURES + OBJECTS, digits=0)
-    assert find([*fine, *coarse]) == []
+    assert find_contradictions([*fine, *coarse]) == []
 
 
 def test_a_planted_mean_is_found():
     made = cells("adtr2022_1", "a", dict.fromkeys(TEXTURES + OBJECTS, 90.0), TEXTURES + OBJECTS)
     made = change(made, "adtr2022_1", "a", "pill", "90.1")
-    assert find(made) == []
-    (finding,) = find(change(made, "adtr2022_1", "a", "mean:all", "90.3"))
+    assert find_contradictions(made) == []
+    (finding,) = find_contradictions(change(made, "adtr2022_1", "a", "mean:all", "90.3"))
     assert finding.group == "means"
     assert "mean of all printed 90.3, rows give 90.01" in finding.title
 
@@ -491,10 +494,10 @@ def complexity(fps, times, sizes):
 
 def test_units():
     sound = complexity(("20.0", "10.0", "5.00"), ("50", "100", "200"), ("165", "688", "0"))
-    assert find(sound) == []
-    (finding,) = find(complexity(("20.0", "10.0", "5.00"), ("38", "100", "200"), ("165", "688", "0")))
+    assert find_contradictions(sound) == []
+    (finding,) = find_contradictions(complexity(("20.0", "10.0", "5.00"), ("38", "100", "200"), ("165", "688", "0")))
     assert "12 ms less than 1000/FPS for fastflow, and just 1000/FPS for differnet, spade" in finding.title
-    (finding,) = find(complexity(("20.0", "10.0", "5.00"), ("50", "100", "200"), ("41.3", "172.1", "0")))
+    (finding,) = find_contradictions(complexity(("20.0", "10.0", "5.00"), ("50", "100", "200"), ("41.3", "172.1", "0")))
     assert "Extra parameters (MB) are millions" in finding.title
 
 
@@ -509,15 +512,15 @@ def one_of(metric, text):
 
 def test_the_tolerance_of_a_mean():
     made = cells("adtr2022_1", "a", dict.fromkeys(TEXTURES, 90.0) | {"tile": 90.1}, TEXTURES)
-    (column,) = columns(made)
+    (column,) = accuracy_columns(made)
     assert column.step("tile") == Decimal("0.1")
     assert tolerance(column, "mean:all") == pytest.approx(0.05 + 3 * 0.1 / np.sqrt(12 * 5))
 
 
 def test_zeros_that_all_rows_end_in_are_no_digits():
-    (dfr,) = [column for column in columns(ALL) if column.head.printed_name == "DFR"]
+    (dfr,) = [column for column in accuracy_columns(ALL) if column.head.printed_name == "DFR"]
     assert (dfr.step("tile"), dfr.step("mean:all")) == (1, 1)
-    glance = next(column for column in columns(ALL) if column.head.printed_name == "Glance")
+    glance = next(column for column in accuracy_columns(ALL) if column.head.printed_name == "Glance")
     assert (glance.step("tile"), glance.step("mean:all")) == (1, Decimal("0.1"))
 
 
@@ -540,4 +543,4 @@ def test_random_orders_by_counting():
 def test_orders_are_orders_of_the_fifteen_categories():
     assert {tuple(sorted(order)) for order in ORDERS.values()} == {tuple(sorted(TEXTURES + OBJECTS))}
     assert len(set(ORDERS.values())) == len(ORDERS)
-    assert orders_of(Column({cell.category: cell for cell in load("spade2020_1")})) == {}
+    assert orders_of(PrintedColumn({cell.category: cell for cell in load_references("spade2020_1")})) == {}

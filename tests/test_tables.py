@@ -17,13 +17,13 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.records.record import Record
 from anomaly_bench.records.setups import setups
-from anomaly_bench.tables.build import grids
-from anomaly_bench.tables.formats.draw import render
+from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.formats.draw import render_tables
 from anomaly_bench.tables.layout import load_layout
 
 if TYPE_CHECKING:
     from anomaly_bench.tables.layout import Layout
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.tables.table import Table
 
 FOLDER = Path(__file__).parents[1] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
@@ -84,12 +84,12 @@ def record(
     return Record(**{"fingerprint": hashlib.sha256(known.encode()).hexdigest(), **content})
 
 
-def only(records: list[Record], layout: Layout = PER_CLASS, cells: list[str] | None = None) -> Grid:
-    (grid,) = grids(records, layout, cells)
+def only(records: list[Record], layout: Layout = PER_CLASS, cells: list[str] | None = None) -> Table:
+    (grid,) = build_tables(records, layout, cells)
     return grid
 
 
-def texts(grid: Grid) -> dict[str, list[str]]:
+def texts(grid: Table) -> dict[str, list[str]]:
     """Row label -> its cells as in the console, without notes."""
     rows = zip(grid.rows, grid.cells, strict=True)
     return {" ".join(head.labels).strip(): [shown(cell) for cell in cells] for head, cells in rows}
@@ -99,11 +99,11 @@ def shown(cell: Any) -> str:
     return " ".join(f"{value.text}{'*' if value.rank == 1 else ''}" for value in cell.values)
 
 
-def columns(grid: Grid) -> list[str]:
+def columns(grid: Table) -> list[str]:
     return [" / ".join(filter(None, head.labels)) for head in grid.columns]
 
 
-def marked(grid: Grid) -> dict[str, str]:
+def marked(grid: Table) -> dict[str, str]:
     return dict(grid.notes)
 
 
@@ -178,40 +178,40 @@ LATEX = r"""\begin{table}[t]
 
 
 def test_console() -> None:
-    assert render(SMALL, PER_CLASS) == CONSOLE
+    assert render_tables(SMALL, PER_CLASS) == CONSOLE
 
 
 def test_markdown() -> None:
-    assert render(SMALL, PER_CLASS, ["pixel_auroc"], "md") == MARKDOWN
+    assert render_tables(SMALL, PER_CLASS, ["pixel_auroc"], "md") == MARKDOWN
 
 
 def test_latex() -> None:
-    assert render(SMALL, PER_CLASS, ["pixel_auroc", "pro"], "latex") == LATEX
+    assert render_tables(SMALL, PER_CLASS, ["pixel_auroc", "pro"], "latex") == LATEX
 
 
 def test_color_only_adds_codes() -> None:
-    colored = render(SMALL, PER_CLASS, color=True)
+    colored = render_tables(SMALL, PER_CLASS, color=True)
     assert "(\x1b[1m100.0\x1b[0m, 95.5, –)" in colored
     assert re.sub(r"\x1b\[\d+m", "", colored) == CONSOLE
 
 
 def test_unknown_format() -> None:
     with pytest.raises(UsageError, match="format=latx: no such format; did you mean latex"):
-        render(SMALL, PER_CLASS, format="latx")
+        render_tables(SMALL, PER_CLASS, format="latx")
 
 
 def test_no_records() -> None:
-    assert [render([], PER_CLASS, format=each) for each in ("console", "md", "latex")] == [""] * 3
+    assert [render_tables([], PER_CLASS, format=each) for each in ("console", "md", "latex")] == [""] * 3
 
 
 def test_order_of_records_does_not_matter() -> None:
     records = [*SMALL, record(input={"resize": [320, 320], "crop": None}), record(settings={"dims": 50})]
     shuffled = random.Random(0).sample(records, len(records))
-    assert render(shuffled, PER_CLASS) == render(records, PER_CLASS)
+    assert render_tables(shuffled, PER_CLASS) == render_tables(records, PER_CLASS)
 
 
 def test_the_same_record_twice_counts_once() -> None:
-    assert render([*SMALL, *SMALL], PER_CLASS) == CONSOLE
+    assert render_tables([*SMALL, *SMALL], PER_CLASS) == CONSOLE
 
 
 def test_rows_stand_in_the_datasets_order() -> None:
@@ -256,7 +256,7 @@ def test_undefined_values_are_dashes_and_stay_out_of_the_mean() -> None:
 
 def test_a_cell_without_any_value_is_one_dash() -> None:
     records = [record(task="weave", categories=FOUR), record((1, 1, 1), "gear", "patchcore", categories=FOUR)]
-    lines = render(records, PER_CLASS).splitlines()
+    lines = render_tables(records, PER_CLASS).splitlines()
     (weave,) = [line for line in lines if line.startswith("weave")]
     assert weave.split("   ")[-1].strip() == "–"
     assert weave.count("–") == 1
@@ -307,7 +307,7 @@ def test_the_best_of_a_row_by_component(left: Any, right: Any, expected: list[st
 
 
 def test_nothing_is_best_in_a_single_column() -> None:
-    assert "**" not in render([record(), record(task="cable")], PER_CLASS, format="md").split("\n", 1)[1]
+    assert "**" not in render_tables([record(), record(task="cable")], PER_CLASS, format="md").split("\n", 1)[1]
 
 
 def test_seeds_are_averaged_within_a_category_first() -> None:
@@ -378,7 +378,7 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [record(), record(method="patchcore")]
     monkeypatch.setitem(METRICS, "pro", dataclasses.replace(METRICS["pro"], revision=3))
     new = record(method="patchcore")
-    assert "outdated" not in render([new], PER_CLASS)
+    assert "outdated" not in render_tables([new], PER_CLASS)
     grid = only([records[0], new])
     assert grid.columns[0].notes == ("a",)
     assert grid.notes == [("", "Seed 0."), ("a", "PRO: outdated (revision 1, now 3)")]
@@ -401,11 +401,11 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_setups_have_their_own_tables(changed: dict[str, Any], said: str) -> None:
     records = [record((90, 90, 90)), record((50, 50, 50), method="patchcore", **changed)]
     assert sorted(len(part) for part in setups(records)) == [1, 1]
-    made = {grid.caption: texts(grid)["bottle"] for grid in grids(records, PER_CLASS, ["pro"])}
+    made = {grid.caption: texts(grid)["bottle"] for grid in build_tables(records, PER_CLASS, ["pro"])}
     (caption,) = [caption for caption, row in made.items() if row == ["50.0"]]
     assert f"{said} (points of 100)" in caption
     assert made["MVTec AD, input 256×256, protocol unified: PRO (points of 100)"] == ["90.0"]
-    assert len({grid.name for grid in grids(records, PER_CLASS)}) == 2  # labels of LaTeX
+    assert len({grid.name for grid in build_tables(records, PER_CLASS)}) == 2  # labels of LaTeX
 
 
 def test_columns_by_title_and_backbone() -> None:
@@ -471,7 +471,7 @@ def test_complexity() -> None:
     records = [timed(10, task=task) for task in ("bottle", "cable")]
     records += [timed(fps, "patchcore", task, size=size) for fps, task in ((20, "bottle"), (40, "cable"))]
     records += [record(task=task, method="draem", backbone="none") for task in ("bottle", "cable")]
-    assert render(records, COMPLEXITY) == (
+    assert render_tables(records, COMPLEXITY) == (
         """\
 MVTec AD, input 256×256, protocol unified: speed, size and cost
 
@@ -506,7 +506,7 @@ def test_speeds_of_other_settings_are_not_compared() -> None:
     assert [head.opens for head in grid.rows] == [False, False, True, True]
     assert [shown(cells[0]) for cells in grid.cells] == ["10.00", "20.00*", "900.00", "–"]
     assert "Speed:" not in grid.notes[0][1]
-    assert render([both, timed(20, "patchcore")], COMPLEXITY).count("\nH100, batch 64, fp32\n") == 1
+    assert render_tables([both, timed(20, "patchcore")], COMPLEXITY).count("\nH100, batch 64, fp32\n") == 1
 
 
 def test_costs_on_other_machines_are_not_compared(tmp_path: Path) -> None:
@@ -579,7 +579,7 @@ def test_categories_as_columns(tmp_path: Path) -> None:
         *("objects / gear", "objects / mean of objects (1 of 2)", "mean of all (3 of 4)"),
     ]
     assert texts(grid)["PaDiM WRN50"] == ["90.1", "80.0", "85.0", "92.0*", "92.0*", "87.4*"]
-    header = render(SMALL, layout(tmp_path, MINE), format="latex").splitlines()[6:8]
+    header = render_tables(SMALL, layout(tmp_path, MINE), format="latex").splitlines()[6:8]
     assert header[0].strip() == r"&  & \multicolumn{3}{c}{textures} & \multicolumn{2}{c}{objects} &  \\"
     assert header[1].strip() == r"\cmidrule(lr){3-5} \cmidrule(lr){6-7}"
 
@@ -594,12 +594,12 @@ def test_methods_as_columns_metrics_as_rows(tmp_path: Path) -> None:
 def test_cells_are_chosen(tmp_path: Path) -> None:
     assert columns(only([record()], cells=["pro", "image_auroc"])) == ["PaDiM / WRN50"]
     assert texts(only([record()], cells=["pro", "image_auroc"]))["bottle"] == ["70.0 90.0"]
-    assert "bottle                       70.0" in render([record()], PER_CLASS, ["pro"])
+    assert "bottle                       70.0" in render_tables([record()], PER_CLASS, ["pro"])
     assert len(only([record()], COMPLEXITY, ["pro"]).columns) == 8  # its cells are columns, which stay
     with pytest.raises(UsageError, match="unknown metric image_aurc; did you mean image_auroc"):
-        grids([record()], PER_CLASS, ["image_aurc"])
+        build_tables([record()], PER_CLASS, ["image_aurc"])
     with pytest.raises(UsageError, match="cells is empty"):
-        grids([record()], PER_CLASS, [])
+        build_tables([record()], PER_CLASS, [])
 
 
 def test_a_users_own_metric() -> None:
@@ -658,7 +658,7 @@ def hostile() -> list[Record]:
 
 
 def test_hostile_names_keep_the_markdown_table() -> None:
-    text = render(hostile(), PER_CLASS, format="md")
+    text = render_tables(hostile(), PER_CLASS, format="md")
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert html.count("<table>") == 1
     rows = re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
@@ -669,7 +669,7 @@ def test_hostile_names_keep_the_markdown_table() -> None:
 
 
 def test_hostile_names_keep_the_lines_of_the_console() -> None:
-    text = render([*hostile(), record(task="b", method="\x1b[31mred\r\n")], PER_CLASS)
+    text = render_tables([*hostile(), record(task="b", method="\x1b[31mred\r\n")], PER_CLASS)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
     tables = [part.splitlines() for part in re.split(r"\n\n", text)]
     assert [len(lines) for lines in tables if lines[-1].startswith("mean of all")] == [12]
@@ -696,7 +696,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
         for each in (PER_CLASS, COMPLEXITY):
             folder = tmp_path / f"{number}-{each.name}"
             folder.mkdir()
-            log = pdf(render(records, each, format="latex", standalone=True), folder)
+            log = pdf(render_tables(records, each, format="latex", standalone=True), folder)
             assert "Overfull" not in log
             assert f"({len(setups(records))} page" in log.replace("\n", "")
 
@@ -705,11 +705,11 @@ def test_latex_sets_every_letter_that_it_keeps(tmp_path: Path) -> None:
     letters = "".join(map(chr, (*range(32, 127), *range(0xA0, 0x250), 0x2013, 0x2014, 0x2019, 0x4E00, 0x1F600)))
     names = [letters[start : start + 30] for start in range(0, len(letters), 30)]
     records = [record(task=name, categories=dict.fromkeys(names, "")) for name in names]
-    pdf(render(records, PER_CLASS, format="latex", standalone=True), tmp_path)
+    pdf(render_tables(records, PER_CLASS, format="latex", standalone=True), tmp_path)
 
 
 def test_latex_escapes() -> None:
-    text = render(hostile(), PER_CLASS, ["pro"], "latex")
+    text = render_tables(hostile(), PER_CLASS, ["pro"], "latex")
     escaped = (
         r"a\_b \& 50\% \#1 \textbackslash{}x \{y\} \textasciitilde{} \textasciicircum{} \textless{}b\textgreater{}"
         r"\textbar{}pipe\textbar{} {[}z] -{}-{}- `c` \$m\$ U+6F22é"
@@ -723,3 +723,18 @@ def test_importing_tables_is_light() -> None:
     slow = {"torch", "pandas", "numpy", "rich", "omegaconf"}
     code = f"import sys, anomaly_bench.tables.formats.draw; print({slow} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_what_is_shown_imports_no_torch() -> None:
+    packages = ("tables", "published", "comparison", "report", "records", "data", "config", "metrics")
+    code = f"""
+import importlib, pkgutil, sys
+for name in {packages}:
+    package = importlib.import_module("anomaly_bench." + name)
+    modules = [found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    assert modules, name
+    for each in modules:
+        importlib.import_module(each)
+        assert not {{"torch", "timm", "torchvision"}} & set(sys.modules), each"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

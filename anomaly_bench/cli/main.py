@@ -206,16 +206,16 @@ def tables(_: str | None, arguments: list[str]) -> int:
 
 
 def write_report(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.report import page
+    from anomaly_bench.report.page import write_page
 
-    return hydra("report", choosing(arguments), page.write)
+    return hydra("report", choosing(arguments), write_page)
 
 
 def compare(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands import compare as compare_module
+    from anomaly_bench.cli.commands.compare import print_comparison
 
     words = [f"method={word.removeprefix('methods=')}" if word.startswith("methods=") else word for word in arguments]
-    return hydra("compare", choosing(words), compare_module.compare)
+    return hydra("compare", choosing(words), print_comparison)
 
 
 def verify(_: str | None, arguments: list[str]) -> int:
@@ -275,9 +275,9 @@ def data(subject: str | None, arguments: list[str]) -> int:
 
 
 def references(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.published.audit.page import check
+    from anomaly_bench.published.audit.page import print_contradictions
 
-    return hydra("references", arguments, check)
+    return hydra("references", arguments, print_contradictions)
 
 
 def records(_: str | None, arguments: list[str]) -> int:

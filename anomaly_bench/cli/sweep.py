@@ -213,7 +213,7 @@ def show_tables(found: Sequence[SweepJob]) -> None:
             summaries.setdefault(settings.results, Summary(settings)).records += job.records
     for summary in summaries.values():
         if summary.records:
-            tables.write(summary)
+            tables.write_tables(summary)
 
 
 def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -> bool:

@@ -27,7 +27,7 @@ class Condition:
     single: bool
 
     def __str__(self) -> str:
-        return f"{'any ' * self.single}{self.metric} drops {self.points:g}"
+        return f"{'any ' if self.single else ''}{self.metric} drops {self.points:g}"
 
 
 def read_conditions(value: Any) -> list[Condition]:

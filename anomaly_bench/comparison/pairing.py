@@ -13,14 +13,14 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.records import outlines
 from anomaly_bench.records.setups import describe, setup_name, setups
 from anomaly_bench.tables import query
-from anomaly_bench.tables.entries import entries, plain, settings_of
+from anomaly_bench.tables.entries import as_typed, group_records, settings_of
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
 
 COUNTS = {"test images": "test", "defective test images": "defects"}
-MIX = "; allow_mixed=true compares them all the same"
+_MIX = "; allow_mixed=true compares them all the same"
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,29 @@ class Comparison:
         return list({side.name: side for pair in self.pairs for side in (pair.first, pair.second)}.values())
 
 
-def selected(config: Any, key: str) -> list[Record]:
+def chosen_records(config: Any, key: str) -> list[Record]:
     """The records of the folders of a key that `only` and `setup` leave."""
-    known = query.joined(query.folders(config[key], key), outlines.outlines, key)
+    known = query.read_records(config, outlines.outlines, key)
     try:
-        return query.wanted(known, [], config)[0]
+        return query.choose(known, [], config)[0]
     except UsageError as error:
         raise UsageError(f"{key}={config[key]}: {error}") from error
 
 
-def within(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
+def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
     """Every pair of the methods in one setup; a setup of a single method is passed over.
 
     Raises:
         UsageError: no setup has two methods, or their test images are unlike.
     """
     mixed = truth(config, "allow_mixed")
-    parts = {part_name(part, mixed): part for part in setups(selected(config, "results"), mixed)}
-    found = {name: entries(part, with_speed=False) for name, part in parts.items()}
+    parts = {part_name(part, mixed): part for part in setups(chosen_records(config, "results"), mixed)}
+    found = {name: group_records(part, with_speed=False) for name, part in parts.items()}
     if all(len(each) < 2 for each in found.values()):
         listed = "; ".join(f"{name}: {', '.join(entry.name for entry in each)}" for name, each in found.items())
         raise UsageError(
             f"results={config['results']}: nothing to compare; expected two methods, backbones or settings in one "
-            f"setup, found {listed}" + MIX * (not mixed and len(found) > 1)
+            f"setup, found {listed}{_MIX if not mixed and len(found) > 1 else ''}"
         )
     for name, part in parts.items():
         sides = [Side(entry.name, entry) for entry in found[name]]
@@ -77,7 +77,7 @@ def within(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
             yield Comparison(name, title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
 
 
-def between(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
+def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
     """The methods of `a` with those of `b`, setup by setup.
 
     Raises:
@@ -90,16 +90,16 @@ def between(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
             )
     mixed = truth(config, "allow_mixed")
     ours, theirs = (
-        {part_name(part, mixed): part for part in setups(selected(config, key), mixed)} for key in ("a", "b")
+        {part_name(part, mixed): part for part in setups(chosen_records(config, key), mixed)} for key in ("a", "b")
     )
     shared = [name for name in ours if name in theirs]
     if not shared:
         have = f"a has {', '.join(ours)}; b has {', '.join(theirs)}"
-        raise UsageError(f"no {'dataset' if mixed else 'setup'} in both: {have}" + MIX * (not mixed))
+        raise UsageError(f"no {'dataset' if mixed else 'setup'} in both: {have}{'' if mixed else _MIX}")
     lost = [f"{name}: no record in b" for name in ours if name not in theirs]
     extra = [f"{name}: in b only" for name in theirs if name not in ours]
     for name in shared:
-        one, two = entries(ours[name], with_speed=False), entries(theirs[name], with_speed=False)
+        one, two = group_records(ours[name], with_speed=False), group_records(theirs[name], with_speed=False)
         pairs, missing, remarks = matched(one, two, name)
         said = [
             f"a: {config['a']}, b: {config['b']}",
@@ -173,7 +173,7 @@ def changed(one: ResultGroup, two: ResultGroup) -> str:
     if not same_method(one, two) or ours == theirs:
         return ""
     paths = [path for path in dict.fromkeys((*ours, *theirs)) if ours.get(path, ...) != theirs.get(path, ...)]
-    said = (f"{path} {plain(ours.get(path, ...))} in a, {plain(theirs.get(path, ...))} in b" for path in paths)
+    said = (f"{path} {as_typed(ours.get(path, ...))} in a, {as_typed(theirs.get(path, ...))} in b" for path in paths)
     return f"{one.name}: {'; '.join(said)}"
 
 
@@ -191,7 +191,7 @@ def unlike(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
                 found[f"{category}: {what} {ours} of {pair.first.name}, {theirs} of {pair.second.name}"] = None
     if found and not mixed:
         more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
-        raise UsageError(f"numbers that cannot be compared: {next(iter(found))}{more}; run the older again" + MIX)
+        raise UsageError(f"numbers that cannot be compared: {next(iter(found))}{more}; run the older again{_MIX}")
     return list(found)
 
 

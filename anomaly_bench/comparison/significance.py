@@ -105,7 +105,7 @@ def metric_title(name: str) -> str:
     return metric.title if metric else name
 
 
-def differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
+def paired_differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
     """Of each pair of which one side has the metric, tested and corrected over all of them."""
     points = {side.name: side.points(metric) for pair in pairs for side in (pair.first, pair.second)}
     found = [Difference(pair, metric, points[pair.first.name], points[pair.second.name]) for pair in pairs]
@@ -153,7 +153,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class MeanRanks:
     """What a critical-difference diagram shows of one metric and k methods.
 
     Attributes:
@@ -172,7 +172,7 @@ class Ranking:
     left_out: tuple[str, ...]
 
 
-def ranking(sides: Sequence[Side], metric: str) -> Ranking:
+def mean_ranks(sides: Sequence[Side], metric: str) -> MeanRanks:
     """Rank methods on the categories that all of them have.
 
     Raises:
@@ -198,4 +198,4 @@ def ranking(sides: Sequence[Side], metric: str) -> Ranking:
     friedman = 1.0 if alike else float(friedmanchisquare(*values.T).pvalue)
     ranks = dict(zip(points, rankdata(-values, axis=1).mean(axis=0).tolist(), strict=True))
     left_out = tuple(side.name for side in sides if side.name not in points)
-    return Ranking(metric_title(metric), ranks, matrix, friedman, len(shared), left_out)
+    return MeanRanks(metric_title(metric), ranks, matrix, friedman, len(shared), left_out)

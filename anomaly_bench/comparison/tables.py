@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_bench.comparison.significance import LEAST_CATEGORIES, differences, metric_title
+from anomaly_bench.comparison.significance import LEAST_CATEGORIES, metric_title, paired_differences
 from anomaly_bench.records.setups import all_categories
-from anomaly_bench.tables import build
 from anomaly_bench.tables.aggregate import seeds_fact
+from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.layout import Layout
-from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
+from anomaly_bench.tables.table import DASH, Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.comparison.pairing import Comparison
     from anomaly_bench.comparison.significance import Difference
 
 DIGITS = 2
-PAIRS = ("Metric", "Difference")
 MEAN = "mean of those in both"
 TEST = (
     "p: Wilcoxon's signed-rank test over categories, two-sided, of means over seeds (scipy). Categories without a "
@@ -30,72 +29,69 @@ TOO_FEW = (
 )
 
 
-def grids(found: Comparison, metrics: Sequence[str], folders: bool) -> Iterator[Grid]:
+def comparison_tables(found: Comparison, metrics: Sequence[str], folders: bool) -> Iterator[Table]:
     """For each metric the categories, with a and b side by side or all methods; then all pairs."""
-    values = {metric: differences(found.pairs, metric) for metric in metrics}
+    values = {metric: paired_differences(found.pairs, metric) for metric in metrics}
     for metric, compared in values.items():
         if compared:
-            yield folders_grid(found, metric, compared) if folders else methods_grid(found, metric)
-    yield pairs_grid(found, values)
+            yield folders_table(found, metric, compared) if folders else methods_table(found, metric)
+    yield pairs_table(found, values)
 
 
-def methods_grid(found: Comparison, metric: str) -> Grid:
+def methods_table(found: Comparison, metric: str) -> Table:
     """The table of `tables`, of one metric."""
     caption = "{dataset}, {setup}: {cells} (points of 100)"
     layout = Layout(f"compare-{metric}", caption, "categories", "methods", [metric], scale=100, digits=DIGITS)
-    (grid,) = build.grids(found.records, layout, mixed=found.mixed)
-    return grid
+    (table,) = build_tables(found.records, layout, mixed=found.mixed)
+    return table
 
 
-def folders_grid(found: Comparison, metric: str, values: Sequence[Difference]) -> Grid:
+def folders_table(found: Comparison, metric: str, values: Sequence[Difference]) -> Table:
     """a, b and b − a of every pair; the means are of the categories that both have."""
-    heads: list[Header] = []
+    heads: list[tuple[str, ...]] = []
     columns: list[Mapping[str, str]] = []
     for each in values:
         names = [each.pair.first.entry.name, each.pair.second.entry.name]
-        above = (*names, names[0] if names[0] == names[1] else "")
-        heads += [Header(labels) for labels in zip(above, ("a", "b", "b − a"), strict=True)]
-        sides = zip((each.first, each.second), each.means, strict=True)
-        columns += [
-            {**{name: number(value) for name, value in part.items()}, MEAN: number(mean)} for part, mean in sides
-        ]
+        heads += zip((*names, names[0] if names[0] == names[1] else ""), ("a", "b", "b − a"), strict=True)
+        for part, mean in zip((each.first, each.second), each.means, strict=True):
+            columns.append({**{name: number(value) for name, value in part.items()}, MEAN: number(mean)})
         columns.append({**{name: signed(value) for name, value in each.values.items()}, MEAN: signed(each.mean)})
     categories = [name for name in all_categories(found.records) if any(name in column for column in columns)]
-    rows = [*(Header((name,)) for name in categories), Header((MEAN,), opens=True, mean=True)]
-    texts = [[column.get(name, DASH) for column in columns] for name in (*categories, MEAN)]
+    rows = [
+        (Header((name,), opens=name == MEAN, mean=name == MEAN), [column.get(name, DASH) for column in columns])
+        for name in (*categories, MEAN)
+    ]
     caption = f"{found.title}: {metric_title(metric)} (points of 100)"
-    said = seed_notes(values)
-    return Grid(f"compare-{metric}", caption, ("Category",), heads, rows, cells(texts), ("",), said)
+    return Table.of_rows(f"compare-{metric}", caption, ("Category",), heads, rows, sentences(seed_notes(values)))
 
 
-def seed_notes(values: Sequence[Difference]) -> list[tuple[str, str]]:
+def seed_notes(values: Sequence[Difference]) -> list[str]:
     """Which seeds are averaged; by side where these are not alike."""
     sides = {side.name: side.seeds(each.metric) for each in values for side in (each.pair.first, each.pair.second)}
     facts = {name: seeds_fact(seeds) if seeds else "no value" for name, seeds in sides.items()}
     if len(set(facts.values())) == 1:
         fact = next(iter(facts.values()))
-        return notes([fact[:1].upper() + fact[1:]])
-    return notes([f"{name}: {fact}" for name, fact in facts.items()])
+        return [fact[:1].upper() + fact[1:]]
+    return [f"{name}: {fact}" for name, fact in facts.items()]
 
 
-def pairs_grid(found: Comparison, values: Mapping[str, Sequence[Difference]]) -> Grid:
+def pairs_table(found: Comparison, values: Mapping[str, Sequence[Difference]]) -> Table:
     """The mean difference of every pair, in how many categories it is higher or lower, and its p-value."""
     tests = max(sum(each.p is not None for each in part) for part in values.values())
     heads = [("", "Mean"), *(("Categories", name) for name in ("all", "higher", "equal", "lower")), ("", "Seeds")]
     heads += [("Wilcoxon", "p"), *([("Wilcoxon", "p (Holm)")] if tests > 1 else [])]
-    rows: list[Header] = []
-    texts = []
+    rows: list[tuple[Header, Sequence[str]]] = []
     for metric, part in values.items():
         for place, each in enumerate(each for each in part if each.values):
-            rows.append(Header((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows)))
-            texts.append(pair_texts(each)[: len(heads)])
+            head = Header((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows))
+            rows.append((head, pair_texts(each)[: len(heads)]))
     caption = f"{found.title}: mean differences (points of 100)"
-    said = notes([*test_notes(values, tests), *found.notes])
-    return Grid("compare-pairs", caption, PAIRS, [*map(Header, heads)], rows, cells(texts), ("",), said)
+    notes = sentences([*test_notes(values, tests), *found.notes])
+    return Table.of_rows("compare-pairs", caption, ("Metric", "Difference"), heads, rows, notes)
 
 
 def pair_texts(each: Difference) -> list[str]:
-    """A row of `pairs_grid`."""
+    """A row of `pairs_table`."""
     signs = [(value > 0) - (value < 0) for value in each.values.values()]
     counts = [len(signs), *(signs.count(sign) for sign in (1, 0, -1))]
     return [signed(each.mean), *map(str, counts), seed_counts(each), *map(probability, (each.p, each.corrected))]
@@ -104,7 +100,7 @@ def pair_texts(each: Difference) -> list[str]:
 def test_notes(values: Mapping[str, Sequence[Difference]], tests: int) -> Iterator[str]:
     """How p-values are made, and why some are not; `tests`: the most pairs of one metric that have one."""
     if tests:
-        yield TEST + f" Holm: corrected for the {tests} pairs of a metric." * (tests > 1)
+        yield f"{TEST} Holm: corrected for the {tests} pairs of a metric." if tests > 1 else TEST
     if any(each.values and each.p is None for part in values.values() for each in part):
         yield TOO_FEW
     for metric, part in values.items():
@@ -121,13 +117,8 @@ def seed_counts(each: Difference) -> str:
     return ", ".join(dict.fromkeys(said))
 
 
-def notes(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Sentences below a table."""
-    return [("", f"{text.rstrip('.')}.") for text in texts]
-
-
-def cells(texts: Sequence[Sequence[str]]) -> list[list[Cell]]:
-    return [[Cell((Value(text),)) for text in row] for row in texts]
+def sentences(texts: Sequence[str]) -> list[str]:
+    return [f"{text.rstrip('.')}." for text in texts]
 
 
 def number(value: float | None) -> str:

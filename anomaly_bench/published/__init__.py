@@ -2,7 +2,7 @@
 
 `printed` is the text as it stands there, `value` the number to compare with: in points of 100 for accuracies, empty for
 a dash, and repaired where the paper contradicts itself or another one; a repaired cell has a comment, and so has one
-that is doubtful but kept. `references/check.py` looks for the contradictions. No torch here.
+that is doubtful but kept. `audit` looks for the contradictions. No torch here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import NamedTuple
 
 from anomaly_bench.errors import DataError, UsageError, closest
 
-FOLDER = Path(__file__).parent
-DASH = "-"
+CSV_FOLDER = Path(__file__).parent
+PRINTED_DASH = "-"
 TEXT = ""  # the unit of a cell that is no number, such as a backbone's name
-ORIGINS = ("own", "quoted", "re-run")
+ORIGINS = {
+    "own": "the paper's own result",
+    "quoted": "quoted by the paper",
+    "re-run": "run again by the paper's authors",
+}
 UNITS = {
     "image_auroc": "points",
     "pixel_auroc": "points",
@@ -34,7 +38,7 @@ UNITS = {
 MEANS = {"mean:textures": "mean of textures", "mean:objects": "mean of objects", "mean:all": "mean of all"}
 
 
-class Table(NamedTuple):
+class PaperTable(NamedTuple):
     """One table of a paper. paper: a key of PAPERS; fractions: it prints accuracies as 0.975, not as 97.5."""
 
     paper: str
@@ -57,19 +61,19 @@ PAPERS = {
     ZHENG: "a benchmark of thirteen methods, arXiv 2205.14852",
 }
 TABLES = {
-    "padim2020_III": Table(DEFARD, "III"),
-    "padim2020_IV": Table(DEFARD, "IV", dataset="stc"),
-    "zheng2022_1": Table(ZHENG, "1"),
-    "zheng2022_2": Table(ZHENG, "2"),
-    "zheng2022_3": Table(ZHENG, "3"),
-    "zheng2022_4": Table(ZHENG, "4", dataset="mvtec_3d"),
-    "zheng2022_5": Table(ZHENG, "5", dataset="mvtec_3d", fractions=True),
-    "zheng2022_6": Table(ZHENG, "6", dataset="mvtec_3d", fractions=True),
-    "npad2022_1": Table(JANG, "1"),
-    "npad2022_2": Table(JANG, "2"),
-    "adtr2022_1": Table(YOU, "1"),
-    "spade2020_1": Table(COHEN, "1"),
-    "spade2020_2": Table(COHEN, "2"),
+    "padim2020_III": PaperTable(DEFARD, "III"),
+    "padim2020_IV": PaperTable(DEFARD, "IV", dataset="stc"),
+    "zheng2022_1": PaperTable(ZHENG, "1"),
+    "zheng2022_2": PaperTable(ZHENG, "2"),
+    "zheng2022_3": PaperTable(ZHENG, "3"),
+    "zheng2022_4": PaperTable(ZHENG, "4", dataset="mvtec_3d"),
+    "zheng2022_5": PaperTable(ZHENG, "5", dataset="mvtec_3d", fractions=True),
+    "zheng2022_6": PaperTable(ZHENG, "6", dataset="mvtec_3d", fractions=True),
+    "npad2022_1": PaperTable(JANG, "1"),
+    "npad2022_2": PaperTable(JANG, "2"),
+    "adtr2022_1": PaperTable(YOU, "1"),
+    "spade2020_1": PaperTable(COHEN, "1"),
+    "spade2020_2": PaperTable(COHEN, "2"),
 }
 
 
@@ -117,7 +121,7 @@ class Reference:
     @property
     def number(self) -> Decimal | None:
         """What is printed, in `unit` and as precise as printed; None for a dash and for text."""
-        if self.printed == DASH or self.unit == TEXT:
+        if self.printed == PRINTED_DASH or self.unit == TEXT:
             return None
         number = Decimal(self.printed)
         return number.scaleb(2) if self.unit == "points" and TABLES[self.table].fractions else number
@@ -126,7 +130,7 @@ class Reference:
 COLUMNS = [field.name for field in fields(Reference)]
 
 
-def load(name: str | None = None, folder: Path = FOLDER) -> list[Reference]:
+def load_references(name: str | None = None, folder: Path = CSV_FOLDER) -> list[Reference]:
     """The cells of one paper ("zheng2022") or table ("zheng2022_1") in the order in which they are printed; None: all.
 
     Raises:
@@ -142,7 +146,7 @@ def load(name: str | None = None, folder: Path = FOLDER) -> list[Reference]:
     return [cell for cell in cells if name in (None, cell.source, cell.table)]
 
 
-def aliases(folder: Path = FOLDER) -> dict[str, str]:
+def aliases(folder: Path = CSV_FOLDER) -> dict[str, str]:
     """Every name that a table prints -> our id of the method.
 
     Raises:
@@ -203,11 +207,11 @@ def _cell(row: Mapping[str, str], source: str, methods: Mapping[str, str]) -> Re
     if row["category"].startswith("mean:"):
         _one_of("category", row["category"], MEANS)
     if not row["printed"]:
-        raise ValueError(f"printed is empty; expected the table's text, or {DASH}")
+        raise ValueError(f"printed is empty; expected the table's text, or {PRINTED_DASH}")
     value = _decimal("value", row["value"]) if row["value"] else None
     texts = {column: row[column] for column in COLUMNS if column != "value"}
     cell = Reference(value=None if value is None else float(value), **texts)
-    if cell.printed != DASH and cell.unit != TEXT:
+    if cell.printed != PRINTED_DASH and cell.unit != TEXT:
         _decimal("printed", cell.printed)
     if value != cell.number and not cell.comment:
         raise ValueError(f"value {value} of a printed {cell.printed} without a comment; say why it is repaired")

@@ -6,7 +6,6 @@ import platform
 from typing import Any
 
 import numpy as np
-import torch
 
 from anomaly_bench.hardware import timing
 from anomaly_bench.version import __version__
@@ -16,6 +15,7 @@ def provenance() -> dict[str, Any]:
     """Versions and system of this run; no host or user name."""
     import PIL
     import timm
+    import torch
 
     return {
         "date": timing.today(),

@@ -7,6 +7,7 @@ never overwritten by one of another fingerprint; `results.csv` is derived from t
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ class Record:
             "records", safe_filename(self.dataset), f"{safe_filename(self.method)}-{safe_filename(self.backbone)}", file
         )
 
+    @property
+    def category(self) -> str:
+        """What tables, results.csv and messages call the test set; see `category_name`."""
+        return category_name(self.task, self.test, [each["name"] for each in self.categories])
+
     def value(self, metric: str) -> float | None:
         """A metric as a fraction; None where it is undefined or was not computed."""
         entry = self.metrics.get(metric)
@@ -106,6 +112,13 @@ class Record:
 
 
 LATER = {entry.name for entry in fields(Record) if entry.default is None}  # than the schema
+
+
+def category_name(task: str, test: str, categories: Container[str]) -> str:
+    """Of a test set: its task, or of several its own name, after the task's unless it is a category of the dataset."""
+    if test == "test":
+        return task
+    return test if test in categories else f"{task}/{test}"
 
 
 def save(record: Record, results: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def csv_row(record: Record) -> Mapping[str, Any]:
         **record.size,
         **record.cost,
         **{name: speed[name] for name in ("fps", "latency_ms", "batch_size", "device", "threads") if name in speed},
-        "category": record.task if record.test == "test" else f"{record.task}/{record.test}",
+        "category": record.category,
         "resize": "x".join(map(str, record.input["resize"])),
         "crop": "x".join(map(str, record.input["crop"] or [])),
         "fit_images": record.counts["fit"],
@@ -43,8 +44,6 @@ def csv_row(record: Record) -> Mapping[str, Any]:
 
 def write_csv(records: Iterable[Record], results: Path) -> Path:
     """Rebuild results.csv from records, under a lock, by one atomic rename."""
-    import io
-
     path = results / "results.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")

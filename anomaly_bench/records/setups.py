@@ -46,21 +46,13 @@ def describe(record: Record) -> str:
     return ", ".join(parts)
 
 
-def category_of(record: Record) -> str:
-    """The row of a record: its task, or its test set where one task has several."""
-    if record.test == "test":
-        return record.task
-    named = any(each["name"] == record.test for each in record.categories)
-    return record.test if named else f"{record.task}/{record.test}"
-
-
 def all_categories(records: Sequence[Record]) -> dict[str, str]:
     """Category -> group or "", in the dataset's order, each task's named test sets in its place."""
     listed: dict[str, str] = {}
     for record in sorted(records, key=lambda record: -len(record.categories)):
         for each in record.categories:
             listed.setdefault(each["name"], each.get("group") or "")
-    tested = {category_of(record): record for record in records}
+    tested = {record.category: record for record in records}
     own: dict[str, list[str]] = defaultdict(list)
     for category in sorted(tested):
         own[tested[category].task].append(category)

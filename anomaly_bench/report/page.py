@@ -1,7 +1,7 @@
 """`anomaly-bench report`: everything that records hold on one HTML page that fetches nothing. No torch here.
 
 Records that no table may compare (another dataset, protocol or input) get sections of their own. Every number comes
-through `tables`, so that page and tables agree, footnotes included; the figures are those of `figures`.
+through `tables`, so that page and tables agree, footnotes included; the figures are those of `report.figures`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.records.record import load_all
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
-from anomaly_bench.report.figures import plots
-from anomaly_bench.report.sections import ACCURACIES, KINDS, Section
+from anomaly_bench.report.figures.plots import heat_shares
+from anomaly_bench.report.figures.style import VARIABLES
+from anomaly_bench.report.figures.svg import clean, save_for_print
+from anomaly_bench.report.sections import ACCURACIES, CASE_TITLES, Section
 from anomaly_bench.tables import query
 from anomaly_bench.tables.layout import Column
 from anomaly_bench.tables.table import DASH
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
 LEADING = {"category": "Category", "method": "Method", "backbone": "Backbone"}  # columns of the table of records
-NUMBERS = (
+NUMBER_COLUMNS = (
     Column("seed", "Seed", digits=0),
     *(Column(name, METRICS[name].title, scale=100, digits=2) for name in (*ACCURACIES, "image_ap", "pixel_ap")),
     Column("latency_ms", "latency (ms)"),
@@ -45,24 +47,24 @@ NUMBERS = (
 TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
 
 
-def write(config: Any) -> None:
+def write_page(config: Any) -> None:
     """Write the page to `out`, and the figures into the folder `figures` if one is named.
 
     Raises:
         UsageError: a results folder without records, or no record of a wanted name.
     """
-    folders = query.folders(config["results"])
-    known, _ = query.wanted(query.joined(folders, load_all), [], config)
+    known = query.choose(query.read_records(config, load_all), [], config)[0]
+    folders = query.results_folders(config)
     sections = [Section(f"s{number}", part, folders) for number, part in enumerate(setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
-    text = page(known, sections).encode()
+    text = render_page(known, sections).encode()
     write_atomically(out, text)
     print(f"{out}: {len(known)} records, {len(text) / 1e6:.1f} MB")
     if config["figures"] is not None:
         folder = Path(str(config["figures"])).expanduser()
         drawn = [drawing for section in sections for drawing in section.drawings()]
         for name, figure in drawn:
-            plots.save(figure, folder / name)
+            save_for_print(figure, folder / name)
         print(f"{folder}: {len(drawn)} figures, each as SVG and PDF")
 
 
@@ -76,7 +78,7 @@ class FilterColumn:
     choices: tuple[str, ...] = ()
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
+def filter_columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
     """The columns of some `table_row`s; one that holds a single value everywhere offers no choice."""
 
     def texts(titles: Mapping[str, str]) -> Iterator[FilterColumn]:
@@ -84,7 +86,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
             values = sorted({row[name] for row in rows})
             yield FilterColumn(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
 
-    numbers = (FilterColumn(measure.value, measure.title, number=True) for measure in NUMBERS)
+    numbers = (FilterColumn(measure.value, measure.title, number=True) for measure in NUMBER_COLUMNS)
     return [*texts(LEADING), *numbers, *texts(TRAILING)]
 
 
@@ -92,7 +94,7 @@ def table_row(record: Record) -> dict[str, Any]:
     """The cells of one record by name: text, or (number or None, text); and its `path`."""
     row = csv_row(record)
     size = " crop ".join(filter(None, (str(row["resize"]), str(row["crop"]))))
-    numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in NUMBERS}
+    numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in NUMBER_COLUMNS}
     texts = {name: str(row[name]) for name in ("category", "method", "backbone", "dataset", "protocol")}
     return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
 
@@ -101,13 +103,13 @@ def printed(measure: Column, value: float | None) -> str:
     return DASH if value is None else f"{value * measure.scale:.{measure.digits}f}"
 
 
-def page(known: Sequence[Record], sections: Sequence[Section]) -> str:
+def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     """The whole file as text; equal records give equal text."""
     rows = [table_row(record) for record in known]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anomaly_bench", "templates"),
+        loader=jinja2.PackageLoader("anomaly_bench.report"),
         autoescape=True,
-        finalize=lambda value: plots.clean(value) if type(value) is str else value,
+        finalize=lambda value: clean(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -115,13 +117,13 @@ def page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     script = environment.loader.get_source(environment, "report.js")[0]  # type: ignore[union-attr]
     return environment.get_template("report.html").render(
         version=__version__,
-        variables=plots.VARIABLES,
+        variables=VARIABLES,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        columns=columns(rows),
+        columns=filter_columns(rows),
         rows=rows,
         sections=sections,
-        heat_shares=plots.heat_shares,
+        heat_shares=heat_shares,
         numbered=enumerate,
-        kinds=KINDS,
+        kinds=CASE_TITLES,
     )

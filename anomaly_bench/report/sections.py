@@ -16,16 +16,18 @@ from PIL import Image as PILImage
 
 from anomaly_bench.files import safe_filename
 from anomaly_bench.metrics.metrics import METRICS
-from anomaly_bench.published import TABLES, load
+from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.published.methods import publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.setups import setup_name
 from anomaly_bench.report.figures import plots
-from anomaly_bench.report.figures.plots import Curve, Point
-from anomaly_bench.tables import build
+from anomaly_bench.report.figures.labels import Point
+from anomaly_bench.report.figures.plots import Curve
+from anomaly_bench.report.figures.svg import inline
 from anomaly_bench.tables.aggregate import measured
 from anomaly_bench.tables.axes import AxisItem
-from anomaly_bench.tables.entries import entries
+from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.entries import group_records
 from anomaly_bench.tables.layout import Column, Layout
 from anomaly_bench.tables.table import Header
 
@@ -33,11 +35,14 @@ if TYPE_CHECKING:
     from anomaly_bench.records.gallery import Case
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.tables.table import Table
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
-KINDS = {"alarm": "False alarms: normal images of highest score", "miss": "Misses: defective images of lowest score"}
+CASE_TITLES = {
+    "alarm": "False alarms: normal images of highest score",
+    "miss": "Misses: defective images of lowest score",
+}
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,11 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure on the page, the grid whose numbers it shows, the table of its published ones, and who is missing."""
+    """A figure on the page, the table of its numbers, the name of that of its published ones, and who is missing."""
 
     title: str
     svg: Markup
-    grid: Grid
+    table: Table
     missing: list[str]
     source: str = ""
 
@@ -90,17 +95,17 @@ class Section:
 
     def __init__(self, key: str, records: Sequence[Record], results: Sequence[Path]) -> None:
         self.key, self.records, self.results = key, records, results
-        self.entries = entries(records, with_speed=False)
+        self.entries = group_records(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
         known = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
         self.metrics = {name: METRICS[name].title for name in known}
-        self.heat = {name: self._grid("categories", "methods", [name]) for name in ACCURACIES}
+        self.heat = {name: self._table("categories", "methods", [name]) for name in ACCURACIES}
         self.title = self.heat["image_auroc"].caption
         self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
 
-    def _grid(self, rows: str, columns: str, cells: list[Any]) -> Grid:
+    def _table(self, rows: str, columns: str, cells: list[Any]) -> Table:
         layout = Layout("report", "{dataset}, {setup}", rows, columns, cells, scale=100)
-        return build.grids(self.records, layout)[0]
+        return build_tables(self.records, layout)[0]
 
     def legend(self) -> Iterator[tuple[str, Markup]]:
         """The name of each series and its look."""
@@ -108,14 +113,14 @@ class Section:
             yield label, self._inline(plots.sample(number), f"legend-{number}", "")
 
     def _inline(self, figure: Figure, name: str, title: str) -> Markup:
-        return Markup(plots.inline(figure, f"{self.key}-{name}", title))  # escaped by the XML writer
+        return Markup(inline(figure, f"{self.key}-{name}", title))  # escaped by the XML writer
 
     # accuracy against latency and against time
 
     def latency(self, metric: str) -> Iterator[tuple[str, list[Point]]]:
         """For each machine setting: its name, and the points of its methods."""
         parts: dict[str, list[Point]] = defaultdict(list)
-        for entry in entries(self.records, with_speed=True):
+        for entry in group_records(self.records, with_speed=True):
             x, y = self._mean(entry, Column("latency_ms", "")), self._mean(entry, Column(metric, "", scale=100))
             if x is not None and y is not None:
                 number = self._series(entry)
@@ -134,17 +139,17 @@ class Section:
     def latency_plots(self, metric: str) -> Iterator[Plot]:
         title = self.metrics[metric]
         speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
-        grid = self._grid("methods", "cells", [metric, speed])
+        table = self._table("methods", "cells", [metric, speed])
         for number, (place, points) in enumerate(self.latency(metric)):
             heading = f"{title} against latency ({place})"
             svg = self._inline(plots.latency(points, title), f"latency-{metric}-{number}", heading)
-            yield Plot(heading, svg, grid, self._missing(points))
+            yield Plot(heading, svg, table, self._missing(points))
 
     def timeline(self, metric: str) -> tuple[list[Point], list[Point]]:
         """Published and measured points of methods with an arXiv number."""
         known = publications()
         months = {name: plots.month_number(*each.month) for name, each in known.items() if each.month}
-        cells = load(PUBLISHED[metric]) if metric in PUBLISHED else []
+        cells = load_references(PUBLISHED[metric]) if metric in PUBLISHED else []
         published = [
             Point(months[cell.method], cell.value, known[cell.method].title, method=cell.method)
             for cell in cells
@@ -167,7 +172,7 @@ class Section:
         heading = f"{title} against the month of publication"
         svg = self._inline(plots.timeline(published, found, title), f"timeline-{metric}", heading)
         source = TABLES[PUBLISHED[metric]].title if published else ""
-        return Plot(heading, svg, self._grid("methods", "cells", [metric]), self._missing(found), source)
+        return Plot(heading, svg, self._table("methods", "cells", [metric]), self._missing(found), source)
 
     def _missing(self, points: Sequence[Point]) -> list[str]:
         return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]

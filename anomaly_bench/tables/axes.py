@@ -1,4 +1,4 @@
-"""The rows and columns of a table as lines, each with what it picks of the records and of a paper's numbers."""
+"""The rows and columns of a table as items, each with what it picks of the records and of a paper's numbers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from anomaly_bench.published import MEANS, load
-from anomaly_bench.records.setups import all_categories, category_of
-from anomaly_bench.tables.entries import Setting, entries
-from anomaly_bench.tables.layout import SPEED, TEXTS
-from anomaly_bench.tables.papers import pairs, printed_methods
+from anomaly_bench.published import MEANS, load_references
+from anomaly_bench.records.setups import all_categories
+from anomaly_bench.tables.entries import Setting, group_records
+from anomaly_bench.tables.layout import SPEEDS, TEXTS
+from anomaly_bench.tables.papers import match_methods, printed_methods
 from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class AxisItem:
         over: header lines above it, as a column.
         section: values are compared with those of the same section.
         entry, printed: of a method: our records, and the paper's cells.
-        key: a category, or a mean as in `references.MEANS`; categories: what it is the mean of.
+        key: a category, or a mean as in `published.MEANS`; categories: what it is the mean of.
     """
 
     head: Header
@@ -64,8 +65,13 @@ class TableInput:
     references: Sequence[Reference] = ()
     source: str = "measured"
 
+    @cached_property
+    def categories(self) -> dict[str, str]:
+        """Category -> group of the dataset, in its order."""
+        return all_categories(self.records)
 
-def lines(axis: str, material: TableInput) -> list[AxisItem]:
+
+def axis_items(axis: str, material: TableInput) -> list[AxisItem]:
     """The rows, or the columns, of a table."""
     if axis == "cells":
         return [
@@ -73,13 +79,13 @@ def lines(axis: str, material: TableInput) -> list[AxisItem]:
         ]
     if material.layout.published:
         return _printed_categories(material) if axis == "categories" else _printed_methods(material)
-    return _categories(material.records) if axis == "categories" else _methods(material)
+    return _categories(material) if axis == "categories" else _methods(material)
 
 
-def _categories(records: Sequence[Record]) -> list[AxisItem]:
+def _categories(material: TableInput) -> list[AxisItem]:
     """Categories with records, each group followed by its mean, and the mean of all at the end."""
-    everything = all_categories(records)
-    recorded = {category_of(record) for record in records}
+    everything = material.categories
+    recorded = {record.category for record in material.records}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, group in everything.items():
         groups[group].append(name)
@@ -92,7 +98,7 @@ def _categories(records: Sequence[Record]) -> list[AxisItem]:
 
 
 def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> AxisItem:
-    """The line of a category or mean; `everything` is category -> group of the dataset."""
+    """The item of a category or mean; `everything` is category -> group of the dataset."""
     kind, colon, group = key.partition(":")
     mean = bool(colon) and kind == "mean" and key not in everything
     members = tuple(name for name in everything if key == ALL or everything[name] == group) if mean else (key,)
@@ -103,9 +109,9 @@ def _category(key: str, everything: Mapping[str, str], label: str = "", over: st
 def _ruled(made: Sequence[AxisItem]) -> list[AxisItem]:
     """A rule stands before the mean of all, after other means, and between groups."""
     ruled = list(made[:1])
-    for before, line in itertools.pairwise(made):
-        opens = line.key == ALL or before.head.mean or line.over != before.over
-        ruled.append(replace(line, head=replace(line.head, opens=opens)))
+    for before, item in itertools.pairwise(made):
+        opens = item.key == ALL or before.head.mean or item.over != before.over
+        ruled.append(replace(item, head=replace(item.head, opens=opens)))
     return ruled
 
 
@@ -127,13 +133,13 @@ def _methods(material: TableInput) -> list[AxisItem]:
 
 
 def _entries(material: TableInput) -> list[ResultGroup]:
-    return entries(material.records, any(measure.value in SPEED for measure in material.measures))
+    return group_records(material.records, any(measure.value in SPEEDS for measure in material.measures))
 
 
 def _printed_categories(material: TableInput) -> list[AxisItem]:
     """The paper's categories and means in its order."""
-    layout, everything = material.layout, all_categories(material.records)
-    keys = list(dict.fromkeys(cell.category or ALL for cell in load(layout.published)))
+    layout, everything = material.layout, material.categories
+    keys = list(dict.fromkeys(cell.category or ALL for cell in load_references(layout.published)))
     over = layout.header("categories")
     labels = {**MEANS, **layout.labels}
     return _ruled([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys])
@@ -146,7 +152,7 @@ def _printed_methods(material: TableInput) -> list[AxisItem]:
     ours = {each.method for each in printed}
     found = [each for each in _entries(material) if each.sample.method in ours or _has_any(each, material.measures)]
     made: list[AxisItem] = []
-    for each, entry in pairs(printed, found):
+    for each, entry in match_methods(printed, found):
         headers = tuple(filter(None, (over.get(each.name), *each.variant.split("/")))) if each else (EXTRA,)
         first = each is None and bool(made) and made[-1].printed is not None
         head = Header(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")

@@ -1,6 +1,6 @@
-"""Tables: records and published numbers -> grid. A pure function of both and a layout.
+"""Records and published numbers -> tables. A pure function of both and a layout.
 
-Records of unlike setups never share a grid unless they are mixed on purpose, and what a value leaves out stands in a
+Records of unlike setups never share a table unless they are mixed on purpose, and what a value leaves out stands in a
 footnote.
 """
 
@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 from anomaly_bench import published
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.records.setups import all_categories, describe, setup_name, setups
-from anomaly_bench.tables.aggregate import measured, rank, reported, with_published
-from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, lines
-from anomaly_bench.tables.footnotes import _common_facts, _general_notes, _label_shares, _lettered, _noted, _notes
-from anomaly_bench.tables.table import Cell, Grid
+from anomaly_bench.records.setups import describe, setup_name, setups
+from anomaly_bench.tables.aggregate import measured, measured_and_reported, rank, reported
+from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, axis_items
+from anomaly_bench.tables.footnotes import cell_notes, common_facts, general_notes, label_shares
+from anomaly_bench.tables.table import Cell, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.aggregate import Found
     from anomaly_bench.tables.axes import AxisItem
     from anomaly_bench.tables.footnotes import Matrix
     from anomaly_bench.tables.layout import Layout
-    from anomaly_bench.tables.table import Header
+    from anomaly_bench.tables.table import CellValue, Header
 
-T = TypeVar("T")
-SOURCES = ("measured", "reported", "both")
+_T = TypeVar("_T")
+TABLE_SOURCES = ("measured", "reported", "both")
 
 
-def grids(
+def build_tables(
     records: Iterable[Record],
     layout: Layout,
     cells: Sequence[str] | None = None,
@@ -39,38 +38,38 @@ def grids(
     *,
     references: Sequence[Reference] | None = None,
     mixed: bool = False,
-) -> list[Grid]:
-    """One grid for each setup of the records; of a paper's table a single one.
+) -> list[Table]:
+    """One table for each setup of the records; of a paper's a single one.
 
     Args:
         cells: metrics to show instead of the layout's, where these are a tuple; where they are rows or columns
             the layout's stay.
         source: "measured"; of a paper's table also "reported" (as printed) or "both" (with the gap).
         references: published cells of the methods to show, instead of the whole paper's.
-        mixed: records of unlike setups share a grid and are marked.
+        mixed: records of unlike setups share a table and are marked.
 
     Raises:
         UsageError: a metric that is not known and in no record; a source that the layout does not have; a paper's
             table of several setups that are not to be mixed.
     """
-    if source not in SOURCES:
-        raise UsageError(f"source={source}: unknown{closest(source, SOURCES)}")
+    if source not in TABLE_SOURCES:
+        raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
     if source != "measured" and not layout.published:
         raise UsageError(f"source={source}: {layout.name} is no paper's table; expected source=measured")
     if layout.published and references is None:
-        references = published.load(layout.published)
+        references = published.load_references(layout.published)
     found = list(records)
     measures = layout.measures(cells, {name for record in found for name in record.metrics})
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
     return [
-        _grid(TableInput(layout, measures, part, references or (), source), name, mixed)
+        _table(TableInput(layout, measures, part, references or (), source), name, mixed)
         for name, part in zip(names, parts, strict=False)
     ]
 
 
 def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) -> list[list[Record]]:
-    """The records of each grid."""
+    """The records of each table."""
     if source == "reported":
         return [[]]
     if layout.published:
@@ -86,10 +85,10 @@ def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) 
     return parts or ([[]] if layout.published else [])
 
 
-def _grid(material: TableInput, name: str, mixed: bool) -> Grid:
+def _table(material: TableInput, name: str, mixed: bool) -> Table:
     """The table of one setup."""
     layout = material.layout
-    axes = {axis: lines(axis, material) for axis in (layout.rows, layout.columns)}
+    axes = {axis: axis_items(axis, material) for axis in (layout.rows, layout.columns)}
     if not axes["methods"]:
         raise UsageError(f"{name}: no published method and no record with its numbers is left; name fewer of them")
     matrix = _matrix(axes[layout.rows], axes[layout.columns], material)
@@ -97,12 +96,15 @@ def _grid(material: TableInput, name: str, mixed: bool) -> Grid:
     across = _turned(matrix) if methods_down else matrix  # [category or cell][method]
     rank(axes["methods"], across, layout.second)
     if "categories" in axes and material.source == "measured":
-        axes["categories"] = _label_shares(axes["categories"], across)
-    common = _common_facts(matrix)
-    notes, shared = _notes(_turned(across), common)
-    axes["methods"] = [_noted(line, own) for line, own in zip(axes["methods"], shared, strict=True)]
+        axes["categories"] = label_shares(axes["categories"], across)
+    common = common_facts(matrix)
+    notes, shared = cell_notes(_turned(across), common)
+    axes["methods"] = [
+        replace(item, head=replace(item.head, notes=tuple(own)))
+        for item, own in zip(axes["methods"], shared, strict=True)
+    ]
     columns, _ = _without_empty(_column_heads(axes[layout.columns]), ())
-    rows, corner = _without_empty([line.head for line in axes[layout.rows]], CORNERS[layout.rows])
+    rows, corner = _without_empty([item.head for item in axes[layout.rows]], CORNERS[layout.rows])
     caption = layout.caption.format(
         dataset=_dataset(material),
         setup="several setups" if mixed else describe(material.records[0]) if material.records else "",
@@ -110,8 +112,8 @@ def _grid(material: TableInput, name: str, mixed: bool) -> Grid:
     )
     parts = tuple(measure.title for measure in material.measures) if "cells" not in axes else ("",)
     cells = _cells(matrix, notes if methods_down else _turned(notes))
-    general = _general_notes(common, material, mixed)
-    return _lettered(Grid(name, caption, corner, columns, rows, cells, parts, general))
+    general = general_notes(common, material, mixed)
+    return Table(name, caption, corner, columns, rows, cells, parts, general).lettered()
 
 
 def _dataset(material: TableInput) -> str:
@@ -121,30 +123,30 @@ def _dataset(material: TableInput) -> str:
     return record.titles.get("dataset") or record.dataset
 
 
-def _turned(table: Sequence[Sequence[T]]) -> list[list[T]]:
+def _turned(table: Sequence[Sequence[_T]]) -> list[list[_T]]:
     return [list(column) for column in zip(*table, strict=True)]
 
 
 def _column_heads(columns: Sequence[AxisItem]) -> list[Header]:
     """With the headers that stand above, each column as many."""
-    most = max((len(line.over) for line in columns), default=0)
-    padded = [line.over + ("",) * (most - len(line.over)) for line in columns]
-    return [replace(line.head, labels=(*over, *line.head.labels)) for over, line in zip(padded, columns, strict=True)]
+    most = max((len(item.over) for item in columns), default=0)
+    padded = [item.over + ("",) * (most - len(item.over)) for item in columns]
+    return [replace(item.head, labels=(*over, *item.head.labels)) for over, item in zip(padded, columns, strict=True)]
 
 
 def _cells(matrix: Matrix, notes: Sequence[Sequence[list[str]]]) -> list[list[Cell]]:
     return [
-        [Cell(tuple(each.value for each in found), tuple(own)) for found, own in zip(row, row_notes, strict=True)]
+        [Cell(tuple(values), tuple(own)) for values, own in zip(row, row_notes, strict=True)]
         for row, row_notes in zip(matrix, notes, strict=True)
     ]
 
 
 def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: TableInput) -> Matrix:
     """The values of every row and column; what neither picks is all categories, or all measures."""
-    averaged = not any(line.categories for line in (*rows, *columns))
-    everything = tuple(all_categories(material.records))
+    averaged = not any(item.categories for item in (*rows, *columns))
+    everything = tuple(material.categories)
 
-    def cell(row: AxisItem, column: AxisItem) -> list[Found]:
+    def cell(row: AxisItem, column: AxisItem) -> list[CellValue]:
         method, other = (row, column) if material.layout.rows == "methods" else (column, row)
         key, wanted = other.key or ALL, other.categories or everything
         found = []
@@ -154,7 +156,7 @@ def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: Tab
             elif material.source == "reported":
                 found.append(reported(measure, method, key))
             else:
-                found.append(with_published(measure, method, key, wanted, averaged))
+                found.append(measured_and_reported(measure, method, key, wanted, averaged))
         return found
 
     return [[cell(row, column) for column in columns] for row in rows]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.records.setups import category_of
-from anomaly_bench.tables.layout import COST, SIZE, SPEED
+from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -39,7 +38,7 @@ class Setting(NamedTuple):
 
 
 def place(device: str, threads: int | None) -> str:
-    return device if threads is None else f"{device}, {threads} thread{'s' * (threads != 1)}"
+    return device if threads is None else f"{device}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,10 @@ class ResultGroup:
     def read(self, record: Record, name: str) -> float | None:
         """One number of one of its records; None where it is undefined or was not measured."""
         source: Mapping[str, Any] = {name: record.value(name)}
-        if name in SPEED:
+        if name in SPEEDS:
             source = self.timing(record)
-        elif name in SIZE or name in COST:
-            source = record.size if name in SIZE else record.cost
+        elif name in SIZES or name in COSTS:
+            source = record.size if name in SIZES else record.cost
         number = source.get(name)
         return number if number is not None and math.isfinite(number) else None
 
@@ -83,11 +82,11 @@ class ResultGroup:
         return next((each for each in reversed(record.speed) if Setting.of(each) == self.setting), {})
 
     def text(self, name: str) -> str:
-        """One of `layouts.TEXTS`."""
+        """One of `layout.TEXTS`."""
         return self.backbone or "none" if name == "backbone" else describe_input(self.sample.input)
 
 
-def entries(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
+def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
     """Sorted by title and backbone, hyper-parameters and speed setting."""
     pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
     methods, backbones = _titles(records, "method"), _titles(records, "backbone")
@@ -98,7 +97,7 @@ def entries(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
         for label, part in _variants(pairs[title, backbone]):
             categories: dict[str, list[Record]] = defaultdict(list)
             for record in part:
-                categories[category_of(record)].append(record)
+                categories[record.category].append(record)
             speeds = {Setting.of(each) for record in part for each in record.speed} if with_speed else set()
             for setting in sorted(speeds, key=Setting.order) or (None,):
                 found.append(ResultGroup(title, backbone, label, categories, part[0], setting))
@@ -125,21 +124,21 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         parts[keys[alike]].append(record)
     settings = {key: settings_of(part[0]) for key, part in parts.items()}
     paths = sorted({path for each in settings.values() for path in each})
-    differing = [path for path in paths if len({plain(each.get(path, ...)) for each in settings.values()}) > 1]
+    differing = [path for path in paths if len({as_typed(each.get(path, ...)) for each in settings.values()}) > 1]
     found = []
     for key in sorted(parts, key=lambda key: [_natural(settings[key].get(path)) for path in differing]):
-        label = [f"{path}={plain(settings[key].get(path, ...))}" for path in differing]
+        label = [f"{path}={as_typed(settings[key].get(path, ...))}" for path in differing]
         found += [(", ".join(label + mark), part) for mark, part in _unmixed(parts[key])]
     return found
 
 
 def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
     """Records that claim the same category and seed with equal settings, by the start of their fingerprints."""
-    places = Counter((category_of(record), record.seed) for record in records)
+    keys = [(record.category, record.seed) for record in records]
+    counts = Counter(keys)
     parts: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        clash = places[category_of(record), record.seed] > 1
-        parts[record.fingerprint[:8] if clash else ""].append(record)
+    for key, record in zip(keys, records, strict=True):
+        parts[record.fingerprint[:8] if counts[key] > 1 else ""].append(record)
     return [([mark] if mark else [], parts[mark]) for mark in sorted(parts)]
 
 
@@ -161,7 +160,7 @@ def _flat(content: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path.rstrip("."), content
 
 
-def plain(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A configured value as one would type it; of a hash the first 8 digits."""
     if isinstance(value, str):
         return value[:8] if re.fullmatch("[0-9a-f]{64}", value) else value
@@ -171,4 +170,4 @@ def plain(value: Any) -> str:
 def _natural(value: Any) -> tuple[int, float, str]:
     """A sort key: numbers by size, then texts."""
     number = isinstance(value, int | float)
-    return (0, value, "") if number else (1, 0, plain(value))
+    return (0, value, "") if number else (1, 0, as_typed(value))

@@ -8,37 +8,35 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anomaly_bench import published
-from anomaly_bench.tables.aggregate import Found
-from anomaly_bench.tables.papers import DIFFERENCES, is_repaired
+from anomaly_bench.tables.papers import DISAGREEMENTS, is_repaired
 
 if TYPE_CHECKING:
     from anomaly_bench.tables.axes import AxisItem, TableInput
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.tables.table import CellValue
 
-
-GAP = "The gap is a comparison only where backbone, input and categories are those of the paper."
-MARKS = "The best are chosen by the repaired values."
+_GAP = "The gap is a comparison only where backbone, input and categories are those of the paper."
+_MARKS = "The best are chosen by the repaired values."
 # in this order below a table
-FACTS = ("setup", "count", "seeds", "speed", "alone", "cost", "extraction", "metric", *DIFFERENCES)
-Matrix = list[list[list[Found]]]  # [row][column][value of the tuple]
+_FACTS = ("setup", "count", "seeds", "speed", "alone", "cost", "extraction", "metric", *DISAGREEMENTS)
+Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]
 
 
-def _label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[Found]]]) -> list[AxisItem]:
+def label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]]) -> list[AxisItem]:
     """Mean lines whose values all leave out the same categories say so: 'mean of all (2 of 15)'."""
     labelled = []
-    for line, cells in zip(categories, across, strict=True):
+    for item, cells in zip(categories, across, strict=True):
         values = [value for cell in cells for value in cell if value.number is not None]
         shares = {value.covered for value in values}
-        if line.head.mean and len(shares) == 1 and len(values[0].covered) < len(line.categories):
-            share = f" ({len(values[0].covered)} of {len(line.categories)})"
-            line = replace(line, head=replace(line.head, labels=(line.head.labels[0] + share,)))
+        if item.head.mean and len(shares) == 1 and len(values[0].covered) < len(item.categories):
+            share = f" ({len(values[0].covered)} of {len(item.categories)})"
+            item = replace(item, head=replace(item.head, labels=(item.head.labels[0] + share,)))
             for value in values:
                 value.facts["count"] = ""
-        labelled.append(line)
+        labelled.append(item)
     return labelled
 
 
-def _common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
+def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
     """Kind of fact -> what holds for most values, and whether for all; nothing where some need no footnote."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for value in (value for row in matrix for cell in row for value in cell):
@@ -49,14 +47,14 @@ def _common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
     }
 
 
-def _own_notes(cell: Sequence[Found], common: Mapping[str, tuple[str, bool]]) -> dict[str, list[str]]:
+def _own_notes(cell: Sequence[CellValue], common: Mapping[str, tuple[str, bool]]) -> dict[str, list[str]]:
     """By kind what is true of this cell and not of most; of one value of a tuple, after its title."""
     notes: dict[str, list[str]] = {}
     for kind, (usual, _) in common.items():
         facts: dict[str, list[str]] = defaultdict(list)
         for value in cell:
             if kind in value.facts:
-                facts[value.facts[kind]].append(value.measure.title)
+                facts[value.facts[kind]].append(value.title)
         if facts:
             unusual = {fact: titles for fact, titles in facts.items() if fact != usual}
             whole = len(facts) == 1
@@ -64,7 +62,9 @@ def _own_notes(cell: Sequence[Found], common: Mapping[str, tuple[str, bool]]) ->
     return notes
 
 
-def _notes(by_method: Matrix, common: Mapping[str, tuple[str, bool]]) -> tuple[list[list[list[str]]], list[list[str]]]:
+def cell_notes(
+    by_method: Matrix, common: Mapping[str, tuple[str, bool]]
+) -> tuple[list[list[list[str]]], list[list[str]]]:
     """Of each cell, and of each method: what all its cells that have a kind of fact say goes to its label."""
     notes, shared = [], []
     for cells in by_method:
@@ -79,14 +79,10 @@ def _notes(by_method: Matrix, common: Mapping[str, tuple[str, bool]]) -> tuple[l
     return notes, shared
 
 
-def _noted(line: AxisItem, notes: Sequence[str]) -> AxisItem:
-    return replace(line, head=replace(line.head, notes=tuple(notes)))
-
-
-def _general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, mixed: bool) -> list[tuple[str, str]]:
+def general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, mixed: bool) -> list[tuple[str, str]]:
     """What holds for the table: facts of most values, where published numbers are from, the layout's own notes."""
-    facts = {kind: fact + " unless marked" * (not all_alike) for kind, (fact, all_alike) in common.items() if fact}
-    kinds = FACTS if mixed or material.layout.published else FACTS[1:]  # a caption has the setup
+    facts = {kind: fact if alike else f"{fact} unless marked" for kind, (fact, alike) in common.items() if fact}
+    kinds = _FACTS if mixed or material.layout.published else _FACTS[1:]  # a caption has the setup
     sentences = " ".join(f"{facts[kind][:1].upper()}{facts[kind][1:]}." for kind in kinds if kind in facts)
     texts = [sentences, *material.layout.notes]
     if material.source != "measured":
@@ -94,29 +90,8 @@ def _general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput,
         source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {table.title}"
         source += f" ({published.PAPERS[table.paper]})"
         source += f"; {facts['origin']}." if "origin" in facts else "."
-        source += f" {GAP}" if any(kind in common for kind in DIFFERENCES) else ""
+        source += f" {_GAP}" if any(kind in common for kind in DISAGREEMENTS) else ""
         repaired = any(map(is_repaired, material.references))
-        texts = [source + f" {MARKS}" * repaired] if material.source == "reported" else [sentences, source, *texts[1:]]
+        marked = f"{source} {_MARKS}" if repaired else source
+        texts = [marked] if material.source == "reported" else [sentences, source, *texts[1:]]
     return [("", text) for text in texts if text]
-
-
-def _lettered(grid: Grid) -> Grid:
-    """Replace the texts of notes by letters in reading order, and list them below."""
-    letters: dict[str, str] = {}
-
-    def letter(notes: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(letters.setdefault(note, _letter(len(letters))) for note in notes)
-
-    columns = [replace(head, notes=letter(head.notes)) for head in grid.columns]
-    rows, cells = [], []
-    for head, row in zip(grid.rows, grid.cells, strict=True):
-        rows.append(replace(head, notes=letter(head.notes)))
-        cells.append([replace(cell, notes=letter(cell.notes)) for cell in row])
-    marked = [(mark, text) for text, mark in letters.items()]
-    return replace(grid, columns=columns, rows=rows, cells=cells, notes=grid.notes + marked)
-
-
-def _letter(number: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    head, tail = divmod(number, 26)
-    return (_letter(head - 1) if head else "") + chr(ord("a") + tail)

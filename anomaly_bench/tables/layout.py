@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.published import TABLES, load
+from anomaly_bench.published import TABLES, load_references
 
 if TYPE_CHECKING:
     from anomaly_bench.metrics.metrics import Metric
 
 AXES = ("categories", "methods", "cells")
-SPEED = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
-SIZE = ("extra_params", "extra_mb", "stored_mb")
+SPEEDS = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
+SIZES = ("extra_params", "extra_mb", "stored_mb")
 TIMES = ("fit_s", "score_s")
-COST = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
+COSTS = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
 TEXTS = ("backbone", "input_size")
-KINDS: dict[str, Any] = {
+_TYPES: dict[str, Any] = {
     **{"str": str, "int": int, "bool": bool, "list": list, "dict": dict},
     "float": (int, float),
 }
@@ -64,9 +64,9 @@ class Layout:
         caption: with {dataset}, {setup} and {cells} filled in.
         rows, columns: two of `AXES`, one of them "methods".
         cells: metric names, or mappings with the keys of `Column`.
-        published: the paper's table that it lays out, a key of `references.TABLES`; rows and columns are the paper's.
+        published: the paper's table that it lays out, a key of `published.TABLES`; rows and columns are the paper's.
         groups: headers over columns of a paper's table: title -> names of methods as printed, or categories.
-        labels: of a paper's rows or columns: category, or mean as in `references.MEANS` -> what is printed.
+        labels: of a paper's rows or columns: category, or mean as in `published.MEANS` -> what is printed.
         second: whether the second best is underlined.
         scale, digits, deviation: of the cells that do not say their own.
         notes: printed under every table of measured values.
@@ -93,7 +93,7 @@ class Layout:
         metric = metric_of(str(name))
         known = {name: getattr(self, name) for name in ("scale", "digits", "deviation")}
         known["title"] = metric.title if metric else str(name)
-        known["best"] = "" if name in (*SPEED, *SIZE, *COST, *TEXTS) else "highest"
+        known["best"] = "" if name in (*SPEEDS, *SIZES, *COSTS, *TEXTS) else "highest"
         made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
         return made
 
@@ -116,7 +116,7 @@ class Layout:
         chosen = None if "cells" in (self.rows, self.columns) else cells
         own = {measure.value: measure for measure in map(self.measure, self.cells)}
         names = list(own if chosen is None else chosen)
-        valid = {*METRICS, *recorded} | ({*SPEED, *SIZE, *COST, *TEXTS} if chosen is None else set())
+        valid = {*METRICS, *recorded} | ({*SPEEDS, *SIZES, *COSTS, *TEXTS} if chosen is None else set())
         if not names:
             raise UsageError("cells is empty, expected at least one metric")
         for name in names:
@@ -172,7 +172,7 @@ def _make(kind: type[Any], content: Any, where: str) -> Any:
 
 
 def _is(value: Any, kind: str) -> bool:
-    return isinstance(value, KINDS[kind]) and isinstance(value, bool) == (kind == "bool")
+    return isinstance(value, _TYPES[kind]) and isinstance(value, bool) == (kind == "bool")
 
 
 def _check(layout: Layout, where: str) -> None:
@@ -206,7 +206,7 @@ def _check_paper(layout: Layout, where: str) -> None:
         return
     if layout.published not in TABLES:
         raise UsageError(f"{where}: published: no table {layout.published}{closest(layout.published, TABLES)}")
-    cells = load(layout.published)
+    cells = load_references(layout.published)
     categories = {cell.category for cell in cells}
     for title, names in layout.groups.items():
         if not isinstance(names, list):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.settings import describe_input, pair
-from anomaly_bench.tables.layout import COST, SPEED
-from anomaly_bench.tables.table import DASH
+from anomaly_bench.published import ORIGINS
+from anomaly_bench.tables.layout import COSTS, SPEEDS
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
-ORIGINS = {
-    "own": "the paper's own result",
-    "quoted": "quoted by the paper",
-    "re-run": "run again by the paper's authors",
-}
-DIFFERENCES = ("backbone", "input", "machine", "oracle")
+DISAGREEMENTS = ("backbone", "input", "machine", "oracle")
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def is_repaired(cell: Reference) -> bool:
     return cell.value is not None and cell.number is not None and cell.value != float(cell.number)
 
 
-def pairs(
+def match_methods(
     printed: Sequence[Printed], entries: Sequence[ResultGroup]
 ) -> list[tuple[Printed | None, ResultGroup | None]]:
     """The paper's methods in its order, each with our entries of it, and then the entries that it does not have.
@@ -87,20 +82,15 @@ def pairs(
     """
     found: list[tuple[Printed | None, ResultGroup | None]] = []
     for each in printed:
-        own = [entry for entry in entries if _beside(entry, printed) is each]
+        own = [entry for entry in entries if _printed_of(entry, printed) is each]
         found += [(each, entry) for entry in own or (None,)]
-    return [*found, *((None, entry) for entry in entries if _beside(entry, printed) is None)]
+    return [*found, *((None, entry) for entry in entries if _printed_of(entry, printed) is None)]
 
 
-def _beside(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | None:
+def _printed_of(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | None:
     named = [each for each in printed if each.method == entry.sample.method]
     exact = [each for each in named if each.backbone == entry.sample.backbone]
     return (exact or named)[-1] if named else None
-
-
-def text_of(cell: Reference) -> str:
-    """As printed; a dash as ours."""
-    return DASH if cell.printed == "-" else cell.printed
 
 
 def number_of(cell: Reference, measure: Column) -> float | None:
@@ -117,7 +107,7 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
     return {"origin": ORIGINS[cell.origin], "repair": repair}
 
 
-def differences(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
+def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
     """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
     if (printed.backbone or "none") != sample.backbone:
@@ -127,7 +117,7 @@ def differences(printed: Printed, cell: Reference, sample: Record, measure: Colu
         found["input"] = "input (published: not stated)"
     elif any(pair(shape.get(part)) != pair(sample.input.get(part)) for part in ("resize", "crop")):
         found["input"] = f"input {describe_input(sample.input)} (published: {describe_input(shape)})"
-    if measure.value in (*SPEED, *COST):
+    if measure.value in (*SPEEDS, *COSTS):
         found["machine"] = "published on another machine"
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
 
-def folders(results: Any, key: str = "results") -> list[Path]:
+def results_folders(config: Mapping[str, Any], key: str = "results") -> list[Path]:
     """The results folders that a key of the configuration names."""
-    found = [Path(name).expanduser() for name in names(results) or () if name]
+    found = [Path(name).expanduser() for name in name_list(config[key]) or () if name]
     if not found:
-        raise UsageError(f"{key}={'' if results is None else results}: expected a folder, or [A,B]")
+        raise UsageError(f"{key}={'' if config[key] is None else config[key]}: expected a folder, or [A,B]")
     return found
 
 
-def joined(
-    results: Sequence[Path], read: Callable[[Path], tuple[list[Record], list[str]]], key: str = "results"
+def read_records(
+    config: Mapping[str, Any], read: Callable[[Path], tuple[list[Record], list[str]]], key: str = "results"
 ) -> list[Record]:
     """What `read` finds in the results folders of a key; the same record found twice is one, with the speeds of both.
 
@@ -32,7 +32,7 @@ def joined(
         UsageError: a folder without records.
     """
     found: dict[tuple[Any, ...], Record] = {}
-    for folder in results:
+    for folder in results_folders(config, key):
         part, damaged = read(folder)
         for message in damaged:
             print(f"warning: {message}", file=sys.stderr)
@@ -44,29 +44,32 @@ def joined(
     return list(found.values())
 
 
-def wanted(known: list[Record], cells: list[Reference], config: Any) -> tuple[list[Record], list[Reference]]:
+def choose(
+    known: list[Record], cells: list[Reference], config: Mapping[str, Any]
+) -> tuple[list[Record], list[Reference]]:
     """The records and published cells that `only` and `setup` leave.
 
     Raises:
         UsageError: a name that there is no record of.
     """
     for key in ("dataset", "method", "backbone"):
-        chosen = names(config["only"][key])
+        chosen = name_list(config["only"][key])
         have = {getattr(each, key) for each in (*known, *cells)} - {""}
         for name in chosen or ():
             if name not in have:
                 raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
         known = [record for record in known if chosen is None or getattr(record, key) in chosen]
         cells = [cell for cell in cells if chosen is None or getattr(cell, key) in ("", *chosen)]
-    if config["setup"] is not None:
+    wanted = name_list(config["setup"])
+    if wanted is not None:
         parts = {setup_name(part[0]): part for part in setups(known)}
-        for name in names(config["setup"]) or ():
+        for name in wanted:
             if name not in parts:
                 raise UsageError(f"setup={name}: no record of it{closest(name, parts)}")
-        known = [record for name in names(config["setup"]) or () for record in parts[name]]
+        known = [record for name in wanted for record in parts[name]]
     return known, cells
 
 
-def names(value: Any) -> list[str] | None:
+def name_list(value: Any) -> list[str] | None:
     """NAME, [NAME, NAME] or null."""
     return None if value is None else [value] if isinstance(value, str) else [str(name) for name in value]

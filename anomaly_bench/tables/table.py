@@ -1,18 +1,18 @@
-"""A table as plain data: what `tables` makes and `renderers` print."""
+"""A table as plain data: what `build` makes and `formats` print."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 DASH = "–"
 BEST, SECOND = 1, 2
 
 
-@dataclass(frozen=True)
-class Value:
-    """One entry of a cell.
+@dataclass
+class CellValue:
+    """One value of a cell.
 
     Attributes:
         text: as printed; `DASH` where there is nothing.
@@ -20,6 +20,10 @@ class Value:
         published: a paper's value of the same, printed in parentheses after it.
         gap: the text minus `published`, with its sign.
         grade: of the gap: "better", "worse" or "even", or "unlike" where the two must not be compared.
+        title, best: of what it is a value: its name, and which is the best: "highest", "lowest" or "" (none).
+        number: in the table's unit, as precise as printed; None where there is none, or a text.
+        covered: the categories that it is a mean of.
+        facts: by kind, for the footnotes.
     """
 
     text: str = DASH
@@ -27,6 +31,11 @@ class Value:
     published: str = ""
     gap: str = ""
     grade: str = ""
+    title: str = ""
+    best: str = ""
+    number: float | None = None
+    covered: frozenset[str] = frozenset()
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -35,9 +44,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value or a tuple of them, and the letters of footnotes."""
+    """One value or a tuple of them, and its footnotes (their letters, once the table is `lettered`)."""
 
-    values: tuple[Value, ...]
+    values: tuple[CellValue, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -50,7 +59,7 @@ class Header:
         opens: a rule stands before it.
         above: a title printed between that rule and the row.
         mean: a row of means.
-        notes: letters of footnotes.
+        notes: its footnotes.
     """
 
     labels: tuple[str, ...]
@@ -61,8 +70,8 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """cells[row][column]; parts: what the values of a tuple are; footnotes as (letter or "", text)."""
+class Table:
+    """cells[row][column]; parts: what the values of a tuple are; notes: below it, as (letter or "", text)."""
 
     name: str
     caption: str
@@ -70,33 +79,70 @@ class Grid:
     columns: list[Header]
     rows: list[Header]
     cells: list[list[Cell]]
-    parts: tuple[str, ...]
-    notes: list[tuple[str, str]]
+    parts: tuple[str, ...] = ("",)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of_rows(
+        cls,
+        name: str,
+        caption: str,
+        corner: tuple[str, ...],
+        columns: Sequence[tuple[str, ...]],
+        rows: Iterable[tuple[Header, Sequence[str | Cell]]],
+        notes: Iterable[str] = (),
+    ) -> Table:
+        """A table of texts: `columns` are their header lines, `rows` a header with its cells, `notes` stand below."""
+        listed = list(rows)
+        cells = [[each if isinstance(each, Cell) else Cell((CellValue(each),)) for each in row] for _, row in listed]
+        heads = [head for head, _ in listed]
+        return cls(name, caption, corner, [*map(Header, columns)], heads, cells, notes=[("", text) for text in notes])
 
     @property
     def paired(self) -> bool:
         """Whether cells hold more than one number."""
-        return any(len(cell.values) > 1 for row in self.cells for cell in row) or self.beside
+        return any(len(cell.values) > 1 for row in self.cells for cell in row) or self.has_published
 
     @property
-    def beside(self) -> bool:
+    def has_published(self) -> bool:
         """Whether published values stand beside measured ones."""
         return any(value.published for row in self.cells for cell in row for value in cell.values)
 
+    def lettered(self) -> Table:
+        """With letters in place of footnotes, in reading order, and the footnotes below."""
+        letters: dict[str, str] = {}
 
-def one_line(text: str) -> str:
+        def letter(notes: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(letters.setdefault(note, _letter(len(letters))) for note in notes)
+
+        columns = [replace(head, notes=letter(head.notes)) for head in self.columns]
+        rows, cells = [], []
+        for head, row in zip(self.rows, self.cells, strict=True):
+            rows.append(replace(head, notes=letter(head.notes)))
+            cells.append([replace(cell, notes=letter(cell.notes)) for cell in row])
+        marked = [(mark, text) for text, mark in letters.items()]
+        return replace(self, columns=columns, rows=rows, cells=cells, notes=self.notes + marked)
+
+
+def _letter(number: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    head, tail = divmod(number, 26)
+    return (_letter(head - 1) if head else "") + chr(ord("a") + tail)
+
+
+def safe_text(text: str) -> str:
     """Without line breaks and control characters, which would break a table or command a terminal."""
     return " ".join("".join(" " if unicodedata.category(char) == "Cc" else char for char in text).split())
 
 
-def joined(cell: Cell, beside: bool, show: Callable[[Value], str]) -> str:
+def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]) -> str:
     """'97.5', '(99.1, –, 92.1)', '97.5 (98.1) −0.6 / – (92.1)', '– (98.1, 92.1)', or one dash."""
     if all(value.empty for value in cell.values):
         return DASH
-    if beside and all(value.text == DASH for value in cell.values):
-        return show(Value(published=", ".join(value.published or DASH for value in cell.values)))
+    if with_published and all(value.text == DASH for value in cell.values):
+        return show(CellValue(published=", ".join(value.published or DASH for value in cell.values)))
     texts = [show(value) for value in cell.values]
-    if beside:
+    if with_published:
         return " / ".join(texts)
     return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
 
@@ -110,7 +156,7 @@ def labels_of(head: Header, escape: Callable[[str], str], mark: str) -> list[str
     return labels
 
 
-def header(labels: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
+def header_lines(labels: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
     """Header lines from the top as (label, columns that it spans); equal neighbours under one header are merged."""
     lines = []
     for level in range(len(labels[0])):

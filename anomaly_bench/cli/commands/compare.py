@@ -3,7 +3,7 @@
     a=DIR b=DIR      each method of one results folder with the same method of another: before and after a change
     results=DIR      every pair of the methods in one folder
 
-See `differences` for the tests, and `gate` for `fail_if`.
+See `comparison.significance` for the tests, and `comparison.gate` for `fail_if`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.cli.commands import tables
 from anomaly_bench.comparison.gate import broken, read_conditions
-from anomaly_bench.comparison.pairing import between, within
-from anomaly_bench.comparison.significance import differences, metric_title, ranking
-from anomaly_bench.comparison.tables import grids
-from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.comparison.pairing import compare_folders, compare_methods
+from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
+from anomaly_bench.comparison.tables import comparison_tables
+from anomaly_bench.errors import DONE, FAILED, UsageError, closest
 from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from anomaly_bench.comparison.pairing import Comparison
     from anomaly_bench.records.record import Record
 
-DONE, FAILED = 0, 1
 PICTURES = (".svg", ".pdf", ".png")
 
 
-def compare(config: Any) -> int:
+def print_comparison(config: Any) -> int:
     """Print the comparison, draw the figure, hold the gate; the exit status.
 
     Raises:
@@ -45,21 +44,21 @@ def compare(config: Any) -> int:
     for key, usual in (("figure", None), ("results", "results")):
         if folders and config[key] != usual:
             raise UsageError(f"{key}={config[key]} has no effect with a=DIR b=DIR; give one or the other")
-    shown = query.names(config["metric"]) or []
+    shown = query.name_list(config["metric"]) or []
     metrics = {*shown, *(condition.metric for condition in conditions)}
-    found = list(between(config, metrics) if folders else within(config, metrics))
+    found = list(compare_folders(config, metrics) if folders else compare_methods(config, metrics))
     check_shown(shown, found)
     if config["figure"] is not None:
         draw_figure(Path(str(config["figure"])).expanduser(), found, shown)
-    made = [grid for each in found for grid in grids(each, shown, folders)]
+    made = [table for each in found for table in comparison_tables(each, shown, folders)]
     tables.show(draw(made, str(config["format"]), color=tables.in_color(config["out"])), config["out"])
-    failed = list(held(conditions, found))
+    failed = list(gate_failures(conditions, found))
     for line in dict.fromkeys(failed):
         print(f"failed: {line}", file=sys.stderr)
     return FAILED if failed else DONE
 
 
-def held(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterator[str]:
+def gate_failures(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterator[str]:
     """A line for all that makes the gate fail; what b lacks does so whatever the condition.
 
     Raises:
@@ -67,7 +66,7 @@ def held(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterat
     """
     for condition in conditions:
         check_metric(condition.metric, "fail_if", found)
-        compared = {each.name: differences(each.pairs, condition.metric) for each in found}
+        compared = {each.name: paired_differences(each.pairs, condition.metric) for each in found}
         listed = [each for part in compared.values() for each in part]
         for key, some in (("a", any(each.first for each in listed)), ("b", any(each.second for each in listed))):
             if not some:
@@ -112,16 +111,17 @@ def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str])
         raise UsageError(
             f"figure: {len(found)} setups; choose one: {', '.join(f'setup={each.name}' for each in found)}"
         )
-    rankings = [ranking(found[0].sides, metric) for metric in metrics]
-    from anomaly_bench.report.figures import plots
+    rankings = [mean_ranks(found[0].sides, metric) for metric in metrics]
+    from anomaly_bench.report.figures.plots import critical_difference
+    from anomaly_bench.report.figures.svg import write_figure
 
     try:
-        drawn = plots.critical_difference(rankings, found[0].title)
+        drawn = critical_difference(rankings, found[0].title)
     except ModuleNotFoundError as error:
         need = "pip install 'anomaly-bench-suite[compare]'"
         raise UsageError(f"figure={path}: needs {error.name}; {need}") from error
     try:
-        plots.write(drawn, path)
+        write_figure(drawn, path)
     except OSError as error:
         raise UsageError(f"figure={path}: cannot be written ({error.strerror}); give another file") from error
     print(f"{path}: {', '.join(map(metric_title, metrics))}", file=sys.stderr)

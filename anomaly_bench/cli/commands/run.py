@@ -35,7 +35,7 @@ def run_job(config: DictConfig) -> int:
     summary = execute(values, stop)
     try:
         if stop is None:  # not a part of a sweep
-            tables.write(summary)
+            tables.write_tables(summary)
     except BrokenPipeError:  # the reader of our output, such as head, has gone; the files are written
         pass
     except OSError as error:

@@ -46,11 +46,11 @@ from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.metrics.metrics import METRICS, evaluate
 from anomaly_bench.protocol import Outcome
-from anomaly_bench.records.record import DamagedRecord
+from anomaly_bench.records.record import DamagedRecord, category_name
 from anomaly_bench.records.setups import describe
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.console import console
-from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
+from anomaly_bench.tables.table import DASH, Cell, CellValue, Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.data.anomaly_maps import Floats
@@ -66,20 +66,16 @@ class Result:
 
     Attributes:
         maker: whose maps at which size; each has a table of its own.
-        task, test: of the dataset.
+        task, category: of the dataset; the category is the test set's name in tables.
         images, defects: how many.
     """
 
     maker: str
     task: str
-    test: str
+    category: str
     images: int
     defects: int
     evaluation: Evaluation
-
-    @property
-    def category(self) -> str:
-        return self.task if self.test == "test" else f"{self.task}/{self.test}"
 
 
 Work = tuple[str, Callable[[], list[Result]]]  # how its lines begin, and what is to be done
@@ -114,7 +110,7 @@ def rescore(values: Mapping[str, Any]) -> bool:
         if lacking:
             reporter.warn(f"{len(lacking)} categories have no images or no maps: {shorten(lacking, 15)}")
         results, failed = carried_out(work, reporter)
-    tables = [grid(maker, part, dataset, picked) for maker, part in by_maker(results).items()]
+    tables = [maps_table(maker, part, dataset, picked) for maker, part in by_maker(results).items()]
     print("\n".join(map(console, tables)), end="")
     if out is not None:
         write_atomically(out / "metrics.csv", as_csv(results, dataset, picked))
@@ -140,7 +136,7 @@ def carried_out(work: Sequence[Work], reporter: Reporter) -> tuple[list[Result],
 
 
 def read_metrics(value: Any) -> list[str]:
-    picked = list(METRICS) if value is None else query.names(value) or []
+    picked = list(METRICS) if value is None else query.name_list(value) or []
     for name in picked:
         if name not in METRICS:
             raise UsageError(f"metrics={name}: no such metric{closest(name, METRICS)}")
@@ -260,7 +256,7 @@ class KeptMaps:
         made = evaluate(Outcome(labels, scores, maps, masks))
         self.compare(path, record, made)
         maker = self.makers[path]
-        return [Result(maker, record.task, record.test, len(images), int(labels.sum()), made)]
+        return [Result(maker, record.task, record.category, len(images), int(labels.sum()), made)]
 
     def compare(self, path: Path, record: Record, made: Evaluation) -> None:
         """Say, or with `update` mend, what the record does not hold; a value that should be the same and is not."""
@@ -384,7 +380,8 @@ class MapFiles:
             self.say_resized(category, loaded)
             outcome = self.outcome(test, loaded, scores)
             maker = f"maps in {self.place}, compared at {self.frame}"
-            results.append(Result(maker, category, name, len(test), int(outcome.labels.sum()), evaluate(outcome)))
+            shown = category_name(category, name, self.dataset.categories)
+            results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), evaluate(outcome)))
         return results
 
     def find(self, category: str, images: Sequence[Image]) -> dict[Image, Path]:
@@ -474,39 +471,31 @@ def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:
     return parts
 
 
-def grid(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Grid:
+def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Table:
     """Categories, each group followed by its mean, against metrics, in points of 100."""
-    heads: list[Header] = []
-    cells: list[list[Cell]] = []
-    notes: dict[str, str] = {}
+    rows: list[tuple[Header, list[Cell]]] = []
 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
-        heads.append(Header((label,), opens=opens, mean=mean))
-        row = []
+        cells = []
         for name in picked:
             found = [value for each in part if (value := each.evaluation.values[name]) is not None]
-            note = f"mean of {len(found)} of {len(part)}" if 0 < len(found) < len(part) else ""
-            letter = notes.setdefault(note, chr(ord("a") + len(notes))) if note else ""
-            text = f"{100 * fmean(found):.1f}" if found else DASH
-            row.append(Cell((Value(text),), (letter,) if letter else ()))
-        cells.append(row)
+            notes = (f"mean of {len(found)} of {len(part)}",) if 0 < len(found) < len(part) else ()
+            cells.append(Cell((CellValue(f"{100 * fmean(found):.1f}" if found else DASH),), notes))
+        rows.append((Header((label,), opens=opens, mean=mean), cells))
 
     groups = list(dict.fromkeys(dataset.categories.values()))
     for group in groups:
         names = [name for name, own in dataset.categories.items() if own == group]
         shown = sorted((each for each in results if each.task in names), key=lambda each: names.index(each.task))
         for each in shown:
-            add(each.category, [each], opens=bool(heads) and each is shown[0])
+            add(each.category, [each], opens=bool(rows) and each is shown[0])
         if shown and group and len(groups) > 1:
             add(mean_of(group, shown, len(names)), shown, opens=False, mean=True)
     if len(dataset.categories) > 1 and results:
         add(mean_of("all", results, len(dataset.categories)), results, opens=True, mean=True)
-    columns = [
-        Header((METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} "))) for name in picked
-    ]
+    columns = [(METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} ")) for name in picked]
     caption = f"{dataset.title}, {maker} (points of 100)"
-    lettered = [(mark, text) for text, mark in notes.items()]
-    return Grid("maps", caption, ("Category",), columns, heads, cells, ("",), lettered)
+    return Table.of_rows("maps", caption, ("Category",), columns, rows).lettered()
 
 
 def mean_of(what: str, part: Sequence[Result], categories: int) -> str:

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from anomaly_bench import files
 from anomaly_bench.config.settings import choices, conf_folder, truth
 from anomaly_bench.errors import UsageError
-from anomaly_bench.published import load
+from anomaly_bench.published import load_references
 from anomaly_bench.records import outlines, results_csv
 from anomaly_bench.records.setups import setup_name, setups
-from anomaly_bench.tables import build
-from anomaly_bench.tables.formats.draw import FORMATS, draw, render
+from anomaly_bench.tables import query
+from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.formats.draw import FORMATS, draw, render_tables
 from anomaly_bench.tables.layout import load_layout, make_layout
-from anomaly_bench.tables.query import folders, joined, names, wanted
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -33,7 +33,7 @@ AFTER_RUN = ("per_class", "complexity")
 DEVIATION = "±: sample standard deviation over seeds; of a mean over categories, of that mean."
 
 
-def write(summary: Summary) -> None:
+def write_tables(summary: Summary) -> None:
     """Derive results.csv and all tables from the records of the results folder; print those of this run's setup."""
     results = summary.settings.results
     known, _ = outlines.outlines(results)  # damaged ones were reported when the run met them
@@ -45,10 +45,10 @@ def write(summary: Summary) -> None:
         for layout in layouts:
             path = results / "tables" / setup_name(part[0]) / layout.name
             for kind in ("md", "latex"):
-                text = render(part, layout, format=kind)
+                text = render_tables(part, layout, format=kind)
                 files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
             if setup_name(part[0]) in here:
-                printed.append(f"{render(part, layout)}\n")
+                printed.append(f"{render_tables(part, layout)}\n")
     if here:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
     for text in printed:
@@ -67,12 +67,13 @@ def print_tables(config: Any) -> None:
     sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
-    known = [] if set(sources.values()) == {"reported"} else joined(folders(config["results"]), outlines.outlines)
+    known = [] if set(sources.values()) == {"reported"} else query.read_records(config, outlines.outlines)
     made, missing = [], []
     for layout in layouts:
-        found, cells = wanted(known, load(layout.published) if layout.published else [], config)
+        found, cells = query.choose(known, load_references(layout.published) if layout.published else [], config)
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
-        made += build.grids(found, layout, names(config["cells"]), source, references=cells, mixed=mixed)
+        metrics = query.name_list(config["cells"])
+        made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed)
         missing += how_to_get(found, cells) if source != "reported" else []
     color = in_color(config["out"])
     text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))

@@ -26,12 +26,12 @@ from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.errors import DataError, UsageError, shorten
 from anomaly_bench.hardware import devices
 from anomaly_bench.records.record import DamagedRecord, OlderRecord
-from anomaly_bench.records.setups import category_of, describe
+from anomaly_bench.records.setups import describe
 from anomaly_bench.runs.conversion import dataset_node
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.layout import metric_of
-from anomaly_bench.tables.table import DASH, Cell, Grid, Header, Value
+from anomaly_bench.tables.table import DASH, Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -239,13 +239,13 @@ def judge(record: Record, again: Record) -> Verdict:
 def lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
     """What is printed: the verdict, scores, metrics, files, environment."""
     network = "" if record.backbone == "none" else f" on {record.titles['backbone']}"
-    what = f"{category_of(record)}, {record.titles['method']}{network}, seed {record.seed}, {describe(record)}"
+    what = f"{record.category}, {record.titles['method']}{network}, seed {record.seed}, {describe(record)}"
     yield f"{verdict.word}: {what}"
     yield ""
     yield score_line(verdict)
     yield from file_lines(record, again, verdict)
     yield ""
-    yield console(metric_grid(record, again, verdict))
+    yield console(metric_table(record, again, verdict))
     differing = list(environment(record, again))
     yield "environment: " + ("as recorded" if not differing else f"{len(differing)} differences")
     yield from (f"  {line}" for line in differing)
@@ -279,24 +279,19 @@ def file_lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]
     )
 
 
-def metric_grid(record: Record, again: Record, verdict: Verdict) -> Grid:
+def metric_table(record: Record, again: Record, verdict: Verdict) -> Table:
     """Metrics as fractions, recorded and present; a value of another revision of its metric is not compared."""
-    names = list(dict.fromkeys((*record.metrics, *again.metrics)))
-    rows, texts, outdated = [], [], []
+    rows, names = [], list(dict.fromkeys((*record.metrics, *again.metrics)))
     for name in names:
         metric = metric_of(name)
-        then, now = record.value(name), again.value(name)
-        rows.append(Header((metric.title if metric else name,)))
-        texts.append(
-            [DASH if value is None else f"{value:.6f}" for value in (then, now)]
-            + [gap(*verdict.metrics.get(name, (None, None)))]
-        )
-        outdated += [name] if name not in verdict.metrics else []
+        texts = [DASH if value is None else f"{value:.6f}" for value in (record.value(name), again.value(name))]
+        texts.append(gap(*verdict.metrics.get(name, (None, None))))
+        rows.append((Header((metric.title if metric else name,)), texts))
+    outdated = [name for name in names if name not in verdict.metrics]
     caption = f"Metrics as fractions; tolerated: {TOLERANCE:g}"
-    notes = [("", f"Of another revision or on one side only, not compared: {', '.join(outdated)}.")] if outdated else []
-    columns = [Header((label,)) for label in ("recorded", "now", "difference")]
-    cells = [[Cell((Value(text),)) for text in row] for row in texts]
-    return Grid("verify", caption, ("Metric",), columns, rows, cells, ("",), notes)
+    notes = [f"Of another revision or on one side only, not compared: {', '.join(outdated)}."] if outdated else []
+    columns = [("recorded",), ("now",), ("difference",)]
+    return Table.of_rows("verify", caption, ("Metric",), columns, rows, notes)
 
 
 def gap(then: float | None, now: float | None) -> str:

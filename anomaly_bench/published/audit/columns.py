@@ -22,7 +22,7 @@ SAME_NUMBERS = 2 / 3  # of the shared rows agree: the columns are copies of one 
 
 
 @dataclass(frozen=True)
-class Column:
+class PrintedColumn:
     """The printed numbers of one method and metric in one table, category -> cell, in the printed order."""
 
     cells: Mapping[str, Reference]
@@ -47,7 +47,7 @@ class Column:
 
     def number(self, category: str) -> Decimal:
         number = self.cells[category].number
-        assert number is not None, "`columns` leaves dashes out"
+        assert number is not None, "`accuracy_columns` leaves dashes out"
         return number
 
     def step(self, category: str) -> Decimal:
@@ -78,7 +78,7 @@ class Finding:
     """A contradiction.
 
     Attributes:
-        group: a key of GROUPS.
+        group: a key of CONTRADICTIONS.
         weight: by how many points a number is wrong; infinite for a wrong unit.
         cells: what it is about.
         table: rows of text below a header, if any.
@@ -94,16 +94,16 @@ class Finding:
     sure: bool = True
 
 
-def columns(references: Iterable[Reference]) -> list[Column]:
+def accuracy_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
     """The columns of accuracies; dashes are left out, and so are columns that hold nothing else."""
     grouped: dict[tuple[str, ...], dict[str, Reference]] = defaultdict(dict)
     for cell in references:
         if cell.metric in METRICS and cell.number is not None:
             grouped[cell.table, cell.printed_name, cell.variant, cell.metric][cell.category] = cell
-    return [Column(cells) for cells in grouped.values()]
+    return [PrintedColumn(cells) for cells in grouped.values()]
 
 
-def pairs(table: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
+def same_method_pairs(table: Sequence[PrintedColumn]) -> Iterator[tuple[PrintedColumn, PrintedColumn]]:
     """Columns of one method and metric in two papers, with rows enough in common."""
     for one, other in itertools.combinations(table, 2):
         a, b = one.head, other.head
@@ -113,27 +113,27 @@ def pairs(table: Sequence[Column]) -> Iterator[tuple[Column, Column]]:
             yield one, other
 
 
-def shared(one: Column, other: Column) -> list[str]:
+def shared(one: PrintedColumn, other: PrintedColumn) -> list[str]:
     return [category for category in one.rows if category in other.rows]
 
 
-def agree(one: Column, other: Column, category: str) -> bool:
+def agree(one: PrintedColumn, other: PrintedColumn, category: str) -> bool:
     """Equal, or one is the other rounded to fewer digits."""
     steps = one.step(category), other.step(category)
     slack = max(steps) / 2 if steps[0] != steps[1] else 0
     return abs(one.number(category) - other.number(category)) <= slack
 
 
-def copies(one: Column, other: Column) -> bool:
+def copies(one: PrintedColumn, other: PrintedColumn) -> bool:
     rows = shared(one, other)
     return sum(agree(one, other, row) for row in rows) >= SAME_NUMBERS * len(rows)
 
 
-def named(category: str) -> str:
+def label_of(category: str) -> str:
     return MEANS.get(category, category.replace("_", " "))
 
 
-def signed(number: float, places: int = 2) -> str:
+def with_minus(number: float, places: int = 2) -> str:
     """With a minus sign that is as wide as a plus, and none before zero."""
     return f"{number:z.{places}f}".replace("-", "−")
 

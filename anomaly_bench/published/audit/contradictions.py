@@ -14,14 +14,23 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from anomaly_bench.published import MEANS, TABLES
-from anomaly_bench.published.audit.columns import Finding, agree, columns, copies, exponent, named, pairs, signed
+from anomaly_bench.published.audit.columns import (
+    Finding,
+    accuracy_columns,
+    agree,
+    copies,
+    exponent,
+    label_of,
+    same_method_pairs,
+    with_minus,
+)
 from anomaly_bench.published.audit.orders import own_orders, shuffled
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
-    from anomaly_bench.published.audit.columns import Column
+    from anomaly_bench.published.audit.columns import PrintedColumn
 
-COUNTED = {  # million trained parameters beside the backbone's, counted in networks built after the official code
+OWN_COUNTS = {  # million trained parameters beside the backbone's, counted in networks built after the official code
     "cflow_ad": Decimal("81.65"),
     "cs_flow": Decimal("275.2"),
     "differnet": Decimal("172.08"),
@@ -30,10 +39,10 @@ COUNTED = {  # million trained parameters beside the backbone's, counted in netw
 SIGMAS = 3  # of the rounding of rows that a printed mean may be off
 
 
-def find(references: Iterable[Reference]) -> list[Finding]:
-    """All contradictions, group by group as in GROUPS, in each the sure before the probable, the weighty first."""
+def find_contradictions(references: Iterable[Reference]) -> list[Finding]:
+    """All of them, group by group as in CONTRADICTIONS, in each the sure before the probable, the weighty first."""
     cells = list(references)
-    table = columns(cells)
+    table = accuracy_columns(cells)
     findings = [
         *shuffled(table),
         *own_orders(table),
@@ -43,11 +52,11 @@ def find(references: Iterable[Reference]) -> list[Finding]:
         *texts(table),
     ]
     findings += means(table, {cell for finding in findings if finding.group == "papers" for cell in finding.cells})
-    order = list(GROUPS)
+    order = list(CONTRADICTIONS)
     return sorted(findings, key=lambda finding: (order.index(finding.group), not finding.sure, -finding.weight))
 
 
-GROUPS = {
+CONTRADICTIONS = {
     "shuffled": "Shuffled columns",
     "papers": "Values that papers contradict each other in",
     "means": "Means that do not follow from their rows",
@@ -56,10 +65,10 @@ GROUPS = {
 }
 
 
-def contradicting(table: Sequence[Column]) -> Iterator[Finding]:
+def contradicting(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Cells in which copies of one column differ."""
-    clusters: dict[tuple[str, str, str], dict[str, Column]] = defaultdict(dict)
-    copied = [pair for pair in pairs(table) if copies(*pair)]
+    clusters: dict[tuple[str, str, str], dict[str, PrintedColumn]] = defaultdict(dict)
+    copied = [pair for pair in same_method_pairs(table) if copies(*pair)]
     wrong = {
         (one.head.method, one.head.metric, category)
         for one, other in copied
@@ -74,9 +83,9 @@ def contradicting(table: Sequence[Column]) -> Iterator[Finding]:
         yield contradiction(category, list(places.values()))
 
 
-def contradiction(category: str, printing: Sequence[Column]) -> Finding:
+def contradiction(category: str, printing: Sequence[PrintedColumn]) -> Finding:
     """One cell in all columns that print it."""
-    values: dict[Decimal, list[Column]] = defaultdict(list)
+    values: dict[Decimal, list[PrintedColumn]] = defaultdict(list)
     for column in printing:
         values[column.number(category)].append(column)
     numbers = sorted(values, key=lambda number: (len(values[number]), -number))  # the lonely ones first
@@ -92,21 +101,21 @@ def contradiction(category: str, printing: Sequence[Column]) -> Finding:
     shortest = min((column.head.printed_name for column in printing), key=len)
     return Finding(
         "papers",
-        f"{shortest}, {printing[0].metric} of {named(category)}: {' or '.join(map(str, numbers))}",
+        f"{shortest}, {printing[0].metric} of {label_of(category)}: {' or '.join(map(str, numbers))}",
         float(max(numbers) - min(numbers)),
         tuple(evidence),
         tuple(column.cells[category] for column in printing),
     )
 
 
-def other_runs(table: Sequence[Column]) -> list[tuple[Column, Column]]:
+def other_runs(table: Sequence[PrintedColumn]) -> list[tuple[PrintedColumn, PrintedColumn]]:
     """Columns of one method in two papers that are no copies of each other, nor of a neighbour in those tables."""
-    found = list(pairs(table))
+    found = list(same_method_pairs(table))
     copied = {(one.head.table, other.head.table, one.head.method) for one, other in found if copies(one, other)}
     return [pair for pair in found if (pair[0].head.table, pair[1].head.table, pair[0].head.method) not in copied]
 
 
-def means(table: Iterable[Column], known: set[Reference]) -> Iterator[Finding]:
+def means(table: Iterable[PrintedColumn], known: set[Reference]) -> Iterator[Finding]:
     """Printed means that differ from the mean of the printed rows; `known` cells are left out."""
     last_digit: list[tuple[str, Reference]] = []
     for column in table:
@@ -116,9 +125,8 @@ def means(table: Iterable[Column], known: set[Reference]) -> Iterator[Finding]:
                 continue
             off = float(abs(column.mean(mean) - column.number(mean)))
             rounding = float(column.step(mean)) / 2
-            text = (
-                f"{named(mean)} printed {column.number(mean)}, rows give {column.mean(mean):.{digits(column, mean)}f}"
-            )
+            given = f"{column.mean(mean):.{digits(column, mean)}f}"
+            text = f"{label_of(mean)} printed {column.number(mean)}, rows give {given}"
             if off > tolerance(column, mean):
                 wrong.append((off - rounding, text, cell))
             elif off > rounding:
@@ -129,23 +137,23 @@ def means(table: Iterable[Column], known: set[Reference]) -> Iterator[Finding]:
                 f"{column.place}: {column.metric}, {'; '.join(text for _, text, _ in wrong)}",
                 max(off for off, _, _ in wrong),
                 tuple(
-                    f"{named(cell.category)}: rounding explains a difference of {tolerance(column, cell.category):.2g}."
-                    for *_, cell in wrong
+                    f"{label_of(mean)}: rounding explains a difference of {tolerance(column, mean):.2g}."
+                    for mean in (cell.category for _, _, cell in wrong)
                 ),
-                tuple(cell for *_, cell in wrong),
+                tuple(cell for _, _, cell in wrong),
             )
     if last_digit:
         lines, cells = zip(*last_digit, strict=True)
         yield Finding("means", f"{len(cells)} means are off in the last digit, as rounded rows allow", 0, lines, cells)
 
 
-def tolerance(column: Column, mean: str) -> float:
+def tolerance(column: PrintedColumn, mean: str) -> float:
     """Half the mean's last digit, and what SIGMAS standard deviations of the rows' rounding add."""
     rows = column.averaged(mean)
     return float(column.step(mean)) / 2 + SIGMAS * float(column.step(rows[0])) / math.sqrt(12 * len(rows))
 
 
-def digits(column: Column, mean: str) -> int:
+def digits(column: PrintedColumn, mean: str) -> int:
     """One more than the mean is printed to."""
     return 1 - exponent(column.step(mean))
 
@@ -165,8 +173,8 @@ def times(references: Iterable[Reference]) -> Iterator[Finding]:
         either = [name for name in rests if name not in part and rests[name][0] <= usual <= rests[name][2]]
         whole = [name for name in rests if name not in (*part, *either)]
         lines = [
-            f"{name}: 1000/{methods[name]['fps'].printed} − {methods[name]['time_ms'].printed} = {signed(middle, 1)} "
-            f"ms (with rounding {signed(least, 1)} to {signed(most, 1)})."
+            f"{name}: 1000/{methods[name]['fps'].printed} − {methods[name]['time_ms'].printed} = "
+            f"{with_minus(middle, 1)} ms (with rounding {with_minus(least, 1)} to {with_minus(most, 1)})."
             for name, (least, middle, most) in rests.items()
         ]
         yield Finding(
@@ -199,10 +207,10 @@ def parameters(references: Iterable[Reference]) -> Iterator[Finding]:
     """Tables that print millions of parameters under a header that says MB."""
     counted: dict[str, list[Reference]] = defaultdict(list)
     for cell in references:
-        if cell.metric == "extra_params" and cell.method in COUNTED and cell.number:
+        if cell.metric == "extra_params" and cell.method in OWN_COUNTS and cell.number:
             counted[cell.table].append(cell)
     for table, cells in counted.items():
-        near = [cell for cell in cells if abs((cell.number or 0) - COUNTED[cell.method]) < Decimal("0.5")]
+        near = [cell for cell in cells if abs((cell.number or 0) - OWN_COUNTS[cell.method]) < Decimal("0.5")]
         far = [cell for cell in cells if cell not in near]
         if near:
             yield Finding(
@@ -210,8 +218,8 @@ def parameters(references: Iterable[Reference]) -> Iterator[Finding]:
                 f"{TABLES[table].title}: Extra parameters (MB) are millions of parameters",
                 math.inf,
                 tuple(
-                    f"{cell.printed_name}: printed {cell.printed}; the network has {COUNTED[cell.method]} million "
-                    f"trained parameters, {4 * COUNTED[cell.method]:.1f} MB in fp32"
+                    f"{cell.printed_name}: printed {cell.printed}; the network has {OWN_COUNTS[cell.method]} million "
+                    f"trained parameters, {4 * OWN_COUNTS[cell.method]:.1f} MB in fp32"
                     + (": it is neither." if cell in far else ".")
                     for cell in (*near, *far)
                 ),
@@ -219,16 +227,16 @@ def parameters(references: Iterable[Reference]) -> Iterator[Finding]:
             )
 
 
-def texts(table: Sequence[Column]) -> Iterator[Finding]:
+def texts(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Sentences of the papers that their own tables do not bear out (after repair, where a cell is repaired)."""
-    yield from lead(within(table, "padim2020_IV", "pixel_auroc"), "", "PaDiM-R18-Rd100", Decimal("2.1"))
-    yield from lead(within(table, "padim2020_III", "pixel_auroc"), "mean:all", "PaDiM-R18-Rd100", Decimal("0.2"))
-    yield from beaten(within(table, "npad2022_1", "pixel_auroc"), "N-pad", ("carpet", "grid", "screw"))
-    yield from beaten(within(table, "npad2022_2", "pro"), "N-pad", ("carpet", "grid", "screw", "zipper"))
-    yield from above(within(table, "zheng2022_5", "image_auroc"), "RGB only")
+    yield from lead(_columns_of(table, "padim2020_IV", "pixel_auroc"), "", "PaDiM-R18-Rd100", Decimal("2.1"))
+    yield from lead(_columns_of(table, "padim2020_III", "pixel_auroc"), "mean:all", "PaDiM-R18-Rd100", Decimal("0.2"))
+    yield from beaten(_columns_of(table, "npad2022_1", "pixel_auroc"), "N-pad", ("carpet", "grid", "screw"))
+    yield from beaten(_columns_of(table, "npad2022_2", "pro"), "N-pad", ("carpet", "grid", "screw", "zipper"))
+    yield from above(_columns_of(table, "zheng2022_5", "image_auroc"), "RGB only")
 
 
-def within(table: Iterable[Column], name: str, metric: str) -> dict[str, Column]:
+def _columns_of(table: Iterable[PrintedColumn], name: str, metric: str) -> dict[str, PrintedColumn]:
     """Printed name and variant -> column, of one table."""
     wanted = [column for column in table if (column.head.table, column.head.metric) == (name, metric)]
     return {f"{column.head.printed_name} {column.head.variant}".strip(): column for column in wanted}
@@ -239,7 +247,7 @@ def value(cell: Reference) -> Decimal:
     return Decimal(str(cell.value))
 
 
-def lead(table: dict[str, Column], category: str, winner: str, said: Decimal) -> Iterator[Finding]:
+def lead(table: dict[str, PrintedColumn], category: str, winner: str, said: Decimal) -> Iterator[Finding]:
     """The text says by how much the winner is ahead of all other methods."""
     if winner not in table:
         return
@@ -257,7 +265,7 @@ def lead(table: dict[str, Column], category: str, winner: str, said: Decimal) ->
         )
 
 
-def beaten(table: dict[str, Column], winner: str, said: Sequence[str]) -> Iterator[Finding]:
+def beaten(table: dict[str, PrintedColumn], winner: str, said: Sequence[str]) -> Iterator[Finding]:
     """The text says in which categories another method is better."""
     if winner not in table:
         return
@@ -273,15 +281,15 @@ def beaten(table: dict[str, Column], winner: str, said: Sequence[str]) -> Iterat
             float(max((behind[row] for row in unsaid), default=Decimal())),
             (
                 *(
-                    f"{named(row)}: {best[row].printed_name} {best[row].printed}, {winner} {own[row].printed}."
+                    f"{label_of(row)}: {best[row].printed_name} {best[row].printed}, {winner} {own[row].printed}."
                     for row in unsaid
                 ),
-                *(f"{named(row)}: {winner}'s {own[row].printed} is the best." for row in said if row not in behind),
+                *(f"{label_of(row)}: {winner}'s {own[row].printed} is the best." for row in said if row not in behind),
             ),
         )
 
 
-def above(table: dict[str, Column], variant: str) -> Iterator[Finding]:
+def above(table: dict[str, PrintedColumn], variant: str) -> Iterator[Finding]:
     """The text says that every method of a variant is better on average than all the others of the table."""
     means = {name: column.cells["mean:all"] for name, column in table.items()}
     top = max((cell for cell in means.values() if cell.variant != variant), key=value, default=None)

@@ -10,12 +10,19 @@ from operator import mul
 from statistics import correlation, fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Finding, named, pairs, signed
+from anomaly_bench.published.audit.columns import (
+    OBJECTS,
+    TEXTURES,
+    Finding,
+    label_of,
+    same_method_pairs,
+    with_minus,
+)
 
 if TYPE_CHECKING:
-    from anomaly_bench.published.audit.columns import Column
+    from anomaly_bench.published.audit.columns import PrintedColumn
 
-DRAEM = (
+DRAEM_ORDER = (
     *("bottle", "capsule", "grid", "leather", "pill", "tile", "transistor", "zipper"),
     *("cable", "carpet", "hazelnut", "metal_nut", "screw", "toothbrush", "wood"),
 )
@@ -23,8 +30,8 @@ ORDERS = {
     "alphabetical order": tuple(sorted(TEXTURES + OBJECTS)),
     "the order with textures first": TEXTURES + OBJECTS,
     "the order with objects first": OBJECTS + TEXTURES,
-    "the order of DRAEM's tables": DRAEM,
-    "the order of DifferNet's table": tuple(sorted(DRAEM, key=lambda name: name not in TEXTURES)),
+    "the order of DRAEM's tables": DRAEM_ORDER,
+    "the order of DifferNet's table": tuple(sorted(DRAEM_ORDER, key=lambda name: name not in TEXTURES)),
 }
 
 
@@ -53,9 +60,9 @@ RARE = 0.01  # share of them that may fit another paper's column as well as a na
 PROBABLE = 0.05  # share of them that may fit the other methods as well as the order of the method's own paper does
 
 
-def shuffled(table: Sequence[Column]) -> Iterator[Finding]:
+def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Columns that fit another paper's column of the same method in another order of the rows only."""
-    for pair in pairs(table):
+    for pair in same_method_pairs(table):
         if fit(pair[0].printed(), pair[1].printed()) >= DOUBTFUL:
             continue
         column, witness = sorted(pair, key=lambda each: in_profile(table, each))  # the odd one out is shuffled
@@ -69,16 +76,16 @@ def shuffled(table: Sequence[Column]) -> Iterator[Finding]:
             continue
         printed, read = (fit(numbers, witness.printed()) for numbers in (column.printed(), column.read(ORDERS[order])))
         evidence = (
-            f"Correlation with {witness.place}: {signed(printed)} as printed, {signed(read)} in {order}.",
+            f"Correlation with {witness.place}: {with_minus(printed)} as printed, {with_minus(read)} in {order}.",
             against("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
             against_others(table, column, order, groups=False)[1],
-            f"{witness.place} agrees with the other methods as printed ({signed(in_profile(table, witness))}): "
+            f"{witness.place} agrees with the other methods as printed ({with_minus(in_profile(table, witness))}): "
             "the fault is not there.",
         )
         yield misplaced(column, order, evidence, witness)
 
 
-def own_orders(table: Sequence[Column]) -> Iterator[Finding]:
+def own_orders(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Columns that may stand in the row order of the method's own paper, with nothing but other methods to test it."""
     for column in table:
         own = OWN_ORDERS.get(column.head.method)
@@ -95,19 +102,21 @@ def own_orders(table: Sequence[Column]) -> Iterator[Finding]:
             f"That is weak evidence: {len(better)} other columns gain as much by one of the orders tried"
             + (f" ({'; '.join(better)})" if better else "")
             + ", and no other paper here prints this method.",
-            f"Stronger, from outside: {own.known_from} {named(own.category)}, {own.value}. Here that category has "
+            f"Stronger, from outside: {own.known_from} {label_of(own.category)}, {own.value}. Here that category has "
             f"{column.number(own.category)} as printed, {read[own.category]} in {own.order}.",
             own.basis,
         )
         yield misplaced(column, own.order, evidence)
 
 
-def orders_of(column: Column) -> dict[str, tuple[str, ...]]:
+def orders_of(column: PrintedColumn) -> dict[str, tuple[str, ...]]:
     """The named orders of just its rows."""
     return {name: order for name, order in ORDERS.items() if set(order) == set(column.rows)}
 
 
-def against_others(table: Sequence[Column], column: Column, order: str, *, groups: bool) -> tuple[int, str]:
+def against_others(
+    table: Sequence[PrintedColumn], column: PrintedColumn, order: str, *, groups: bool
+) -> tuple[int, str]:
     """How well a column fits the other methods in an order: the random orders that do as well, and a sentence."""
     printed, read = in_profile(table, column), in_profile(table, column, ORDERS[order])
     chance = by_chance(ranks(column.printed()), profile(table, column), read, groups=groups)
@@ -117,12 +126,12 @@ def against_others(table: Sequence[Column], column: Column, order: str, *, group
 
 def against(what: str, printed: float, read: float, order: str, chance: int, kept: str = "") -> str:
     return (
-        f"Correlation of ranks with {what}: {signed(printed)} as printed, {signed(read)} in {order}, "
+        f"Correlation of ranks with {what}: {with_minus(printed)} as printed, {with_minus(read)} in {order}, "
         f"which {chance} of {DRAWS} random orders{kept} reach."
     )
 
 
-def gain(table: Sequence[Column], column: Column) -> float:
+def gain(table: Sequence[PrintedColumn], column: PrintedColumn) -> float:
     """By how much the best order lifts the rank correlation of a column that is not repaired."""
     if not orders_of(column) or any(cell.comment for cell in column.cells.values()):
         return 0.0
@@ -131,12 +140,14 @@ def gain(table: Sequence[Column], column: Column) -> float:
     return max(fits) - fits[0]
 
 
-def misplaced(column: Column, order: str, evidence: tuple[str, ...], witness: Column | None = None) -> Finding:
+def misplaced(
+    column: PrintedColumn, order: str, evidence: tuple[str, ...], witness: PrintedColumn | None = None
+) -> Finding:
     """A shuffled column; without a witness probably."""
     read = column.read(ORDERS[order])
     header = ("category", "printed", f"in {order}", *([witness.place] if witness else []))
     rows = [
-        (named(row), str(column.number(row)), str(read[row]), *([str(witness.number(row))] if witness else []))
+        (label_of(row), str(column.number(row)), str(read[row]), *([str(witness.number(row))] if witness else []))
         for row in column.rows
     ]
     return Finding(
@@ -163,7 +174,7 @@ def ranks(numbers: Mapping[str, Decimal | float]) -> dict[str, float]:
     return {name: values.index(value) + (values.count(value) + 1) / 2 for name, value in numbers.items()}
 
 
-def profile(table: Iterable[Column], column: Column) -> dict[str, float]:
+def profile(table: Iterable[PrintedColumn], column: PrintedColumn) -> dict[str, float]:
     """Category -> its mean rank among the categories, over the other methods with that metric (repaired values)."""
     methods: dict[str, list[dict[str, float]]] = defaultdict(list)
     for other in table:
@@ -175,7 +186,7 @@ def profile(table: Iterable[Column], column: Column) -> dict[str, float]:
     return {row: fmean(fmean(each[row] for each in ranked) for ranked in methods.values()) for row in rows}
 
 
-def in_profile(table: Sequence[Column], column: Column, order: Sequence[str] | None = None) -> float:
+def in_profile(table: Sequence[PrintedColumn], column: PrintedColumn, order: Sequence[str] | None = None) -> float:
     """Correlation of a column's ranks, read in an order, with those of the other methods."""
     return fit(ranks(column.read(order or column.rows)), profile(table, column))
 

@@ -14,34 +14,34 @@ from rich.markdown import Markdown
 
 from anomaly_bench.errors import DataError, UsageError, closest
 from anomaly_bench.files import write_atomically
-from anomaly_bench.published import PAPERS, TABLES, load
-from anomaly_bench.published.audit.columns import LEAST_ROWS, columns, named, shared, signed
-from anomaly_bench.published.audit.contradictions import GROUPS, SIGMAS, find, other_runs, value
+from anomaly_bench.published import PAPERS, TABLES, load_references
+from anomaly_bench.published.audit.columns import LEAST_ROWS, accuracy_columns, label_of, shared, with_minus
+from anomaly_bench.published.audit.contradictions import CONTRADICTIONS, SIGMAS, find_contradictions, other_runs, value
 from anomaly_bench.published.audit.orders import DOUBTFUL, DRAWS, ORDERS, PROBABLE, RARE, fit
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
-    from anomaly_bench.published.audit.columns import Column, Finding
+    from anomaly_bench.published.audit.columns import Finding, PrintedColumn
 
-FORMATS = ("console", "md")
+_FORMATS = ("console", "md")
 HEAVY = 0.25  # points
 WIDTH = 120  # of what is not printed to a terminal
 
 
-def check(config: Any) -> None:
+def print_contradictions(config: Any) -> None:
     """Print the page, or write it into `out`.
 
     Raises:
         UsageError: no such format, or a CSV that cannot be read.
     """
-    if config["format"] not in FORMATS:
-        raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), FORMATS)}")
+    if config["format"] not in _FORMATS:
+        raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), _FORMATS)}")
     try:
-        text = page(load())
+        text = contradictions_page(load_references())
     except DataError as error:
         raise UsageError(str(error)) from error
     if config["out"] is not None:
-        written = text if config["format"] == "md" else plain(text)
+        written = text if config["format"] == "md" else _terminal_text(text)
         write_atomically(Path(str(config["out"])).expanduser(), written)
     elif config["format"] == "md":
         print(text, end="")
@@ -49,28 +49,28 @@ def check(config: Any) -> None:
         Console(width=None if Console().is_terminal else WIDTH).print(Markdown(text))
 
 
-def plain(text: str) -> str:
+def _terminal_text(text: str) -> str:
     """What a terminal of WIDTH columns shows, without its codes."""
     file = StringIO()
     Console(file=file, width=WIDTH, color_system=None).print(Markdown(text))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def page(references: Sequence[Reference]) -> str:
+def contradictions_page(references: Sequence[Reference]) -> str:
     """All contradictions in Markdown, the heavy ones in front."""
-    findings = find(references)
+    findings = find_contradictions(references)
     parts = [
         "# What the published tables contradict",
         preface(references),
         "## In short",
         bullets(finding.title for finding in findings if finding.weight >= HEAVY),
     ]
-    for group, title in GROUPS.items():
+    for group, title in CONTRADICTIONS.items():
         parts.append(f"## {title}")
         chosen = [finding for finding in findings if finding.group == group]
         parts += [part for finding in chosen for part in section(finding)] or ["None."]
     parts += ["## Other runs, no contradiction", *runs(references)]
-    parts += ["## Repaired or doubtful cells that no check can see", *unseen(references, findings)]
+    parts += ["## Repaired or doubtful cells that no check can see", *_uncheckable(references, findings)]
     parts += ["## How it is checked", bullets(criteria())]
     return "\n\n".join(parts) + "\n"
 
@@ -93,7 +93,7 @@ def section(finding: Finding) -> Iterator[str]:
     became = [f"In the CSV ({times} of {len(finding.cells)} cells): {text}." for text, times in comments.items()]
     yield bullets([*finding.evidence, *became])
     if finding.table:
-        yield grid(finding.table)
+        yield _markdown_table(finding.table)
 
 
 def runs(references: Sequence[Reference]) -> Iterator[str]:
@@ -102,25 +102,25 @@ def runs(references: Sequence[Reference]) -> Iterator[str]:
         "setting, or another version of the method."
     )
     rows: list[tuple[str, ...]] = [("metric", "one", "other", "mean difference", "largest", "correlation")]
-    rows += [compared(one, other) for one, other in other_runs(columns(references))]
-    yield grid(rows)
+    rows += [compared(one, other) for one, other in other_runs(accuracy_columns(references))]
+    yield _markdown_table(rows)
 
 
-def compared(one: Column, other: Column) -> tuple[str, ...]:
+def compared(one: PrintedColumn, other: PrintedColumn) -> tuple[str, ...]:
     """A row of the table of other runs, of repaired values."""
     left, right = ({row: value(column.cells[row]) for row in shared(one, other)} for column in (one, other))
     apart = {row: abs(left[row] - right[row]) for row in left}
     worst = max(apart, key=lambda row: apart[row])
     places = [f"{column.place} ({column.head.origin})" for column in (one, other)]
     mean = f"{fmean(map(float, apart.values())):.2f}"
-    return one.metric, *places, mean, f"{apart[worst]} ({named(worst)})", signed(fit(left, right))
+    return one.metric, *places, mean, f"{apart[worst]} ({label_of(worst)})", with_minus(fit(left, right))
 
 
-def unseen(references: Iterable[Reference], findings: Iterable[Finding]) -> Iterator[str]:
+def _uncheckable(references: Iterable[Reference], findings: Iterable[Finding]) -> Iterator[str]:
     seen = {cell for finding in findings for cell in finding.cells}
     left = [cell for cell in references if cell.comment and cell not in seen]
     places = (
-        f"{cell.printed_name} in {TABLES[cell.table].title}, {named(cell.category) or cell.metric}: {cell.comment}."
+        f"{cell.printed_name} in {TABLES[cell.table].title}, {label_of(cell.category) or cell.metric}: {cell.comment}."
         for cell in left
     )
     yield bullets(places) if left else "None."
@@ -151,7 +151,7 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def grid(rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first row the header, in columns of even width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]

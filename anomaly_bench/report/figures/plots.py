@@ -1,23 +1,14 @@
-"""Figures of the report, drawn by matplotlib: for a page as SVG that follows its colours, for a paper as SVG and PDF.
-
-Each series (a method with a backbone) has one style in every figure: colour, marker and dashes, so that no line is
-told from another by its colour alone.
-"""
+"""Figures of the report, drawn by matplotlib."""
 
 from __future__ import annotations
 
 import datetime
-import io
 import itertools
 import logging
-import re
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -29,72 +20,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from anomaly_bench.comparison.significance import SIGNIFICANT
-from anomaly_bench.files import write_atomically
+from anomaly_bench.report.figures.labels import Point, label_points, points_to_pixels, text_width
+from anomaly_bench.report.figures.style import DASHES, FONT, INK, LINE, MARKERS, MUTED, PAPER, SERIES, STYLE
+from anomaly_bench.report.figures.svg import clean
 
 if TYPE_CHECKING:
-    from anomaly_bench.comparison.significance import Ranking
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.comparison.significance import MeanRanks
+    from anomaly_bench.tables.table import Table
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its remarks on fonts tell a user nothing
-
-
-class Shade(NamedTuple):
-    """A colour on light and on dark paper; both have a contrast of at least 3 to it."""
-
-    light: str
-    dark: str
-
-
-PAPER, INK = Shade("#ffffff", "#14181d"), Shade("#1b1f24", "#e6e9ed")
-MUTED, LINE = Shade("#5a646f", "#9aa5b1"), Shade("#d3d9e0", "#39424c")
-SERIES = (
-    *(Shade("#0072b2", "#56b4e9"), Shade("#d55e00", "#ff9e4a"), Shade("#00845f", "#2fd0a0")),
-    *(Shade("#a23b8f", "#e59ad1"), Shade("#7a5c01", "#e8d44d"), Shade("#2b2f77", "#a9b0ff")),
-    *(Shade("#c2185c", "#ff8fb0"), Shade("#4d4d4d", "#c9ced4")),
-)
-VARIABLES = {
-    **{"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE},
-    **{f"series-{number}": shade for number, shade in enumerate(SERIES)},
-}
-MARKERS = "os^DvPX<>p"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-FONT = 10.0  # points
-STYLE: Any = {
-    "font.size": FONT,
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "text.color": INK.light,
-    "axes.edgecolor": MUTED.light,
-    "axes.labelcolor": INK.light,
-    "axes.titlesize": FONT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE.light,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED.light,
-    "ytick.color": MUTED.light,
-    "xtick.labelcolor": INK.light,
-    "ytick.labelcolor": INK.light,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",  # texts stay texts
-    "svg.hashsalt": "anomaly-bench",  # the same bytes every time
-    "pdf.fonttype": 42,
-    "path.simplify_threshold": 0.2,
-}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A method in a plane; series: the number of its style, None for a published value; method: our id of it."""
-
-    x: float
-    y: float
-    label: str
-    series: int | None = None
-    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +61,7 @@ def latency(points: Sequence[Point], y_title: str) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         _y_range(axes, points)
         _scatter(axes, points)
-        _name(axes, points)
+        label_points(axes, points)
     return figure
 
 
@@ -152,14 +86,14 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
                 if told.method == point.method:
                     axes.plot([told.x, point.x], [told.y, point.y], ":", color=MUTED.light, linewidth=1, zorder=1)
         _scatter(axes, points)
-        _name(axes, points)
+        label_points(axes, points)
     return figure
 
 
 def _last_day(axes: Axes, points: Sequence[Point]) -> float:
     """The end of the timeline, so that the latest point has its label beside it."""
     latest, first = max(points, key=lambda point: point.x), min(point.x for point in points) - 45
-    share = min(0.4, (_width(latest.label) + 16) / (axes.get_window_extent().width / _scale(axes)))
+    share = min(0.4, (text_width(latest.label) + 16) / (axes.get_window_extent().width / points_to_pixels(axes)))
     return first + max(latest.x - first, 90) / (1 - share)
 
 
@@ -217,7 +151,7 @@ def sample(series: int) -> Figure:
     return figure
 
 
-def critical_difference(rankings: Sequence[Ranking], title: str) -> Figure:
+def critical_difference(rankings: Sequence[MeanRanks], title: str) -> Figure:
     """Mean ranks of methods for each metric, with bars that join what the tests do not tell apart (Demšar 2006).
 
     Raises:
@@ -259,45 +193,47 @@ BARS = (
 )
 
 
-def _ranked_caption(rankings: Sequence[Ranking], title: str) -> str:
+def _ranked_caption(rankings: Sequence[MeanRanks], title: str) -> str:
     """What the diagrams show, by which test, and which methods some of them cannot show."""
     lacking = [f"{each.title}: without {', '.join(each.left_out)}." for each in rankings if each.left_out]
     return "\n".join(line for text in (title, BARS, *lacking) for line in textwrap.wrap(clean(text), 96))
 
 
-def _ranked_title(ranking: Ranking) -> str:
+def _ranked_title(ranking: MeanRanks) -> str:
     """Over how many categories, and whether there is a difference at all."""
-    nothing = " (no difference found)" * (ranking.friedman >= SIGNIFICANT)
+    nothing = " (no difference found)" if ranking.friedman >= SIGNIFICANT else ""
     return clean(f"{ranking.title}, {ranking.categories} categories, Friedman p = {ranking.friedman:.2g}{nothing}")
 
 
-def heat_map(grid: Grid) -> Figure:
+def heat_map(table: Table) -> Figure:
     """A table of one metric, each cell shaded from the lowest value (light) to the highest."""
-    shares = heat_shares(grid)
+    shares = heat_shares(table)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        wide, high = 2.2 + 0.95 * len(grid.columns), 1.1 + 0.27 * len(grid.rows)
+        wide, high = 2.2 + 0.95 * len(table.columns), 1.1 + 0.27 * len(table.rows)
         figure = Figure(figsize=(wide, high))
-        axes = figure.add_axes((2.0 / wide, 0.1 / high, 0.95 * len(grid.columns) / wide, 0.27 * len(grid.rows) / high))
-        axes.set(xlim=(0, len(grid.columns)), ylim=(len(grid.rows), 0))
-        for row, column in itertools.product(range(len(grid.rows)), range(len(grid.columns))):
-            share, value = shares[row][column], grid.cells[row][column].values[0]
+        axes = figure.add_axes(
+            (2.0 / wide, 0.1 / high, 0.95 * len(table.columns) / wide, 0.27 * len(table.rows) / high)
+        )
+        axes.set(xlim=(0, len(table.columns)), ylim=(len(table.rows), 0))
+        for row, column in itertools.product(range(len(table.rows)), range(len(table.columns))):
+            share, value = shares[row][column], table.cells[row][column].values[0]
             face = "none" if share is None else _mix(PAPER.light, SERIES[0].light, 0.08 + 0.5 * share)
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor=PAPER.light))
             weight = "bold" if value.rank == 1 else "normal"
             axes.text(column + 0.5, row + 0.5, value.text, ha="center", va="center", weight=weight)
-        axes.set_xticks([number + 0.5 for number in range(len(grid.columns))])
-        axes.set_xticklabels(["\n".join(clean(text) for text in head.labels if text) for head in grid.columns])
-        axes.set_yticks([number + 0.5 for number in range(len(grid.rows))])
-        axes.set_yticklabels([clean(head.labels[0]) for head in grid.rows])
+        axes.set_xticks([number + 0.5 for number in range(len(table.columns))])
+        axes.set_xticklabels(["\n".join(clean(text) for text in head.labels if text) for head in table.columns])
+        axes.set_yticks([number + 0.5 for number in range(len(table.rows))])
+        axes.set_yticklabels([clean(head.labels[0]) for head in table.rows])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return figure
 
 
-def heat_shares(grid: Grid) -> list[list[float | None]]:
-    """Where each first value of a cell, as printed, lies between the grid's lowest (0) and highest (1)."""
-    values = [[cell.values[0] for cell in row] for row in grid.cells]
+def heat_shares(table: Table) -> list[list[float | None]]:
+    """Where each first value of a cell, as printed, lies between the table's lowest (0) and highest (1)."""
+    values = [[cell.values[0] for cell in row] for row in table.cells]
     numbers = [[None if value.empty else float(value.text) for value in row] for row in values]
     known = [number for row in numbers for number in row if number is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
@@ -338,149 +274,3 @@ def _scatter(axes: Axes, points: Sequence[Point]) -> None:
             look = {**_look(point.series), "markeredgecolor": PAPER.light, "markeredgewidth": 0.8, "markersize": 9}
             (mark,) = axes.plot([point.x], [point.y], linestyle="", **look)
             mark.set_gid(f"series-{point.series}")
-
-
-Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels of the drawing
-
-
-def _name(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each point's label where it covers no point and no other label; far ones get a thin line."""
-    scale = _scale(axes)
-    left, bottom, right, top = axes.get_window_extent().extents
-    places = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
-    taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places]
-    for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda pair: (pair[0].series is None, pair[1])):
-        boxes = [_label_box(point.label, x, y, offset, scale) for offset in OFFSETS]
-        free = [
-            3 * _shared(box, (left, bottom, right, top)) - sum(_shared(box, each) for each in taken) for box in boxes
-        ]
-        chosen = max(range(len(boxes)), key=lambda number: (round(free[number]), -number))
-        taken.append(boxes[chosen])
-        _write(axes, point, OFFSETS[chosen])
-
-
-def _write(axes: Axes, point: Point, offset: tuple[float, float, int]) -> None:
-    """A label at one of `OFFSETS` from its point."""
-    dx, dy, side = offset
-    line = {"arrowstyle": "-", "color": MUTED.light, "linewidth": 0.6, "shrinkB": 4}
-    text = axes.annotate(
-        clean(point.label),
-        (point.x, point.y),
-        (dx, dy),
-        textcoords="offset points",
-        ha={-1: "right", 0: "center", 1: "left"}[side],
-        va="center",
-        color=MUTED.light if point.series is None else INK.light,
-        arrowprops=line if max(abs(dx), abs(dy)) > 12 else None,
-    )
-    if point.series is not None:
-        text.set_gid(f"series-{point.series}")
-
-
-# (right, up) in points, and the side of that place which the text lies on (-1 left, 0 both, 1 right); nearest first
-OFFSETS: list[tuple[float, float, int]] = [
-    place
-    for far in (8, 18, 28, 40, 54)
-    for place in (
-        *((far, 0, 1), (-far, 0, -1), (0, far + 2, 0), (0, -far - 2, 0)),
-        *((0.7 * far, far, 1), (0.7 * far, -far, 1), (-0.7 * far, far, -1), (-0.7 * far, -far, -1)),
-    )
-]
-
-
-def _label_box(label: str, x: float, y: float, offset: tuple[float, float, int], scale: float) -> Box:
-    """What a label of the point at pixel (x, y) would cover."""
-    dx, dy, side = offset
-    width, height = _width(label) * scale, 1.15 * FONT * scale
-    left, bottom = x + dx * scale + (side - 1) / 2 * width, y + dy * scale - height / 2
-    return left, bottom, left + width, bottom + height
-
-
-def _shared(first: Box, second: Box) -> float:
-    """The area that two boxes share."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _width(label: str) -> float:
-    """Of a text, in points: about, as the reader's font is not known."""
-    return 0.63 * FONT * len(label)
-
-
-def _scale(axes: Axes) -> float:
-    """Pixels of the drawing per point."""
-    return float(axes.figure.dpi) / 72
-
-
-def clean(text: str) -> str:
-    """Without the characters that no HTML, SVG or PDF may hold: control characters and halves of surrogate pairs."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
-
-
-def save(figure: Figure, stem: Path) -> None:
-    """Write `<stem>.svg` and `<stem>.pdf`, on white paper as they are for print."""
-    for kind in ("svg", "pdf"):
-        write(figure, stem.with_name(f"{stem.name}.{kind}"))
-
-
-DATES: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}  # left out
-
-
-def write(figure: Figure, path: Path) -> None:
-    """Write one file of the kind that its suffix says, svg, pdf or png; equal figures give equal bytes."""
-    kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
-    look: dict[str, Any] = {"dpi": 200, "facecolor": PAPER.light} if kind == "png" else {}
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, metadata=DATES[kind], **look)
-    write_atomically(path, buffer.getvalue())
-
-
-SVG = "{http://www.w3.org/2000/svg}"
-LINK = "{http://www.w3.org/1999/xlink}href"
-
-
-def inline(figure: Figure, name: str, title: str) -> str:
-    """An `<svg>` element for a page.
-
-    Its colours are the page's variables (`VARIABLES`), its font the page's, its numbers have 2 decimals, its size is
-    left to the style sheet; groups of a series have the class `series-N`, and ids start with `name`.
-    """
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    ElementTree.register_namespace("", SVG[1:-1])
-    ElementTree.register_namespace("xlink", LINK[1:].partition("}")[0])
-    root = ElementTree.fromstring(buffer.getvalue())
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.tag in (f"{SVG}metadata", f"{SVG}style")]:
-            parent.remove(child)
-    text = ElementTree.tostring(root, encoding="unicode")
-    used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", text))
-    for element in root.iter():
-        _adapt(element, name, used)
-    for size in ("width", "height"):
-        root.attrib.pop(size)
-    root.attrib |= {"role": "img", "aria-label": clean(title)}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-COLOURS = {shade.light: f"var(--{name})" for name, shade in VARIABLES.items()}
-
-
-def _adapt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """One element of a figure for a page that holds many; see `inline`."""
-    own = element.attrib.pop("id", "")
-    if own.startswith("series-"):
-        element.set("class", own)
-    elif own in used:
-        element.set("id", f"{name}-{own}")
-    for key, value in element.attrib.items():
-        if key == "style":
-            value = re.sub(r"font-family:[^;]*;? ?|(?<=font: )([\d.]+px) [^;]*", r"\1", value)
-        if key in ("style", "fill", "stroke"):
-            value = re.sub("#[0-9a-f]{6}", lambda found: COLOURS.get(found[0], found[0]), value)
-        if key in ("d", "x", "y", "transform", "width", "height"):
-            value = re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
-        value = re.sub(r"^#(?=.)|(?<=url\(#)", lambda found: f"{found[0]}{name}-", value)
-        element.set(key, value)

@@ -1,4 +1,4 @@
-"""Text of tables: a grid as console text, Markdown, HTML or CSV; `latex` has the fifth format."""
+"""Tables as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from anomaly_bench.tables.table import BEST, SECOND, header, joined, labels_of, one_line
+from anomaly_bench.tables.table import BEST, SECOND, cell_text, header_lines, labels_of, safe_text
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.table import Grid, Value
+    from anomaly_bench.tables.table import CellValue, Table
 
 
 class Piece(NamedTuple):
@@ -22,58 +22,58 @@ class Piece(NamedTuple):
     text: str = ""  # printed instead of `plain`: the same with terminal codes
 
 
-SUP = "<sup>{}</sup>"
-RULE: list[Piece] = []
-GAP = 3
+_RULE: list[Piece] = []
+_GAP = 3  # blanks between columns
 
 
-def console(grid: Grid, color: bool = False) -> str:
+def console(table: Table, color: bool = False) -> str:
     """Lines for a terminal or a text file; every column is as wide as it needs.
 
     Args:
         color: set the best values in bold with terminal codes.
     """
-    lines = [*_header_pieces(grid), RULE, *_body_pieces(grid, color)]
-    widths = _widths(lines, len(grid.corner) + len(grid.columns))
+    lines = [*_header_pieces(table), _RULE, *_body_pieces(table, color)]
+    widths = _widths(lines, len(table.corner) + len(table.columns))
     total = _width(widths)
     drawn = [_drawn(pieces, widths) if pieces else "─" * total for pieces in lines]
-    notes = [f"[{mark}] {text}" if mark else text for mark, text in grid.notes]
-    folded = [textwrap.fill(one_line(text), max(total, 88)) for text in (grid.caption, *notes)]
+    notes = [f"[{mark}] {text}" if mark else text for mark, text in table.notes]
+    folded = [textwrap.fill(safe_text(text), max(total, 88)) for text in (table.caption, *notes)]
     return "\n".join((folded[0], "", *drawn, *([""] if notes else []), *folded[1:])) + "\n"
 
 
-def _header_pieces(grid: Grid) -> Iterator[list[Piece]]:
-    side = "^" if grid.paired else ">"
-    levels = header([labels_of(head, one_line, "[{}]") for head in grid.columns])
+def _header_pieces(table: Table) -> Iterator[list[Piece]]:
+    side = "^" if table.paired else ">"
+    levels = header_lines([labels_of(head, safe_text, "[{}]") for head in table.columns])
     for level, line in enumerate(levels, 1):
-        stubs = [Piece(title if level == len(levels) else "") for title in grid.corner]
+        stubs = [Piece(title if level == len(levels) else "") for title in table.corner]
         yield [*stubs, *(Piece(label, "^" if span > 1 else side, span) for label, span in line)]
         if any(span > 1 for _, span in line):
             yield [*(Piece("") for _ in stubs), *(Piece("", "─" if span > 1 else " ", span) for _, span in line)]
 
 
-def _body_pieces(grid: Grid, color: bool) -> Iterator[list[Piece]]:
-    marks = [[f"[{','.join(cell.notes)}]" if cell.notes else "" for cell in row] for row in grid.cells]
+def _body_pieces(table: Table, color: bool) -> Iterator[list[Piece]]:
+    marks = [[f"[{','.join(cell.notes)}]" if cell.notes else "" for cell in row] for row in table.cells]
     room = [max(map(len, column)) for column in zip(*marks, strict=True)]
-    for row, cells, own in zip(grid.rows, grid.cells, marks, strict=True):
+    for row, cells, own in zip(table.rows, table.cells, marks, strict=True):
         if row.opens:
-            yield RULE
+            yield _RULE
         if row.above:
-            yield [Piece(one_line(row.above), span=len(grid.corner) + len(grid.columns))]
+            yield [Piece(safe_text(row.above), span=len(table.corner) + len(table.columns))]
         ends = [mark.ljust(width) for mark, width in zip(own, room, strict=True)]
-        stubs = [Piece(label) for label in labels_of(row, one_line, "[{}]")]
-        plain = [joined(cell, grid.beside, _plain) + end for cell, end in zip(cells, ends, strict=True)]
+        stubs = [Piece(label) for label in labels_of(row, safe_text, "[{}]")]
+        plain = [cell_text(cell, table.has_published, _plain) + end for cell, end in zip(cells, ends, strict=True)]
         style = _colored if color else _plain
-        shown = [joined(cell, grid.beside, style) + end for cell, end in zip(cells, ends, strict=True)]
+        shown = [cell_text(cell, table.has_published, style) + end for cell, end in zip(cells, ends, strict=True)]
         yield [*stubs, *(Piece(*pair) for pair in zip(plain, ">" * len(plain), [1] * len(plain), shown, strict=True))]
 
 
-def _plain(value: Value) -> str:
+def _plain(value: CellValue) -> str:
     """'97.5 (98.1) −0.6'."""
-    return " ".join(filter(None, (value.text, f"({value.published})" * bool(value.published), value.gap)))
+    published = f"({value.published})" if value.published else ""
+    return " ".join(filter(None, (value.text, published, value.gap)))
 
 
-def _colored(value: Value) -> str:
+def _colored(value: CellValue) -> str:
     codes = {BEST: "1", SECOND: "4", "better": "32", "worse": "31", "unlike": "90"}
 
     def code(text: str, key: int | str) -> str:
@@ -83,7 +83,7 @@ def _colored(value: Value) -> str:
 
 
 def _width(widths: Sequence[int]) -> int:
-    return sum(widths) + GAP * (len(widths) - 1)
+    return sum(widths) + _GAP * (len(widths) - 1)
 
 
 def _widths(lines: Iterable[Sequence[Piece]], columns: int) -> list[int]:
@@ -109,4 +109,4 @@ def _drawn(pieces: Sequence[Piece], widths: Sequence[int]) -> str:
         fill = " " if piece.side in "<^>" else piece.side
         texts.append(fill * left + (piece.text or piece.plain) + fill * (room - left))
         start += piece.span
-    return (" " * GAP).join(texts).rstrip()
+    return (" " * _GAP).join(texts).rstrip()

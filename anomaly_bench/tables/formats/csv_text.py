@@ -7,26 +7,26 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_bench.tables.table import one_line
+from anomaly_bench.tables.table import safe_text
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.tables.table import Table
 
 CSV_HEADER = ("table", "row", "column", "metric", "value", "published", "gap", "gap_is", "rank", "notes")
 
 
-def csv_text(made: Sequence[Grid]) -> str:
+def csv_text(made: Sequence[Table]) -> str:
     """One line for each value of each cell, with what its footnotes say; rank 1 is the best."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
-    for grid in made:
-        said = dict(grid.notes)
-        for row, cells in zip(grid.rows, grid.cells, strict=True):
-            for column, cell in zip(grid.columns, cells, strict=True):
-                names = [" / ".join(filter(None, map(one_line, head.labels))) for head in (row, column)]
+    for table in made:
+        said = dict(table.notes)
+        for row, cells in zip(table.rows, table.cells, strict=True):
+            for column, cell in zip(table.columns, cells, strict=True):
+                names = [" / ".join(filter(None, map(safe_text, head.labels))) for head in (row, column)]
                 notes = "; ".join(said[mark] for mark in (*row.notes, *column.notes, *cell.notes))
-                for part, value in zip(grid.parts, cell.values, strict=True):
+                for part, value in zip(table.parts, cell.values, strict=True):
                     shown = [value.text, value.published, value.gap, value.grade, value.rank or ""]
-                    writer.writerow([grid.name, *names, part, *shown, notes])
+                    writer.writerow([table.name, *names, part, *shown, notes])
     return text.getvalue()

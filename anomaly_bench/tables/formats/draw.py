@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.tables.build import grids
+from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.formats.csv_text import csv_text
-from anomaly_bench.tables.formats.html import html_table, page
+from anomaly_bench.tables.formats.html import html_page, html_table
 from anomaly_bench.tables.formats.latex import document, latex
 from anomaly_bench.tables.formats.markdown import markdown
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.layout import Layout
-    from anomaly_bench.tables.table import Grid
+    from anomaly_bench.tables.table import Table
 
 FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "html"}  # and their suffixes
 
 
-def render(
+def render_tables(
     records: Iterable[Record],
     layout: Layout,
     cells: Sequence[str] | None = None,
@@ -37,18 +37,18 @@ def render(
     """The tables of all setups as text.
 
     Args:
-        cells, source, references, mixed: see `grids`.
+        cells, source, references, mixed: see `build_tables`.
         format, color, standalone: see `draw`.
 
     Raises:
         UsageError: an unknown format, metric or source.
     """
-    made = grids(records, layout, cells, source, references=references, mixed=mixed)
+    made = build_tables(records, layout, cells, source, references=references, mixed=mixed)
     return draw(made, format, color=color, standalone=standalone)
 
 
-def draw(made: Sequence[Grid], format: str, *, color: bool = False, standalone: bool = False) -> str:
-    """Grids as text of one format.
+def draw(made: Sequence[Table], format: str, *, color: bool = False, standalone: bool = False) -> str:
+    """Tables as text of one format.
 
     Args:
         format: one of `FORMATS`.
@@ -65,7 +65,7 @@ def draw(made: Sequence[Grid], format: str, *, color: bool = False, standalone: 
     if format == "csv":
         return csv_text(made)
     if standalone:
-        widest = max((len(line) for grid in made for line in console(grid).splitlines()), default=0)
-        return document(made, widest) if format == "latex" else page(made)
+        widest = max((len(line) for table in made for line in console(table).splitlines()), default=0)
+        return document(made, widest) if format == "latex" else html_page(made)
     one = {"md": markdown, "latex": latex, "html": html_table}
-    return "\n".join(console(grid, color) if format == "console" else one[format](grid) for grid in made)
+    return "\n".join(console(table, color) if format == "console" else one[format](table) for table in made)

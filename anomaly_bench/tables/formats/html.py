@@ -6,12 +6,12 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_bench.tables.formats.console import SUP
-from anomaly_bench.tables.table import BEST, SECOND, header, joined, labels_of, one_line
+from anomaly_bench.tables.table import BEST, SECOND, cell_text, header_lines, labels_of, safe_text
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.table import Grid, Value
+    from anomaly_bench.tables.table import CellValue, Table
 
+SUP = "<sup>{}</sup>"
 CSS = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; }
 table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; margin-bottom: 1ex; }
@@ -33,7 +33,7 @@ tr.mean th { font-style: italic; }
 """
 
 
-def page(made: Sequence[Grid]) -> str:
+def html_page(made: Sequence[Table]) -> str:
     """A whole HTML page of tables, which needs nothing else."""
     title = html.escape(made[0].caption if made else "no tables")
     head = f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
@@ -41,33 +41,35 @@ def page(made: Sequence[Grid]) -> str:
     return head + style + "\n".join(map(html_table, made)) + "</body>\n</html>\n"
 
 
-def html_table(grid: Grid) -> str:
+def html_table(table: Table) -> str:
     """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind."""
-    lines = [f'<table id="{html.escape(grid.name)}">', f"<caption>{_html_text(grid.caption)}</caption>", "<thead>"]
-    levels = header([labels_of(head, _html_text, SUP) for head in grid.columns])
+    lines = [f'<table id="{html.escape(table.name)}">', f"<caption>{_html_text(table.caption)}</caption>", "<thead>"]
+    levels = header_lines([labels_of(head, _html_text, SUP) for head in table.columns])
     for level, line in enumerate(levels, 1):
-        stubs = [f'<th class="stub">{title * (level == len(levels))}</th>' for title in grid.corner]
+        corner = table.corner if level == len(levels) else [""] * len(table.corner)
+        stubs = [f'<th class="stub">{_html_text(title)}</th>' for title in corner]
         titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
         lines.append(f"<tr>{''.join((*stubs, *titles))}</tr>")
-    lines += ["</thead>", "<tbody>", *_html_body(grid), "</tbody>", "</table>"]
-    notes = [f"<li>{f'{SUP.format(mark)} ' * bool(mark)}{_html_text(text)}</li>" for mark, text in grid.notes]
+    lines += ["</thead>", "<tbody>", *_html_body(table), "</tbody>", "</table>"]
+    marks = [f"{SUP.format(mark)} " if mark else "" for mark, _ in table.notes]
+    notes = [f"<li>{mark}{_html_text(text)}</li>" for mark, (_, text) in zip(marks, table.notes, strict=True)]
     return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"
 
 
-def _html_body(grid: Grid) -> Iterator[str]:
-    for head, cells in zip(grid.rows, grid.cells, strict=True):
+def _html_body(table: Table) -> Iterator[str]:
+    for head, cells in zip(table.rows, table.cells, strict=True):
         if head.above:
-            width = len(grid.corner) + len(grid.columns)
+            width = len(table.corner) + len(table.columns)
             yield f'<tr class="rule"><th colspan="{width}">{_html_text(head.above)}</th></tr>'
-        kinds = " ".join(filter(None, ("rule" * (head.opens and not head.above), "mean" * head.mean)))
+        kinds = " ".join(filter(None, ("rule" if head.opens and not head.above else "", "mean" if head.mean else "")))
         stubs = "".join(f"<th>{label}</th>" for label in labels_of(head, _html_text, SUP))
-        texts = [joined(cell, grid.beside, _html_value) for cell in cells]
+        texts = [cell_text(cell, table.has_published, _html_value) for cell in cells]
         marks = [SUP.format(",".join(cell.notes)) if cell.notes else "" for cell in cells]
         shown = "".join(f"<td>{text}{mark}</td>" for text, mark in zip(texts, marks, strict=True))
-        yield f"<tr{f' class={kinds!r}' * bool(kinds)}>{stubs}{shown}</tr>"
+        yield f"<tr{f' class={kinds!r}' if kinds else ''}>{stubs}{shown}</tr>"
 
 
-def _html_value(value: Value) -> str:
+def _html_value(value: CellValue) -> str:
     parts = [_span(value.text, {BEST: "best", SECOND: "second"}.get(value.rank, ""))]
     parts += [_span(f"({value.published})", "published")] if value.published else []
     return " ".join([*parts, *([_span(value.gap, value.grade)] if value.gap else [])])
@@ -78,4 +80,4 @@ def _span(text: str, kind: str) -> str:
 
 
 def _html_text(text: str) -> str:
-    return html.escape(one_line(text))
+    return html.escape(safe_text(text))

@@ -7,10 +7,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_bench.tables.table import BEST, DASH, SECOND, header, joined, labels_of, one_line
+from anomaly_bench.tables.table import BEST, DASH, SECOND, cell_text, header_lines, labels_of, safe_text
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.table import Cell, Grid, Value
+    from anomaly_bench.tables.table import Cell, CellValue, Table
 
 TEX = {
     **{char: f"\\{char}" for char in "{}$&#_%"},
@@ -37,7 +37,7 @@ OGONEK = "\N{COMBINING OGONEK}"  # the one accent up to U+017F that the default 
 
 
 def _latex_text(text: str) -> str:
-    escaped = "".join(map(_latex_char, one_line(text)))
+    escaped = "".join(map(_latex_char, safe_text(text)))
     return re.sub("-(?=-)", "-{}", escaped)  # two hyphens are no dash
 
 
@@ -48,21 +48,21 @@ def _latex_char(char: str) -> str:
     return TEX.get(char) or (char if accented else f"U+{ord(char):04X}")
 
 
-def latex(grid: Grid) -> str:
+def latex(table: Table) -> str:
     """A `table` environment; needs \\usepackage{booktabs}, and xcolor where published values stand beside."""
-    sides = "l" * len(grid.corner) + ("c" if grid.paired else "r") * len(grid.columns)
-    marks = [f"\\textsuperscript{{{mark}}}~" if mark else "" for mark, _ in grid.notes]
-    notes = [mark + _latex_text(text) for mark, (_, text) in zip(marks, grid.notes, strict=True)]
+    sides = "l" * len(table.corner) + ("c" if table.paired else "r") * len(table.columns)
+    marks = [f"\\textsuperscript{{{mark}}}~" if mark else "" for mark, _ in table.notes]
+    notes = [mark + _latex_text(text) for mark, (_, text) in zip(marks, table.notes, strict=True)]
     below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
     lines = [
         "\\begin{table}[t]",
         "  \\centering",
-        f"  \\caption{{{_latex_text(grid.caption)}}}",
-        f"  \\label{{tab:{re.sub('[^A-Za-z0-9_-]', '-', grid.name)}}}",
+        f"  \\caption{{{_latex_text(table.caption)}}}",
+        f"  \\label{{tab:{re.sub('[^A-Za-z0-9_-]', '-', table.name)}}}",
         f"  \\begin{{tabular}}{{{sides}}}",
         *(
             f"    {line}"
-            for line in ("\\toprule", *_latex_header(grid), "\\midrule", *_latex_body(grid), "\\bottomrule")
+            for line in ("\\toprule", *_latex_header(table), "\\midrule", *_latex_body(table), "\\bottomrule")
         ),
         "  \\end{tabular}",
         *(below if notes else ()),
@@ -71,10 +71,10 @@ def latex(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex_header(grid: Grid) -> Iterator[str]:
-    levels = header([labels_of(head, _latex_text, MARK) for head in grid.columns])
+def _latex_header(table: Table) -> Iterator[str]:
+    levels = header_lines([labels_of(head, _latex_text, MARK) for head in table.columns])
     for level, line in enumerate(levels, 1):
-        stubs = [_latex_text(title) if level == len(levels) else "" for title in grid.corner]
+        stubs = [_latex_text(title) if level == len(levels) else "" for title in table.corner]
         labels = [f"\\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text for text, span in line]
         yield _latex_row([*stubs, *labels])
         rules, end = [], len(stubs)
@@ -89,24 +89,24 @@ def _latex_row(texts: Iterable[str]) -> str:
     return " & ".join(texts) + r" \\"
 
 
-def _latex_body(grid: Grid) -> Iterator[str]:
-    for head, cells in zip(grid.rows, grid.cells, strict=True):
+def _latex_body(table: Table) -> Iterator[str]:
+    for head, cells in zip(table.rows, table.cells, strict=True):
         if head.opens:
             yield "\\midrule"
         if head.above:
-            width = len(grid.corner) + len(grid.columns)
+            width = len(table.corner) + len(table.columns)
             yield _latex_row([f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{_latex_text(head.above)}}}}}"])
         stubs = labels_of(head, _latex_text, MARK)
         stubs[0] = f"\\emph{{{stubs[0]}}}" if head.mean else stubs[0]
-        yield _latex_row([*stubs, *(_latex_cell(cell, grid.beside) for cell in cells)])
+        yield _latex_row([*stubs, *(_latex_cell(cell, table.has_published) for cell in cells)])
 
 
-def _latex_cell(cell: Cell, beside: bool) -> str:
+def _latex_cell(cell: Cell, with_published: bool) -> str:
     mark = f"\\rlap{{{MARK.format(','.join(cell.notes))}}}" if cell.notes else ""
-    return joined(cell, beside, _latex_value).replace(DASH, "--") + mark
+    return cell_text(cell, with_published, _latex_value).replace(DASH, "--") + mark
 
 
-def _latex_value(value: Value) -> str:
+def _latex_value(value: CellValue) -> str:
     text = STYLES.get(value.rank, "{}").format(_latex_number(value.text))
     text += f" ({_latex_number(value.published)})" if value.published else ""
     return text + (" " + COLORS[value.grade].format(_latex_number(value.gap)) if value.gap else "")
@@ -116,7 +116,7 @@ def _latex_number(text: str) -> str:
     return text if text == DASH else _latex_text(text)
 
 
-def document(made: Sequence[Grid], widest: int) -> str:
+def document(made: Sequence[Table], widest: int) -> str:
     """A whole LaTeX document, one table a page, the paper as wide as `widest` characters need."""
     width = max(21, round(widest * 0.19 + 4))  # cm; a bold digit is 0.19 cm wide
     lines = (

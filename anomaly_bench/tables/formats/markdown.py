@@ -5,47 +5,47 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from anomaly_bench.tables.formats.console import SUP
-from anomaly_bench.tables.table import BEST, SECOND, joined, labels_of, one_line
+from anomaly_bench.tables.formats.html import SUP
+from anomaly_bench.tables.table import BEST, SECOND, cell_text, labels_of, safe_text
 
 if TYPE_CHECKING:
-    from anomaly_bench.tables.table import Cell, Grid, Value
+    from anomaly_bench.tables.table import Cell, CellValue, Table
 
 
-def markdown(grid: Grid) -> str:
+def markdown(table: Table) -> str:
     """A GitHub-flavoured table: header lines and letters of notes as <br> and <sup>."""
-    titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in grid.columns]
-    rows = [[*map(_markdown_text, grid.corner), *titles]]
-    for head, cells in zip(grid.rows, grid.cells, strict=True):
+    titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in table.columns]
+    rows = [[*map(_markdown_text, table.corner), *titles]]
+    for head, cells in zip(table.rows, table.cells, strict=True):
         if head.above:
             rows.append([f"*{_markdown_text(head.above)}*", *[""] * (len(rows[0]) - 1)])
         stubs = labels_of(head, _markdown_text, SUP)
-        shown = [_markdown_cell(cell, grid.beside) for cell in cells]
+        shown = [_markdown_cell(cell, table.has_published) for cell in cells]
         rows.append([f"*{stubs[0]}*" if head.mean else stubs[0], *stubs[1:], *shown])
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<" * len(grid.corner) + ">" * len(grid.columns)
+    sides = "<" * len(table.corner) + ">" * len(table.columns)
     shapes = list(zip(sides, widths, strict=True))
     padded = [[f"{text:{side}{width}}" for text, (side, width) in zip(row, shapes, strict=True)] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in padded]
     dashes = "|".join(f":{'-' * (width + 1)}" if side == "<" else f"{'-' * (width + 1)}:" for side, width in shapes)
-    marks = [f"<sup>{mark}</sup> " if mark else "" for mark, _ in grid.notes]
-    notes = [f"- {mark}{_markdown_text(text)}" for mark, (_, text) in zip(marks, grid.notes, strict=True)]
-    parts = (f"**{_markdown_text(grid.caption)}**", "", lines[0], f"|{dashes}|", *lines[1:], *([""] if notes else []))
+    marks = [f"<sup>{mark}</sup> " if mark else "" for mark, _ in table.notes]
+    notes = [f"- {mark}{_markdown_text(text)}" for mark, (_, text) in zip(marks, table.notes, strict=True)]
+    parts = (f"**{_markdown_text(table.caption)}**", "", lines[0], f"|{dashes}|", *lines[1:], *([""] if notes else []))
     return "\n".join((*parts, *notes)) + "\n"
 
 
-def _markdown_cell(cell: Cell, beside: bool) -> str:
-    return joined(cell, beside, _markdown_value) + (SUP.format(",".join(cell.notes)) if cell.notes else "")
+def _markdown_cell(cell: Cell, with_published: bool) -> str:
+    return cell_text(cell, with_published, _markdown_value) + (SUP.format(",".join(cell.notes)) if cell.notes else "")
 
 
-def _markdown_value(value: Value) -> str:
+def _markdown_value(value: CellValue) -> str:
     """GitHub shows no colour: a gap that is no comparison is in italics."""
     text, published, gap = (_markdown_text(each) for each in (value.text, value.published, value.gap))
     styled = {BEST: f"**{text}**", SECOND: f"<ins>{text}</ins>"}.get(value.rank, text)
     gap = f"*{gap}*" if gap and value.grade == "unlike" else gap
-    return " ".join(filter(None, (styled, f"({published})" * bool(published), gap)))
+    return " ".join(filter(None, (styled, f"({published})" if published else "", gap)))
 
 
 def _markdown_text(text: str) -> str:
     """Escaped; underscores within words are left, as they mean nothing there."""
-    return re.sub(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", safe_text(text))

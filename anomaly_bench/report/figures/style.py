@@ -1,0 +1,56 @@
+"""How figures look: each series (a method with a backbone) has one colour, marker and dashes in every figure.
+
+So no line is told from another by its colour alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Shade(NamedTuple):
+    """A colour on light and on dark paper; both have a contrast of at least 3 to it."""
+
+    light: str
+    dark: str
+
+
+PAPER, INK = Shade("#ffffff", "#14181d"), Shade("#1b1f24", "#e6e9ed")
+MUTED, LINE = Shade("#5a646f", "#9aa5b1"), Shade("#d3d9e0", "#39424c")
+SERIES = (
+    *(Shade("#0072b2", "#56b4e9"), Shade("#d55e00", "#ff9e4a"), Shade("#00845f", "#2fd0a0")),
+    *(Shade("#a23b8f", "#e59ad1"), Shade("#7a5c01", "#e8d44d"), Shade("#2b2f77", "#a9b0ff")),
+    *(Shade("#c2185c", "#ff8fb0"), Shade("#4d4d4d", "#c9ced4")),
+)
+VARIABLES = {
+    **{"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE},
+    **{f"series-{number}": shade for number, shade in enumerate(SERIES)},
+}
+MARKERS = "os^DvPX<>p"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+FONT = 10.0  # points
+STYLE: Any = {
+    "font.size": FONT,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.color": INK.light,
+    "axes.edgecolor": MUTED.light,
+    "axes.labelcolor": INK.light,
+    "axes.titlesize": FONT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE.light,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED.light,
+    "ytick.color": MUTED.light,
+    "xtick.labelcolor": INK.light,
+    "ytick.labelcolor": INK.light,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",  # texts stay texts
+    "svg.hashsalt": "anomaly-bench",  # the same bytes every time
+    "pdf.fonttype": 42,
+    "path.simplify_threshold": 0.2,
+}
