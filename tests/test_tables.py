@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.records.record import Record
+from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import render_tables
@@ -372,6 +373,15 @@ def test_named_test_sets_are_rows_of_their_task() -> None:
 def test_test_sets_of_one_task_for_all_categories_are_the_categories() -> None:
     records = [record((v, v, v), "together", test=test, categories=FOUR) for test, v in (("gear", 90), ("weave", 60))]
     assert list(texts(only(records)))[:2] == ["weave", "mean of textures (1 of 2)"]
+
+
+def test_results_csv_and_tables_call_a_category_the_same() -> None:
+    together = [record(task="together", test=test, categories=FOUR) for test in ("gear", "weave", "dark")]
+    alone = [record(task="gear", test=test, categories=FOUR) for test in ("test", "dark")]
+    for records in (together, alone):
+        rows = {csv_row(each)["category"] for each in records}
+        assert rows == {each.category for each in records} == {name for name in texts(only(records)) if name in rows}
+    assert [each.category for each in (*together, *alone)] == ["gear", "weave", "together/dark", "gear", "gear/dark"]
 
 
 def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
