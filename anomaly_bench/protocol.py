@@ -1,4 +1,4 @@
-"""The shared vocabulary of datasets, methods, metrics and runs.
+"""The shared vocabulary of methods, metrics and runs; that of datasets is in data/dataset.py.
 
 Shape legend, used in every docstring and trailing comment:
     N images of a set, B images of a batch, C channels, H x W pixels, h x w patches, D dimensions.
@@ -28,26 +28,6 @@ class Scores(NamedTuple):
 
     image: Tensor  # (B,)
     map: Tensor | None  # (B, H, W); None: the method does not localise
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image of a task. `mask` is None for a normal image and where the dataset has no masks."""
-
-    path: Path
-    file: str  # relative to the dataset's root, with forward slashes
-    defect: str | None  # the defect's folder name; None: a normal image
-    mask: Path | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """Fit on `fit` (normal images only), be scored on each named test set; a record is one test set."""
-
-    name: str
-    group: str | None  # "textures", "objects"; None: the dataset has no groups
-    fit: tuple[Image, ...]
-    tests: dict[str, tuple[Image, ...]]
 
 
 Maps = NDArray[np.floating[Any]] | Sequence[NDArray[np.floating[Any]]]  # (N, H, W), or N of unlike (H, W)
@@ -87,14 +67,18 @@ class Method(Protocol):
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
 
-        A method without a backbone is given the (3, H, W) of the images.
+        A method without a backbone is given the (C, H, W) of the images: (3, H, W), unless its YAML names other
+        `planes` than [rgb]. It refuses with a UsageError what it cannot take.
         """
 
     def fit(self, normals: TrainingSet) -> None:
-        """Learn from normal training images only; a second call forgets the first."""
+        """Learn from normal training images only; a second call forgets the first.
+
+        There are none where the method's YAML says `zero_shot: true` and the task has none.
+        """
 
     def score(self, images: Tensor) -> Scores:
-        """Scores of (B, 3, H, W) images in [0, 1]."""
+        """Scores of (B, C, H, W) images, 8-bit ones in [0, 1]."""
         ...
 
 
@@ -123,7 +107,7 @@ class TrainingSet:
 
     Args:
         name: the task's name, for messages.
-        pixels: (N, H, W, 3) uint8, an array or a memory map.
+        pixels: (N, H, W, C) uint8 or float32, an array or a memory map.
         device: where batches are put.
         advance: called with the number of images after each batch (a progress bar).
         stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
@@ -135,7 +119,7 @@ class TrainingSet:
     def __init__(
         self,
         name: str,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         device: torch.device | str = "cpu",
         advance: Advance = unseen,
         stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
@@ -146,6 +130,8 @@ class TrainingSet:
         self.name, self.pixels, self.device, self.group, self.announce = name, pixels, device, group, announce
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
+        self.validation: TrainingSet | None = None  # normal images that the dataset holds out; None: it has none
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -155,7 +141,7 @@ class TrainingSet:
         return self.pixels.shape[1], self.pixels.shape[2]
 
     def images(self, batch: int, transform: Transform | None = None) -> Iterator[Tensor]:
-        """Batches (B, 3, H, W) float32 in [0, 1], in order; `transform` may change each."""
+        """Batches (B, C, H, W) float32, of 8-bit images in [0, 1], in order; `transform` may change each."""
         for start in range(0, len(self), batch):
             images = to_tensor(self.pixels[start : start + batch], self.device)
             if transform is None:
@@ -164,7 +150,7 @@ class TrainingSet:
             self.advance(min(batch, len(self) - start))
 
     def chosen(self, numbers: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 in [0, 1]: the images of these numbers (B,)."""
+        """(B, C, H, W) float32, of 8-bit images in [0, 1]: the images of these numbers (B,)."""
         return to_tensor(self.pixels[numbers.numpy()], self.device)
 
     def features(self, backbone: Features, batch: int, transform: Transform | None = None) -> Iterator[list[Tensor]]:
@@ -241,9 +227,10 @@ class FeatureArray:
         return [level[chosen].to(self.device) for level in self.levels]
 
 
-def to_tensor(pixels: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], channels last in memory."""
+def to_tensor(pixels: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W) float32, channels last in memory: uint8 in [0, 1], floats as they are."""
     import torch
 
     batch = torch.from_numpy(np.array(pixels)).to(device)  # a copy: the store is read-only
-    return batch.permute(0, 3, 1, 2).float().div_(255)
+    images = batch.permute(0, 3, 1, 2).float()
+    return images.div_(255) if batch.dtype == torch.uint8 else images

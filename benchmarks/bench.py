@@ -29,6 +29,7 @@ from anomaly_bench.backbones.build import find_weights
 from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import decoding
+from anomaly_bench.data.dataset import Source
 from anomaly_bench.files import image_files
 from anomaly_bench.hardware import devices, timing
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
@@ -81,7 +82,7 @@ def run_over_floor(data: Path) -> None:
 
     def floor(network: Callable[[torch.Tensor], Any]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            pixels = np.stack(list(pool.map(lambda path: decoding.decode_image(path, (256, 256)), paths)))
+            pixels = np.stack(list(pool.map(lambda path: decoding.decode_image(Source(path), (256, 256)), paths)))
         for start in range(0, len(pixels), 32):
             network(to_tensor(pixels[start : start + 32, 16:240, 16:240]))
 

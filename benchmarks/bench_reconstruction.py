@@ -24,7 +24,7 @@ from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import Setup, score
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Image
+    from anomaly_bench.data.dataset import Sample
 
 SIDE, STEPS = 128, 300
 WORDS = {  # published sizes; batches and epochs for STEPS steps within minutes
@@ -48,7 +48,7 @@ def show(name: str, category: str) -> None:
     curve = ", ".join(f"{(epoch + 1) * steps}: {losses[epoch]:.4f}" for epoch in chosen)
     print(f"{name}, {len(training)} images of {category}, {STEPS // steps * steps} steps of {batch}, {taken:.0f} s")
     print(f"    loss after so many steps: {curve}; {'falls' if losses[-1] < losses[0] else 'DOES NOT FALL'}")
-    clean = to_tensor(decoded([image for image in next(iter(task.tests.values())) if image.defect is None][:16]))
+    clean = to_tensor(decoded([image for image in next(iter(task.tests.values())) if image.label is None][:16]))
     planted, spot = clean.clone(), slice(SIDE * 3 // 8, SIDE * 5 // 8)
     planted[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     before, after = score(method, clean), score(method, planted)
@@ -77,8 +77,8 @@ def step(parts: int) -> None:
     print(f"draem, a batch of 8 at 256 px in {parts}: peak {timing.peak_ram_mb():.0f} MB, {taken:.0f} s")
 
 
-def decoded(images: list[Image]) -> np.ndarray:
-    return np.stack([decode_image(image.path, (SIDE, SIDE)) for image in images])
+def decoded(images: list[Sample]) -> np.ndarray:
+    return np.stack([decode_image(image.sources[0], (SIDE, SIDE)) for image in images])
 
 
 def main() -> None:

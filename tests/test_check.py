@@ -37,13 +37,13 @@ def config(root, counts=None, category="all"):
 def opened(monkeypatch):
     """The files whose headers are read."""
     files = []
-    inner = check.opened
+    inner = check.readers.size
 
-    def spy(path):
-        files.append(path)
-        return inner(path)
+    def spy(source):
+        files.append(source.path)
+        return inner(source)
 
-    monkeypatch.setattr(check, "opened", spy)
+    monkeypatch.setattr(check.readers, "size", spy)
     return files
 
 

@@ -266,7 +266,7 @@ def test_datasets_that_break_it(tree):
     class Mixed(type(made)):
         def task(self, category):
             task = super().task(category)
-            return replace(task, fit=(*task.fit, replace(task.tests["test"][-1], file="spot.png")))
+            return replace(task, fit=(*task.fit, replace(task.tests["test"][-1], id="spot.png")))
 
     with pytest.raises(AssertionError, match=r"spot\.png in `fit` have a defect: fit on normal images only"):
         check_tasks(Mixed(made.name, made.title, made.root, made.categories))

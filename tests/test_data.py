@@ -23,7 +23,7 @@ def test_mvtec_has_the_papers_fifteen_in_their_order(tmp_path):
     assert len(names) == 15
     assert names[:5] == ["carpet", "grid", "leather", "tile", "wood"]
     assert names[5:] == sorted(names[5:])
-    assert dataset.missing == names
+    assert not dataset.available
     assert selected(dataset, ["textures"]) == names[:5]
     assert selected(dataset, ["screw", "bottle"]) == ["bottle", "screw"]
     assert selected(dataset, ["all"]) == names
@@ -43,10 +43,10 @@ def test_root_from_the_environment(tmp_path, monkeypatch):
 
 def test_files_labels_and_masks(tree):
     task = folder(None, None, tree).task("cog")
-    assert [image.file for image in task.fit] == [f"train/good/{number:03}.png" for number in range(6)]
+    assert [image.id for image in task.fit] == [f"train/good/{number:03}.png" for number in range(6)]
     tested = task.tests["test"]
-    assert [image.defect for image in tested] == [None] * 3 + ["spot"] * 3
-    assert [image.mask.name for image in tested[3:]] == ["000_mask.png", "001_mask.png", "002_mask.png"]
+    assert [image.label for image in tested] == [None] * 3 + ["spot"] * 3
+    assert [image.masks[0].path.name for image in tested[3:]] == ["000_mask.png", "001_mask.png", "002_mask.png"]
 
 
 def test_folder_is_named_after_itself_and_may_be_one_category(tree):
@@ -62,13 +62,13 @@ def test_masks_may_have_any_suffix_and_the_images_own_name(tree):
     (truth / "000_mask.png").rename(truth / "000.png")
     save(np.zeros((48, 48), np.uint8), truth / "001_mask.bmp")
     (truth / "001_mask.png").unlink()
-    names = [image.mask.name for image in folder(None, None, tree).task("cog").tests["test"][3:]]
+    names = [image.masks[0].path.name for image in folder(None, None, tree).task("cog").tests["test"][3:]]
     assert names == ["000.png", "001_mask.bmp", "002_mask.png"]
 
 
 def test_no_masks_at_all_is_allowed(tree):
     shutil.rmtree(tree / "cog" / "ground_truth")
-    assert all(image.mask is None for image in folder(None, None, tree).task("cog").tests["test"])
+    assert all(not image.masks for image in folder(None, None, tree).task("cog").tests["test"])
 
 
 def test_hidden_and_foreign_files_are_left_out(tree):
@@ -84,10 +84,10 @@ def test_synthetic_is_a_dataset_in_the_cache():
     assert groups == ["textures", "textures", "objects", "objects"]
     for name in dataset.categories:
         task = dataset.task(name)
-        defects = [image for image in task.tests["test"] if image.defect]
+        defects = [image for image in task.tests["test"] if image.label]
         assert (len(task.fit), len(task.tests["test"])) == (40, 40)
-        assert all(image.mask for image in defects)
-        assert len({image.defect for image in defects}) >= 3
+        assert all(image.masks for image in defects)
+        assert len({image.label for image in defects}) >= 3
     removed = next(iter(dataset.categories))
     shutil.rmtree(dataset.folder(removed) / "train")
     assert len(open_dataset(config, None).task(removed).fit) == 40, "a damaged tree must be made again"

@@ -20,6 +20,7 @@ from anomaly_bench import heatmap, records
 from anomaly_bench.cli.commands import score_images
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.data import overlays as overlays_module
+from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.runs import saved_model
@@ -115,7 +116,7 @@ def test_every_format_size_and_mode_as_the_dataset_reader_reads_it(padim, models
     assert found["alpha.png"] == found["a.png"] != found["a.jpg"]
     method = saved_model.load_model(models[1]["padim"][1])
     for name, value in found.items():
-        read = decode_image(images / name, (64, 64))[8:56, 8:56]
+        read = decode_image(Source(images / name), (64, 64))[8:56, 8:56]
         with torch.no_grad():
             assert float(method.score(to_tensor(read[None])).image) == pytest.approx(value, rel=1e-5)
     maps = files(out / "maps")
@@ -164,12 +165,12 @@ def test_a_reader_that_fails_in_its_own_way(padim, command, tmp_path, monkeypatc
     """Whatever a decoder raises names the file; a full disk is no fault of an image and ends the work."""
     model, test = padim
 
-    def broken(path, size):
-        if path.name == "001.png":
+    def broken(source, size):
+        if source.path.name == "001.png":
             raise IndexError("out of range")
-        return decode_image(path, size)
+        return decode_image(source, size)
 
-    monkeypatch.setattr(score_images.store, "decode_image", broken)
+    monkeypatch.setattr(score_images.decoding, "decode_image", broken)
     status, _, err = command("score", model, f"images={test}", f"out={tmp_path / 'out'}", "save_overlays=false")
     assert status == 1
     assert err.count("001.png: cannot be decoded (IndexError('out of range'))") == 2

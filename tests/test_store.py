@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from conftest import picture, save
 from PIL import Image as PILImage
 
 from anomaly_bench.data import decoding, store
+from anomaly_bench.data.dataset import Sample, Source, Task
+from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError
-from anomaly_bench.protocol import Image
 
 
 def load(paths, size=(32, 32), advance=lambda done: None):
-    digests = store.file_digests(paths, paths[0].parent)
-    images = [Image(path, path.name, None) for path in paths]
-    return store.load_images(images, [digests[path][1] for path in paths], size, "test", 2, advance)
+    digests = file_digests(paths, paths[0].parent)
+    images = tuple(Sample(path.name, None, (Source(path),)) for path in paths)
+    hashes = [content_hash(image.sources, digests) for image in images]
+    return store.load_images(Task("task", None, images, {}), images, hashes, size, "test", 2, advance)
 
 
 @pytest.fixture
@@ -119,8 +122,9 @@ def test_file_that_is_no_image_is_named(paths, content):
 def mask_of(tmp_path, mask, image_size=(48, 48)):
     save(np.zeros((*image_size, 3), np.uint8), tmp_path / "image.png")
     mask.save(tmp_path / "mask.png")
-    item = Image(tmp_path / "image.png", "image.png", "spot", tmp_path / "mask.png")
-    return store.load_masks([item, Image(item.path, "image.png", None)], ["a", "b"], (24, 24), "test", 1)
+    normal = Sample("image.png", None, (Source(tmp_path / "image.png"),))
+    defective = replace(normal, label="spot", masks=(Source(tmp_path / "mask.png"),))
+    return store.load_masks([defective, normal], ["a", "b"], (24, 24), "test", 1)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16"])

@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[1]
 DATASET = '''
 from pathlib import Path
 
-from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.data.mvtec import MVTecDataset
 
 
 def yards(name, title, data_root, names):
     """Categories whose names are in the YAML."""
-    return Dataset(name, title, Path(data_root), dict.fromkeys(names))
+    return MVTecDataset(name, title, Path(data_root), dict.fromkeys(names))
 '''
 FILES = {
     "dataset/yards.yaml": """

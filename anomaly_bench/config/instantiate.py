@@ -27,7 +27,16 @@ NETWORK: dict[str, type] = {
     "about.revision": int,
     "weights": str,
 }  # of each network
-RUNNER_KEYS = ("name", "about", "levels", "uses_backbone", "weights", "oracle")  # of a YAML, not of a constructor
+RUNNER_KEYS = (
+    "name",
+    "about",
+    "levels",
+    "uses_backbone",
+    "weights",
+    "oracle",
+    "planes",
+    "zero_shot",
+)  # of a YAML, not of a constructor
 
 
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:

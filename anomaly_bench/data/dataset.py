@@ -1,18 +1,166 @@
-"""Datasets by name: found, opened, their categories selected."""
+"""What a dataset is: categories of images, each a task; and datasets by name: found, opened, categories selected."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.config.settings import names
 from anomaly_bench.errors import UsageError, closest
 
-if TYPE_CHECKING:
-    from anomaly_bench.data.mvtec import Dataset
+Digests = Mapping[Path, tuple[int, str]]  # of files: size in bytes and sha256
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one array lies: a file, or a part of one.
+
+    Attributes:
+        member: what is read of a file that holds several: a name within an archive, a row of an array; "": all of it.
+        reader: a key of `data.readers.READERS`, which says what each makes of `member`.
+    """
+
+    path: Path
+    member: str = ""
+    reader: str = "image"
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.member}]" if self.member else str(self.path)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A kind of values that every image of a task has, such as "rgb", "depth" or "xyz".
+
+    Attributes:
+        dtype: "uint8" values are scaled to [0, 1] for methods, "float32" ones are left as they are.
+        filter: "bilinear", or "nearest" where neighbouring values must not be mixed (3D points with holes).
+    """
+
+    name: str
+    channels: int
+    dtype: str = "uint8"
+    filter: str = "bilinear"
+
+
+RGB = Plane("rgb", 3)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a task.
+
+    Attributes:
+        id: unique in the task, with forward slashes; of an image file its path below the dataset's folder.
+        label: the kind of defect; None: a normal image.
+        sources: one for each of the task's planes.
+        masks: non-zero = defect; several are united for plain metrics. Empty where the image has none.
+        clip: the video that the image is a frame of; a clip's frames follow each other.
+    """
+
+    id: str
+    label: str | None
+    sources: tuple[Source, ...]
+    masks: tuple[Source, ...] = ()
+    clip: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Fit on `fit` (normal images only), be scored on each named test set; a record is one test set.
+
+    Attributes:
+        group: "textures", "objects"; None: the dataset has no groups.
+        fit: empty for methods that learn from no image of the task (zero-shot).
+        validation: normal images that are held out of `fit`, for thresholds and early stopping; may be empty.
+        planes: of every image.
+    """
+
+    name: str
+    group: str | None
+    fit: tuple[Sample, ...]
+    tests: dict[str, tuple[Sample, ...]]
+    validation: tuple[Sample, ...] = ()
+    planes: tuple[Plane, ...] = (RGB,)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Of all sets."""
+        return (*self.fit, *self.validation, *(sample for test in self.tests.values() for sample in test))
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file of an image or mask, once."""
+        images = [source.path for sample in self.samples for source in sample.sources]
+        masks = [source.path for sample in self.samples for source in sample.masks]
+        return list(dict.fromkeys(images + masks))
+
+    @property
+    def channels(self) -> int:
+        return sum(plane.channels for plane in self.planes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of decoded images: that of the only plane, float32 of several."""
+        return np.dtype(self.planes[0].dtype if len(self.planes) == 1 else "float32")
+
+    def with_planes(self, names: Sequence[str]) -> Task:
+        """The same task, read in some of its planes only, in this order."""
+        known = [plane.name for plane in self.planes]
+        if list(names) == known:
+            return self
+        chosen = [known.index(name) for name in names]
+
+        def cut(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+            return tuple(replace(each, sources=tuple(each.sources[index] for index in chosen)) for each in samples)
+
+        return replace(
+            self,
+            fit=cut(self.fit),
+            validation=cut(self.validation),
+            tests={name: cut(test) for name, test in self.tests.items()},
+            planes=tuple(self.planes[index] for index in chosen),
+        )
+
+
+class Dataset(Protocol):
+    """Categories of images, each a task. Nobody but the dataset looks into its folders."""
+
+    @property
+    def name(self) -> str:
+        """In records and paths."""
+
+    @property
+    def title(self) -> str:
+        """In tables and messages."""
+
+    @property
+    def root(self) -> Path:
+        """The folder or file that holds the images, for messages."""
+
+    @property
+    def categories(self) -> Mapping[str, str | None]:
+        """Every category in the papers' order -> its group, or None."""
+
+    @property
+    def available(self) -> Sequence[str]:
+        """The categories that are on this disk."""
+
+    def task(self, category: str) -> Task:
+        """List the images of one category.
+
+        Raises:
+            DataError: what was found there, what was expected.
+        """
+
+    def digests(self, task: Task) -> Digests:
+        """Of each of the task's `files`; mostly `file_digests(task.files, folder)`."""
 
 
 def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:

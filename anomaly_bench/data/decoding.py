@@ -1,76 +1,95 @@
-"""Images and masks from files to arrays."""
+"""Images and masks as methods and metrics see them: planes at one size, masks of 0 and 1."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
-from anomaly_bench.errors import DataError, one_line
+from anomaly_bench.data import readers
+from anomaly_bench.data.dataset import RGB
+from anomaly_bench.errors import DataError
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Image
+    from anomaly_bench.data.dataset import Plane, Sample, Source
 
 
 FILTER = PILImage.Resampling.BILINEAR
 Size = tuple[int, int]  # (H, W)
 
 
-def decode_image(path: Path, size: Size) -> NDArray[np.uint8]:
-    """One file as (H, W, 3) uint8: grey is repeated, alpha dropped, 16 bits are scaled to 8."""
-    with opened(path) as image:
-        colour = eight_bit(image, path).convert("RGB")
+def decode_sample(sample: Sample, planes: Sequence[Plane], size: Size) -> NDArray[Any]:
+    """The (H, W, C) of one image: of one plane in its own type, of several float32 with 8 bits scaled to [0, 1]."""
+    if len(planes) == 1:
+        return decode_plane(sample.sources[0], planes[0], size)
+    require_size(sample.sources, sample)
+    parts = [decode_plane(source, plane, size) for source, plane in zip(sample.sources, planes, strict=True)]
+    return np.concatenate([part / np.float32(255) if part.dtype == np.uint8 else part for part in parts], axis=-1)
+
+
+def decode_plane(source: Source, plane: Plane, size: Size) -> NDArray[Any]:
+    """One plane (H, W, C)."""
+    if source.reader == "image" and plane == RGB:
+        return decode_image(source, size)
+    values = readers.read(source)
+    values = values[..., None] if values.ndim == 2 else values
+    if plane.channels == 3 and values.shape[2] == 1:  # grey
+        values = np.repeat(values, 3, axis=2)
+    fits = values.dtype == np.uint8 if plane.dtype == "uint8" else values.dtype.kind in "fiu"
+    if values.shape[2] != plane.channels or not fits:
+        raise DataError(
+            f"{source}: {values.shape[2]} channels of {values.dtype}; expected {plane.channels} of {plane.dtype}, the "
+            f"plane {plane.name}"
+        )
+    values = values.astype(plane.dtype)
+    if values.shape[:2] == size:
+        return np.ascontiguousarray(values)
+    resample = PILImage.Resampling[plane.filter.upper()]
+    channels = [
+        PILImage.fromarray(values[..., index]).resize((size[1], size[0]), resample) for index in range(plane.channels)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def decode_image(source: Source, size: Size) -> NDArray[np.uint8]:
+    """One image file as (H, W, 3) uint8: grey is repeated, alpha dropped, 16 bits are scaled to 8."""
+    with readers.opened(source) as image:
+        colour = eight_bit(image, source).convert("RGB")
         return np.asarray(colour.resize((size[1], size[0]), FILTER))
 
 
-def decode_mask(image: Image, size: Size) -> NDArray[np.uint8]:
-    """The mask of one image as (H, W) of 0 and 1; all 0 where it has none."""
-    if image.mask is None:
+def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
+    """The masks of one image, united, as (H, W) of 0 and 1; all 0 where it has none."""
+    if not sample.masks:
         return np.zeros(size, np.uint8)
-    with opened(image.path) as picture:
-        width, height = picture.size
-    with opened(image.mask) as mask:
-        if mask.size != (width, height):
-            raise DataError(
-                f"{image.mask}: {mask.width}x{mask.height} pixels, but its image {image.file} has {width}x{height}; "
-                "expected the same size: replace the mask"
-            )
-        values = np.asarray(mask if mask.mode[0] in "1LIF" and mask.mode != "LA" else mask.convert("RGB"))
-        defect = (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1).astype(np.uint8)
-    resized = PILImage.fromarray(defect).resize((size[1], size[0]), PILImage.Resampling.NEAREST)
+    require_size((sample.sources[0], *sample.masks), sample)
+    defect = np.zeros(readers.size(sample.sources[0]), np.bool_)
+    for mask in sample.masks:
+        values = readers.read(mask)
+        defect |= (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1)
+    resized = PILImage.fromarray(defect.astype(np.uint8)).resize((size[1], size[0]), PILImage.Resampling.NEAREST)
     return np.asarray(resized)
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[PILImage.Image]:
-    """An open image; whatever goes wrong with it, now or while it is decoded, names the file.
-
-    Raises:
-        DataError: of a damaged file PIL's readers raise a dozen kinds, and not those that they document.
-    """
-    try:
-        with PILImage.open(path) as image:
-            yield image
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory; expected a smaller image: replace or remove it") from error
-    except Exception as error:  # PIL's decoders raise a dozen kinds on damaged files
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = "no format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
-        raise DataError(f"{path}: cannot be decoded ({why}); expected an image: replace or remove the file") from error
+def require_size(sources: Sequence[Source], sample: Sample) -> None:
+    """Raise DataError for a plane or mask that has not the size of its image's first plane."""
+    expected = readers.size(sources[0])
+    for source in sources[1:]:
+        found = readers.size(source)
+        if found != expected:
+            raise DataError(
+                f"{source}: {found[1]}x{found[0]} pixels, but its image {sample.id} has {expected[1]}x{expected[0]}; "
+                "expected the same size: replace the file"
+            )
 
 
-def eight_bit(image: PILImage.Image, path: Path) -> PILImage.Image:
+def eight_bit(image: PILImage.Image, source: Source) -> PILImage.Image:
     """16-bit grey scaled to 8 bits (65535 -> 255); every other mode as it is."""
     if image.mode == "F":
-        raise DataError(f"{path}: 32-bit float pixels; expected 8 or 16 bits: convert the file")
+        raise DataError(f"{source}: 32-bit float pixels; expected 8 or 16 bits: convert the file")
     if not image.mode.startswith("I"):
         return image
     wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

@@ -100,7 +100,7 @@ def download(config: Any) -> bool:
     archive = read_archive(node)
     reporter.say(archive.licence)
     dataset = open_dataset(node, made_root(node["name"], as_path(values["data_root"])))
-    lacking = [name for name in chosen(dataset, values["category"]) if name in dataset.missing]
+    lacking = [name for name in chosen(dataset, values["category"]) if name not in dataset.available]
     if not lacking:
         reporter.say(f"nothing to do: all that was asked for is in {dataset.root}")
         return True

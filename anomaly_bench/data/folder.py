@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 
 from anomaly_bench.data.dataset import find_root
-from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.data.mvtec import MVTecDataset
 from anomaly_bench.errors import DataError, UsageError, shorten
 from anomaly_bench.files import entries, subfolders
 
 
-def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> Dataset:
+def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> MVTecDataset:
     """Every category below `data_root`.
 
     Args:
@@ -27,14 +27,14 @@ def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str
     root = find_root("folder", data_root, "a folder of categories in MVTec AD's layout, or one category").resolve()
     name = name or root.name
     if (root / "train").is_dir():
-        return Dataset(name, title or name, root, {root.name: None}, {root.name: root})
+        return MVTecDataset(name, title or name, root, {root.name: None}, {root.name: root})
     categories = [path for path in subfolders(root) if is_category(path)]
     if not categories:
         raise UsageError(
             f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
             f" (folders there: {shorten([path.name for path in subfolders(root)]) or 'none'})"
         )
-    return Dataset(name, title or name, root, {path.name: None for path in categories})
+    return MVTecDataset(name, title or name, root, {path.name: None for path in categories})
 
 
 def is_category(folder: Path) -> bool:

@@ -16,12 +16,12 @@ from anomaly_bench.errors import DataError
 
 if TYPE_CHECKING:
     from anomaly_bench.data.anomaly_maps import Floats, Size
-    from anomaly_bench.protocol import Image
+    from anomaly_bench.data.dataset import Sample
 
 
-def has_masks(images: Sequence[Image]) -> bool:
+def has_masks(images: Sequence[Sample]) -> bool:
     """Whether the dataset marks the defects of these images; without defects there is nothing to be marked."""
-    return any(image.mask for image in images) or not any(image.defect for image in images)
+    return any(image.masks for image in images) or not any(image.label for image in images)
 
 
 def centre(images: NDArray[Any], crop: decoding.Size | None) -> NDArray[Any]:
@@ -49,7 +49,7 @@ class Frame:
             return "the images' own size"
         return describe_input({"resize": self.resize, "crop": self.crop})
 
-    def mask(self, image: Image, own: Size) -> NDArray[np.bool_]:
+    def mask(self, image: Sample, own: Size) -> NDArray[np.bool_]:
         """(H, W), True = defect; `own` is the image's size."""
         mask: NDArray[np.bool_] = decoding.decode_mask(image, self.resize or own).astype(np.bool_)
         return centred(mask, self.crop)

@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from anomaly_bench.data.dataset import find_root
+from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
+from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import entries, image_files, printable, relative, subfolders
-from anomaly_bench.protocol import Image, Task
 
 GOOD = "good"
 
 
 @dataclass(frozen=True)
-class Dataset:
+class MVTecDataset:
     """Categories in the layout above.
 
     Attributes:
@@ -42,9 +42,8 @@ class Dataset:
         return self.folders.get(category, self.root / category)
 
     @property
-    def missing(self) -> list[str]:
-        """Categories that have no folder on this disk."""
-        return [name for name in self.categories if not os.path.isdir(self.folder(name))]
+    def available(self) -> list[str]:
+        return [name for name in self.categories if os.path.isdir(self.folder(name))]
 
     def task(self, category: str) -> Task:
         """List the files of one category.
@@ -52,12 +51,17 @@ class Dataset:
         Raises:
             DataError: a folder is missing or empty, or images and masks do not match.
         """
+        if not os.path.isdir(self.folder(category)):
+            raise DataError(f"{category}: no folder {self.folder(category)}; expected MVTec AD's layout; add it")
         return read_category(category, self.categories[category], self.folder(category))
+
+    def digests(self, task: Task) -> Digests:
+        return file_digests(task.files, self.folder(task.name))
 
 
 def mvtec(
     name: str, title: str, categories: Mapping[str, Sequence[str]], data_root: str | os.PathLike[str] | None
-) -> Dataset:
+) -> MVTecDataset:
     """MVTec AD below `data_root`, else below `$ANOMALY_BENCH_DATA/<name>`.
 
     Args:
@@ -67,20 +71,21 @@ def mvtec(
         UsageError: no root is given, or it is not there.
     """
     groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
-    return Dataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
+    return MVTecDataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
 
 
 def read_category(name: str, group: str | None, folder: Path) -> Task:
-    """The task of one category's folder; see `Dataset.task`."""
+    """The task of one category's folder; see `MVTecDataset.task`."""
     entries(printable(folder))
     train, test = folder / "train" / GOOD, folder / "test"
     for needed in (train, test):
         if not os.path.isdir(needed):
             raise DataError(f"{name}: no folder {needed}; expected MVTec AD's layout; add it")
-    fit = tuple(Image(path, relative(path, folder), None) for path in map(printable, image_files(train)))
+    fit = tuple(read_images(train, folder, None))
     if not fit:
         raise DataError(f"{name}: no image in {train}; add the normal images that a method fits on")
-    tested = tuple(image for kind in subfolders(test) for image in read_kind(name, kind, folder))
+    kinds = {kind: None if kind.name == GOOD else kind.name for kind in subfolders(test)}
+    tested = [image for kind, label in kinds.items() for image in read_images(kind, folder, label)]
     if not tested:
         raise DataError(
             f"{name}: no image in the folders of {test}; expected {GOOD} and one folder per kind of defect; add them"
@@ -88,16 +93,17 @@ def read_category(name: str, group: str | None, folder: Path) -> Task:
     return Task(name, group, fit, {"test": with_masks(name, tested, folder)})
 
 
-def read_kind(category: str, kind: Path, folder: Path) -> list[Image]:
-    printable(kind)
-    defect = None if kind.name == GOOD else kind.name
-    return [Image(path, relative(path, folder), defect) for path in map(printable, image_files(kind))]
+def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
+    """The image files of one folder of a category."""
+    return [
+        Sample(relative(path, folder), label, (Source(path),)) for path in map(printable, image_files(printable(where)))
+    ]
 
 
-def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Image, ...]:
+def with_masks(category: str, images: Sequence[Sample], folder: Path) -> tuple[Sample, ...]:
     """Give each defective image its mask; no mask anywhere is allowed, some missing is not."""
     truth = folder / "ground_truth"
-    kinds = {image.defect for image in images if image.defect is not None}
+    kinds = {image.label for image in images if image.label is not None}
     kinds |= {path.name for path in subfolders(truth) if path.name != GOOD} if os.path.isdir(truth) else set()
     found = {kind: mask_files(category, truth / kind) for kind in sorted(kinds)}
     if not any(found.values()):
@@ -105,11 +111,11 @@ def with_masks(category: str, images: Sequence[Image], folder: Path) -> tuple[Im
     matched, lacking = [], []
     for image in images:
         mask = None
-        if image.defect is not None:
-            mask = found[image.defect].pop(image.path.stem, None)
+        if image.label is not None:
+            mask = found[image.label].pop(image.sources[0].path.stem, None)
             if mask is None:
-                lacking.append(image.file)
-        matched.append(Image(image.path, image.file, image.defect, mask))
+                lacking.append(image.id)
+        matched.append(replace(image, masks=() if mask is None else (Source(mask),)))
     if lacking:
         raise DataError(
             f"{category}: {len(lacking)} defective images have no mask in {truth}: {shorten(lacking)}; "

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from anomaly_bench.data import decoding
+from anomaly_bench.data import decoding, readers
+from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import margins
 from anomaly_bench.heatmap import heat
 
@@ -29,7 +30,7 @@ def common_scale(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def overlay(
-    path: Path, values: NDArray[np.float32], low: float, high: float, resize: decoding.Size, crop: decoding.Size | None
+    file: Path, values: NDArray[np.float32], low: float, high: float, resize: decoding.Size, crop: decoding.Size | None
 ) -> PILImage.Image:
     """An image at its own aspect ratio with the heat of its (H, W) map over it; low values are transparent.
 
@@ -37,10 +38,10 @@ def overlay(
         low, high: map values at the ends of the colours.
         resize, crop: the (H, W) that the image was resized to and cropped to: what lies outside the crop has no heat.
     """
-    with decoding.opened(path) as image:
-        shrink = min(1.0, LARGEST / max(image.size))
-        height, width = (max(1, round(side * shrink)) for side in (image.height, image.width))
-    picture = PILImage.fromarray(decoding.decode_image(path, (height, width)))
+    source = Source(file)
+    size = readers.size(source)
+    height, width = (max(1, round(side * min(1.0, LARGEST / max(size)))) for side in size)
+    picture = PILImage.fromarray(decoding.decode_image(source, (height, width)))
     top, left = margins(resize, crop)
     box_height, box_width = crop or resize
     edges = (left / resize[1], top / resize[0], (left + box_width) / resize[1], (top + box_height) / resize[0])

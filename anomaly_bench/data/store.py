@@ -8,14 +8,14 @@ decoded anew. Files are written beside their place and renamed, under a lock: tw
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import functools
 import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,97 +25,87 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from anomaly_bench.cache import cache_root
-from anomaly_bench.data.decoding import FILTER, decode_image, decode_mask
-from anomaly_bench.errors import DataError
-from anomaly_bench.files import digest, safe_filename, write_atomically
+from anomaly_bench.data.dataset import RGB
+from anomaly_bench.data.decoding import FILTER, decode_mask, decode_sample
+from anomaly_bench.files import digest, safe_filename
+from anomaly_bench.protocol import unseen
 
 if TYPE_CHECKING:
+    from anomaly_bench.data.dataset import Sample, Task
     from anomaly_bench.data.decoding import Size
-    from anomaly_bench.protocol import Image
+    from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
 REVISION = 1  # raised when the pixels of a stored image change
-MADE_BY = {"store": REVISION, "filter": FILTER.name}  # what stored pixels depend on besides their files and size
-Advance = Callable[[int], Any]
 
 
-def file_digests(paths: Sequence[Path], folder: Path) -> dict[Path, tuple[int, str]]:
-    """(size in bytes, sha256) of each file of one category; remembered by size and time of change."""
-    memory_path = cache_root() / "digests" / f"{digest(str(folder.resolve()))[:16]}.json"
-    memory: dict[str, list[Any]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        memory = json.loads(memory_path.read_bytes())
-    known: dict[str, list[Any]] = {}
-    for path in paths:
-        try:
-            status = path.stat()
-            entry = memory.get(str(path), [])
-            if entry[:2] != [status.st_size, status.st_mtime_ns]:
-                with path.open("rb") as file:
-                    entry = [
-                        status.st_size,
-                        status.st_mtime_ns,
-                        hashlib.file_digest(file, "sha256").hexdigest(),
-                    ]
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its rights") from error
-        known[str(path)] = entry
-    if known != memory:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            write_atomically(memory_path, json.dumps(known))
-    return {path: (known[str(path)][0], known[str(path)][2]) for path in paths}
+def made_by(task: Task) -> dict[str, Any]:
+    """What stored pixels depend on besides their files and size."""
+    return {"store": REVISION, "filter": FILTER.name, **told_planes(task)}
+
+
+def told_planes(task: Task) -> dict[str, Any]:
+    """The planes, where they are not the usual one."""
+    return {} if task.planes == (RGB,) else {"planes": [list(astuple(plane)) for plane in task.planes]}
 
 
 def load_images(
-    images: Sequence[Image], sha256: Sequence[str], resize: Size, place: str, threads: int, advance: Advance
-) -> NDArray[np.uint8]:
-    """Decoded, resized RGB images (N, H, W, 3), memory-mapped read-only.
+    task: Task,
+    images: Sequence[Sample],
+    hashes: Sequence[str],
+    resize: Size,
+    place: str,
+    threads: int,
+    advance: Advance = unseen,
+) -> NDArray[Any]:
+    """Decoded, resized images (N, H, W, C) of the task's type and channels, memory-mapped read-only.
 
     Args:
-        sha256: of each image's file.
-        resize: (H, W); PIL's bilinear filter, which antialiases; the aspect ratio is not kept.
+        hashes: of each image: all that its pixels depend on besides the planes and the size.
+        resize: (H, W); PIL's bilinear filter, which antialiases, where a plane names no other; the aspect ratio is not
+            kept.
         place: the folder below the store, the dataset's name.
         advance: called with the number of images done.
 
     Raises:
         DataError: a file that cannot be decoded.
     """
-    paths = [image.path for image in images]
-    return stored("image", paths, sha256, (*resize, 3), decode_image, place, threads, advance)
+    about = {"kind": "image", "shape": (*resize, task.channels), "files": list(hashes), **told_planes(task)}
+    decode = [functools.partial(decode_sample, image, task.planes, resize) for image in images]
+    return stored(about, task.dtype, decode, place, threads, advance)
 
 
 def load_masks(
-    images: Sequence[Image], sha256: Sequence[str], resize: Size, place: str, threads: int
+    images: Sequence[Sample], hashes: Sequence[str], resize: Size, place: str, threads: int
 ) -> NDArray[np.uint8]:
     """Masks (N, H, W) of 0 and 1, nearest neighbour, memory-mapped; see `load_images`."""
-    return stored("mask", images, sha256, resize, decode_mask, place, threads, lambda done: None)
+    about = {"kind": "mask", "shape": resize, "files": list(hashes)}
+    decode = [functools.partial(decode_mask, image, resize) for image in images]
+    return stored(about, np.dtype(np.uint8), decode, place, threads)
 
 
 def stored(
-    kind: str,
-    sources: Sequence[Any],
-    sha256: Sequence[str],
-    shape: tuple[int, ...],
-    decode: Callable[[Any, Size], NDArray[np.uint8]],
+    about: Mapping[str, Any],
+    dtype: np.dtype[Any],
+    decode: Sequence[Callable[[], NDArray[Any]]],
     place: str,
     threads: int,
-    advance: Advance,
-) -> NDArray[np.uint8]:
-    """The stored array of `decode(source, (H, W))` for every source, made where it is missing or damaged."""
-    about = {
-        "revision": REVISION,
-        "kind": kind,
-        "shape": shape,
-        "pillow": PIL.__version__,
-        "files": list(sha256),
-    }
-    key, folder = digest(about)[:24], cache_root() / "store" / safe_filename(place)
-    shape = (len(sources), *shape)
+    advance: Advance = unseen,
+) -> NDArray[Any]:
+    """The stored array of what each of `decode` returns, made where it is missing or damaged.
 
-    def decoded() -> Iterator[NDArray[np.uint8]]:
+    Args:
+        about: all that it depends on; "shape": that of each part.
+    """
+    key = digest({**about, "revision": REVISION, "pillow": PIL.__version__})[:24]
+    folder, shape = cache_root() / "store" / safe_filename(place), (len(decode), *about["shape"])
+    if not decode:
+        return np.empty(shape, dtype)
+
+    def decoded() -> Iterator[NDArray[Any]]:
         pool = ThreadPoolExecutor(threads)
         try:
-            for array in pool.map(lambda source: decode(source, (shape[1], shape[2])), sources):
+            for array in pool.map(lambda call: call(), decode):
                 yield array
                 advance(1)
         finally:
@@ -126,15 +116,15 @@ def stored(
         with FileLock(folder / f".{key}.lock"):
             found = find(folder, key, shape)
             if found is None:
-                return write(folder, key, shape, decoded())
+                return write(folder, key, shape, dtype, decoded())
     except OSError as error:
         logger.warning("the cache %s failed (%s): decoded images stay in memory", folder, error.strerror or error)
         return np.stack(list(decoded()))
-    advance(len(sources))
+    advance(len(decode))
     return found
 
 
-def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The stored array of this key if it is whole; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
         array = whole(path, shape)
@@ -145,16 +135,18 @@ def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
     return None
 
 
-def whole(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def whole(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The array in a file, memory-mapped; None: it has another shape, or not the checksum in its name."""
     with contextlib.suppress(OSError, ValueError):
-        array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        array: NDArray[Any] = np.load(path, mmap_mode="r")
         if array.shape == shape and f"{zlib.crc32(array.data):08x}" == path.stem.rpartition("-")[2]:
             return array
     return None
 
 
-def write(folder: Path, key: str, shape: tuple[int, ...], arrays: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def write(
+    folder: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], arrays: Iterator[NDArray[Any]]
+) -> NDArray[Any]:
     """Write arrays one after the other into `<key>-<crc32>.npy` and map it.
 
     Plain writes, not a writable map: on a full disk they raise, where a map would kill the process.
@@ -165,7 +157,7 @@ def write(folder: Path, key: str, shape: tuple[int, ...], arrays: Iterator[NDArr
     crc = 0
     try:
         with os.fdopen(handle, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for array in arrays:
                 file.write(array.data)
@@ -175,5 +167,5 @@ def write(folder: Path, key: str, shape: tuple[int, ...], arrays: Iterator[NDArr
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     return mapped

@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from anomaly_bench.cache import cache_root
-from anomaly_bench.data.mvtec import Dataset
+from anomaly_bench.data.mvtec import MVTecDataset
 from anomaly_bench.errors import UsageError
 
 Floats = NDArray[np.float64]
@@ -297,7 +297,7 @@ def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> F
     return _blend(plate, dough, solid) + relief
 
 
-def synthetic(name: str, title: str, data_root: str | None) -> Dataset:
+def synthetic(name: str, title: str, data_root: str | None) -> MVTecDataset:
     """The dataset of the generated images, made in the cache where it is missing or incomplete.
 
     Raises:
@@ -314,4 +314,4 @@ def synthetic(name: str, title: str, data_root: str | None) -> Dataset:
             with tempfile.TemporaryDirectory(dir=root.parent, prefix=".tmp-") as folder:
                 generate(Path(folder, "tree"))
                 os.replace(Path(folder, "tree"), root)
-    return Dataset(name, title, root, dict(CATEGORIES))
+    return MVTecDataset(name, title, root, dict(CATEGORIES))

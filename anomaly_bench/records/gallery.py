@@ -7,10 +7,10 @@ defective ones of lowest score). Rank 1 is the worst of its kind.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,12 @@ from anomaly_bench.files import safe_filename, write_atomically
 from anomaly_bench.heatmap import heat
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import Image
     from anomaly_bench.records.record import Record
 
 PICTURE = 128  # pixels: the side of each of the three squares of a gallery picture
 
 
-def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.float32]) -> dict[str, list[int]]:
+def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.floating[Any]]) -> dict[str, list[int]]:
     """Positions of the images, worst first: "alarm" all normal ones, "miss" all defective ones."""
     values, labels = np.asarray(scores), np.asarray(defective, bool)
     rising, falling = np.argsort(values, kind="stable"), np.argsort(-values, kind="stable")
@@ -35,36 +34,45 @@ def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.float3
 
 def picture_name(kind: str, rank: int, file: str) -> str:
     """'miss-1-test-broken_large-003.png', of an image's path in the dataset."""
-    return f"{kind}-{rank}-{safe_filename(file.rpartition('.')[0].replace('/', '-'))}.png"
+    return f"{kind}-{rank}-{safe_filename(str(PurePosixPath(file).with_suffix('')).replace('/', '-'))}.png"
 
 
 def save(
     folder: Path,
-    images: Sequence[Image],
-    scores: NDArray[np.float32],
-    pixels: NDArray[np.uint8],
+    images: Sequence[Mapping[str, Any]],
+    pixels: NDArray[Any],
     maps: NDArray[np.float32] | None,
     masks: NDArray[np.bool_] | None,
     count: int,
 ) -> None:
     """Pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
 
-    Each is the image, its mask and its map side by side; maps share one scale, that of the test set.
+    Each is the image, its mask and its map side by side; maps share one scale, that of the test set. `images` are a
+    record's.
     """
-    cases = worst([image.defect is not None for image in images], scores)
+    cases = worst([image["defect"] is not None for image in images], [image["score"] for image in images])
     alarms = cases["alarm"][: (count + 1) // 2]
     misses = cases["miss"][: count - len(alarms)]
     low, high = (0.0, 0.0) if maps is None else (float(maps.min()), float(maps.max()))
     for kind, indices in (("alarm", alarms), ("miss", misses)):
         for rank, index in enumerate(indices, 1):
-            squares = [pixels[index]]
+            squares = [visible(pixels[index])]
             if masks is not None:
                 squares.append(np.repeat(masks[index][..., None], 3, axis=-1) * np.uint8(255))
             if maps is not None:
                 squares.append(heat(maps[index], low, high))
             buffer = io.BytesIO()
             beside(squares).save(buffer, "PNG", compress_level=1)
-            write_atomically(folder / picture_name(kind, rank, images[index].file), buffer.getvalue())
+            write_atomically(folder / picture_name(kind, rank, images[index]["file"]), buffer.getvalue())
+
+
+def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """(H, W, 3) 8-bit colours as they are; of other (H, W, C) values three channels or one, stretched to 0 to 255."""
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return pixels
+    shown = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    low, high = float(shown.min()), float(shown.max())
+    return ((shown - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 def beside(squares: Sequence[NDArray[np.uint8]]) -> PILImage.Image:

@@ -23,7 +23,7 @@ from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, write_atomically
 from anomaly_bench.records import SCHEMA, DamagedRecord, Record, load, save
 from anomaly_bench.runs import saved_model
-from anomaly_bench.runs.job import files_of, fingerprint_of, folders, read_task
+from anomaly_bench.runs.job import files_of, fingerprint_of, folders
 
 
 class Sources:
@@ -45,7 +45,10 @@ class Sources:
             root = None  # of another dataset
         try:
             found = open_dataset(self.node(dataset), root)
-            return files_of(*read_task(found, task), test) if task in found.categories else None
+            if task not in found.categories:
+                return None
+            listed = found.task(task)
+            return files_of(listed, found.digests(listed), test)
         except (UsageError, DataError):
             return None
 

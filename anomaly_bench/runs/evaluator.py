@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from anomaly_bench.backbones.weights import Weights
     from anomaly_bench.config.settings import Settings
     from anomaly_bench.console import Reporter
-    from anomaly_bench.protocol import Image, Method
+    from anomaly_bench.data.dataset import Sample
+    from anomaly_bench.protocol import Method
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.job import Job
 
@@ -114,7 +115,7 @@ class Evaluator:
     def needs(self, job: Job) -> list[tuple[torch.device | None, dict[str, int]]]:
         """Bytes by what they are for, on the device and (None) in the computer's memory."""
         settings, tested = self.settings, max(map(len, job.task.tests.values()))
-        stored, image = self.footprint
+        stored, image = self.footprint(job.task.channels)
         batch = max(
             min(self.config["method"].get("batch", 1), len(job.task.fit)),
             settings.batch_size if settings.speed else min(settings.batch_size, tested),
@@ -129,22 +130,22 @@ class Evaluator:
         del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]  # one is over before the other
         return [(None, whole)]
 
-    @functools.cached_property
-    def footprint(self) -> tuple[int, int]:
+    @functools.cache  # noqa: B019 (an evaluator lives as long as its run)
+    def footprint(self, channels: int) -> tuple[int, int]:
         """Bytes of a fitted method's statistics and parameters, and of one image on its way through the backbone.
 
         A parameter counts four times: itself, its gradient, and two moments of its optimiser.
         """
         with torch.device("meta"):
             method = self.new_method()
-        shapes, image = [(3, *self.settings.size)], 0
+        shapes, image = [(channels, *self.settings.size)], 0
         if self.backbone is not None:
             shapes, image = self.backbone.infer_shapes(self.settings.size)
         with torch.device("meta"):
             method.build(shapes)
         size = sizes(method)
         stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
-        return stored, image + 2 * 4 * 3 * self.settings.size[0] * self.settings.size[1]
+        return stored, image + 2 * 4 * channels * self.settings.size[0] * self.settings.size[1]
 
     def fit(self, job: Job) -> Fitted:
         name = job.task.name
@@ -157,7 +158,11 @@ class Evaluator:
         with self.reporter.stage(f"{name}: fitting", len(pixels)) as advance, self.ledger.stopwatch() as elapsed:
             stage, group = self.reporter.stage, job.task.group
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
-            method.fit(TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce))
+            normals = TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce)
+            if job.task.validation:
+                held = self.pixels(job, job.task.validation, "validation")
+                normals.validation = TrainingSet(name, held, self.device, group=group)
+            method.fit(normals)
         return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
@@ -175,7 +180,7 @@ class Evaluator:
         cost |= {"peak_ram_mb": timing.peak_ram_mb(), "peak_gpu_mb": timing.peak_gpu_mb(self.device)}
         cost |= {"device": devices.device_name(str(self.device)), "threads": self.settings.threads}
         masks = job.masks(images) if maps is not None else None
-        labels = np.array([image.defect is not None for image in images])
+        labels = np.array([image.label is not None for image in images])
         result = metrics.evaluate(Outcome(labels, scores, maps, masks))
         expected = job.expected[test]
         record = replace(
@@ -184,7 +189,8 @@ class Evaluator:
             curves=result.curves,
             counts={**expected.counts, "maps": 0 if maps is None else len(maps)},
             images=[
-                {"file": image.file, "defect": image.defect, "score": float(score)}
+                {"file": image.id, "defect": image.label, "score": float(score)}
+                | ({"clip": image.clip} if image.clip else {})
                 for image, score in zip(images, scores, strict=True)
             ],
             size=sizes(fitted.method),
@@ -193,7 +199,7 @@ class Evaluator:
         )
         folder = self.settings.results / record.path.with_suffix("")
         if self.settings.gallery:
-            gallery.save(folder, images, scores, pixels, maps, masks, self.settings.gallery)
+            gallery.save(folder, record.images, pixels, maps, masks, self.settings.gallery)
         if self.settings.save_maps and maps is not None:
             saved_model.save_maps(folder, maps)
         if self.settings.save_model:
@@ -213,14 +219,14 @@ class Evaluator:
         return np.concatenate(scores), np.concatenate(maps) if maps else None
 
     def batches(self, rows: ImageSet) -> Iterator[Tensor]:
-        """(B, 3, H, W) of `batch_size` images each, on the device, announced to the backbone."""
+        """(B, C, H, W) of `batch_size` images each, on the device, announced to the backbone."""
         step = self.settings.batch_size
         for start in range(0, len(rows.pixels), step):
             images = to_tensor(rows.pixels[start : start + step], self.device)
             self.ledger.announce(rows, images, start, step)
             yield images
 
-    def rows(self, job: Job, images: tuple[Image, ...], pixels: NDArray[np.uint8]) -> ImageSet:
+    def rows(self, job: Job, images: tuple[Sample, ...], pixels: NDArray[Any]) -> ImageSet:
         return ImageSet(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))
 
     def add_speed(self, job: Job, records: list[Record]) -> list[Record]:
@@ -247,13 +253,13 @@ class Evaluator:
         key = job.speed_key(devices.device_name(str(self.device)))
         return {**entry, **key, "alone": alone, "measured": timing.today()}
 
-    def pixels(self, job: Job, images: tuple[Image, ...], kind: str) -> NDArray[np.uint8]:
+    def pixels(self, job: Job, images: tuple[Sample, ...], kind: str) -> NDArray[Any]:
         with self.reporter.stage(f"{job.task.name}: decoding {kind} images", len(images)) as advance:
             return job.pixels(images, advance)
 
 
 def score_batch(method: Method, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Scores (B,) and maps (B, H, W) of (B, 3, H, W) images, on the host."""
+    """Scores (B,) and maps (B, H, W) of (B, C, H, W) images, on the host."""
     with torch.no_grad():
         result = method.score(images)
     maps = None if result.map is None else result.map.float().cpu().numpy()

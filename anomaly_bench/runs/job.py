@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 from anomaly_bench.backbones.build import identify
 from anomaly_bench.config.parts import without_target
 from anomaly_bench.data import store
+from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
-from anomaly_bench.errors import DataError
+from anomaly_bench.data.remembered import content_hash, file_digests
+from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.protocol import unseen
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
 
 if TYPE_CHECKING:
     from anomaly_bench.backbones.weights import Weights
     from anomaly_bench.config.settings import Settings
-    from anomaly_bench.data.mvtec import Dataset
-    from anomaly_bench.protocol import Image, Task
-
-Digests: TypeAlias = Mapping[Path, tuple[int, str]]
+    from anomaly_bench.data.dataset import Dataset, Digests, Sample, Source, Task
+    from anomaly_bench.protocol import Advance
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,28 @@ class Job:
     @property
     def image_bytes(self) -> int:
         """Of all decoded images."""
-        count = len(self.task.fit) + sum(map(len, self.task.tests.values()))
-        return count * self.settings.resize[0] * self.settings.resize[1] * 3
+        pixels = len(self.task.samples) * self.settings.resize[0] * self.settings.resize[1]
+        return pixels * self.task.channels * self.task.dtype.itemsize
 
-    def pixels(self, images: tuple[Image, ...], advance: store.Advance = lambda done: None) -> NDArray[np.uint8]:
-        """Decoded images (N, H, W, 3), cropped; a view of the store."""
-        settings = self.settings
-        sha256 = self.sha256(images)
-        whole = store.load_images(images, sha256, settings.resize, self.dataset.name, settings.threads, advance)
+    def pixels(self, images: tuple[Sample, ...], advance: Advance = unseen) -> NDArray[Any]:
+        """Decoded images (N, H, W, C), cropped; a view of the store."""
+        settings, name = self.settings, self.dataset.name
+        told = [content_hash(image.sources, self.digests) for image in images]
+        whole = store.load_images(self.task, images, told, settings.resize, name, settings.threads, advance)
         return centre(whole, settings.crop)
 
-    def sha256(self, images: tuple[Image, ...]) -> list[str]:
-        return [self.digests[image.path][1] for image in images]
-
-    def pixels_identity(self, images: tuple[Image, ...]) -> dict[str, Any]:
+    def pixels_identity(self, images: tuple[Sample, ...]) -> dict[str, Any]:
         """All that `pixels` depends on, the version of Pillow apart."""
-        return {"files": self.sha256(images), **self.settings.input, **store.MADE_BY}
+        files = [content_hash(image.sources, self.digests) for image in images]
+        return {"files": files, **self.settings.input, **store.made_by(self.task)}
 
-    def masks(self, images: tuple[Image, ...]) -> NDArray[np.bool_] | None:
+    def masks(self, images: tuple[Sample, ...]) -> NDArray[np.bool_] | None:
         """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
         if not has_masks(images):
             return None
-        sha256 = [self.digests[image.mask][1] if image.mask else "" for image in images]
+        told = [content_hash(image.masks, self.digests) for image in images]
         settings = self.settings
-        whole = store.load_masks(images, sha256, settings.resize, self.dataset.name, settings.threads)
+        whole = store.load_masks(images, told, settings.resize, self.dataset.name, settings.threads)
         return centre(whole, settings.crop).astype(np.bool_)
 
     @functools.cached_property
@@ -104,7 +103,7 @@ class Job:
     def decode(self) -> None:
         """Fill the store; what is wrong with a file is said when its pixels are asked for."""
         with contextlib.suppress(DataError, MemoryError):
-            for images in (self.task.fit, *self.task.tests.values()):
+            for images in (self.task.fit, self.task.validation, *self.task.tests.values()):
                 self.pixels(images)
                 self.masks(images)
 
@@ -137,7 +136,7 @@ class Job:
             counts={
                 "fit": len(self.task.fit),
                 "test": len(tested),
-                "defects": sum(image.defect is not None for image in tested),
+                "defects": sum(image.label is not None for image in tested),
             },
             config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
         )
@@ -147,13 +146,19 @@ class Job:
 
 def files_of(task: Task, digests: Digests, test: str) -> dict[str, Any]:
     """What the fingerprint says of a task's files, one of its test sets'; no paths of this machine."""
-    images = {"fit": task.fit, "test": task.tests[test]}
+    images = {"fit": task.fit, "test": task.tests[test], **({"validation": task.validation} if task.validation else {})}
     return {"task": task.name, **{part: [identity(image, digests) for image in images[part]] for part in images}}
 
 
-def identity(image: Image, digests: Digests) -> list[Any]:
-    """Name and label of an image, size and hash of its file, and those of its mask."""
-    return [image.file, image.defect, *digests[image.path], None if image.mask is None else digests[image.mask]]
+def identity(image: Sample, digests: Digests) -> list[Any]:
+    """[id, label, size, sha256, mask]; a member stands after its file's hash, further planes after the mask."""
+
+    def told(source: Source) -> list[Any]:
+        return [*digests[source.path], *([source.member] if source.member else [])]
+
+    first, *others = map(told, image.sources)
+    masks = [told(mask) for mask in image.masks]
+    return [image.id, image.label, *first, masks if len(masks) > 1 else next(iter(masks), None), *others]
 
 
 def fingerprint_of(record: Record, dataset: Mapping[str, Any], files: Mapping[str, Any]) -> str:
@@ -183,7 +188,7 @@ def folders(method: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
 def contents(folder: Path) -> list[list[Any]]:
     """Name, size and hash of every file below a folder, when it is first asked for."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [[path.relative_to(folder).as_posix(), *told] for path, told in store.file_digests(files, folder).items()]
+    return [[path.relative_to(folder).as_posix(), *told] for path, told in file_digests(files, folder).items()]
 
 
 def make_job(
@@ -192,14 +197,35 @@ def make_job(
     """List and hash one category's files.
 
     Raises:
-        DataError: see `Dataset.task`; a file that cannot be read.
+        DataError: see `Dataset.task`; a file that cannot be read; no image to fit on.
+        UsageError: the method reads planes that the images do not have.
     """
-    return Job(config, settings, dataset, *read_task(dataset, category), weights)
+    task = read_planes(dataset.task(category), config)
+    if not task.fit and not config["method"].get("zero_shot", False):
+        raise DataError(
+            f"{category}: no training image, and method={config['method']['name']} learns from normal images; expected "
+            "some, or a method whose YAML says zero_shot: true"
+        )
+    return Job(config, settings, dataset, task, dataset.digests(task), weights)
 
 
-def read_task(dataset: Dataset, category: str) -> tuple[Task, Digests]:
-    """One category's files, and (size, sha256) of each."""
-    task = dataset.task(category)
-    images = [*task.fit, *(image for test in task.tests.values() for image in test)]
-    paths = [image.path for image in images] + [image.mask for image in images if image.mask]
-    return task, store.file_digests(paths, dataset.folder(category))
+def read_planes(task: Task, config: Mapping[str, Any]) -> Task:
+    """The task in the planes that the method reads: its YAML's `planes`, or "rgb" where that says nothing.
+
+    Raises:
+        UsageError: the images have other planes, or the backbone cannot take so many channels.
+    """
+    method, known = config["method"], {plane.name: plane.channels for plane in task.planes}
+    wanted = method.get("planes", [RGB.name])
+    have = ", ".join(f"{name} ({channels})" for name, channels in known.items())
+    if not wanted or not set(wanted) <= known.keys():
+        raise UsageError(
+            f"method={method['name']} reads the planes {', '.join(wanted) or 'none'}; the images of {task.name} have "
+            f"(channels): {have}; choose another dataset or method, or method.planes where the method has that key"
+        )
+    if config["backbone"] is not None and sum(known[name] for name in wanted) != RGB.channels:
+        raise UsageError(
+            f"backbone={config['backbone']['name']} takes {RGB.channels} channels; method={method['name']} reads the "
+            f"planes {', '.join(wanted)} of (channels): {have}; give method.planes of {RGB.channels} channels"
+        )
+    return task.with_planes(wanted)

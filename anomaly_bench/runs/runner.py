@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from anomaly_bench.runs.job import make_job
 if TYPE_CHECKING:
     from anomaly_bench.config.settings import Settings
     from anomaly_bench.console import Reporter
-    from anomaly_bench.data.mvtec import Dataset
+    from anomaly_bench.data.dataset import Dataset
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.evaluator import Evaluator
     from anomaly_bench.runs.job import Job
@@ -68,7 +67,8 @@ class Runner:
             raise UsageError(f"oracle=true: method {config['method']['name']} has nothing to choose on the test set")
         self.dataset: Dataset = open_dataset(config["dataset"], self.settings.data_root)
         self.categories = selected(self.dataset, self.settings.category)
-        self.missing = [name for name in self.categories if not os.path.isdir(self.dataset.folder(name))]
+        available = set(self.dataset.available)
+        self.missing = [name for name in self.categories if name not in available]
         self.weights = find_weights(self.config)
         self.summary = Summary(self.settings)
         self.waited: set[str] = set()  # for other runs

@@ -45,6 +45,7 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
         "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
         "precision": job.settings.precision,
         "input": job.settings.input,
+        "channels": job.task.channels,
     }
     write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
     write_atomically(folder / "model.yaml", OmegaConf.to_yaml(OmegaConf.create(about)))
@@ -109,7 +110,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | 
     backbone = make_backbone(about, found, about["precision"])
     network: dict[str, Any] = {}
     size = about["input"]["crop"] or about["input"]["resize"]
-    shapes: list[tuple[int, int, int]] = [(3, *size)]
+    shapes: list[tuple[int, int, int]] = [(about.get("channels", 3), *size)]
     if backbone is not None:
         network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
     method = construct(about["method"], "method", **network)

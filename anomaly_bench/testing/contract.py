@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from anomaly_bench.backbones.build import find_weights, make_backbone
 from anomaly_bench.config.compose import compose
 from anomaly_bench.config.instantiate import construct
-from anomaly_bench.data import store
 from anomaly_bench.data.check import examine
+from anomaly_bench.data.remembered import content_hash
 from anomaly_bench.errors import NotFittedError, shorten
 from anomaly_bench.hardware.torch_setup import compute_exactly
 from anomaly_bench.protocol import Scores, TrainingSet, to_tensor
 
 if TYPE_CHECKING:
-    from anomaly_bench.data.mvtec import Dataset
-    from anomaly_bench.protocol import Image
+    from anomaly_bench.data.dataset import Dataset
 
 TRAINING, BATCH = 24, 4  # images
 EPOCHS = 4  # of a method that trains
@@ -341,49 +340,43 @@ BACKBONE_CHECKS: tuple[Callable[[Setup], None], ...] = (check_maps, check_stride
 
 
 def check_names(dataset: Dataset) -> None:
-    for name in ("name", "title", "root", "categories", "missing", "folder", "task"):
-        assert hasattr(dataset, name), f"the dataset has no {name}: see anomaly_bench.data.mvtec.Dataset"
+    for name in ("name", "title", "root", "categories", "available", "task", "digests"):
+        assert hasattr(dataset, name), f"the dataset has no {name}: see anomaly_bench.data.dataset.Dataset"
     names = list(dataset.categories)
     same = [name for name in names if [each.casefold() for each in names].count(name.casefold()) > 1]
     assert not same, f"categories {shorten(same)} differ in case only: Windows and macOS take them for one; rename them"
-    assert len(dataset.missing) < len(names), f"no category has a folder in {dataset.root}: check data_root"
+    assert dataset.available, f"no category has a folder in {dataset.root}: check data_root"
 
 
 def check_tasks(dataset: Dataset) -> None:
-    for name in present(dataset):
+    for name in dataset.available:
         task = dataset.task(name)
         assert task == dataset.task(name), f"{name}: listed twice, the images differ: sort them by name"
-        images = listed(dataset, name)
-        files = [image.file for image in images]
-        assert len(set(files)) == len(files), f"{name}: a file is listed twice: list each once"
+        for part in (task.fit, task.validation, *task.tests.values()):  # test sets may share their normal images
+            assert len({image.id for image in part}) == len(part), f"{name}: an image is listed twice: list each once"
+        files = [image.id for image in task.samples]
         foreign = [file for file in files if "\\" in file or file.startswith(("/", ".."))]
-        assert not foreign, f"{name}: {shorten(foreign)}: make `file` relative to the dataset, by as_posix()"
-        assert task.fit, f"{name}: nothing to fit on: `fit` needs at least one image"
-        defects = [image.file for image in task.fit if image.defect is not None]
+        assert not foreign, f"{name}: {shorten(foreign)}: make `id` relative to the dataset, by as_posix()"
+        defects = [image.id for image in (*task.fit, *task.validation) if image.label is not None]
         assert not defects, f"{name}: {shorten(defects)} in `fit` have a defect: fit on normal images only"
         assert all([task.tests, *task.tests.values()]), f"{name}: a test set is empty: `tests` is {{name: images}}"
+        wrong = [image.id for image in task.samples if len(image.sources) != len(task.planes)]
+        assert not wrong, f"{name}: {shorten(wrong)}: give each image one source for each plane of the task"
+        digests = dataset.digests(task)
+        lacking = [str(file) for file in task.files if file not in digests]
+        assert not lacking, f"{name}: no digest of {shorten(lacking)}: digests(task) has each of task.files"
         _, problems = examine(dataset, name, {})
         assert not problems, "; ".join(problems)
 
 
 def check_no_image_is_fitted_and_tested(dataset: Dataset) -> None:
-    for name in present(dataset):
-        digests = store.file_digests([image.path for image in listed(dataset, name)], dataset.folder(name))
-        fitted = {digests[image.path] for image in dataset.task(name).fit}
-        tested = (image for test in dataset.task(name).tests.values() for image in test)
-        leaked = [image.file for image in tested if digests[image.path] in fitted]
+    for name in dataset.available:
+        task = dataset.task(name)
+        digests = dataset.digests(task)
+        fitted = {content_hash(image.sources, digests) for image in task.fit}
+        tested = (image for test in task.tests.values() for image in test)
+        leaked = [image.id for image in tested if content_hash(image.sources, digests) in fitted]
         assert not leaked, f"{name}: {shorten(leaked)} of the test set are training images too: leave them out of one"
-
-
-def present(dataset: Dataset) -> list[str]:
-    """The categories that are on the disk."""
-    return [name for name in dataset.categories if name not in dataset.missing]
-
-
-def listed(dataset: Dataset, category: str) -> list[Image]:
-    """All images of a category."""
-    task = dataset.task(category)
-    return [*task.fit, *(image for test in task.tests.values() for image in test)]
 
 
 DATASET_CHECKS: tuple[Callable[[Dataset], None], ...] = (

@@ -15,7 +15,7 @@ from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import subfolders
 
 if TYPE_CHECKING:
-    from anomaly_bench.data.mvtec import Dataset
+    from anomaly_bench.data.dataset import Dataset
 
 
 def check(config: Any) -> bool:
@@ -30,7 +30,7 @@ def check(config: Any) -> bool:
     values: Any = OmegaConf.to_container(config, resolve=True)
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
     wanted = chosen(dataset, values["category"])
-    if len(dataset.missing) == len(dataset.categories):
+    if not dataset.available:
         raise UsageError(nothing_found(dataset))
     official = (values["dataset"].get("about") or {}).get("counts", {})
     table = Table("category", "group", *COUNTED.values(), "masks", "state", title=dataset.title)

@@ -98,7 +98,8 @@ class Planner:
             return None
         epochs = job.config["method"].get("epochs", 1)
         each = [
-            record.cost["fit_s"] / record.counts["fit"] / record.config["method"].get("epochs", 1) for record in like
+            record.cost["fit_s"] / max(1, record.counts["fit"]) / record.config["method"].get("epochs", 1)
+            for record in like
         ]
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values()))
@@ -117,7 +118,7 @@ def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
     cached += images * sum(network.kept(settings.size) for network in evaluator.networks)
     kept = (RECORD + 3 * PICTURE * settings.gallery) * len(job.task.tests)
     kept += 4 * settings.size[0] * settings.size[1] * tested if settings.save_maps else 0
-    return cached + kept + (evaluator.footprint[0] if settings.save_model else 0)
+    return cached + kept + (evaluator.footprint(job.task.channels)[0] if settings.save_model else 0)
 
 
 def plan(jobs: Jobs) -> bool:

@@ -31,6 +31,7 @@ from anomaly_bench.config.settings import folder, input_size, new_folder, truth,
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data import decoding
 from anomaly_bench.data.anomaly_maps import map_names, write_about
+from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import centred
 from anomaly_bench.data.overlays import common_scale, overlay
 from anomaly_bench.errors import DataError, UsageError
@@ -217,7 +218,7 @@ class Folder:
             DataError: the file cannot be read, for whatever reason.
         """
         try:
-            return centred(decoding.decode_image(file, self.resize), self.crop)
+            return centred(decoding.decode_image(Source(file), self.resize), self.crop)
         except DataError:
             raise
         except Exception as error:  # a damaged file makes PIL's readers fail in ways that they do not document

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from anomaly_bench import records
 from anomaly_bench.config.settings import folder, input_size, new_folder, truth, whole
 from anomaly_bench.console import Reporter, log_file
-from anomaly_bench.data import decoding
+from anomaly_bench.data import readers
 from anomaly_bench.data.anomaly_maps import SUFFIXES, addressed, covered_crop, find_maps, map_names, read_map
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
 from anomaly_bench.data.geometry import Frame, has_masks, shape
@@ -54,9 +54,8 @@ from anomaly_bench.tables.table import DASH, Cell, CellValue, Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.data.anomaly_maps import Floats
-    from anomaly_bench.data.mvtec import Dataset
+    from anomaly_bench.data.dataset import Dataset, Sample
     from anomaly_bench.metrics.metrics import Evaluation
-    from anomaly_bench.protocol import Image
     from anomaly_bench.records.record import Record
 
 
@@ -242,7 +241,7 @@ class KeptMaps:
             DataError: the dataset's test images are no longer those of the record, or the maps are damaged.
         """
         images = self.dataset.task(record.task).tests.get(record.test, ())
-        found = [(image.file, image.defect) for image in images]
+        found = [(image.id, image.label) for image in images]
         if found != [(each["file"], each["defect"]) for each in record.images]:
             raise DataError(
                 f"{len(found)} test images in {self.dataset.root}, others than the record's {len(record.images)}; "
@@ -252,7 +251,7 @@ class KeptMaps:
         masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
         maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
         scores = np.array([each["score"] for each in record.images], np.float32)
-        labels = np.array([image.defect is not None for image in images])
+        labels = np.array([image.label is not None for image in images])
         made = evaluate(Outcome(labels, scores, maps, masks))
         self.compare(path, record, made)
         maker = self.makers[path]
@@ -303,7 +302,7 @@ def makers(found: Mapping[Path, Record]) -> dict[Path, str]:
 
 
 @functools.lru_cache(maxsize=1)  # the records of one category, method by method and seed by seed
-def read_masks(images: tuple[Image, ...], frame: Frame, threads: int) -> NDArray[np.bool_]:
+def read_masks(images: tuple[Sample, ...], frame: Frame, threads: int) -> NDArray[np.bool_]:
     """(N, H, W) masks at an input's size."""
     with ThreadPoolExecutor(threads) as pool:
         return np.stack(list(pool.map(lambda image: frame.mask(image, (0, 0)), images)))
@@ -349,7 +348,7 @@ class MapFiles:
         """One piece for each category, and the categories that have no folder of images or of maps."""
         self.alone = len(categories) == 1
         mapped = {name.partition("/")[0] for name in self.files}
-        have = [name for name in categories if name not in self.dataset.missing]
+        have = [name for name in categories if name in self.dataset.available]
         have = [name for name in have if name in mapped or (self.alone and mapped)]
         lacking = [name for name in categories if name not in have]
         return [(name, functools.partial(self.compute, name)) for name in have], lacking
@@ -384,12 +383,12 @@ class MapFiles:
             results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), evaluate(outcome)))
         return results
 
-    def find(self, category: str, images: Sequence[Image]) -> dict[Image, Path]:
+    def find(self, category: str, images: Sequence[Sample]) -> dict[Sample, Path]:
         """Each image's map; maps without an image are named."""
-        names = map_names([image.file for image in images])
+        names = map_names([image.id for image in images])
         way = addressed(category, names, self.files, self.alone)
         lacking = [
-            image.file for image, name in zip(images, names, strict=True) if not way or way(name) not in self.files
+            image.id for image, name in zip(images, names, strict=True) if not way or way(name) not in self.files
         ]
         if way is None or lacking:
             raise DataError(
@@ -406,11 +405,11 @@ class MapFiles:
             self.reporter.warn(f"{category}: {len(extra)} maps have no test image and are left out: {shorten(extra)}")
         return {image: self.files[way(name)][0] for image, name in zip(images, names, strict=True)}
 
-    def find_scores(self, category: str, images: Sequence[Image]) -> dict[Image, float] | None:
+    def find_scores(self, category: str, images: Sequence[Sample]) -> dict[Sample, float] | None:
         """Each image's score, where a list of them was given."""
         if self.scores is None:
             return None
-        files = [image.file for image in images]
+        files = [image.id for image in images]
         way = addressed(category, files, self.scores, self.alone)
         lacking = [file for file in files if way is None or way(file) not in self.scores]
         if way is None or lacking:
@@ -418,9 +417,9 @@ class MapFiles:
                 f"{len(lacking)} of {len(images)} test images are not in scores: {shorten(lacking)}; "
                 f"expected {category}/{files[0]} and so on in the column file"
             )
-        return {image: self.scores[way(image.file)] for image in images}
+        return {image: self.scores[way(image.id)] for image in images}
 
-    def read(self, images: Sequence[Image], files: Mapping[Image, Path]) -> list[Loaded]:
+    def read(self, images: Sequence[Sample], files: Mapping[Sample, Path]) -> list[Loaded]:
         """The map and mask of every image."""
         with ThreadPoolExecutor(self.threads) as pool:
             loaded = list(pool.map(lambda image: self.load(image, files[image]), images))
@@ -431,19 +430,18 @@ class MapFiles:
         return [each for each in loaded if isinstance(each, Loaded)]
 
     def outcome(
-        self, images: Sequence[Image], loaded: Sequence[Loaded], scores: Mapping[Image, float] | None
+        self, images: Sequence[Sample], loaded: Sequence[Loaded], scores: Mapping[Sample, float] | None
     ) -> Outcome:
         """What metrics look at; without scores a map's highest value is its image's."""
-        labels = np.array([image.defect is not None for image in images])
+        labels = np.array([image.label is not None for image in images])
         highest = [float(each.map.max()) for each in loaded] if scores is None else [scores[image] for image in images]
         masks = [each.mask for each in loaded] if has_masks(images) else None
         return Outcome(labels, np.array(highest), [each.map for each in loaded], masks)
 
-    def load(self, image: Image, path: Path) -> Loaded | DataError:
+    def load(self, image: Sample, path: Path) -> Loaded | DataError:
         """One map and its mask, or what is wrong with them."""
         try:
-            with decoding.opened(image.path) as picture:
-                own = picture.height, picture.width
+            own = readers.size(image.sources[0])
             values = read_map(path)
             return Loaded(self.frame.map(values, own), self.frame.mask(image, own), values.shape)
         except DataError as error:

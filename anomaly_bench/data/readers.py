@@ -1,0 +1,132 @@
+"""From a `Source` to the array that lies there. A dataset with a format of its own adds a reader to `READERS`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+
+from anomaly_bench.errors import DataError, closest, one_line
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.dataset import Source
+
+
+def read(source: Source) -> NDArray[Any]:
+    """The (H, W) or (H, W, C) values of a source, as they are stored.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with named(source):
+        if source.reader not in READERS:
+            raise DataError(f"{source}: no reader {source.reader}{closest(source.reader, READERS)}")
+        values = READERS[source.reader](source)
+        if values.ndim not in (2, 3):
+            raise DataError(f"{source}: an array {values.shape}; expected (H, W) or (H, W, C)")
+        return values
+
+
+def size(source: Source) -> tuple[int, int]:
+    """(H, W), from the header where the format has one."""
+    if source.reader == "image":
+        with opened(source) as image:
+            return image.height, image.width
+    if source.reader == "tiff":
+        import tifffile
+
+        with named(source), tifffile.TiffFile(source.path) as file:
+            height, width = file.series[0].shape[:2]
+            return height, width
+    height, width = read(source).shape[:2]
+    return height, width
+
+
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[PILImage.Image]:
+    """An open image file; whatever goes wrong with it, now or while it is decoded, names the file."""
+    with named(source), contextlib.ExitStack() as stack:
+        file = stack.enter_context(member_file(source)) if source.member else source.path
+        yield stack.enter_context(PILImage.open(file))
+
+
+@contextlib.contextmanager
+def named(source: Source) -> Iterator[None]:
+    """Whatever is raised while a source is read becomes a DataError that names it.
+
+    Of a damaged file PIL's readers raise a dozen kinds, and not those that they document; so do zip, numpy, tifffile.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(
+            f"{source}: does not fit into memory; expected a smaller image: replace or remove it"
+        ) from error
+    except Exception as error:  # see above
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
+        raise DataError(
+            f"{source}: cannot be decoded ({why}); expected an image: replace or remove the file"
+        ) from error
+
+
+def member_file(source: Source) -> IO[bytes]:
+    """A file within a zip archive."""
+    return archive(source.path, source.path.stat().st_mtime_ns).open(source.member)
+
+
+@functools.lru_cache(maxsize=4)
+def archive(path: Path, modified: int) -> zipfile.ZipFile:
+    """Kept open: its table of contents is read once. Several threads may read from it."""
+    return zipfile.ZipFile(path)
+
+
+@functools.lru_cache(maxsize=4)
+def arrays(path: Path, modified: int) -> Mapping[str, NDArray[Any]]:
+    """The arrays of an npz file, held in memory."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def read_image(source: Source) -> NDArray[Any]:
+    """A file that PIL reads, or such a file in a zip: `member` is its name there."""
+    with opened(source) as image:
+        plain = image.mode[0] in "1LIF" and image.mode != "LA"
+        return np.asarray(image if plain else image.convert("RGB"))
+
+
+def read_npy(source: Source) -> NDArray[Any]:
+    """An npy file or, where `member` is a number, a row of it: a frame of (T, H, W); mapped, not read as a whole."""
+    values: NDArray[Any] = np.load(source.path, mmap_mode="r", allow_pickle=False)
+    return np.array(values[int(source.member)] if source.member else values)
+
+
+def read_npz(source: Source) -> NDArray[Any]:
+    """A row of an array of an npz file, which is held in memory: `member` is "name/17"."""
+    name, _, row = source.member.rpartition("/")
+    return np.asarray(arrays(source.path, source.path.stat().st_mtime_ns)[name][int(row)])
+
+
+def read_tiff(source: Source) -> NDArray[Any]:
+    """A TIFF of any type and number of channels, such as the float coordinates of MVTec 3D-AD."""
+    import tifffile
+
+    return np.asarray(tifffile.imread(source.path))
+
+
+READERS: dict[str, Callable[[Source], NDArray[Any]]] = {
+    "image": read_image,
+    "npy": read_npy,
+    "npz": read_npz,
+    "tiff": read_tiff,
+}
