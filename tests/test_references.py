@@ -19,7 +19,7 @@ from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.published import CSV_FOLDER, TABLES, Reference, aliases, load_references
 from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, PrintedColumn, accuracy_columns
 from anomaly_bench.published.audit.contradictions import find_contradictions, remainder, tolerance
-from anomaly_bench.published.audit.orders import ORDERS, by_chance, fit, orders_of, ranks
+from anomaly_bench.published.audit.orders import ORDERS, chance_fits, fit, orders_of, ranks
 from anomaly_bench.published.audit.page import contradictions_page
 
 ROOT = Path(__file__).parents[1]
@@ -535,9 +535,9 @@ def test_ranks_and_correlation_are_scipys(seed):
 
 def test_random_orders_by_counting():
     column = {name: float(rank) for rank, name in enumerate(TEXTURES[:3] + OBJECTS[:2])}
-    assert by_chance(column, column, 1.0, groups=False) == pytest.approx(10_000 / 120, rel=0.3)  # 5! orders
-    assert by_chance(column, column, 1.0, groups=True) == pytest.approx(10_000 / 12, rel=0.1)  # 3! 2!
-    assert by_chance(column, column, -1.0, groups=False) == 10_000
+    assert chance_fits(column, column, 1.0, groups=False) == pytest.approx(10_000 / 120, rel=0.3)  # 5! orders
+    assert chance_fits(column, column, 1.0, groups=True) == pytest.approx(10_000 / 12, rel=0.1)  # 3! 2!
+    assert chance_fits(column, column, -1.0, groups=False) == 10_000
 
 
 def test_orders_are_orders_of_the_fifteen_categories():

@@ -11,7 +11,7 @@ from anomaly_bench.comparison.significance import Pair, Side
 from anomaly_bench.config.settings import truth
 from anomaly_bench.errors import UsageError
 from anomaly_bench.records import outlines
-from anomaly_bench.records.setups import describe, setup_name, setups
+from anomaly_bench.records.setups import setup_name, setup_title, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.entries import as_typed, group_records, settings_of
 
@@ -74,7 +74,7 @@ def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
         sides = [Side(entry.name, entry) for entry in found[name]]
         pairs = [Pair(f"{two.name} − {one.name}", one, two) for one, two in itertools.combinations(sides, 2)]
         if pairs:
-            yield Comparison(name, title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
+            yield Comparison(name, setup_title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
 
 
 def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
@@ -110,17 +110,11 @@ def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
             *unlike(pairs, metrics, mixed),
         ]
         both = [*ours[name], *theirs[name]]
-        yield Comparison(name, title(both, mixed), both, mixed, pairs, said, [*lost, *missing])
+        yield Comparison(name, setup_title(both, mixed), both, mixed, pairs, said, [*lost, *missing])
 
 
 def part_name(part: Sequence[Record], mixed: bool) -> str:
     return part[0].dataset if mixed else setup_name(part[0])
-
-
-def title(part: Sequence[Record], mixed: bool) -> str:
-    """'MVTec AD, input 256×256, protocol unified'."""
-    dataset = part[0].titles.get("dataset") or part[0].dataset
-    return f"{dataset}, {'several setups' if mixed else describe(part[0])}"
 
 
 def matched(
@@ -136,8 +130,8 @@ def matched(
     """
     left, right = list(ours), list(theirs)
     found: list[tuple[ResultGroup, ResultGroup]] = []
-    alone = len(ours) == len(theirs) == 1
-    rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [same_settings, same_method, lambda one, two: alone]
+    single = len(ours) == len(theirs) == 1
+    rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [same_settings, same_method, lambda one, two: single]
     for rule in rules:
         for one in list(left):
             fits = [two for two in right if rule(one, two)]

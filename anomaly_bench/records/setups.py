@@ -36,6 +36,15 @@ def setup_name(record: Record) -> str:
     return safe_filename("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 
 
+def setup_title(records: Sequence[Record], mixed: bool = False) -> str:
+    """'MVTec AD, input 256×256, protocol unified', of records that one table compares; `mixed`: of several setups."""
+    return f"{dataset_title(records[0])}, {'several setups' if mixed else describe(records[0])}"
+
+
+def dataset_title(record: Record) -> str:
+    return record.titles.get("dataset") or record.dataset
+
+
 def describe(record: Record) -> str:
     """'input 256×256, crop 224×224, protocol unified', and what else sets its setup apart."""
     parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]

@@ -26,6 +26,7 @@ from anomaly_bench.report.figures.style import VARIABLES
 from anomaly_bench.report.figures.svg import clean, save_for_print
 from anomaly_bench.report.sections import ACCURACIES, CASE_TITLES, Section
 from anomaly_bench.tables import query
+from anomaly_bench.tables.formats.html import html_table
 from anomaly_bench.tables.layout import Column
 from anomaly_bench.tables.table import DASH
 from anomaly_bench.version import __version__
@@ -124,6 +125,7 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
         rows=rows,
         sections=sections,
         heat_shares=heat_shares,
+        html_table=lambda table, shares: Markup(html_table(table, shares)),  # escaped by it
         numbered=enumerate,
         kinds=CASE_TITLES,
     )

@@ -19,7 +19,7 @@ from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.published.methods import publications
 from anomaly_bench.records import gallery
-from anomaly_bench.records.setups import setup_name
+from anomaly_bench.records.setups import setup_name, setup_title
 from anomaly_bench.report.figures import plots
 from anomaly_bench.report.figures.labels import Point
 from anomaly_bench.report.figures.plots import Curve
@@ -99,13 +99,16 @@ class Section:
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
         known = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
         self.metrics = {name: METRICS[name].title for name in known}
-        self.heat = {name: self._table("categories", "methods", [name]) for name in ACCURACIES}
-        self.title = self.heat["image_auroc"].caption
+        self.title = setup_title(records)
+        self.heat = {
+            name: self._table(f"heat-{name}", f"{METRICS[name].title} by category", "categories", "methods", [name])
+            for name in ACCURACIES
+        }
         self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
 
-    def _table(self, rows: str, columns: str, cells: list[Any]) -> Table:
-        layout = Layout("report", "{dataset}, {setup}", rows, columns, cells, scale=100)
-        return build_tables(self.records, layout)[0]
+    def _table(self, name: str, caption: str, rows: str, columns: str, cells: list[Any]) -> Table:
+        layout = Layout(f"{self.key}-table-{name}", "", rows, columns, cells, scale=100)
+        return replace(build_tables(self.records, layout)[0], caption=caption)
 
     def legend(self) -> Iterator[tuple[str, Markup]]:
         """The name of each series and its look."""
@@ -139,10 +142,10 @@ class Section:
     def latency_plots(self, metric: str) -> Iterator[Plot]:
         title = self.metrics[metric]
         speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
-        table = self._table("methods", "cells", [metric, speed])
         for number, (place, points) in enumerate(self.latency(metric)):
-            heading = f"{title} against latency ({place})"
-            svg = self._inline(plots.latency(points, title), f"latency-{metric}-{number}", heading)
+            name, heading = f"latency-{metric}-{number}", f"{title} against latency ({place})"
+            svg = self._inline(plots.latency(points, title), name, heading)
+            table = self._table(name, heading, "methods", "cells", [metric, speed])
             yield Plot(heading, svg, table, self._missing(points))
 
     def timeline(self, metric: str) -> tuple[list[Point], list[Point]]:
@@ -171,8 +174,9 @@ class Section:
         title = self.metrics[metric]
         heading = f"{title} against the month of publication"
         svg = self._inline(plots.timeline(published, found, title), f"timeline-{metric}", heading)
+        table = self._table(f"timeline-{metric}", heading, "methods", "cells", [metric])
         source = TABLES[PUBLISHED[metric]].title if published else ""
-        return Plot(heading, svg, self._table("methods", "cells", [metric]), self._missing(found), source)
+        return Plot(heading, svg, table, self._missing(found), source)
 
     def _missing(self, points: Sequence[Point]) -> list[str]:
         return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]

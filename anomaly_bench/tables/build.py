@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from anomaly_bench import published
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.records.setups import describe, setup_name, setups
+from anomaly_bench.records.setups import dataset_title, describe, setup_name, setups
 from anomaly_bench.tables.aggregate import measured, measured_and_reported, rank, reported
 from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, axis_items
 from anomaly_bench.tables.footnotes import cell_notes, common_facts, general_notes, label_shares
@@ -119,8 +119,7 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
 def _dataset(material: TableInput) -> str:
     if not material.records:
         return published.TABLES[material.layout.published].dataset
-    record = material.records[0]
-    return record.titles.get("dataset") or record.dataset
+    return dataset_title(material.records[0])
 
 
 def _turned(table: Sequence[Sequence[_T]]) -> list[list[_T]]:

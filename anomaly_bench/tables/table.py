@@ -131,8 +131,9 @@ def _letter(number: int) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Without line breaks and control characters, which would break a table or command a terminal."""
-    return " ".join("".join(" " if unicodedata.category(char) == "Cc" else char for char in text).split())
+    """Without line breaks, control characters and halves of surrogate pairs, which break tables and files."""
+    instead = {"Cc": " ", "Cs": "\N{REPLACEMENT CHARACTER}"}
+    return " ".join("".join(instead.get(unicodedata.category(char), char) for char in text).split())
 
 
 def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]) -> str:

@@ -233,7 +233,7 @@ def texts(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     yield from lead(_columns_of(table, "padim2020_III", "pixel_auroc"), "mean:all", "PaDiM-R18-Rd100", Decimal("0.2"))
     yield from beaten(_columns_of(table, "npad2022_1", "pixel_auroc"), "N-pad", ("carpet", "grid", "screw"))
     yield from beaten(_columns_of(table, "npad2022_2", "pro"), "N-pad", ("carpet", "grid", "screw", "zipper"))
-    yield from above(_columns_of(table, "zheng2022_5", "image_auroc"), "RGB only")
+    yield from variant_ahead(_columns_of(table, "zheng2022_5", "image_auroc"), "RGB only")
 
 
 def _columns_of(table: Iterable[PrintedColumn], name: str, metric: str) -> dict[str, PrintedColumn]:
@@ -289,7 +289,7 @@ def beaten(table: dict[str, PrintedColumn], winner: str, said: Sequence[str]) ->
         )
 
 
-def above(table: dict[str, PrintedColumn], variant: str) -> Iterator[Finding]:
+def variant_ahead(table: dict[str, PrintedColumn], variant: str) -> Iterator[Finding]:
     """The text says that every method of a variant is better on average than all the others of the table."""
     means = {name: column.cells["mean:all"] for name, column in table.items()}
     top = max((cell for cell in means.values() if cell.variant != variant), key=value, default=None)

@@ -65,21 +65,21 @@ def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     for pair in same_method_pairs(table):
         if fit(pair[0].printed(), pair[1].printed()) >= DOUBTFUL:
             continue
-        column, witness = sorted(pair, key=lambda each: in_profile(table, each))  # the odd one out is shuffled
+        column, witness = sorted(pair, key=lambda each: profile_fit(table, each))  # the odd one out is shuffled
         named_orders = orders_of(column)
         if not named_orders:
             continue
         fits = {name: fit(ranks(column.read(order)), ranks(witness.printed())) for name, order in named_orders.items()}
         order = max(fits, key=lambda name: fits[name])
-        chance = by_chance(ranks(column.printed()), ranks(witness.printed()), fits[order], groups=False)
+        chance = chance_fits(ranks(column.printed()), ranks(witness.printed()), fits[order], groups=False)
         if chance >= RARE * DRAWS:
             continue
         printed, read = (fit(numbers, witness.printed()) for numbers in (column.printed(), column.read(ORDERS[order])))
         evidence = (
             f"Correlation with {witness.place}: {with_minus(printed)} as printed, {with_minus(read)} in {order}.",
-            against("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
-            against_others(table, column, order, groups=False)[1],
-            f"{witness.place} agrees with the other methods as printed ({with_minus(in_profile(table, witness))}): "
+            fit_sentence("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
+            profile_evidence(table, column, order, groups=False)[1],
+            f"{witness.place} agrees with the other methods as printed ({with_minus(profile_fit(table, witness))}): "
             "the fault is not there.",
         )
         yield misplaced(column, order, evidence, witness)
@@ -92,8 +92,8 @@ def own_orders(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
         if own is None or own.order not in orders_of(column):
             continue
         read = column.read(ORDERS[own.order])
-        lift = in_profile(table, column, ORDERS[own.order]) - in_profile(table, column)
-        chance, others = against_others(table, column, own.order, groups=True)
+        lift = profile_fit(table, column, ORDERS[own.order]) - profile_fit(table, column)
+        chance, others = profile_evidence(table, column, own.order, groups=True)
         if lift <= 0 or chance >= PROBABLE * DRAWS:
             continue
         better = [other.place for other in table if other is not column and gain(table, other) >= lift]
@@ -114,17 +114,17 @@ def orders_of(column: PrintedColumn) -> dict[str, tuple[str, ...]]:
     return {name: order for name, order in ORDERS.items() if set(order) == set(column.rows)}
 
 
-def against_others(
+def profile_evidence(
     table: Sequence[PrintedColumn], column: PrintedColumn, order: str, *, groups: bool
 ) -> tuple[int, str]:
     """How well a column fits the other methods in an order: the random orders that do as well, and a sentence."""
-    printed, read = in_profile(table, column), in_profile(table, column, ORDERS[order])
-    chance = by_chance(ranks(column.printed()), profile(table, column), read, groups=groups)
+    printed, read = profile_fit(table, column), profile_fit(table, column, ORDERS[order])
+    chance = chance_fits(ranks(column.printed()), profile(table, column), read, groups=groups)
     kept = " that keep textures and objects apart" if groups else ""
-    return chance, against("the mean rank of the other methods", printed, read, order, chance, kept)
+    return chance, fit_sentence("the mean rank of the other methods", printed, read, order, chance, kept)
 
 
-def against(what: str, printed: float, read: float, order: str, chance: int, kept: str = "") -> str:
+def fit_sentence(what: str, printed: float, read: float, order: str, chance: int, kept: str = "") -> str:
     return (
         f"Correlation of ranks with {what}: {with_minus(printed)} as printed, {with_minus(read)} in {order}, "
         f"which {chance} of {DRAWS} random orders{kept} reach."
@@ -186,12 +186,12 @@ def profile(table: Iterable[PrintedColumn], column: PrintedColumn) -> dict[str, 
     return {row: fmean(fmean(each[row] for each in ranked) for ranked in methods.values()) for row in rows}
 
 
-def in_profile(table: Sequence[PrintedColumn], column: PrintedColumn, order: Sequence[str] | None = None) -> float:
+def profile_fit(table: Sequence[PrintedColumn], column: PrintedColumn, order: Sequence[str] | None = None) -> float:
     """Correlation of a column's ranks, read in an order, with those of the other methods."""
     return fit(ranks(column.read(order or column.rows)), profile(table, column))
 
 
-def by_chance(column: Mapping[str, float], witness: Mapping[str, float], reached: float, *, groups: bool) -> int:
+def chance_fits(column: Mapping[str, float], witness: Mapping[str, float], reached: float, *, groups: bool) -> int:
     """How many of DRAWS random orders of a column correlate as well; groups: textures and objects stay apart.
 
     An order changes neither mean nor spread, so it is told by its sum of products.

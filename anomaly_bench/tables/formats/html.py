@@ -41,8 +41,12 @@ def html_page(made: Sequence[Table]) -> str:
     return head + style + "\n".join(map(html_table, made)) + "</body>\n</html>\n"
 
 
-def html_table(table: Table) -> str:
-    """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind."""
+def html_table(table: Table, shares: Sequence[Sequence[float | None]] | None = None) -> str:
+    """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind.
+
+    Args:
+        shares: of each cell, for the shades of a heat map; the style sheet reads it as the variable `--share`.
+    """
     lines = [f'<table id="{html.escape(table.name)}">', f"<caption>{_html_text(table.caption)}</caption>", "<thead>"]
     levels = header_lines([labels_of(head, _html_text, SUP) for head in table.columns])
     for level, line in enumerate(levels, 1):
@@ -50,14 +54,15 @@ def html_table(table: Table) -> str:
         stubs = [f'<th class="stub">{_html_text(title)}</th>' for title in corner]
         titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
         lines.append(f"<tr>{''.join((*stubs, *titles))}</tr>")
-    lines += ["</thead>", "<tbody>", *_html_body(table), "</tbody>", "</table>"]
+    lines += ["</thead>", "<tbody>", *_html_body(table, shares), "</tbody>", "</table>"]
     marks = [f"{SUP.format(mark)} " if mark else "" for mark, _ in table.notes]
     notes = [f"<li>{mark}{_html_text(text)}</li>" for mark, (_, text) in zip(marks, table.notes, strict=True)]
     return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"
 
 
-def _html_body(table: Table) -> Iterator[str]:
-    for head, cells in zip(table.rows, table.cells, strict=True):
+def _html_body(table: Table, shares: Sequence[Sequence[float | None]] | None) -> Iterator[str]:
+    shades = [[_shade(share) for share in row] for row in shares or [[None] * len(row) for row in table.cells]]
+    for head, cells, row in zip(table.rows, table.cells, shades, strict=True):
         if head.above:
             width = len(table.corner) + len(table.columns)
             yield f'<tr class="rule"><th colspan="{width}">{_html_text(head.above)}</th></tr>'
@@ -65,8 +70,12 @@ def _html_body(table: Table) -> Iterator[str]:
         stubs = "".join(f"<th>{label}</th>" for label in labels_of(head, _html_text, SUP))
         texts = [cell_text(cell, table.has_published, _html_value) for cell in cells]
         marks = [SUP.format(",".join(cell.notes)) if cell.notes else "" for cell in cells]
-        shown = "".join(f"<td>{text}{mark}</td>" for text, mark in zip(texts, marks, strict=True))
+        shown = "".join(f"<td{each[0]}>{each[1]}{each[2]}</td>" for each in zip(row, texts, marks, strict=True))
         yield f"<tr{f' class={kinds!r}' if kinds else ''}>{stubs}{shown}</tr>"
+
+
+def _shade(share: float | None) -> str:
+    return "" if share is None else f' style="--share: {share:.3f}"'
 
 
 def _html_value(value: CellValue) -> str:
