@@ -6,7 +6,8 @@ from pathlib import Path
 
 from anomaly_bench import records
 from anomaly_bench.config.settings import conf_folder
-from anomaly_bench.tables.formats.draw import render_tables
+from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ def tables() -> str:
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in ("per_class", "complexity")]
-    return "\n".join(render_tables(found, layout, format="md") for layout in layouts)
+    return "\n".join(draw(build_tables(found, layout), "md") for layout in layouts)
 
 
 def main() -> None:

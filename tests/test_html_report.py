@@ -23,9 +23,11 @@ from anomaly_bench.cli.main import command as call
 from anomaly_bench.published.methods import publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.record import load_all, save
+from anomaly_bench.records.setups import setups
 from anomaly_bench.report import sections
 from anomaly_bench.report.figures import labels, plots, style, svg
 from anomaly_bench.tables import query
+from anomaly_bench.tables.formats.html import html_table
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -186,6 +188,15 @@ def test_points_of_the_figures(results):
     assert told["FastFlow"] == (plots.month_number(2021, 11), 99.4)
     assert told["SPADE"] == (plots.month_number(2020, 5), 85.5)
     assert section.timeline("pro")[0] == []
+
+
+def test_tables_of_numbers_are_those_of_the_html_format(page, results):
+    known = load_all(results)[0]
+    for number, part in enumerate(setups(known), 1):
+        shown = sections.Section(f"s{number}", part, [results]).heat["pro"]
+        written = html_table(shown, plots.heat_shares(shown))
+        assert written in page.read_text(encoding="utf-8")
+        assert written.count("--share: ") == sum(not cell.values[0].empty for row in shown.cells for cell in row)
 
 
 def test_published_values_stay_with_their_dataset(tmp_path):

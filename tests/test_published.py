@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_tables import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, shown, texts, timed
+from test_tables import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, render_tables, shown, texts, timed
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.records import load_all, save
 from anomaly_bench.records import outlines as outlines_module
 from anomaly_bench.tables.build import build_tables
-from anomaly_bench.tables.formats.draw import FORMATS, draw, render_tables
+from anomaly_bench.tables.formats.draw import FORMATS, draw
 from anomaly_bench.tables.layout import load_layout, make_layout
 from anomaly_bench.tables.papers import number_of
 

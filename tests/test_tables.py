@@ -19,7 +19,7 @@ from anomaly_bench.records.record import Record
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
 from anomaly_bench.tables.build import build_tables
-from anomaly_bench.tables.formats.draw import render_tables
+from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ def record(
     }
     known = repr((sorted(content.items(), key=lambda item: item[0]), seed))
     return Record(**{"fingerprint": hashlib.sha256(known.encode()).hexdigest(), **content})
+
+
+def render_tables(
+    records: list[Record], layout: Layout, cells: list[str] | None = None, format: str = "console", **others: Any
+) -> str:
+    """The tables of all setups as text."""
+    drawn = {key: others.pop(key) for key in ("color", "standalone") if key in others}
+    return draw(build_tables(records, layout, cells, **others), format, **drawn)
 
 
 def only(records: list[Record], layout: Layout = PER_CLASS, cells: list[str] | None = None) -> Table:

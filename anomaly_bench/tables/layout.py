@@ -26,10 +26,7 @@ SIZES = ("extra_params", "extra_mb", "stored_mb")
 TIMES = ("fit_s", "score_s")
 COSTS = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
 TEXTS = ("backbone", "input_size")
-_TYPES: dict[str, Any] = {
-    **{"str": str, "int": int, "bool": bool, "list": list, "dict": dict},
-    "float": (int, float),
-}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from anomaly_bench.records import outlines, results_csv
 from anomaly_bench.records.setups import setup_name, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.build import build_tables
-from anomaly_bench.tables.formats.draw import FORMATS, draw, render_tables
+from anomaly_bench.tables.formats.draw import FORMATS, draw
 from anomaly_bench.tables.layout import load_layout, make_layout
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ def write_tables(summary: Summary) -> None:
     printed = []  # when all is written: the reader of our output may be gone by then
     for part in setups(known):
         for layout in layouts:
-            path = results / "tables" / setup_name(part[0]) / layout.name
+            path, made = results / "tables" / setup_name(part[0]) / layout.name, build_tables(part, layout)
             for kind in ("md", "latex"):
-                text = render_tables(part, layout, format=kind)
-                files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), text)
+                files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), draw(made, kind))
             if setup_name(part[0]) in here:
-                printed.append(f"{render_tables(part, layout)}\n")
+                printed.append(f"{draw(made, 'console')}\n")
     if here:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
     for text in printed:

@@ -10,14 +10,7 @@ from operator import mul
 from statistics import correlation, fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from anomaly_bench.published.audit.columns import (
-    OBJECTS,
-    TEXTURES,
-    Finding,
-    label_of,
-    same_method_pairs,
-    with_minus,
-)
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Finding, label_of, same_method_pairs, with_minus
 
 if TYPE_CHECKING:
     from anomaly_bench.published.audit.columns import PrintedColumn

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anomaly_bench.errors import UsageError, closest
-from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.formats.csv_text import csv_text
 from anomaly_bench.tables.formats.html import html_page, html_table
@@ -14,37 +13,9 @@ from anomaly_bench.tables.formats.latex import document, latex
 from anomaly_bench.tables.formats.markdown import markdown
 
 if TYPE_CHECKING:
-    from anomaly_bench.published import Reference
-    from anomaly_bench.records.record import Record
-    from anomaly_bench.tables.layout import Layout
     from anomaly_bench.tables.table import Table
 
 FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "html"}  # and their suffixes
-
-
-def render_tables(
-    records: Iterable[Record],
-    layout: Layout,
-    cells: Sequence[str] | None = None,
-    format: str = "console",
-    *,
-    source: str = "measured",
-    references: Sequence[Reference] | None = None,
-    mixed: bool = False,
-    color: bool = False,
-    standalone: bool = False,
-) -> str:
-    """The tables of all setups as text.
-
-    Args:
-        cells, source, references, mixed: see `build_tables`.
-        format, color, standalone: see `draw`.
-
-    Raises:
-        UsageError: an unknown format, metric or source.
-    """
-    made = build_tables(records, layout, cells, source, references=references, mixed=mixed)
-    return draw(made, format, color=color, standalone=standalone)
 
 
 def draw(made: Sequence[Table], format: str, *, color: bool = False, standalone: bool = False) -> str:
