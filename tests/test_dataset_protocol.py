@@ -315,7 +315,7 @@ def test_several_masks_of_one_image_are_united_and_remain(tmp_path):
     job = Runner(config(tmp_path, scenes), Reporter()).job("only")
     image = job.task.tests["logical"][3]
     united = job.masks(job.task.tests["logical"])[3]
-    single = [readers.read(mask) for mask in image.masks]
+    single = [readers.read_source(mask) for mask in image.masks]
     assert [int(each.max()) for each in single] == [200, 201]
     assert np.array_equal(united, (single[0] > 0) | (single[1] > 0))
 
@@ -340,7 +340,7 @@ def test_an_image_in_a_zip(tmp_path):
     image = Sample("train/0.png", None, (Source(tmp_path / "all.zip", "train/0.png"),))
     assert np.array_equal(decode_sample(image, (RGB,), (48, 48)), picture(1))
     with pytest.raises(DataError, match=r"all\.zip\[train/1\.png\]: cannot be decoded .*no item named"):
-        readers.read(Source(tmp_path / "all.zip", "train/1.png"))
+        readers.read_source(Source(tmp_path / "all.zip", "train/1.png"))
 
 
 def faults(tmp_path):

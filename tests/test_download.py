@@ -25,7 +25,9 @@ import yaml
 from conftest import make_category
 from omegaconf import OmegaConf
 
+from anomaly_bench.cli.commands import data_download
 from anomaly_bench.config.compose import compose
+from anomaly_bench.data import archive as archives
 from anomaly_bench.data import download
 from anomaly_bench.errors import UsageError
 
@@ -157,7 +159,7 @@ class Site:
         """Call the command's function with these addresses, and forget the requests before."""
         self.requests.clear()
         values = {"dataset": self.node(*behaviours), "data_root": str(self.root), "category": category}
-        return download.download(OmegaConf.create(values))
+        return data_download.download_dataset(OmegaConf.create(values))
 
     def files(self):
         """All that is in the data's root, but for the folder that the download works in."""
@@ -178,7 +180,7 @@ def site(server, archive, tmp_path):
 
 
 def test_the_official_archive_is_described():
-    archive = download.read_archive(compose("config", ["dataset=mvtec"])["dataset"])
+    archive = archives.read_archive(compose("config", ["dataset=mvtec"])["dataset"])
     assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
     assert len(archive.addresses) == 2
     assert all(address.startswith("https://") for address in archive.addresses)

@@ -23,7 +23,7 @@ from anomaly_bench.data import overlays as overlays_module
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.protocol import to_tensor
-from anomaly_bench.runs import saved_model
+from anomaly_bench.runs import folder_scoring, saved_model
 
 SETTINGS = ("dataset=folder", "input.resize=64", "input.crop=48", "speed=false", "gallery=0", "save_model=true")
 
@@ -170,7 +170,7 @@ def test_a_reader_that_fails_in_its_own_way(padim, command, tmp_path, monkeypatc
             raise IndexError("out of range")
         return decode_image(source, size)
 
-    monkeypatch.setattr(score_images.decoding, "decode_image", broken)
+    monkeypatch.setattr(folder_scoring.decoding, "decode_image", broken)
     status, _, err = command("score", model, f"images={test}", f"out={tmp_path / 'out'}", "save_overlays=false")
     assert status == 1
     assert err.count("001.png: cannot be decoded (IndexError('out of range'))") == 2
@@ -248,7 +248,7 @@ def test_no_more_than_two_parts_are_at_work():
 
     with ThreadPoolExecutor(4) as pool:
         seen = []
-        for part, futures in score_images.ahead(pool, work, score_images.chunks(range(100), 7)):
+        for part, futures in folder_scoring.ahead(pool, work, folder_scoring.chunks(range(100), 7)):
             seen += [future.result() for future in futures]
             assert len(started) <= len(seen) + 7, "more than the next part has been started"
             assert list(part) == seen[-len(part) :]

@@ -250,9 +250,9 @@ def score_job(config: DictConfig) -> int:
         if values[key] != defaults[key]:
             raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
     if given == "model":
-        from anomaly_bench.cli.commands.score_images import score as work
+        from anomaly_bench.cli.commands.score_images import score_images as work
     else:
-        from anomaly_bench.cli.commands.score_maps import rescore as work
+        from anomaly_bench.cli.commands.score_maps import score_maps as work
     return DONE if work(values) else FAILED
 
 
@@ -267,10 +267,10 @@ def list_names(subject: str | None, arguments: list[str]) -> int:
 
 
 def data(subject: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands import data_check
-    from anomaly_bench.data import download
-
-    work = download.download if subject == "download" else data_check.check
+    if subject == "download":
+        from anomaly_bench.cli.commands.data_download import download_dataset as work
+    else:
+        from anomaly_bench.cli.commands.data_check import check_dataset as work
     return hydra("data", arguments, lambda config: DONE if work(config) else FAILED)
 
 

@@ -148,7 +148,7 @@ def truth(config: Mapping[str, Any], key: str) -> bool:
     return bool(config[key])
 
 
-def folder(config: Mapping[str, Any], key: str, what: str) -> Path:
+def existing_folder(config: Mapping[str, Any], key: str, what: str) -> Path:
     """The folder that a key names.
 
     Raises:

@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench.data import decoding
 from anomaly_bench.errors import DataError
 from anomaly_bench.files import relative, tree, write_atomically
 
-SUFFIXES = (".npy", ".npz", ".tif", ".tiff")
+MAP_SUFFIXES = (".npy", ".npz", ".tif", ".tiff")
 ABOUT = (
     "about.json"  # in a folder of maps that anomaly-bench has written: whose they are, and the input that they cover
 )
-Size = decoding.Size
-Floats = NDArray[np.floating[Any]]
+MapValues = NDArray[np.floating[Any]]
 
 
 def map_names(files: Sequence[str]) -> list[str]:
@@ -38,7 +36,7 @@ def find_maps(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
     for here in tree(root):
         for path in sorted(here.iterdir()):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            if path.suffix.lower() in MAP_SUFFIXES and not path.name.startswith(".") and path.is_file():
                 found[relative(path.with_suffix(""), root)].append(path)
     return dict(found)
 
@@ -69,7 +67,7 @@ def addressed(category: str, names: Sequence[str], known: Container[str], alone:
     return next((way for way in ways if any(way(name) in known for name in names)), None)
 
 
-def read_map(path: Path) -> Floats:
+def read_map(path: Path) -> MapValues:
     """One (H, W) map; float32, or float64 where that is what it needs.
 
     Raises:

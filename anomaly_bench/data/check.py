@@ -25,7 +25,7 @@ def examine(dataset: Dataset, name: str, official: Mapping[str, int]) -> tuple[l
         task = dataset.task(name)
         found, masks = count(task)
         cells = [str(number) for number in (*(found[key] for key in COUNTED), masks)]
-        problems += unlike(found, official)
+        problems += count_differences(found, official)
         look_at_headers(task, dataset.root / name)
     except DataError as error:
         problems.append(str(error))
@@ -40,7 +40,7 @@ def count(task: Task) -> tuple[dict[str, int], int]:
     return dict(zip(ALL_COUNTED, numbers, strict=True)), sum(bool(image.masks) for image in tested)
 
 
-def unlike(found: Mapping[str, int], official: Mapping[str, int]) -> list[str]:
+def count_differences(found: Mapping[str, int], official: Mapping[str, int]) -> list[str]:
     """At most one line: every count that is not the official one, where there is one."""
     wrong = [
         f"{ALL_COUNTED[key]} {found[key]}, official {number}"
@@ -54,7 +54,7 @@ def look_at_headers(task: Task, place: Path) -> None:
     """Raise DataError for the first file that is no image, or plane or mask that has not its image's size."""
 
     def find(source: Source) -> Facts:
-        height, width = readers.size(source)
+        height, width = readers.source_size(source)
         return [width, height]
 
     with remembered("headers", place, find) as look_up:

@@ -34,7 +34,7 @@ def decode_plane(source: Source, plane: Plane, size: Size) -> NDArray[Any]:
     """One plane (H, W, C)."""
     if source.reader == "image" and plane == RGB:
         return decode_image(source, size)
-    values = readers.read(source)
+    values = readers.read_source(source)
     values = values[..., None] if values.ndim == 2 else values
     if plane.channels == 3 and values.shape[2] == 1:  # grey
         values = np.repeat(values, 3, axis=2)
@@ -66,9 +66,9 @@ def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
     if not sample.masks:
         return np.zeros(size, np.uint8)
     require_size((sample.sources[0], *sample.masks), sample)
-    defect = np.zeros(readers.size(sample.sources[0]), np.bool_)
+    defect = np.zeros(readers.source_size(sample.sources[0]), np.bool_)
     for mask in sample.masks:
-        values = readers.read(mask)
+        values = readers.read_source(mask)
         defect |= (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1)
     resized = PILImage.fromarray(defect.astype(np.uint8)).resize((size[1], size[0]), PILImage.Resampling.NEAREST)
     return np.asarray(resized)
@@ -76,9 +76,9 @@ def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
 
 def require_size(sources: Sequence[Source], sample: Sample) -> None:
     """Raise DataError for a plane or mask that has not the size of its image's first plane."""
-    expected = readers.size(sources[0])
+    expected = readers.source_size(sources[0])
     for source in sources[1:]:
-        found = readers.size(source)
+        found = readers.source_size(source)
         if found != expected:
             raise DataError(
                 f"{source}: {found[1]}x{found[0]} pixels, but its image {sample.id} has {expected[1]}x{expected[0]}; "

@@ -1,59 +1,37 @@
-"""`anomaly-bench data download dataset=NAME data_root=DIR`: fetch a dataset's official archive, check it, unpack it.
+"""The transfer of an archive: it goes on where it stopped, and its hash decides whether it is the right one.
 
 All work is done in `<data_root>/.download`, on the disk of its result. `archive.part` there is what has come so far:
 an interrupted call leaves it, and the next one goes on at its end, from whichever address answers, since the sha256
-decides in the end. Nothing is unpacked before that is right. Categories are unpacked aside and renamed to their
-places when all are whole; what is there already is left alone.
+decides in the end. Nothing is unpacked before that is right.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import shutil
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
-from anomaly_bench.console import Reporter
-from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
-from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.files import safe_filename, write_atomically
+from anomaly_bench.data.archive import megabyte_bar, megabytes, require_space
+from anomaly_bench.errors import DataError
+from anomaly_bench.files import write_atomically
 from anomaly_bench.version import __version__
+
+if TYPE_CHECKING:
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.data.archive import Archive
 
 READ_SECONDS = 30  # without a byte, then an address is given up
 CHUNK = 2**18  # bytes
-MB = 10**6
-
-
-@dataclass(frozen=True)
-class Archive:
-    """`about.archive` of a dataset's YAML.
-
-    Attributes:
-        licence: one line, said before anything is fetched.
-        addresses: of the same file, tried in this order.
-        sha256: of the file, 64 hex digits.
-        unpacked: bytes that its files hold at most.
-        members: files and folders in it at most.
-    """
-
-    licence: str
-    addresses: Sequence[str]
-    sha256: str
-    unpacked: int
-    members: int
 
 
 class TransferError(Exception):
@@ -89,86 +67,6 @@ class Part:
         self.size, self.sha256 = 0, hashlib.sha256()
 
 
-def download(config: Any) -> bool:
-    """Fetch and unpack what is lacking of `category`; True: all of it is there.
-
-    Raises:
-        UsageError: the dataset's YAML names no archive, or `data_root` cannot be a folder.
-    """
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    node, reporter = values["dataset"], Reporter()
-    archive = read_archive(node)
-    reporter.say(archive.licence)
-    dataset = open_dataset(node, made_root(node["name"], as_path(values["data_root"])))
-    lacking = [name for name in chosen(dataset, values["category"]) if name not in dataset.available]
-    if not lacking:
-        reporter.say(f"nothing to do: all that was asked for is in {dataset.root}")
-        return True
-    try:
-        with workplace(dataset.root) as folder:
-            part = read_part(folder / "archive.part", reporter)
-            fetch(archive, part, reporter)
-            unpack(archive, part.path, lacking, dataset.root, reporter)
-            part.discard()
-    except DataError as error:
-        reporter.say(f"error: {error}")
-        return False
-    except OSError as error:
-        reporter.say(f"error: {disk_failure(error, dataset.root, archive)}")
-        return False
-    reporter.say(f"{', '.join(lacking)}: unpacked into {dataset.root}")
-    return True
-
-
-def read_archive(node: Mapping[str, Any]) -> Archive:
-    """What a dataset's YAML says of its archive; UsageError: nothing, or keys that are none."""
-    keys = (node.get("about") or {}).get("archive")
-    if keys is None:
-        raise UsageError("nothing to download: the dataset's YAML has no about.archive; that of dataset=mvtec has one")
-    try:
-        return Archive(**keys)
-    except TypeError as error:
-        raise UsageError(f"dataset.about.archive: {error}") from error
-
-
-def made_root(name: str, data_root: Path | None) -> Path | None:
-    """`data_root`, else `$ANOMALY_BENCH_DATA/<name>`, made where it is not there; None: neither is given."""
-    shared = os.environ.get(DATA_VARIABLE)
-    if data_root is None and shared is None:
-        return None
-    root = (data_root or Path(str(shared), name)).expanduser()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"data_root={root}: cannot be made a folder ({error.strerror})") from error
-    return root
-
-
-def disk_failure(error: OSError, root: Path, archive: Archive) -> str:
-    """What the disk has against writing, in one line."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{error.filename or root}: cannot be written ({error.strerror or error}); check the folder and its rights"
-        )
-    return (
-        f"{root}: the disk is full: found {megabytes(shutil.disk_usage(root).free)} free, unpacking needs up to "
-        f"{megabytes(archive.unpacked)} besides the archive; free some and give the same command again: it goes on"
-    )
-
-
-def require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DataError(
-            f"{folder}: needs up to {megabytes(needed)} free, found {megabytes(free)}; free some and give the same "
-            "command again, or choose another data_root"
-        )
-
-
-def megabytes(size: int) -> str:
-    return f"{size / MB:.1f} MB"
-
-
 @contextlib.contextmanager
 def workplace(root: Path) -> Iterator[Path]:
     """The folder of one download at a time; nothing of it stays but a part of an archive."""
@@ -187,25 +85,11 @@ def workplace(root: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def bar(reporter: Reporter, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A stage that counts whole MB; yields `reached(bytes)`."""
-    with reporter.stage(f"{title} (MB)", None if total is None else -(-total // MB)) as advance:
-        done = 0
-
-        def reached(size: int) -> None:
-            nonlocal done
-            advance(size // MB - done)
-            done = size // MB
-
-        yield reached
-
-
 def read_part(path: Path, reporter: Reporter) -> Part:
     """What earlier calls left."""
     part = Part(path)
     if path.exists():
-        with path.open("rb") as file, bar(reporter, "hash", path.stat().st_size) as reached:
+        with path.open("rb") as file, megabyte_bar(reporter, "hash", path.stat().st_size) as reached:
             while chunk := file.read(CHUNK):
                 part.add(chunk)
                 reached(part.size)
@@ -237,7 +121,7 @@ def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> 
         TransferError: it could not be reached, broke off, stalled, or sent something else.
         DataError: the disk is too small.
     """
-    with connect(address, part) as response:
+    with ask(address, part) as response:
         if response.status == 206:
             span = str(response.headers.get("Content-Range"))
             if not span.startswith(f"bytes {part.size}-"):
@@ -250,8 +134,8 @@ def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> 
         require_space(part.path.parent, (left or 0) + archive.unpacked)
         kept = f", after the {megabytes(part.size)} that are here" if part.size else ""
         reporter.say(f"fetching {'a file' if left is None else megabytes(left)} from {address}{kept}")
-        with part.path.open("ab") as file, bar(reporter, "archive", total) as reached:
-            for chunk in chunks(response, left):
+        with part.path.open("ab") as file, megabyte_bar(reporter, "archive", total) as reached:
+            for chunk in received(response, left):
                 file.write(chunk)
                 part.add(chunk)
                 reached(part.size)
@@ -263,7 +147,7 @@ def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> 
         raise TransferError(f"what came has sha256 {found}, expected {archive.sha256}; it is deleted")
 
 
-def connect(address: str, part: Part) -> HTTPResponse:
+def ask(address: str, part: Part) -> HTTPResponse:
     """An answer of HTTP status 206, which begins at the end of `part`, or 200."""
     headers = {"User-Agent": f"anomaly-bench/{__version__}", "Accept-Encoding": "identity"}
     if part.size:
@@ -275,10 +159,10 @@ def connect(address: str, part: Part) -> HTTPResponse:
     except HTTPError as error:
         if error.code == 416 and part.size:  # it has no byte after these, and their sha256 is wrong
             part.discard()
-            return connect(address, part)
+            return ask(address, part)
         raise TransferError(f"{error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise TransferError(reason(error)) from error
+        raise TransferError(failure_reason(error)) from error
     page = response.headers.get("Content-Type", "").startswith(("text/", "application/json"))  # "no such share"
     if page or not isinstance(response, HTTPResponse):
         response.close()
@@ -286,77 +170,16 @@ def connect(address: str, part: Part) -> HTTPResponse:
     return response
 
 
-def chunks(response: HTTPResponse, left: int | None) -> Iterator[bytes]:
+def received(response: HTTPResponse, left: int | None) -> Iterator[bytes]:
     """What comes, until `left` bytes have come or the connection is closed."""
     try:
         while left != 0 and (chunk := response.read1(CHUNK if left is None else min(CHUNK, left))):
             left = None if left is None else left - len(chunk)
             yield chunk
     except (OSError, HTTPException) as error:
-        raise TransferError(reason(error)) from error
+        raise TransferError(failure_reason(error)) from error
 
 
-def reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, URLError) else error
     return f"no byte for {READ_SECONDS} s" if isinstance(cause, TimeoutError) else str(cause) or type(cause).__name__
-
-
-def unpack(archive: Archive, path: Path, names: Sequence[str], root: Path, reporter: Reporter) -> None:
-    """Unpack categories, and the files beside them such as a licence; into `root` they come when all are whole.
-
-    Raises:
-        DataError: a member that is not a plain file or folder, too many or too large ones, a category that is not
-            in the archive, or a disk that is too small; nothing is changed in `root`.
-    """
-    folder = path.with_name("unpacked")
-    shutil.rmtree(folder, ignore_errors=True)
-    require_space(root, archive.unpacked)
-    try:
-        extract(archive, path, names, folder, reporter)
-        absent = [name for name in names if not (folder / name).is_dir()]
-        if absent:
-            raise DataError(f"the archive has no folder {', '.join(absent)}; nothing is unpacked")
-        for made in sorted(folder.iterdir()):
-            if not (root / made.name).exists():
-                made.rename(root / made.name)
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: cannot be unpacked ({error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def extract(archive: Archive, path: Path, names: Sequence[str], folder: Path, reporter: Reporter) -> None:
-    """Write the members of some top folders, and the top files, into `folder`."""
-    members = size = 0
-    with (
-        path.open("rb") as file,
-        bar(reporter, "unpacking", path.stat().st_size) as reached,
-        tarfile.open(fileobj=file, mode="r|*") as tar,
-    ):
-        for member in tar:
-            members, size = members + 1, size + member.size
-            if members > archive.members or size > archive.unpacked:
-                raise DataError(
-                    f"the archive holds more than {archive.members} members or {megabytes(archive.unpacked)}; "
-                    "nothing is unpacked"
-                )
-            parts = plain_parts(member)
-            if parts[:1] and (parts[0] in names or (len(parts) == 1 and member.isfile())):
-                tar.extract(member, folder, filter="data")
-            reached(file.tell())
-
-
-def plain_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
-    """The parts of a member's relative path; () is the archive's own top.
-
-    Raises:
-        DataError: neither a file nor a folder, or a name that leads elsewhere or that some system does not take.
-    """
-    parts = PurePosixPath(member.name).parts
-    names = [part.lstrip(".") for part in parts]  # ".hidden" is legal, ".." is not
-    if not (member.isdir() or member.isfile()) or member.issparse() or names != [safe_filename(name) for name in names]:
-        raise DataError(
-            f"the archive's member {member.name[:200]!r} is refused: expected plain files and folders, with names of "
-            "letters, digits and ._- inside the archive's own folder; nothing is unpacked"
-        )
-    return parts

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.data import decoding
+from anomaly_bench.data.decoding import Size, decode_mask
 from anomaly_bench.errors import DataError
 
 if TYPE_CHECKING:
-    from anomaly_bench.data.anomaly_maps import Floats, Size
+    from anomaly_bench.data.anomaly_maps import MapValues
     from anomaly_bench.data.dataset import Sample
 
 
@@ -24,7 +24,7 @@ def has_masks(images: Sequence[Sample]) -> bool:
     return any(image.masks for image in images) or not any(image.label for image in images)
 
 
-def centre(images: NDArray[Any], crop: decoding.Size | None) -> NDArray[Any]:
+def centre(images: NDArray[Any], crop: Size | None) -> NDArray[Any]:
     """The central (H, W) of (N, H, W, ...) as a view."""
     if crop is None:
         return images
@@ -32,7 +32,7 @@ def centre(images: NDArray[Any], crop: decoding.Size | None) -> NDArray[Any]:
     return images[:, top : top + crop[0], left : left + crop[1]]
 
 
-def margins(size: decoding.Size, crop: decoding.Size | None) -> decoding.Size:
+def margins(size: Size, crop: Size | None) -> Size:
     """How many pixels the central (H, W) of an image leaves out at the top and at the left."""
     return (0, 0) if crop is None else (round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2))
 
@@ -51,10 +51,10 @@ class Frame:
 
     def mask(self, image: Sample, own: Size) -> NDArray[np.bool_]:
         """(H, W), True = defect; `own` is the image's size."""
-        mask: NDArray[np.bool_] = decoding.decode_mask(image, self.resize or own).astype(np.bool_)
+        mask: NDArray[np.bool_] = decode_mask(image, self.resize or own).astype(np.bool_)
         return centred(mask, self.crop)
 
-    def map(self, values: Floats, own: Size) -> Floats:
+    def map(self, values: MapValues, own: Size) -> MapValues:
         """A map as it is, or brought to this size.
 
         Raises:
@@ -85,7 +85,7 @@ def shape(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
 
-def resized(values: Floats, size: Size) -> Floats:
+def resized(values: MapValues, size: Size) -> MapValues:
     """(H, W) values, bilinear, in float32; made smaller, a value is an average over what it covers."""
     picture = PILImage.fromarray(values.astype(np.float32))
     return np.asarray(picture.resize((size[1], size[0]), PILImage.Resampling.BILINEAR))

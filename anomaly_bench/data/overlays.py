@@ -14,7 +14,7 @@ from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import margins
 from anomaly_bench.heatmap import heat
 
-LARGEST = 1024  # pixels: the longer side of an overlay at most
+LONGEST_SIDE = 1024  # pixels: the longer side of an overlay at most
 OPACITY = 0.7  # of the upper half of the colours; the lower half fades out
 
 
@@ -39,8 +39,8 @@ def overlay(
         resize, crop: the (H, W) that the image was resized to and cropped to: what lies outside the crop has no heat.
     """
     source = Source(file)
-    size = readers.size(source)
-    height, width = (max(1, round(side * min(1.0, LARGEST / max(size)))) for side in size)
+    size = readers.source_size(source)
+    height, width = (max(1, round(side * min(1.0, LONGEST_SIDE / max(size)))) for side in size)
     picture = PILImage.fromarray(decoding.decode_image(source, (height, width)))
     top, left = margins(resize, crop)
     box_height, box_width = crop or resize

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Source
 
 
-def read(source: Source) -> NDArray[Any]:
+def read_source(source: Source) -> NDArray[Any]:
     """The (H, W) or (H, W, C) values of a source, as they are stored.
 
     Raises:
         DataError: it cannot be read.
     """
-    with named(source):
+    with naming(source):
         if source.reader not in READERS:
             raise DataError(f"{source}: no reader {source.reader}{closest(source.reader, READERS)}")
         values = READERS[source.reader](source)
@@ -35,7 +35,7 @@ def read(source: Source) -> NDArray[Any]:
         return values
 
 
-def size(source: Source) -> tuple[int, int]:
+def source_size(source: Source) -> tuple[int, int]:
     """(H, W), from the header where the format has one."""
     if source.reader == "image":
         with opened(source) as image:
@@ -43,23 +43,23 @@ def size(source: Source) -> tuple[int, int]:
     if source.reader == "tiff":
         import tifffile
 
-        with named(source), tifffile.TiffFile(source.path) as file:
+        with naming(source), tifffile.TiffFile(source.path) as file:
             height, width = file.series[0].shape[:2]
             return height, width
-    height, width = read(source).shape[:2]
+    height, width = read_source(source).shape[:2]
     return height, width
 
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[PILImage.Image]:
     """An open image file; whatever goes wrong with it, now or while it is decoded, names the file."""
-    with named(source), contextlib.ExitStack() as stack:
+    with naming(source), contextlib.ExitStack() as stack:
         file = stack.enter_context(member_file(source)) if source.member else source.path
         yield stack.enter_context(PILImage.open(file))
 
 
 @contextlib.contextmanager
-def named(source: Source) -> Iterator[None]:
+def naming(source: Source) -> Iterator[None]:
     """Whatever is raised while a source is read becomes a DataError that names it.
 
     Of a damaged file PIL's readers raise a dozen kinds, and not those that they document; so do zip, numpy, tifffile.

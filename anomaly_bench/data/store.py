@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
-REVISION = 1  # raised when the pixels of a stored image change
+STORE_REVISION = 1  # raised when the pixels of a stored image change
 
 
 def made_by(task: Task) -> dict[str, Any]:
     """What stored pixels depend on besides their files and size."""
-    return {"store": REVISION, "filter": FILTER.name, **told_planes(task)}
+    return {"store": STORE_REVISION, "filter": FILTER.name, **told_planes(task)}
 
 
 def told_planes(task: Task) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def stored(
     Args:
         about: all that it depends on; "shape": that of each part.
     """
-    key = digest({**about, "revision": REVISION, "pillow": PIL.__version__})[:24]
+    key = digest({**about, "revision": STORE_REVISION, "pillow": PIL.__version__})[:24]
     folder, shape = cache_root() / "store" / safe_filename(place), (len(decode), *about["shape"])
     if not decode:
         return np.empty(shape, dtype)
@@ -114,9 +114,9 @@ def stored(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{key}.lock"):
-            found = find(folder, key, shape)
+            found = find_array(folder, key, shape)
             if found is None:
-                return write(folder, key, shape, dtype, decoded())
+                return write_arrays(folder, key, shape, dtype, decoded())
     except OSError as error:
         logger.warning("the cache %s failed (%s): decoded images stay in memory", folder, error.strerror or error)
         return np.stack(list(decoded()))
@@ -124,10 +124,10 @@ def stored(
     return found
 
 
-def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def find_array(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The stored array of this key if it is whole; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
-        array = whole(path, shape)
+        array = sound(path, shape)
         if array is not None:
             return array
         logger.warning("%s is damaged: its images are decoded anew", path)
@@ -135,7 +135,7 @@ def find(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
     return None
 
 
-def whole(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def sound(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     """The array in a file, memory-mapped; None: it has another shape, or not the checksum in its name."""
     with contextlib.suppress(OSError, ValueError):
         array: NDArray[Any] = np.load(path, mmap_mode="r")
@@ -144,7 +144,7 @@ def whole(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
     return None
 
 
-def write(
+def write_arrays(
     folder: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], arrays: Iterator[NDArray[Any]]
 ) -> NDArray[Any]:
     """Write arrays one after the other into `<key>-<crc32>.npy` and map it.

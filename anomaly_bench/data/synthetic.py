@@ -38,11 +38,11 @@ from anomaly_bench.cache import cache_root
 from anomaly_bench.data.mvtec import MVTecDataset
 from anomaly_bench.errors import UsageError
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 Colour = tuple[float, float, float]
 outer = np.multiply.outer  # (3,) colour, (H, W) brightness -> (3, H, W) picture
-REVISION = 2  # raised when a pixel of any image changes
+IMAGES_REVISION = 2  # raised when a pixel of any image changes
 CATEGORIES = {"weave": "textures", "granite": "textures", "gear": "objects", "biscuit": "objects"}
 DEFECTS = {
     "weave": ("fibre", "hole", "misweave", "stain"),
@@ -51,7 +51,7 @@ DEFECTS = {
     "biscuit": ("bite", "burn", "crack", "filled"),
 }
 SIZE = 256  # pixels a side
-TRAIN, GOOD, EACH = 40, 20, 5  # images of a category: to train on, good ones to test, of each defect
+TRAIN, NORMAL, EACH = 40, 20, 5  # images of a category: to train on, good ones to test, of each defect
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float64)
 VISIBLE = 0.03  # a smaller change of a pixel in [0, 1] is left out of image and mask
 
@@ -67,9 +67,9 @@ def _images() -> Iterator[tuple[str, str, str, int, int]]:
     """Category, split, defect, number in the folder and number in the split of every image."""
     for category, defects in DEFECTS.items():
         yield from ((category, "train", "good", number, number) for number in range(TRAIN))
-        yield from ((category, "test", "good", number, number) for number in range(GOOD))
+        yield from ((category, "test", "good", number, number) for number in range(NORMAL))
         for place, defect in enumerate(defects):
-            first = GOOD + place * EACH
+            first = NORMAL + place * EACH
             yield from ((category, "test", defect, number, first + number) for number in range(EACH))
 
 
@@ -115,7 +115,7 @@ def render(category: str, split: str, index: int, defect: str = "good") -> tuple
 # Pictures and colours are (3, H, W) and (3,) floats, 1 is white; coverages and heights are (H, W).
 
 
-def _light(rng: Generator, index: int) -> Floats:
+def _light(rng: Generator, index: int) -> _Floats:
     """(3, H, W) the mean brightness of picture `index`, with a slope across it and a warm or cold tint."""
     mean = 0.42 + 0.06 * (index * 0.6180339887 % 1 - 0.5)  # golden ratio: any few numbers in a row spread evenly
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.1) / 128
@@ -123,12 +123,12 @@ def _light(rng: Generator, index: int) -> Floats:
     return np.asarray(outer(mean * (1 + rng.normal(0, 0.01, 3)), plane))
 
 
-def _grain(rng: Generator) -> Floats:
+def _grain(rng: Generator) -> _Floats:
     """(H, W) white noise of mean 0 and deviation 1: uniform, which is much faster than normal."""
     return np.asarray((rng.random((SIZE, SIZE)) - 0.5) * np.sqrt(12))
 
 
-def _field(rng: Generator, scale: float) -> Floats:
+def _field(rng: Generator, scale: float) -> _Floats:
     """(H, W) smooth noise of mean 0 and deviation about 1, with bumps `scale` pixels wide."""
     if scale < 8:
         noise = ndimage.gaussian_filter(_grain(rng), scale, truncate=2, mode="wrap")
@@ -140,34 +140,34 @@ def _field(rng: Generator, scale: float) -> Floats:
     return np.asarray(np.einsum("li,lj->ij", rows, bumps))  # not @: its threads cost more than they save
 
 
-def _blend(below: Colour | Floats, above: Colour | Floats, cover: Floats) -> Floats:
+def _blend(below: Colour | _Floats, above: Colour | _Floats, cover: _Floats) -> _Floats:
     """(3, H, W) `below` where `cover` is 0, `above` where it is 1; each is a colour or a picture."""
     low, high = (np.reshape(x, (3, 1, 1)) if isinstance(x, tuple) else x for x in (below, above))
     return np.asarray(low + cover * (high - low))
 
 
-def _step(distance: Floats, soft: float = 0.7) -> Floats:
+def _step(distance: _Floats, soft: float = 0.7) -> _Floats:
     """0 to 1 as `distance` in pixels goes from negative to positive."""
     return np.asarray(0.5 + 0.5 * np.tanh(distance / soft))
 
 
-def _relief(height: Floats, blur: float) -> Floats:
+def _relief(height: _Floats, blur: float) -> _Floats:
     """(H, W) how much brighter a surface of this height is under light from the upper left."""
     smooth = ndimage.gaussian_filter(height, blur, truncate=2)
     return np.asarray(np.roll(smooth, -1, (0, 1)) - np.roll(smooth, 1, (0, 1))) / 2
 
 
-def _shadow(solid: Floats) -> Floats:
+def _shadow(solid: _Floats) -> _Floats:
     """(H, W) the soft shadow that an object throws to the lower right."""
     return np.roll(ndimage.gaussian_filter(solid, 4, truncate=2), (4, 4), (0, 1))
 
 
-def _spot(rng: Generator, centre: tuple[float, float], radius: float, soft: float) -> Floats:
+def _spot(rng: Generator, centre: tuple[float, float], radius: float, soft: float) -> _Floats:
     """(H, W) coverage of an uneven round spot."""
     return _step(radius * (1 + 0.15 * _field(rng, radius / 2)) - np.hypot(X - centre[0], Y - centre[1]), soft)
 
 
-def _line(rng: Generator, start: tuple[float, float], length: float, bend: float, width: float) -> Floats:
+def _line(rng: Generator, start: tuple[float, float], length: float, bend: float, width: float) -> _Floats:
     """(H, W) coverage of a line that wanders: `bend` is the deviation of its direction per 3 pixels."""
     angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, int(length / 3)))
     points = np.cumsum(np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3, axis=0) + start
@@ -182,7 +182,7 @@ def _somewhere(rng: Generator, nearest: float, farthest: float) -> tuple[float, 
     return 128 + distance * np.cos(angle), 128 + distance * np.sin(angle)
 
 
-def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
+def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Floats:
     centre, radius = _somewhere(flaw, 0, 95), 4.5 + 5 * strength
     across, along = X + 1.5 * _field(rng, 40), Y + 1.5 * _field(rng, 40)
     far = np.hypot(X - centre[0], Y - centre[1])
@@ -202,7 +202,7 @@ def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> Flo
     twist = 0.95 + 0.05 * np.sin(2 * np.pi * (3 * length + width))
     tone = np.where(over, rng.normal(1, 0.05, 64)[i], rng.normal(1, 0.05, 64)[j])
     shade = (0.2 + round_) * twist * tone * (1 + 0.06 * _field(rng, 1) + 0.03 * _field(rng, 30))
-    picture: Floats = shade * _blend((0.74, 0.71, 0.64), (0.28, 0.37, 0.52), over.astype(float))
+    picture: _Floats = shade * _blend((0.74, 0.71, 0.64), (0.28, 0.37, 0.52), over.astype(float))
     if defect == "hole":
         picture = _blend(picture, (0.07, 0.06, 0.06), _step(radius * 0.5 - far))
     if defect == "stain":
@@ -214,7 +214,7 @@ def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> Flo
     return picture
 
 
-def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
+def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Floats:
     picture = outer((0.62, 0.60, 0.59), 1 + 0.03 * _field(rng, 25))
     picture = _blend(picture, (0.74, 0.58, 0.52), _step(_field(rng, 3.2) - rng.normal(0.5, 0.04), 0.3))
     picture = _blend(picture, (0.86, 0.85, 0.83), _step(_field(rng, 1.8) - rng.normal(1.1, 0.04), 0.25))
@@ -237,7 +237,7 @@ def _granite(rng: Generator, flaw: Generator, defect: str, strength: float) -> F
     return picture
 
 
-def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
+def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Floats:
     x, y = X - 128 - rng.normal(0, 2), Y - 128 - rng.normal(0, 2)
     r, angle = np.hypot(x, y) * rng.normal(1, 0.006), np.arctan2(y, x) + rng.normal(0, 0.022)
     tooth, turned = angle - np.pi * flaw.integers(18) / 9, angle
@@ -263,12 +263,12 @@ def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floa
     return _blend(table, metal, solid) + relief * (0.3 + 0.7 * solid)
 
 
-def _near(angle: Floats) -> Floats:
+def _near(angle: _Floats) -> _Floats:
     """1 at the tooth that lies at angle 0, 0 at the others."""
     return np.asarray(np.exp(-((88 * (1 - np.cos(angle))) ** 2)))
 
 
-def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> Floats:
+def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Floats:
     x, y = X - 128 - rng.normal(0, 1.5), Y - 128 - rng.normal(0, 1.5)
     r, angle = np.hypot(x, y) * rng.normal(1, 0.012), np.arctan2(y, x) + rng.normal(0, 0.03)
     edge = 98 + 5 * np.abs(np.cos(10 * angle)) + rng.normal(0, 1.5) * np.cos(2 * angle + rng.uniform(0, 6))
@@ -305,8 +305,8 @@ def synthetic(name: str, title: str, data_root: str | None) -> MVTecDataset:
     """
     if data_root is not None:
         raise UsageError("data_root has no effect on dataset=synthetic: its images are generated; leave it out")
-    root = cache_root() / f"synthetic-{REVISION}"
-    complete = len(CATEGORIES) * (TRAIN + GOOD) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
+    root = cache_root() / f"synthetic-{IMAGES_REVISION}"
+    complete = len(CATEGORIES) * (TRAIN + NORMAL) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
         if sum(1 for _ in root.rglob("*.png")) != complete:

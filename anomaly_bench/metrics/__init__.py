@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from anomaly_bench.metrics.metrics import METRICS, PRO_LIMIT, Evaluation, Level, Metric, evaluate
+from anomaly_bench.metrics.metrics import METRICS, PRO_LIMIT, Evaluation, Metric, MetricLevel, evaluate
 
-__all__ = ["METRICS", "PRO_LIMIT", "Evaluation", "Level", "Metric", "evaluate"]
+__all__ = ["METRICS", "PRO_LIMIT", "Evaluation", "Metric", "MetricLevel", "evaluate"]

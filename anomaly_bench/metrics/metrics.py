@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PRO_LIMIT = 0.3  # false positive rate at which the PRO integral ends
 CURVE_POINTS = 500  # of a returned curve
 RUN_POINTS = 20_000  # of a run's piece of a curve, before the whole curve is thinned
-Level = Literal["image", "pixel"]
+MetricLevel = Literal["image", "pixel"]
 
 
 def auroc(steps: Steps) -> float:
@@ -70,7 +70,7 @@ class Metric:
     """
 
     title: str  # heads its column in tables
-    level: Level
+    level: MetricLevel
     of: Callable[[Steps], float]
     total: Callable[[Iterable[float]], float] = sum
     revision: int = 1
@@ -118,7 +118,7 @@ def evaluate(outcome: Outcome) -> Evaluation:
     _check(outcome)
     values: dict[str, float | None] = dict.fromkeys(METRICS)
     curves: dict[str, dict[str, list[float]]] = {}
-    rankings: dict[Level, Ranking | None] = {"image": _rank_images(outcome), "pixel": _rank_pixels(outcome)}
+    rankings: dict[MetricLevel, Ranking | None] = {"image": _rank_images(outcome), "pixel": _rank_pixels(outcome)}
     for level, ranking in rankings.items():
         if ranking is not None:
             level_values, level_curves = _sweep(ranking, level)
@@ -127,7 +127,7 @@ def evaluate(outcome: Outcome) -> Evaluation:
     return Evaluation(values, curves)
 
 
-def _sweep(ranking: Ranking, level: Level) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+def _sweep(ranking: Ranking, level: MetricLevel) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
     """Values and curves of one level, in one pass over the thresholds."""
     metrics = {name: metric for name, metric in METRICS.items() if metric.level == level}
     parts: dict[str, list[float]] = {name: [] for name in metrics}

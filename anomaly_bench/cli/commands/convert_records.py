@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.config.settings import folder
+from anomaly_bench.config.settings import existing_folder
 from anomaly_bench.data.dataset import as_path
 from anomaly_bench.errors import DONE, FAILED, shorten
 from anomaly_bench.records import outlines, results_csv
@@ -26,7 +26,7 @@ def convert_records(config: Any, configs: Sequence[Path]) -> int:
     Raises:
         UsageError: there is no such folder.
     """
-    results = folder(config, "results", "a results folder of an older version")
+    results = existing_folder(config, "results", "a results folder of an older version")
     data_root = as_path(config["data_root"])
     done = convert(results, Sources(data_root, configs))
     results_csv.write_csv(outlines.outlines(results)[0], results)

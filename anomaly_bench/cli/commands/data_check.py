@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Dataset
 
 
-def check(config: Any) -> bool:
+def check_dataset(config: Any) -> bool:
     """Print one row per category; True: every category is there and sound.
 
     Folders, counts (against `about.counts` of the dataset's YAML), the match of images and masks, and each file's

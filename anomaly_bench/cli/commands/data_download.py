@@ -1,0 +1,76 @@
+"""`anomaly-bench data download dataset=NAME data_root=DIR`: fetch a dataset's official archive, check it, unpack it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from anomaly_bench.console import Reporter
+from anomaly_bench.data.archive import megabytes, read_archive, unpack
+from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
+from anomaly_bench.data.download import fetch, read_part, workplace
+from anomaly_bench.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.archive import Archive
+
+
+def download_dataset(config: Any) -> bool:
+    """Fetch and unpack what is lacking of `category`; True: all of it is there.
+
+    Raises:
+        UsageError: the dataset's YAML names no archive, or `data_root` cannot be a folder.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    node, reporter = values["dataset"], Reporter()
+    archive = read_archive(node)
+    reporter.say(archive.licence)
+    dataset = open_dataset(node, made_root(node["name"], as_path(values["data_root"])))
+    lacking = [name for name in chosen(dataset, values["category"]) if name not in dataset.available]
+    if not lacking:
+        reporter.say(f"nothing to do: all that was asked for is in {dataset.root}")
+        return True
+    try:
+        with workplace(dataset.root) as folder:
+            part = read_part(folder / "archive.part", reporter)
+            fetch(archive, part, reporter)
+            unpack(archive, part.path, lacking, dataset.root, reporter)
+            part.discard()
+    except DataError as error:
+        reporter.say(f"error: {error}")
+        return False
+    except OSError as error:
+        reporter.say(f"error: {disk_failure(error, dataset.root, archive)}")
+        return False
+    reporter.say(f"{', '.join(lacking)}: unpacked into {dataset.root}")
+    return True
+
+
+def made_root(name: str, data_root: Path | None) -> Path | None:
+    """`data_root`, else `$ANOMALY_BENCH_DATA/<name>`, made where it is not there; None: neither is given."""
+    shared = os.environ.get(DATA_VARIABLE)
+    if data_root is None and shared is None:
+        return None
+    root = (data_root or Path(str(shared), name)).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"data_root={root}: cannot be made a folder ({error.strerror})") from error
+    return root
+
+
+def disk_failure(error: OSError, root: Path, archive: Archive) -> str:
+    """What the disk has against writing, in one line."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.filename or root}: cannot be written ({error.strerror or error}); check the folder and its rights"
+        )
+    return (
+        f"{root}: the disk is full: found {megabytes(shutil.disk_usage(root).free)} free, unpacking needs up to "
+        f"{megabytes(archive.unpacked)} besides the archive; free some and give the same command again: it goes on"
+    )

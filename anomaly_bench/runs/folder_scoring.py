@@ -1,0 +1,223 @@
+"""A fitted method scores a folder of images of any size: scores, maps and overlays, image by image. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import heapq
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_bench.config.settings import input_size
+from anomaly_bench.data import decoding
+from anomaly_bench.data.anomaly_maps import map_names, write_about
+from anomaly_bench.data.dataset import Source
+from anomaly_bench.data.geometry import centred
+from anomaly_bench.data.overlays import common_scale, overlay
+from anomaly_bench.errors import DataError
+from anomaly_bench.files import relative
+from anomaly_bench.protocol import to_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.protocol import Method
+
+SHOWN = 5  # images on the screen, those with the highest scores
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The keys of `score model=DIR`, checked."""
+
+    model: Path
+    images: Path
+    out: Path
+    weights: str | None
+    save_maps: bool
+    save_overlays: bool
+    scale: tuple[float, float] | None
+    device: str
+    threads: int
+    batch_size: int
+
+
+class Folder:
+    """A folder of images on its way through one model.
+
+    Args:
+        files: every image below `wanted.images`.
+        about: the model's `model.yaml`.
+        pool: decodes images and draws overlays.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        files: Sequence[Path],
+        about: Mapping[str, Any],
+        reporter: Reporter,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.wanted, self.files, self.reporter, self.pool = wanted, files, reporter, pool
+        backbone = about["backbone"]
+        self.title = about["method"]["about"]["title"] + (f" on {backbone['about']['title']}" if backbone else "")
+        self.input = about["input"]
+        self.resize, self.crop = input_size(self.input)
+        self.names = dict(zip(files, map_names([self.name(file) for file in files]), strict=True))
+        self.failed = 0
+        self.scored: list[tuple[float, str]] = []
+        self.mapped: list[Path] = []  # the files of which there is a map
+        self.ends: list[tuple[float, float]] = []  # the lowest and the highest value of each map
+
+    def name(self, file: Path) -> str:
+        """The path below `images`, with forward slashes."""
+        return relative(file, self.wanted.images)
+
+    def score(self, method: Method, device: torch.device) -> bool:
+        """Everything that was asked for, into `out`; True: no image failed."""
+        with self.maps_folder() as maps:
+            self.score_images(method, device, maps)
+            if self.wanted.save_overlays and self.mapped:
+                self.draw(maps)
+        if not self.mapped and self.scored:
+            self.reporter.say(f"{self.title} makes no maps: there are scores only, and no overlays")
+        print(
+            f"{len(self.scored)} of {len(self.files)} images scored by {self.title}: {self.wanted.out / 'scores.csv'}"
+        )
+        for value, name in heapq.nlargest(SHOWN, self.scored):
+            print(f"{value:12.6g}  {name.encode(errors='replace').decode()}")  # bytes that are no UTF-8 cannot be shown
+        return not self.failed
+
+    @contextlib.contextmanager
+    def maps_folder(self) -> Iterator[Path]:
+        """Where maps are written: for good, or until overlays are drawn."""
+        if self.wanted.save_maps:
+            yield self.wanted.out / "maps"
+        else:
+            with tempfile.TemporaryDirectory(prefix=".maps-", dir=self.wanted.out) as temporary:
+                yield Path(temporary)
+
+    def score_images(self, method: Method, device: torch.device, maps: Path) -> None:
+        """All images, batch by batch, without the files that cannot be read."""
+        from anomaly_bench.runs.evaluator import score_batch
+
+        parts = chunks(self.files, self.wanted.batch_size)
+        with self.rows() as write, self.reporter.stage("scoring", len(self.files)) as advance:
+            for files, futures in ahead(self.pool, self.decode, parts):
+                read: dict[Path, NDArray[np.uint8]] = {}
+                for file, future in zip(files, futures, strict=True):
+                    with self.failing():
+                        read[file] = future.result()
+                if read:
+                    scores, found = score_batch(method, to_tensor(np.stack(list(read.values())), device))
+                    for index, file in enumerate(read):
+                        with self.failing():
+                            self.keep(file, scores[index], None if found is None else found[index], maps)
+                            write(self.scored[-1])
+                advance(len(files))
+
+    @contextlib.contextmanager
+    def rows(self) -> Iterator[Callable[[tuple[float, str]], Any]]:
+        """Writes `scores.csv` row by row; it has its name once all are in it: a part is never taken for the whole."""
+        part = self.wanted.out / "scores.csv.part"
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("file", "score"))
+            try:
+                yield lambda scored: writer.writerow(reversed(scored))
+            except BaseException:
+                self.reporter.warn(f"{len(self.scored)} of {len(self.files)} scores are in {part}")
+                raise
+        os.replace(part, part.with_suffix(""))
+
+    def decode(self, file: Path) -> NDArray[np.uint8]:
+        """The (H, W, 3) pixels that the model sees.
+
+        Raises:
+            DataError: the file cannot be read, for whatever reason.
+        """
+        try:
+            return centred(decoding.decode_image(Source(file), self.resize), self.crop)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file makes PIL's readers fail in ways that they do not document
+            raise DataError(f"{file}: cannot be decoded ({error!r}); replace the file or take it away") from error
+
+    def keep(self, file: Path, score: np.float32, values: NDArray[np.float32] | None, maps: Path) -> None:
+        """Take in one image's score, and its (H, W) map."""
+        if not np.isfinite(score) or (values is not None and not np.isfinite(values).all()):
+            raise DataError(f"{file}: its score or map is NaN or infinite; expected finite numbers of {self.title}")
+        if values is not None:
+            if self.wanted.save_maps or self.wanted.save_overlays:
+                np.save(made_folder(maps / f"{self.names[file]}.npy"), values)
+            if self.wanted.save_maps and not self.mapped:
+                write_about(maps, self.title, self.input)
+            self.ends.append((float(values.min()), float(values.max())))
+            self.mapped.append(file)
+        self.scored.append((float(score), self.name(file)))
+
+    def draw(self, maps: Path) -> None:
+        """All overlays, on one scale."""
+        low, high = self.wanted.scale or common_scale(self.ends)
+
+        def draw_one(file: Path) -> None:
+            values = np.load(maps / f"{self.names[file]}.npy")
+            path = made_folder(self.wanted.out / "overlays" / f"{self.names[file]}.png")
+            overlay(file, values, low, high, self.resize, self.crop).save(path, compress_level=1)
+
+        with self.reporter.stage("overlays", len(self.mapped)) as advance:
+            for _, futures in ahead(self.pool, draw_one, chunks(self.mapped, self.wanted.batch_size)):
+                for future in futures:
+                    with self.failing():
+                        future.result()
+                    advance(1)
+        self.reporter.say(f"overlays: in every image the colours go from {low:.4g} (dark) to {high:.4g} (light)")
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """An image that fails is named and counted; the others go on.
+
+        Raises:
+            OSError: `out` can no longer be written.
+        """
+        try:
+            yield
+        except DataError as error:
+            self.failed += 1
+            self.reporter.fail(str(error), error)
+
+
+def made_folder(path: Path) -> Path:
+    """A file's path, whose folder is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Any], parts: Iterator[Sequence[Item]]
+) -> Iterator[tuple[Sequence[Item], list[Future[Any]]]]:
+    """Each part with its futures, while the next part is already at work; no more than two are."""
+    waiting = None
+    for part in parts:
+        started = part, [pool.submit(work, item) for item in part]
+        if waiting is not None:
+            yield waiting
+        waiting = started
+    if waiting is not None:
+        yield waiting

@@ -1,0 +1,161 @@
+"""Maps that `save_maps=true` kept beside records: their metrics again, compared with those recorded. No torch here."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_bench import records
+from anomaly_bench.config.settings import input_size
+from anomaly_bench.data.geometry import Frame, has_masks
+from anomaly_bench.errors import DataError, shorten
+from anomaly_bench.files import digest, tree
+from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.protocol import Outcome
+from anomaly_bench.records.record import DamagedRecord
+from anomaly_bench.records.setups import describe
+from anomaly_bench.runs.rescoring import Result, Work
+
+if TYPE_CHECKING:
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.data.dataset import Dataset, Sample
+    from anomaly_bench.metrics.metrics import Evaluation
+    from anomaly_bench.records.record import Record
+
+
+def kept_maps(place: Path) -> list[Path]:
+    """The record of every `maps.npy` that lies beside one."""
+    folders = [each for each in tree(place.resolve()) if (each / "maps.npy").is_file()]
+    return sorted(path for each in folders if (path := each.with_name(f"{each.name}.json")).is_file())
+
+
+class KeptMaps:
+    """Maps that a run kept beside its records.
+
+    Args:
+        kept: the records' files.
+        update: write new values of metrics into records that lack them or hold those of an older revision.
+    """
+
+    def __init__(self, dataset: Dataset, kept: list[Path], threads: int, update: bool, reporter: Reporter) -> None:
+        self.dataset, self.threads, self.update, self.reporter = dataset, threads, update, reporter
+        self.records: dict[Path, Record] = {}
+        for path in kept:
+            try:
+                self.records[path] = records.load(path)
+            except DamagedRecord as error:
+                reporter.warn(str(error))
+        self.makers = makers(self.records)
+
+    def work(self, categories: Sequence[str]) -> tuple[list[Work], list[str]]:
+        """One piece for each record, those with the same masks in turn; no category is expected to have one."""
+        wanted = {
+            path: record
+            for path, record in self.records.items()
+            if record.dataset == self.dataset.name and record.task in categories
+        }
+        order = sorted(wanted, key=lambda path: (categories.index(wanted[path].task), str(wanted[path].input), path))
+        return [(path.stem, functools.partial(self.recompute, path, wanted[path])) for path in order], []
+
+    def nothing(self, categories: Sequence[str]) -> str:
+        """Why there is no work."""
+        have = sorted({f"{record.dataset} {record.task}" for record in self.records.values()})
+        expected = f"{self.dataset.name} {shorten(categories)}"
+        return (
+            f"it has kept maps of {shorten(have) or 'damaged records'}, none of {expected}; give dataset and category"
+        )
+
+    def recompute(self, path: Path, record: Record) -> list[Result]:
+        """The metrics of one record, compared with those in it.
+
+        Raises:
+            DataError: the dataset's test images are no longer those of the record, or the maps are damaged.
+        """
+        images = self.dataset.task(record.task).tests.get(record.test, ())
+        found = [(image.id, image.label) for image in images]
+        if found != [(each["file"], each["defect"]) for each in record.images]:
+            raise DataError(
+                f"{len(found)} test images in {self.dataset.root}, others than the record's {len(record.images)}; "
+                "give the data_root that it was made from"
+            )
+        resize, crop = input_size(record.input)
+        masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
+        maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
+        scores = np.array([each["score"] for each in record.images], np.float32)
+        labels = np.array([image.label is not None for image in images])
+        made = evaluate(Outcome(labels, scores, maps, masks))
+        self.compare(path, record, made)
+        maker = self.makers[path]
+        return [Result(maker, record.task, record.category, len(images), int(labels.sum()), made)]
+
+    def compare(self, path: Path, record: Record, made: Evaluation) -> None:
+        """Say, or with `update` mend, what the record does not hold; a value that should be the same and is not."""
+        stale, changed = [], []
+        for name, entry in made.entries.items():
+            held = record.metrics.get(name)
+            if held is None or held["revision"] != entry["revision"]:
+                stale.append(name)
+            elif not same(held["value"], entry["value"]):
+                changed.append(name)
+        if changed:
+            self.reporter.warn(
+                f"{path.stem}: {', '.join(changed)} not as recorded: its masks or maps have changed since"
+                + ("; the record is not updated" if stale and self.update else "")
+            )
+        elif stale and self.update:
+            records.write(replace(record, metrics={**record.metrics, **made.entries}, curves=made.curves), path)
+            self.reporter.say(f"{path.stem}: updated ({', '.join(stale)})")
+        elif stale:
+            self.reporter.warn(
+                f"{path.stem}: {', '.join(stale)} missing in the record or outdated; update=true mends it"
+            )
+
+
+def same(one: float | None, other: float | None) -> bool:
+    """Equal but for the order in which another machine adds up."""
+    return one is other if one is None or other is None else math.isclose(one, other, abs_tol=1e-9)
+
+
+def makers(found: Mapping[Path, Record]) -> dict[Path, str]:
+    """What the tables of records are called: method, backbone, seed and input; other settings by a hash of them."""
+    names, settings = {}, {}
+    for path, record in found.items():
+        titles = [record.titles["method"], *([] if record.backbone == "none" else [record.titles["backbone"]])]
+        names[path] = f"{' on '.join(titles)}, seed {record.seed}, {describe(record)}"
+        settings[path] = digest({key: value for key, value in record.config.items() if key != "batch_size"})
+    variants = defaultdict(set)
+    for path, name in names.items():
+        variants[name].add(settings[path])
+    several = {path for path, name in names.items() if len(variants[name]) > 1}
+    return {
+        path: name + (f", settings {settings[path][:8]}" if path in several else "") for path, name in names.items()
+    }
+
+
+@functools.lru_cache(maxsize=1)  # the records of one category, method by method and seed by seed
+def read_masks(images: tuple[Sample, ...], frame: Frame, threads: int) -> NDArray[np.bool_]:
+    """(N, H, W) masks at an input's size."""
+    with ThreadPoolExecutor(threads) as pool:
+        return np.stack(list(pool.map(lambda image: frame.mask(image, (0, 0)), images)))
+
+
+def read_kept(path: Path, expected: tuple[int, ...]) -> NDArray[np.float32]:
+    """The (N, H, W) of a `maps.npy`, mapped from the disk."""
+    try:
+        maps: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); save_maps=true overwrite=true makes it again") from error
+    if maps.shape != expected:
+        raise DataError(
+            f"{path}: maps {maps.shape}; expected {expected}: save_maps=true overwrite=true makes them again"
+        )
+    return maps
