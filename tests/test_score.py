@@ -233,9 +233,9 @@ def test_an_overlay_has_heat_within_the_crop_only(tmp_path):
 
 
 def test_an_overlay_is_no_larger_than_it_has_to_be(tmp_path):
-    save(np.zeros((10, 3 * overlays_module.LARGEST, 3), np.uint8), tmp_path / "image.png")
+    save(np.zeros((10, 3 * overlays_module.LONGEST_SIDE, 3), np.uint8), tmp_path / "image.png")
     picture = overlays_module.overlay(tmp_path / "image.png", np.ones((8, 8), np.float32), 0, 1, (8, 8), None)
-    assert picture.size == (overlays_module.LARGEST, 3)
+    assert picture.size == (overlays_module.LONGEST_SIDE, 3)
 
 
 def test_no_more_than_two_parts_are_at_work():
