@@ -56,7 +56,7 @@ def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "load", loading)
     monkeypatch.setattr(Path, "unlink", unlinking)
-    assert store.find(tmp_path, "key", (2, 3)) is None
+    assert store.find_array(tmp_path, "key", (2, 3)) is None
     assert not list(tmp_path.iterdir())
 
 
