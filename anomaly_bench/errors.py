@@ -31,7 +31,7 @@ class NotFittedError(Exception):
     """A method was asked for scores before it was fitted or loaded."""
 
     def __init__(self, method: str) -> None:
-        super().__init__(f"{method} is not fitted: call fit(normals) first, or load a saved model")
+        super().__init__(f"{method} is not fitted: call fit(normals), then eval(), or load a saved model")
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

@@ -55,7 +55,11 @@ class Features(Protocol):
 
 
 class Method(Protocol):
-    """A method is a torch.nn.Module with these three; nothing else stands above it.
+    """A method is a torch.nn.Module with these three, called in this order.
+
+    The runner sets the seed, calls `build` with the shapes of the backbone's levels, moves the method to the device,
+    calls `fit`, and puts it in evaluation mode. It does all of that anew for each fit, so that `fit` finds new weights
+    and empty buffers. A saved model is built and filled instead of fitted.
 
     Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
     saved. The backbone is given to its constructor and is no submodule. An attribute `facts` (a dict), if it has one,
@@ -68,17 +72,21 @@ class Method(Protocol):
         """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
 
         A method without a backbone is given the (C, H, W) of the images: (3, H, W), unless its YAML names other
-        `planes` than [rgb]. It refuses with a UsageError what it cannot take.
+        `planes` than [rgb]. It refuses with a UsageError what it cannot take. What an earlier `build` made is replaced.
         """
 
     def fit(self, normals: TrainingSet) -> None:
-        """Learn from normal training images only; a second call forgets the first.
+        """Learn from normal training images only, on their device, what `build` has made.
 
         There are none where the method's YAML says `zero_shot: true` and the task has none.
         """
 
     def score(self, images: Tensor) -> Scores:
-        """Scores of (B, C, H, W) images, 8-bit ones in [0, 1]."""
+        """Scores of (B, C, H, W) images, 8-bit ones in [0, 1].
+
+        Raises:
+            NotFittedError: in training mode, so before `fit`; see `anomaly_bench.components.validation.check_fitted`.
+        """
         ...
 
 
@@ -88,18 +96,18 @@ class Advance(Protocol):
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
-def unseen(done: int, note: str = "") -> None:
+def no_progress(done: int, note: str = "") -> None:
     """The progress of a bar that nobody watches."""
 
 
-def unannounced(images: Tensor, start: int, batch: int) -> None:
+def no_announcement(images: Tensor, start: int, batch: int) -> None:
     """Batches that nobody wants to know of."""
 
 
 @contextlib.contextmanager
-def silent(title: str, total: int) -> Iterator[Advance]:
+def no_stage(title: str, total: int) -> Iterator[Advance]:
     """A stage that nobody watches."""
-    yield unseen
+    yield no_progress
 
 
 class TrainingSet:
@@ -121,11 +129,11 @@ class TrainingSet:
         name: str,
         pixels: NDArray[Any],
         device: torch.device | str = "cpu",
-        advance: Advance = unseen,
-        stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = silent,
+        advance: Advance = no_progress,
+        stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]] = no_stage,
         checkpoint: Path | None = None,
         group: str | None = None,
-        announce: Callable[[Tensor, int, int], object] = unannounced,
+        announce: Callable[[Tensor, int, int], object] = no_announcement,
     ) -> None:
         self.name, self.pixels, self.device, self.group, self.announce = name, pixels, device, group, announce
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
@@ -149,7 +157,7 @@ class TrainingSet:
             yield images if transform is None else transform(images)
             self.advance(min(batch, len(self) - start))
 
-    def chosen(self, numbers: Tensor) -> Tensor:
+    def select(self, numbers: Tensor) -> Tensor:
         """(B, C, H, W) float32, of 8-bit images in [0, 1]: the images of these numbers (B,)."""
         return to_tensor(self.pixels[numbers.numpy()], self.device)
 
@@ -158,18 +166,18 @@ class TrainingSet:
         for images in self.images(batch, transform):
             yield backbone(images)
 
-    def kept(self, backbone: Features, batch: int, transform: Transform | None = None) -> FeatureArray:
+    def feature_array(self, backbone: Features, batch: int, transform: Transform | None = None) -> FeatureArray:
         """The features of all images, passed once through a frozen backbone, for as many epochs as one likes."""
-        kept: FeatureArray | None = None
+        array: FeatureArray | None = None
         start = 0
         for levels in self.features(backbone, batch, transform):
-            if kept is None:
-                kept = FeatureArray([(len(self), *level.shape[1:]) for level in levels], self.device)
-            for whole, level in zip(kept.levels, levels, strict=True):
+            if array is None:
+                array = FeatureArray([(len(self), *level.shape[1:]) for level in levels], self.device)
+            for whole, level in zip(array.levels, levels, strict=True):
                 whole[start : start + len(level)] = level.cpu()
             start += len(levels[0])
-        assert kept is not None, "a task has at least one training image"
-        return kept
+        assert array is not None, "a task has at least one training image"
+        return array
 
     def split(self, fraction: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
         """The images in two: all but a share of them, and that share, at least one image each, drawn by the seed.
@@ -181,13 +189,13 @@ class TrainingSet:
             raise ValueError(f"{self.name}: {len(self)} training image; expected at least 2, as some are held out")
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         order = np.random.default_rng(seed).permutation(len(self))
-        held, rest = np.sort(order[:count]), np.sort(order[count:])
-        return self.part(rest), self.part(held)
+        others, rest = np.sort(order[:count]), np.sort(order[count:])
+        return self.part(rest), self.part(others)
 
-    def part(self, chosen: NDArray[np.intp]) -> TrainingSet:
+    def part(self, numbers: NDArray[np.intp]) -> TrainingSet:
         """Some of the images, by their numbers."""
         return TrainingSet(
-            self.name, self.pixels[chosen], self.device, self.advance, self.stage, self.checkpoint, self.group
+            self.name, self.pixels[numbers], self.device, self.advance, self.stage, self.checkpoint, self.group
         )
 
 
@@ -225,6 +233,15 @@ class FeatureArray:
     def __getitem__(self, chosen: Tensor | slice) -> list[Tensor]:
         """The levels (B, C, h, w), channels last, of some images, by their numbers."""
         return [level[chosen].to(self.device) for level in self.levels]
+
+
+if not TYPE_CHECKING:  # a type checker reports unknown names itself
+
+    def __getattr__(name: str) -> object:
+        """Raise ImportError for what had another name."""
+        if name == "Normals":
+            raise ImportError("anomaly_bench.protocol.Normals is named TrainingSet now: change the import")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def to_tensor(pixels: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:

@@ -34,7 +34,7 @@ from anomaly_bench.files import image_files
 from anomaly_bench.hardware import devices, timing
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.runs.runner import Runner
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 THREADS = 2
 

@@ -31,7 +31,7 @@ from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.runs.evaluator import Evaluator
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.runs.runner import Runner
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job

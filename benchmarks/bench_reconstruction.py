@@ -21,7 +21,7 @@ from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, score
+from anomaly_bench.testing.setup import Setup
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Sample
@@ -51,7 +51,7 @@ def show(name: str, category: str) -> None:
     clean = to_tensor(decoded([image for image in next(iter(task.tests.values())) if image.label is None][:16]))
     planted, spot = clean.clone(), slice(SIDE * 3 // 8, SIDE * 5 // 8)
     planted[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
-    before, after = score(method, clean), score(method, planted)
+    before, after = method.score(clean), method.score(planted)
     higher = int((after.image > before.image).sum())
     raised = int(((after.map - before.map)[:, spot, spot].mean(dim=(1, 2)) > 0).sum())
     print(

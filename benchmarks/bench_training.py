@@ -22,7 +22,7 @@ from bench import THREADS, in_turn, seconds, show
 
 from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from anomaly_bench.config.settings import choices, conf_folder
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 METHODS = choices("method", [conf_folder()])
 SLOW_LEARNERS = ("ae_ssim", "draem")  # tell a defect after hundreds of steps only

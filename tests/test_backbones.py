@@ -26,7 +26,7 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import timing
 from anomaly_bench.runs import saved_model
 from anomaly_bench.runs.job import make_job
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 PAIRS = {"r34_r50": ("r34", "r50"), "lite0_lite1": ("lite0", "lite1")}
 NAMES = sorted(set(choices("backbone", [conf_folder()])) - PAIRS.keys())

@@ -11,27 +11,30 @@ import pytest
 import torch
 from setups import METHODS, SLOW_LEARNERS, setup
 
+from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.config.instantiate import construct
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.data.folder import folder
-from anomaly_bench.errors import NotFittedError
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 from anomaly_bench.testing.contract import (
     BACKBONE_CHECKS,
     CHECKS,
-    DATASET_CHECKS,
-    READS_ALL,
-    Setup,
     check_counts_without_data,
     check_each_image_by_itself,
     check_is_a_method,
-    check_names,
-    check_no_image_is_fitted_and_tested,
     check_planted_defect_outscores_its_twin,
     check_saved_and_loaded,
     check_shapes_and_values,
     check_strides,
+)
+from anomaly_bench.testing.dataset_checks import (
+    DATASET_CHECKS,
+    check_names,
+    check_no_image_is_fitted_and_tested,
     check_tasks,
 )
+from anomaly_bench.testing.setup import READS_ALL, Setup
 
 BACKBONES = ("lite0", "r18")
 
@@ -100,15 +103,13 @@ class Mean(torch.nn.Module):
 
     def fit(self, normals):
         levels = torch.cat([levels[0] for levels in normals.features(self.backbone, batch=8)])
-        self.build([levels.shape[1:]])
         self.keep(levels)
 
     def keep(self, levels):
         self.mean.copy_(levels.mean(dim=0))
 
     def score(self, images):
-        if not hasattr(self, "mean"):
-            raise NotFittedError("Mean")
+        check_fitted(self)
         maps = (self.backbone(images)[0] - self.mean).norm(dim=1)
         return self.scores(torch.nn.functional.interpolate(maps[:, None], size=images.shape[2:])[:, 0])
 
@@ -152,7 +153,7 @@ BROKEN = {  # check: (method, what its author is told)
     ),
     "check_second_fit_forgets": (
         changed(build=remembering, keep=lambda self, levels: self.mean.add_(levels.mean(dim=0))),
-        "a second fit remembers the first: let fit call build.*off by",
+        "a second fit remembers the first: make networks and statistics anew in build.*off by",
     ),
     "check_inputs_untouched": (
         changed(score=lambda self, images: Mean.score(self, images.mul_(0.5))),
@@ -163,8 +164,8 @@ BROKEN = {  # check: (method, what its author is told)
         "the image score does not rise where a red square is planted.* is a sign wrong",
     ),
     "check_score_before_fit": (
-        changed(score=lambda self, images: self.scores((self.backbone(images)[0] - self.mean).norm(dim=1))),
-        r"raised AttributeError .*: raise anomaly_bench.errors.NotFittedError\(NAME\) there",
+        changed(score=lambda self, images: Mean.score(self.eval(), images)),
+        r"score before fit returned scores: let it begin with check_fitted\(self\)",
     ),
     "check_saved_and_loaded": (
         changed(build=lambda self, shapes: setattr(self, "mean", torch.empty(shapes[0]).fill_(0))),
@@ -190,6 +191,29 @@ def test_every_check_can_fail_and_says_what_to_do():
             check(OfMethod(method))
 
 
+class Sensitive(Mean):
+    """A score that takes gradients: how fast each pixel changes the distance."""
+
+    def score(self, images):
+        check_fitted(self)
+        seen = images.clone().requires_grad_()
+        distance = (self.backbone(seen)[0] - self.mean).square().sum()
+        (slope,) = torch.autograd.grad(distance, seen)
+        return self.scores(slope.norm(dim=1))
+
+
+def test_a_score_may_take_gradients():
+    for check in CHECKS:
+        check(OfMethod(Sensitive))
+
+
+def test_a_method_that_imports_the_old_name_is_told_the_new_one(tmp_path, monkeypatch):
+    (tmp_path / "written_before.py").write_text("from anomaly_bench.protocol import Normals, Scores\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match="Normals is named TrainingSet now: change the import"):
+        construct({"_target_": "written_before.Old", "name": "old"}, "method")
+
+
 class Empty(torch.nn.Module):
     def __init__(self, backbone):
         super().__init__()
@@ -211,6 +235,11 @@ MORE = [
         check_shapes_and_values,
         changed(scores=lambda self, maps: Mean.scores(self, maps.log().log())),
         "image scores are not finite: look for a division by 0",
+    ),
+    (
+        check_shapes_and_values,
+        changed(scores=lambda self, maps: Mean.scores(self, maps * torch.ones((), requires_grad=True))),
+        r"image scores carry a graph: put @torch\.no_grad\(\) on score, or detach",
     ),
     (
         check_counts_without_data,

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.cs_flow import CrossConvolutions, CSFlow, check_size
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.runs.evaluator import fit_method
+from anomaly_bench.testing.setup import Setup, pictures
 
 KERNEL = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 8
 make = functools.partial(CSFlow, epochs=2, hidden=4, kernels=[3, 5], lr=0.01)
@@ -24,9 +25,9 @@ def network(images):
 
 
 def fit(method):
-    torch.manual_seed(0)
-    method.fit(TrainingSet("cog", pictures(24)))
-    return method.eval().requires_grad_(False)
+    shapes = [tuple(level.shape[1:]) for level in method.backbone(torch.rand(1, 3, 64, 64))]
+    fit_method(method, shapes, TrainingSet("cog", pictures(24)), seed=0)
+    return method.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

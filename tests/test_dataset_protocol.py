@@ -24,7 +24,7 @@ from anomaly_bench.errors import DataError, NotFittedError, UsageError
 from anomaly_bench.protocol import Scores, to_tensor
 from anomaly_bench.runs.job import identity, make_job
 from anomaly_bench.runs.runner import Runner
-from anomaly_bench.testing.contract import DATASET_CHECKS
+from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
 
 SIDE = 48
 XYZ = Plane("xyz", 3, "float32", "nearest")

@@ -17,14 +17,8 @@ from anomaly_bench import records
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import torch_setup
 from anomaly_bench.protocol import Scores
-from anomaly_bench.testing.contract import (
-    CHECKS,
-    Setup,
-    assert_close,
-    check_planted_defect_outscores_its_twin,
-    score,
-    unseen,
-)
+from anomaly_bench.testing.contract import CHECKS, check_planted_defect_outscores_its_twin
+from anomaly_bench.testing.setup import Setup, assert_close, new_images
 
 PRETENDED = ("cuda", "mps")
 DEVICES = (
@@ -53,7 +47,7 @@ def test_the_whole_contract(device, method, check):
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_cpus_scores(device, method):
     """Not bit by bit: sums are taken in another order."""
-    close(score(once(method, device).one, unseen().to(device)), score(once(method).one, unseen()), 1e-2)
+    close(once(method, device).one.score(new_images().to(device)), once(method).one.score(new_images()), 1e-2)
 
 
 def there(method: str, device: str) -> Any:
@@ -62,7 +56,7 @@ def there(method: str, device: str) -> Any:
     if "epochs" not in made.config["method"]:
         return made.one
     moved = made.new()
-    moved.build(made.shapes)
+    moved.build(made.shapes())
     moved.load_state_dict(once(method).one.state_dict())
     return moved.to(device).eval()
 
@@ -70,9 +64,9 @@ def there(method: str, device: str) -> Any:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("device", PRETENDED)
 def test_no_method_mixes_devices(device, method):
-    expected = score(once(method).one, unseen())
+    expected = once(method).one.score(new_images())
     with pretend(device):
-        found = score(there(method, device), unseen().to(device))
+        found = there(method, device).score(new_images().to(device))
         assert {part.device.type for part in found if part is not None} == {device}
         found = Scores(*(None if part is None else part.cpu() for part in found))
     assert_close(found, expected, "the same arithmetic on the same CPU")
@@ -84,8 +78,8 @@ def test_the_readmes_method_mixes_no_devices():
     with pretend("cuda"):
         setup = Setup("padim", device="cuda")
         method = namespace["Mean"](setup.network)
-        method.fit(setup.normals())
-        assert method.score(setup.unseen()).map.device.type == "cuda"
+        setup.fit(method)
+        assert method.score(setup.new_images()).map.device.type == "cuda"
 
 
 @pytest.mark.parametrize("device", PRETENDED)
@@ -137,7 +131,7 @@ def test_half_precision_gives_nearly_the_same_scores(method, precision):
     if not computes_in(precision):
         pytest.skip(f"this CPU does not compute in {precision}")
     half, single = setup(method, words=(f"precision={precision}",)), setup(method)
-    found, expected = score(half.one, unseen()), score(single.one, unseen())
+    found, expected = half.one.score(new_images()), single.one.score(new_images())
     assert not torch.equal(found.image, expected.image), "the precision has no effect"
     close(found, expected, 0.05)
     assert all(part.dtype == torch.float32 for part in found if part is not None)

@@ -13,7 +13,8 @@ from torchvision.transforms.v2.functional import rotate
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.differnet import DifferNet
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.runs.evaluator import fit_method
+from anomaly_bench.testing.setup import Setup, pictures
 
 KERNEL = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) / 4
 make = functools.partial(DifferNet, epochs=2, hidden=6, views=3, train_views=5, blocks=2)
@@ -25,9 +26,8 @@ def network(images):
 
 
 def fit(method, pixels):
-    torch.manual_seed(0)
-    method.fit(TrainingSet("cog", pixels))
-    return method.eval()
+    fit_method(method, [(5, 16, 16)], TrainingSet("cog", pixels), seed=0)
+    return method
 
 
 @pytest.fixture(scope="module")

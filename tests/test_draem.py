@@ -16,6 +16,7 @@ from anomaly_bench.console import Reporter
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.draem import DRAEM
 from anomaly_bench.protocol import TrainingSet
+from anomaly_bench.runs.evaluator import fit_method
 from anomaly_bench.runs.runner import Runner
 
 
@@ -47,7 +48,7 @@ def test_scores_follow_the_equations():
     images, repaired = torch.rand(2, 3, 40, 32), torch.rand(2, 3, 40, 32)
     method = small()
     method.reconstruct, method.discriminate = Reply(repaired), Reply(logits)
-    result = method.score(images)
+    result = method.eval().score(images)
     assert torch.equal(method.discriminate.seen, torch.cat([repaired, images], dim=1))
     probability = logits.double().softmax(dim=1)[:, 1].numpy()
     order = np.argsort(probability.ravel())
@@ -62,7 +63,7 @@ def test_far_out_pixels_still_rank():
     logits[0, 1, 0, :3] = torch.tensor([100.0, 200.0, 300.0])
     method = small()
     method.reconstruct, method.discriminate = Reply(torch.zeros(1, 3, 32, 32)), Reply(logits)
-    first = method.score(torch.zeros(1, 3, 32, 32)).map[0, 0, :3]
+    first = method.eval().score(torch.zeros(1, 3, 32, 32)).map[0, 0, :3]
     assert first[0] < first[1] < first[2]
 
 
@@ -111,27 +112,25 @@ def plain(count, side=32):
 
 
 def test_the_loss_falls():
-    torch.manual_seed(0)
     method = small(epochs=8, lr=5e-3, batch=4)
-    method.fit(TrainingSet("waves", plain(8)))
+    fit_method(method, [(3, 32, 32)], TrainingSet("waves", plain(8)), seed=0)
     losses = method.facts["losses"]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
     assert method.facts["anomaly_source"] == "generated"
 
 
 def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
-    torch.manual_seed(0)
     rates = []
     from anomaly_bench.components import training
 
     original = training.Epoch.step
 
     def step(self, losses):
-        rates.append(self.optimiser.param_groups[0]["lr"])
+        rates.append(self.optimisers[0].param_groups[0]["lr"])
         original(self, losses)
 
     monkeypatch.setattr(training.Epoch, "step", step)
-    small(epochs=10, lr=1.0, batch=8).fit(TrainingSet("waves", plain(2)))
+    fit_method(small(epochs=10, lr=1.0, batch=8), [(3, 32, 32)], TrainingSet("waves", plain(2)), seed=0)
     assert rates == pytest.approx([1.0] * 8 + [0.2, 0.04])
 
 

@@ -14,7 +14,7 @@ from anomaly_bench.components.flows import join
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.testing.setup import Setup, pictures
 
 SMALL = ("method.steps=3", "method.epochs=2", "method.layer_norm=false")
 

@@ -14,7 +14,8 @@ from anomaly_bench import records
 from anomaly_bench.config.settings import read_settings
 from anomaly_bench.methods.mahalanobis_ad import MahalanobisAD
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.runs.evaluator import fit_method
+from anomaly_bench.testing.setup import Setup, pictures
 
 
 def pooled(levels):
@@ -45,7 +46,8 @@ def test_by_hand():
     """One channel: nothing to shrink, the distance is |x - mean| / deviation; levels add up."""
     method = MahalanobisAD(lambda images: [images[:, :1], 3 * images[:, 1:2]])
     greys = np.array([0, 120, 240], np.uint8)
-    method.fit(TrainingSet("greys", np.broadcast_to(greys[:, None, None, None], (3, 4, 4, 3)).copy()))
+    pixels = np.broadcast_to(greys[:, None, None, None], (3, 4, 4, 3)).copy()
+    fit_method(method, [(1, 4, 4), (1, 4, 4)], TrainingSet("greys", pixels), seed=0)
     deviation = np.sqrt((120**2 + 0 + 120**2) / 3)
     images = torch.full((1, 3, 4, 4), (120 + deviation) / 255)
     images[:, 1] = (120 - 2 * deviation) / 255
@@ -59,14 +61,14 @@ def test_scale_and_origin_of_the_features_do_not_matter(scale, shift, seed):
     plain = MahalanobisAD(lambda images: [images])
     moved = MahalanobisAD(lambda images: [images * scale + shift * scale])
     for method in (plain, moved):
-        method.fit(TrainingSet("noise", pixels))
+        fit_method(method, [(3, 2, 2)], TrainingSet("noise", pixels), seed=0)
     images = torch.rand(5, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(moved.score(images).image, plain.score(images).image, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_images(count):
-    with pytest.raises(ValueError, match=rf"single: {count} training images.*at least 3"):
+    with pytest.raises(ValueError, match=rf"single: {count} training image.*at least 3"):
         Setup("mahalanobis_ad").fitted(TrainingSet("single", pictures(count)))
 
 

@@ -14,7 +14,7 @@ from scipy.spatial.distance import mahalanobis
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.testing.setup import Setup, pictures
 
 
 def embeddings(setup, method, pixels):
@@ -91,15 +91,15 @@ def test_stored_statistics_are_counted_without_data():
 
 MEMORY = """
 import numpy as np, torch
-from anomaly_bench import speed
-from anomaly_bench.contract import Setup
+from anomaly_bench.hardware import timing
 from anomaly_bench.protocol import TrainingSet
+from anomaly_bench.testing.setup import Setup
 torch.set_num_threads(2)
 setup = Setup("padim", "wrn50", ("backbone.weights=random",))
 pixels = np.random.default_rng(0).integers(0, 256, ({images}, {side}, {side}, 3), np.uint8)
-speed.reset_peaks(torch.device("cpu"))
+timing.reset_peaks(torch.device("cpu"))
 setup.fitted(TrainingSet("memory", pixels))
-print(speed.peak_ram_mb())
+print(timing.peak_ram_mb())
 """
 
 

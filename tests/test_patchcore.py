@@ -18,7 +18,7 @@ from anomaly_bench.hardware import memory
 from anomaly_bench.methods import patchcore
 from anomaly_bench.methods.patchcore import PatchCore
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.testing.setup import Setup, pictures
 
 
 def joined(levels):

@@ -11,7 +11,8 @@ from anomaly_bench.components import position_code
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.pefm import PEFM
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.runs.evaluator import fit_method
+from anomaly_bench.testing.setup import Setup, pictures
 
 KERNELS = [torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(count)) for count in (8, 4, 12, 16)]
 
@@ -22,9 +23,11 @@ def networks(images):
 
 
 def fit(method):
-    torch.manual_seed(0)
-    method.fit(TrainingSet("cog", pictures(24)))
-    return method.eval().requires_grad_(False)
+    fit_method(method, SHAPES, TrainingSet("cog", pictures(24)), seed=0)
+    return method.requires_grad_(False)
+
+
+SHAPES = [tuple(level.shape[1:]) for level in networks(torch.rand(1, 3, 64, 64))]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_maps_and_scores_follow_the_equations(method):
 
 def unfitted():
     method = PEFM(networks, [6, 5], epochs=1)
-    method.build([tuple(level.shape[1:]) for level in networks(torch.rand(1, 3, 64, 64))])
+    method.build(SHAPES)
     return method
 
 

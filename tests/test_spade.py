@@ -15,7 +15,7 @@ from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.methods import spade
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import Setup, pictures
+from anomaly_bench.testing.setup import Setup, pictures
 
 
 def replicated(values, height, width):

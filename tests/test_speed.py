@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from anomaly_bench.hardware import devices, timing
-from anomaly_bench.protocol import Scores
 
 CPU = torch.device("cpu")
 
@@ -51,21 +50,18 @@ def test_percentiles_need_their_calls():
 def test_an_entry(monkeypatch):
     monkeypatch.setattr(timing, "milliseconds", lambda call, device: call() or 20.0)
 
-    def score(images):
-        return Scores(torch.zeros(len(images)), torch.zeros(len(images), 4, 4))
-
     def run(call, device):
         call()
         return 20.0
 
     monkeypatch.setattr(timing, "milliseconds", run)
-    entry = timing.measure(score, lambda images: None, torch.zeros(8, 3, 4, 4), CPU, seconds=0)
+    entry = timing.measure({"": len, "backbone_": len}, torch.zeros(8, 3, 4, 4), CPU, seconds=0)
     assert entry["batch_size"] == 8
     assert entry["latency_ms"] == 20
     assert entry["fps"] == pytest.approx(8 / 0.020)
     assert entry["backbone_fps"] == pytest.approx(8 / 0.020)
     assert entry["latency_p99_ms"] is None
-    assert "backbone_fps" not in timing.measure(score, None, torch.zeros(2, 3, 4, 4), CPU, seconds=0)
+    assert "backbone_fps" not in timing.measure({"": len}, torch.zeros(2, 3, 4, 4), CPU, seconds=0)
 
 
 def test_peak_memory_is_reset():

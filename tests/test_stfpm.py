@@ -10,7 +10,7 @@ from anomaly_bench.backbones import student as student_module
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.stfpm import STFPM
 from anomaly_bench.protocol import TrainingSet
-from anomaly_bench.testing.contract import Setup, pictures, score, unseen
+from anomaly_bench.testing.setup import Setup, new_images, pictures
 
 
 def levels(seed):
@@ -32,7 +32,7 @@ class Given(nn.Module):
 def method(teacher, student):
     made = STFPM(lambda images: teacher, epochs=1)
     made.student = Given(student)
-    return made
+    return made.eval()
 
 
 def slow_distances(teacher, student):
@@ -75,12 +75,11 @@ def test_parameters_of_the_student():
 
 def fitted(*overrides, count=20):
     setup = Setup("stfpm", "lite0", ("method.epochs=5", "method.batch=8", *overrides))
-    torch.manual_seed(0)
     made, calls = setup.new(), []
     network = made.backbone
     made.build = lambda shapes: setattr(made, "student", network.trainable_copy())
     made.backbone = lambda images: calls.append(len(images)) or network(images)
-    made.fit(TrainingSet("waves", pictures(count)))
+    setup.fit(made, TrainingSet("waves", pictures(count)))
     return made, calls
 
 
@@ -114,7 +113,7 @@ def test_the_student_is_the_teachers_architecture_with_its_own_weights():
     setup = Setup("stfpm", "r18", ("backbone.weights=random",))
     student = setup.network.trainable_copy().eval()
     with torch.no_grad():
-        ours, theirs = student(unseen()), setup.network(unseen())
+        ours, theirs = student(new_images()), setup.network(new_images())
     assert [level.shape for level in ours] == [level.shape for level in theirs]
     assert not torch.allclose(ours[0], theirs[0])
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -128,7 +127,7 @@ def test_a_copy_of_the_teacher_finds_nothing():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the seed of random backbones
         made.student = setup.network.trainable_copy()
-    assert score(made.eval(), unseen()).map.max() < 1e-8
+    assert made.eval().score(new_images()).map.max() < 1e-8
 
 
 def test_one_training_image_is_too_few():

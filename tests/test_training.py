@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from anomaly_bench.components.training import Loop
@@ -66,7 +69,8 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 def test_a_damaged_or_foreign_checkpoint_counts_as_none(tmp_path, content, caplog):
     if content is None:  # the right module, another optimiser
         module, _ = fit(epochs=1)
-        torch.save({"module": module.state_dict(), "optimiser": {}, "losses": [1.0]}, tmp_path / "c")
+        state = {"module": module.state_dict(), "optimisers": [{}], "losses": [1.0], "memo": {}}
+        torch.save(state, tmp_path / "c")
     else:
         (tmp_path / "c").write_bytes(content)
     assert same(fit(checkpoint=tmp_path / "c")[0], fit()[0])
@@ -94,6 +98,60 @@ def test_losses_fall_and_are_facts():
 def test_no_epochs_are_refused():
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
         fit(epochs=0)
+
+
+class Adversaries(nn.Module):
+    """A GAN of single numbers: one network makes them of noise, the other tells them from those around 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.make, self.judge = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def fit_adversaries(stop_in=None, **keys):
+    torch.manual_seed(0)
+    module = Adversaries()
+    makes, judges = (torch.optim.Adam(part.parameters(), 0.02) for part in (module.make, module.judge))
+    loop = Loop(module, [makes, judges], normals(**keys), 200)
+    for epoch in loop:
+        true, made = 3 + torch.randn(64, 1), module.make(torch.randn(64, 1))
+        apart = F.softplus(-module.judge(true)).mean() + F.softplus(module.judge(made.detach())).mean()
+        epoch.step(apart, judges)
+        epoch.step(F.softplus(-module.judge(made)).mean(), makes)
+        if epoch.number == stop_in:
+            raise Stopped
+    return module, loop
+
+
+def test_adversaries_are_trained_by_an_optimiser_each(tmp_path):
+    module, loop = fit_adversaries()
+    assert float(module.make.bias.detach()) == pytest.approx(3, abs=1)
+    with pytest.raises(Stopped):
+        fit_adversaries(stop_in=100, checkpoint=tmp_path / "c")
+    resumed, again = fit_adversaries(checkpoint=tmp_path / "c")
+    assert same(resumed, module), "the checkpoint holds both optimisers"
+    assert again.losses == loop.losses
+
+
+def test_a_step_of_several_optimisers_names_its_own():
+    module = nn.Linear(1, 1)
+    several = [torch.optim.SGD([parameter], 0.1) for parameter in module.parameters()]
+    epoch = next(iter(Loop(module, several, normals(), 1)))
+    with pytest.raises(ValueError, match="name one of the loop's 2 optimisers"):
+        epoch.step(module(X).mean())
+
+
+def test_a_checkpoint_of_another_number_of_optimisers_changes_nothing(tmp_path, caplog):
+    with pytest.raises(Stopped):
+        fit_adversaries(stop_in=2, checkpoint=tmp_path / "c")
+    torch.manual_seed(0)
+    module = Adversaries()
+    optimiser = torch.optim.Adam(module.make.parameters(), 0.02)
+    before = copy.deepcopy(module)
+    Loop(module, optimiser, normals(checkpoint=tmp_path / "c"), 1).restore()
+    assert "not a checkpoint of this training" in caplog.text
+    assert same(module, before)
+    assert optimiser.state_dict()["state"] == {}
 
 
 def test_clipped_steps_are_short():
@@ -130,7 +188,7 @@ def test_kept_features_are_those_of_one_pass(large, monkeypatch):
         return [images[:, :2], images.mean(dim=1, keepdim=True)[..., ::2, ::2]]
 
     task = TrainingSet("cog", pixels())
-    kept = task.kept(backbone, 3)
+    kept = task.feature_array(backbone, 3)
     assert calls == [3, 3, 1]
     assert kept.shapes == [(2, 8, 8), (1, 4, 4)]
     streamed = [torch.cat(parts) for parts in zip(*task.features(backbone, 7), strict=True)]
@@ -142,7 +200,7 @@ def test_kept_features_are_those_of_one_pass(large, monkeypatch):
 
 def test_kept_features_of_transformed_images():
     task = TrainingSet("cog", pixels())
-    kept = task.kept(lambda images: [images], 4, transform=lambda images: images.flip(-1))
+    kept = task.feature_array(lambda images: [images], 4, transform=lambda images: images.flip(-1))
     assert kept[:][0].equal(torch.cat(list(task.images(4))).flip(-1))
 
 

@@ -10,7 +10,7 @@ from test_contract import METHODS, setup
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet
-from anomaly_bench.testing.contract import assert_equal, pictures, score, unseen
+from anomaly_bench.testing.setup import assert_equal, new_images, pictures
 
 EPOCHS, BATCH = 3, 8
 TRAINING = [method for method in METHODS if "epochs" in setup(method, "lite0").config["method"]]
@@ -41,13 +41,15 @@ def stages(kill_after=None):
 
 def make(method, **changed):
     """An unfitted method that trains a little."""
-    each = setup(method, "lite0")
-    torch.manual_seed(0)
-    made = each.new()
+    made = setup(method, "lite0").new()
     made.epochs, made.batch = EPOCHS, BATCH
     for name, value in changed.items():
         setattr(made, name, value)
     return made
+
+
+def fit(method, made, normals):
+    return setup(method, "lite0").fit(made, normals)
 
 
 def normals(**keys):
@@ -56,15 +58,13 @@ def normals(**keys):
 
 @pytest.mark.parametrize("method", TRAINING)
 def test_a_killed_fit_goes_on_from_its_last_epoch_with_the_same_result(method, tmp_path):
-    unbroken = make(method)
-    unbroken.fit(normals())
+    unbroken = fit(method, make(method), normals())
     checkpoint = tmp_path / "c.checkpoint"
     with pytest.raises(Killed):
-        make(method).fit(normals(stage=stages(kill_after=2), checkpoint=checkpoint))
+        fit(method, make(method), normals(stage=stages(kill_after=2), checkpoint=checkpoint))
     assert len(torch.load(checkpoint, weights_only=True)["losses"]) == 2
-    resumed = make(method)
-    resumed.fit(normals(checkpoint=checkpoint))
-    found, expected = score(resumed.eval(), unseen()), score(unbroken.eval(), unseen())
+    resumed = fit(method, make(method), normals(checkpoint=checkpoint))
+    found, expected = resumed.score(new_images()), unbroken.score(new_images())
     assert_equal(found, expected, "what a fit draws must come from torch's generator, seeded anew in each epoch")
     assert resumed.facts == unbroken.facts
     assert len(resumed.facts["losses"]) == EPOCHS
@@ -82,7 +82,7 @@ def test_epochs_after_the_first_pass_no_backbone(method):
 
         counted.trainable_copy = getattr(backbone, "trainable_copy", None)
         made.backbone = counted
-        made.fit(normals())
+        fit(method, made, normals())
         return sum(calls)
 
     assert passes(1) == passes(EPOCHS)
@@ -90,12 +90,11 @@ def test_epochs_after_the_first_pass_no_backbone(method):
 
 @pytest.mark.parametrize("method", [method for method in TRAINING if method != "stfpm"])  # which holds some out
 def test_one_training_image_is_enough(method):
-    made = make(method)
-    made.fit(TrainingSet("cog", pictures(1)))
-    assert score(made.eval(), unseen()).image.isfinite().all()
+    made = fit(method, make(method), TrainingSet("cog", pictures(1)))
+    assert made.score(new_images()).image.isfinite().all()
 
 
 @pytest.mark.parametrize("method", TRAINING)
 def test_no_epochs_are_refused(method):
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
-        make(method, epochs=0).fit(normals())
+        fit(method, make(method, epochs=0), normals())

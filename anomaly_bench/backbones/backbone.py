@@ -33,7 +33,7 @@ from anomaly_bench.backbones.architectures import (
 )
 from anomaly_bench.backbones.student import Student
 from anomaly_bench.errors import UsageError
-from anomaly_bench.hardware.torch_setup import PRECISIONS
+from anomaly_bench.hardware.torch_setup import DTYPES
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types there
@@ -133,19 +133,19 @@ class Backbone:
     def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(device, PRECISIONS[self.precision])
+        return torch.autocast(device, DTYPES[self.precision])
 
-    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each level for (H, W) images, without computing anything."""
-        return self.infer_shapes(size)[0]
+    def shapes(self, size: tuple[int, int], channels: int = 3) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each level for (channels, H, W) images, without computing anything."""
+        return self.infer_shapes(size, channels)[0]
 
-    def infer_shapes(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+    def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
         """`shapes`, and the most bytes that one image takes on its way through the network in fp32, weights apart."""
         tensors = itertools.chain(self.network.named_parameters(), self.network.named_buffers())
         state = {name: tensor.to("meta") for name, tensor in tensors}
         forward = functools.partial(torch.func.functional_call, self.network, state)
         with Peak() as peak, torch.no_grad():
-            images = torch.empty(1, 3, *size, device="meta")
+            images = torch.empty(1, channels, *size, device="meta")
             levels = self.read(forward, (images - 1).contiguous(memory_format=torch.channels_last))
             shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
         return shapes, peak.most
@@ -187,6 +187,22 @@ class Backbone:
         return height // rows, width // columns
 
 
+class NoBackbone:
+    """What an image-space method has for a backbone: it runs no network, and its only level is the image."""
+
+    def to(self, device: torch.device | str) -> NoBackbone:
+        """Nothing to move."""
+        return self
+
+    def shapes(self, size: tuple[int, int], channels: int = 3) -> list[tuple[int, int, int]]:
+        """(channels, H, W)."""
+        return [(channels, *size)]
+
+    def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
+        """`shapes`, and no bytes."""
+        return self.shapes(size, channels), 0
+
+
 class Networks:
     """Several backbones on the same images, as one: the levels of the first, then those of the second, and so on."""
 
@@ -203,11 +219,11 @@ class Networks:
         """(B, 3, H, W) images in [0, 1] -> one float32 (B, C, h, w) per network and level."""
         return [level for network in self.networks for level in network(images)]
 
-    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each network and level for (H, W) images."""
-        return self.infer_shapes(size)[0]
+    def shapes(self, size: tuple[int, int], channels: int = 3) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each network and level for (channels, H, W) images."""
+        return self.infer_shapes(size, channels)[0]
 
-    def infer_shapes(self, size: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
+    def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
         """As of one backbone; the networks run one after the other."""
-        parts = [network.infer_shapes(size) for network in self.networks]
+        parts = [network.infer_shapes(size, channels) for network in self.networks]
         return [shape for shapes, _ in parts for shape in shapes], max(most for _, most in parts)

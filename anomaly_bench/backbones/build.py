@@ -12,7 +12,7 @@ from anomaly_bench.errors import UsageError
 if TYPE_CHECKING:
     from anomaly_bench.backbones.weights import Weights
 
-SOURCES = ({"package", "file"}, {"repo", "file"}, {"url", "sha256"})  # of weights
+WEIGHT_SOURCES = ({"package", "file"}, {"repo", "file"}, {"url", "sha256"})  # of weights
 
 
 def identify(node: Mapping[str, Any], weights: Mapping[str, Weights], levels: Any = "all") -> dict[str, Any]:
@@ -38,8 +38,8 @@ def find_weights(config: Mapping[str, Any]) -> dict[str, Weights]:
 def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
     source = node["about"].get("pretrained")
     source = source if isinstance(source, Mapping) else {}
-    if node["weights"] == "pretrained" and not any(keys <= source.keys() for keys in SOURCES):
-        known = ", or ".join(" and ".join(sorted(keys)) for keys in SOURCES)
+    if node["weights"] == "pretrained" and not any(keys <= source.keys() for keys in WEIGHT_SOURCES):
+        known = ", or ".join(" and ".join(sorted(keys)) for keys in WEIGHT_SOURCES)
         raise UsageError(f"backbone={name}: about.pretrained={dict(source)}; expected {known}, or give weights=FILE")
     return resolve(name, node["weights"], source)
 
@@ -55,15 +55,23 @@ def make_backbone(
     precision: str = "fp32",
     wrap: Callable[[str, Any], Any] = lambda name, network: network,
 ) -> Any:
-    """The configured backbone, read at the method's levels; None for an image-space method. This imports torch.
+    """The configured backbone, read at the method's levels; NoBackbone for an image-space method. This imports torch.
 
     Args:
         wrap: is given the name of each network and itself, and returns what takes its place.
     """
+    from anomaly_bench.backbones.backbone import NoBackbone
+
     backbone, levels = config["backbone"], config["method"].get("levels")
     made = [
         wrap(name, make_network(node, weights[name], precision, levels)) for name, node in networks(backbone).items()
     ]
-    if backbone is None or "networks" not in backbone:
-        return made[0] if made else None
-    return construct(backbone, "backbone", networks=made)
+    if not made:
+        return NoBackbone()
+    return construct(backbone, "backbone", networks=made) if "networks" in backbone else made[0]
+
+
+def make_method(node: Mapping[str, Any], backbone: Any) -> Any:
+    """The method of a YAML, not built yet; an image-space method is not given the backbone."""
+    given = {"backbone": backbone} if node.get("uses_backbone", True) else {}
+    return construct(node, "method", **given)

@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
-REVISION = 1  # raised when what is stored changes
+FEATURES_REVISION = 1  # raised when what is stored changes
 SELDOM = ("stem", "0", "head")  # names of levels
-LIBRARIES = ("torchvision", "timm", "pillow")
+PACKAGES = ("torchvision", "timm", "pillow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,13 +269,13 @@ class CachedBackbone:
         """
         if not isinstance(store.modules, Mapping):
             return self.inner
-        often = {path for name, path in store.modules.items() if name not in SELDOM}
-        wanted = (often | set(self.inner.paths)) - stored.levels.keys()
+        usual = {path for name, path in store.modules.items() if name not in SELDOM}
+        wanted = (usual | set(self.inner.paths)) - stored.levels.keys()
         if wanted <= set(self.inner.paths):
             return self.inner
         return store.make([name for name, path in store.modules.items() if path in wanted])
 
-    def kept(self, size: tuple[int, int]) -> int:
+    def stored_bytes(self, size: tuple[int, int]) -> int:
         """Bytes of an (H, W) image's levels in the cache."""
         if self.store is None:
             return 0
@@ -286,7 +286,7 @@ class CachedBackbone:
         """24 hex digits over all that a bit of the features may depend on."""
         return digest(
             {
-                "revision": REVISION,
+                "revision": FEATURES_REVISION,
                 "images": rows.about,
                 "batch": batch,
                 "network": store.identity,
@@ -302,4 +302,4 @@ class CachedBackbone:
 @functools.cache
 def versions() -> dict[str, str]:
     """Of what decodes, computes and describes the network; torch's own says how it was built, too."""
-    return {"torch": torch.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    return {"torch": torch.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}

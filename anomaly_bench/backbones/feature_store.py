@@ -33,7 +33,7 @@ class DamagedError(Exception):
     """A file of features is not what was written."""
 
 
-class Level(NamedTuple):
+class StoredLevel(NamedTuple):
     """One level of a stored pass, as in its index.
 
     Attributes:
@@ -62,16 +62,16 @@ class CachedPass(NamedTuple):
     folder: Path
     images: int
     batch: int
-    levels: Mapping[str, Level]
+    levels: Mapping[str, StoredLevel]
 
     @classmethod
     def load(cls, folder: Path, images: int, batch: int) -> CachedPass:
         """What the folder holds; without a whole index nothing."""
-        levels: dict[str, Level] = {}
+        levels: dict[str, StoredLevel] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             index = json.loads((folder / INDEX).read_bytes())
             if index.pop("checksum") == digest(index):
-                levels = {path: Level(**level) for path, level in index["levels"].items()}
+                levels = {path: StoredLevel(**level) for path, level in index["levels"].items()}
         return cls(folder, images, batch, levels)
 
     def save(self) -> None:
@@ -143,7 +143,7 @@ class Writer:
     def finish(self, seconds: float) -> CachedPass:
         """The pass with the new levels among the old ones."""
         made = {
-            path: Level(self.shapes[path], self.strides[path], self.crc32[path], seconds, timing.today())
+            path: StoredLevel(self.shapes[path], self.strides[path], self.crc32[path], seconds, timing.today())
             for path in self.paths
         }
         whole = self.stored._replace(levels={**self.stored.levels, **made})

@@ -60,13 +60,13 @@ def recomputed(block: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Te
     """The output of a block, which keeps its input alone for the backward pass."""
     norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d) and part.track_running_stats]
     outputs: Tensor = checkpoint(
-        forward, inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), unseen(norms))
+        forward, inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(norms))
     )
     return outputs
 
 
 @contextlib.contextmanager
-def unseen(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
+def frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Within it, normalisations do not take what they see into their running statistics."""
     before = [(norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in norms]
     for norm in norms:

@@ -74,7 +74,7 @@ def fetched(backbone: str, source: Mapping[str, Any]) -> Path:
     try:
         if "repo" in source:
             return from_hub(source["repo"], name)
-        return download(name, source["sha256"], local)
+        return fetch_url(name, source["sha256"], local)
     except Exception as error:  # whatever a network does wrong, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -91,11 +91,11 @@ def from_hub(repo: str, file: str) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repo, file)
     if isinstance(cached, str):
         return Path(cached)
-    connect()
+    require_hub()
     return Path(huggingface_hub.hf_hub_download(repo, file))
 
 
-def download(url: str, sha256: str, local: Path) -> Path:
+def fetch_url(url: str, sha256: str, local: Path) -> Path:
     """A file whose sha256 starts with these digits, kept at `local`; a server that is silent is given up."""
     import urllib.request
 
@@ -108,7 +108,7 @@ def download(url: str, sha256: str, local: Path) -> Path:
     return local
 
 
-def connect() -> None:
+def require_hub() -> None:
     """Raise OSError within seconds where the hub cannot be reached; its client retries for much longer."""
     import socket
     from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""The convolutional autoencoder that AE-L2 and AE-SSIM share, and how both are trained and scored.
+"""The convolutional autoencoder of AE-L2 and AE-SSIM, and how both are trained and scored.
 
 Paul Bergmann et al.: Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders,
 2019, arXiv 1807.02011; settings of The MVTec Anomaly Detection Dataset, CVPR 2019 and IJCV 2021.
@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.training import Loop
+from anomaly_bench.components.validation import check_fitted, check_sides
 from anomaly_bench.errors import UsageError
+from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
 PATCH = 128  # pixels: the side of a texture's patches
-STRIDE = 30  # pixels: between the patches that an image is scored by
+STEP = 30  # pixels: between the patches that an image is scored by
 TURN, SHIFT = 10.0, 0.05  # degrees, and share of the side: of objects, at most
-Residual = Callable[[Tensor, Tensor], Tensor]  # two (B, C, H, W) -> (B, H, W)
+Compare = Callable[[Tensor, Tensor], Tensor]  # two (B, C, H, W) -> (B, H, W)
 
 
 class AutoEncoder(nn.Module):
@@ -43,13 +45,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, channels: int, side: int, latent: int) -> None:
         super().__init__()
         more = max(0, round(math.log2(side / PATCH)))
-        grid, rest = divmod(side, 2 ** (4 + more))
-        if rest or grid < 1:
-            low = max(1, side // 2 ** (4 + more)) * 2 ** (4 + more)
-            raise UsageError(
-                f"the autoencoder cannot take images of {side} x {side} pixels; expected a multiple of "
-                f"{2 ** (4 + more)}, such as {low} or {low + 2 ** (4 + more)}: give input.resize or input.crop"
-            )
+        check_sides("the autoencoder", (side, side), 2 ** (4 + more))
+        grid = side // 2 ** (4 + more)
         layers = [(channels, 32, 4, 2), *[(32, 32, 4, 2)] * more, (32, 32, 4, 2), (32, 32, 3, 1), (32, 64, 4, 2)]
         layers += [(64, 64, 3, 1), (64, 128, 4, 2), (128, 64, 3, 1), (64, 32, 3, 1)]
         down: list[nn.Module] = []
@@ -67,6 +64,86 @@ class AutoEncoder(nn.Module):
         return decoded
 
 
+class Reconstruction(nn.Module):
+    """The method that AE-L2 and AE-SSIM are: each says what its network sees, and how output and input are compared.
+
+    Args:
+        epochs, lr, weight_decay, batch: of the training by Adam.
+        samples: random views of the training images in an epoch.
+        latent: numbers that an image or patch is narrowed down to.
+        patches: patches of 128 pixels, as published for textures; False: whole images, as for objects; None: as the
+            task's group says, whole images where it has none.
+    """
+
+    channels: int  # that the network sees
+    prepare: Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, channels, H, W)
+    loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and inputs (B, channels, side, side): ()
+    residual: Compare  # of outputs and inputs, at every pixel
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float = 2e-4,
+        weight_decay: float = 1e-5,
+        batch: int = 128,
+        samples: int = 10000,
+        latent: int = 128,
+        patches: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.epochs, self.lr, self.weight_decay, self.batch = epochs, lr, weight_decay, batch
+        self.samples, self.latent, self.patches = samples, latent, patches
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Make the network for images of the (3, H, W) shape.
+
+        Raises:
+            UsageError: a size that it cannot take.
+        """
+        self.shape = shapes[0]
+        self.make_network(self.shape, bool(self.patches))
+
+    def make_network(self, shape: tuple[int, int, int], patches: bool) -> None:
+        """The network for patches of images of this shape, or for whole ones."""
+        self.resolved = {"patches": patches}
+        self.network = AutoEncoder(self.channels, side_of(shape, patches), self.latent)
+
+    def fit(self, normals: TrainingSet) -> None:
+        """Train the network to return what it is given, on `samples` random views of the images in every epoch.
+
+        Raises:
+            ValueError: a loss that is not finite.
+        """
+        if self.patches is None and normals.group == "textures":
+            torch.manual_seed(torch.initial_seed())  # the weights are those of patches=true
+            self.make_network(self.shape, patches=True)
+            self.to(normals.device)
+        optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        loop = Loop(self, optimiser, normals, self.epochs)
+        rounds = math.ceil(self.samples / len(normals))
+        for epoch in loop:
+            order = torch.cat([part for _ in range(rounds) for part in epoch.batches(len(normals), self.batch)])
+            for numbers in torch.split(order[: self.samples], self.batch):
+                views = self.prepare(view(normals.select(numbers), self.resolved["patches"]))
+                epoch.step(self.loss(self.network(views), views))
+        self.facts = {**loop.facts, **self.resolved}
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Scores:
+        """The residual at every pixel; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        check_fitted(self)
+        seen = self.prepare(images)
+        maps = residual_map(self.network, seen, self.residual, self.resolved["patches"], self.batch)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
 def side_of(shape: tuple[int, int, int], patches: bool) -> int:
     """The side of what the network sees of images of a (3, H, W) shape.
 
@@ -81,43 +158,6 @@ def side_of(shape: tuple[int, int, int], patches: bool) -> int:
     if not patches and height != width:
         raise UsageError(f"the autoencoder cannot take images of {height} x {width} pixels; expected square ones")
     return PATCH if patches else height
-
-
-def train(
-    method: nn.Module,
-    network: nn.Module,
-    normals: TrainingSet,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    prepare: Callable[[Tensor], Tensor],
-    patches: bool,
-    *,
-    epochs: int,
-    lr: float,
-    weight_decay: float,
-    batch: int,
-    samples: int,
-) -> Loop:
-    """Train the network to return what it is given: `samples` random views of the images in every epoch.
-
-    Args:
-        method: the module that checkpoints keep.
-        loss: of (B, C, side, side) outputs and inputs, ().
-        prepare: (B, 3, side, side) images -> what the network sees.
-        patches: views are patches of PATCH pixels in any direction; else whole images, a little moved and turned.
-
-    Raises:
-        ValueError: a loss that is not finite.
-    """
-    optimiser = torch.optim.Adam(network.parameters(), lr, weight_decay=weight_decay, fused=True)
-    loop = Loop(method, optimiser, normals, epochs)
-    for epoch in loop:
-        order = torch.cat(
-            [part for _ in range(math.ceil(samples / len(normals))) for part in epoch.batches(len(normals), batch)]
-        )
-        for numbers in torch.split(order[:samples], batch):
-            views = prepare(view(normals.chosen(numbers), patches))
-            epoch.step(loss(network(views), views))
-    return loop
 
 
 def view(images: Tensor, patches: bool) -> Tensor:
@@ -146,8 +186,7 @@ def view(images: Tensor, patches: bool) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-@torch.no_grad()
-def residual_map(network: nn.Module, images: Tensor, residual: Residual, patches: bool, batch: int) -> Tensor:
+def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches: bool, batch: int) -> Tensor:
     """(B, H, W): the residual of whole (B, C, H, W) images, or the mean of those of all patches that show a pixel."""
     if not patches:
         return residual(network(images), images)
@@ -162,11 +201,11 @@ def residual_map(network: nn.Module, images: Tensor, residual: Residual, patches
 
 
 def places(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Top and left of patches every STRIDE pixels, with a last one at the far border."""
+    """Top and left of patches every STEP pixels, with a last one at the far border."""
     for top in starts(height):
         for left in starts(width):
             yield top, left
 
 
 def starts(side: int) -> Sequence[int]:
-    return sorted({*range(0, side - PATCH + 1, STRIDE), side - PATCH})
+    return sorted({*range(0, side - PATCH + 1, STEP), side - PATCH})

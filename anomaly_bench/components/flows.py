@@ -197,7 +197,7 @@ class Flow(nn.ModuleList):
         return y
 
 
-LARGEST = 1e17  # of |z|: its squares stay finite in float32
+MOST_LENGTH = 1e17  # of |z|: its squares stay finite in float32
 
 
 def energy(z: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def energy(z: Tensor) -> Tensor:
 
     Up to a constant -C * E is the log-density of z under a standard Gaussian.
     """
-    return 0.5 * z.clamp(-LARGEST, LARGEST).square().mean(dim=1)
+    return 0.5 * z.clamp(-MOST_LENGTH, MOST_LENGTH).square().mean(dim=1)
 
 
 def join(energies: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 GROUP = 16  # bank rows that leave one minimum
 QUERIES = 1024  # at a time
-TOLERANCE = 1e-4  # of a distance, relative
+DISTANCE_TOLERANCE = 1e-4  # of a distance, relative
 ROUNDING = 8 * 2.0**-23  # of |q|^2 - 2 q.b + |b|^2, relative to |q|^2 + |b|^2: above all that was seen
 
 
@@ -79,7 +79,7 @@ def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: in
     found = among_groups(queries, bank, k, groups.T, block_bytes)
     lengths = squared_lengths(queries)
     left_out = minima.scatter_(0, groups, torch.inf).amin(dim=0) + lengths - ROUNDING * (lengths + norms.max())
-    doubtful = left_out.clamp_(min=0) < (1 - TOLERANCE) * found.distances[:, -1]
+    doubtful = left_out.clamp_(min=0) < (1 - DISTANCE_TOLERANCE) * found.distances[:, -1]
     if doubtful.any():
         for part, exact in zip(found, by_differences(queries[doubtful], bank, k, block_bytes), strict=True):
             part[doubtful] = exact

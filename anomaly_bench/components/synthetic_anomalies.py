@@ -20,7 +20,7 @@ from anomaly_bench.errors import UsageError
 
 OCTAVES = 6  # noise has 2^0 to 2^5 cells along each axis
 THRESHOLD = 0.5  # noise above it is anomalous
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+TEXTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 Texture = Callable[[tuple[int, int]], Tensor]  # (H, W) -> (3, H, W) uint8
 
 
@@ -112,7 +112,8 @@ def folder_texture(folder: Path) -> Texture:
     Raises:
         UsageError: no such folder, or no images in it.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    found = folder.rglob("*") if folder.is_dir() else ()
+    files = sorted(path for path in found if path.suffix.lower() in TEXTURE_SUFFIXES)
     if not files:
         raise UsageError(f"method.anomaly_source={folder}: no images there; expected a folder such as DTD's `images`")
 

@@ -2,22 +2,24 @@
 
 loop = Loop(self, optimiser, normals, self.epochs)
 for epoch in loop:
-    for chosen in epoch.batches(len(kept), self.batch):
-        epoch.step(self.loss(kept[chosen]))
+    for numbers in epoch.batches(len(features), self.batch):
+        epoch.step(self.loss(features[numbers]))
 self.facts = loop.facts
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
@@ -37,8 +39,8 @@ class Epoch:
         generator: on the CPU, seeded by the task's seed and `number`: a resumed training draws as an unbroken one.
     """
 
-    def __init__(self, number: int, seed: int, optimiser: torch.optim.Optimizer, clip: float | None) -> None:
-        self.number, self.optimiser, self.clip = number, optimiser, clip
+    def __init__(self, number: int, seed: int, optimisers: Sequence[Optimizer], clip: float | None) -> None:
+        self.number, self.optimisers, self.clip = number, optimisers, clip
         self.generator = torch.Generator().manual_seed(seed)
         self.total, self.steps = torch.zeros(()), 0
 
@@ -46,21 +48,34 @@ class Epoch:
         """The numbers of all `count` images in random order, `batch` at a time; the last batch may be smaller."""
         yield from torch.split(torch.randperm(count, generator=self.generator), batch)
 
-    def step(self, losses: Tensor | Iterable[Tensor]) -> None:
-        """One step of the optimiser down the gradient of a () loss, or of the sum of several, one after the other."""
-        self.optimiser.zero_grad(set_to_none=True)
+    def step(self, losses: Tensor | Iterable[Tensor], optimiser: Optimizer | None = None) -> None:
+        """One step down the gradient of a () loss, or of the sum of several, one after the other.
+
+        Args:
+            optimiser: whose parameters move, where the loop has several; None: the only one's.
+
+        Raises:
+            ValueError: it must be named.
+        """
+        if optimiser is None:
+            if len(self.optimisers) != 1:
+                raise ValueError(
+                    f"epoch.step(loss, optimiser): name one of the loop's {len(self.optimisers)} optimisers"
+                )
+            optimiser = self.optimisers[0]
+        optimiser.zero_grad(set_to_none=True)
         for loss in [losses] if isinstance(losses, Tensor) else losses:
             loss.backward()
             self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
         if self.clip is not None:
-            parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+            parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
-        self.optimiser.step()
+        optimiser.step()
         self.steps += 1
 
     @property
     def loss(self) -> float:
-        """The mean loss of the steps so far."""
+        """The mean loss of the steps so far, whatever their optimiser."""
         return float(self.total) / max(1, self.steps)
 
 
@@ -71,7 +86,8 @@ class Loop:
 
     Args:
         module: the whole method: all that training changes.
-        optimiser: over the module's parameters.
+        optimiser: over the module's parameters; of a GAN several, each step of which names its own:
+            `epoch.step(loss, optimiser)`.
         normals: gives the name, the bar and the checkpoint's file.
         epochs: in all, those before a checkpoint included.
         clip: the largest norm of the gradient; None: any.
@@ -87,14 +103,15 @@ class Loop:
     def __init__(
         self,
         module: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimizer | Sequence[Optimizer],
         normals: TrainingSet,
         epochs: int,
         clip: float | None = None,
     ) -> None:
         if epochs < 1:
             raise UsageError(f"method.epochs={epochs}: expected a whole number of at least 1")
-        self.module, self.optimiser, self.normals, self.epochs, self.clip = module, optimiser, normals, epochs, clip
+        self.module, self.normals, self.epochs, self.clip = module, normals, epochs, clip
+        self.optimisers = [optimiser] if isinstance(optimiser, Optimizer) else list(optimiser)
         self.seed = torch.initial_seed()
         self.losses: list[float] = []
         self.memo: dict[str, Any] = {}
@@ -113,7 +130,7 @@ class Loop:
             for number in range(len(self.losses), self.epochs):
                 seed = (self.seed * 1_000_003 + number) % 2**63
                 torch.manual_seed(seed)
-                epoch = Epoch(number, seed, self.optimiser, self.clip)
+                epoch = Epoch(number, seed, self.optimisers, self.clip)
                 yield epoch
                 self.add(epoch.loss)
                 advance(1, f"loss {epoch.loss:.4g}")
@@ -133,11 +150,11 @@ class Loop:
             self.save(self.normals.checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write module, optimiser, losses and memo, by one atomic rename."""
+        """Write module, optimisers, losses and memo, by one atomic rename."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{os.getpid()}")
         state: dict[str, Any] = {"losses": self.losses, "memo": self.memo}
-        state |= {"module": self.module.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state |= {"module": self.module.state_dict(), "optimisers": [each.state_dict() for each in self.optimisers]}
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -150,14 +167,17 @@ class Loop:
         path = self.normals.checkpoint
         if path is None or not path.is_file():
             return
-        before = {name: value.clone() for name, value in self.module.state_dict().items()}
+        parts: list[Any] = [self.module, *self.optimisers]
+        before = [copy.deepcopy(part.state_dict()) for part in parts]
         try:
             state = torch.load(path, map_location=self.normals.device, weights_only=True)
-            self.module.load_state_dict(state["module"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.losses, self.memo = list(state["losses"]), dict(state["memo"])
+            losses, memo = list(state["losses"]), dict(state["memo"])
+            for part, saved in zip(parts, [state["module"], *state["optimisers"]], strict=True):
+                part.load_state_dict(saved)
+            self.losses, self.memo = losses, memo
         except Exception as error:  # torch, pickle and zip raise a dozen kinds
-            self.module.load_state_dict(before)
+            for part, fresh in zip(parts, before, strict=True):
+                part.load_state_dict(fresh)
             logger.warning("%s: not a checkpoint of this training (%s); it starts anew", path, error)
 
     @property

@@ -29,11 +29,11 @@ def align(levels: Sequence[Tensor], channels: Sequence[Tensor] | None = None) ->
         patches = level.permute(0, 2, 3, 1)  # (B, h_l, w_l, C_l): what a channels-last tensor is in memory
         if channels is not None:  # gather takes a third of index_select's time
             patches = patches.gather(3, channels[index].expand(*patches.shape[:3], -1))
-        kept = patches.permute(1, 2, 0, 3)
+        cells = patches.permute(1, 2, 0, 3)
         rows, columns = (torch.arange(side, device=level.device) for side in (height, width))
-        rows, columns = rows * kept.shape[0] // height, columns * kept.shape[1] // width
+        rows, columns = rows * cells.shape[0] // height, columns * cells.shape[1] // width
         part = grid[..., start : start + widths[index]]
-        part.copy_(kept if kept.shape[:2] == (height, width) else kept[rows[:, None], columns])
+        part.copy_(cells if cells.shape[:2] == (height, width) else cells[rows[:, None], columns])
         start += widths[index]
     return grid.view(height * width, batch, -1)
 

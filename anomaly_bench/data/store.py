@@ -28,7 +28,7 @@ from anomaly_bench.cache import cache_root
 from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.decoding import FILTER, decode_mask, decode_sample
 from anomaly_bench.files import digest, safe_filename
-from anomaly_bench.protocol import unseen
+from anomaly_bench.protocol import no_progress
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Sample, Task
@@ -56,7 +56,7 @@ def load_images(
     resize: Size,
     place: str,
     threads: int,
-    advance: Advance = unseen,
+    advance: Advance = no_progress,
 ) -> NDArray[Any]:
     """Decoded, resized images (N, H, W, C) of the task's type and channels, memory-mapped read-only.
 
@@ -90,7 +90,7 @@ def stored(
     decode: Sequence[Callable[[], NDArray[Any]]],
     place: str,
     threads: int,
-    advance: Advance = unseen,
+    advance: Advance = no_progress,
 ) -> NDArray[Any]:
     """The stored array of what each of `decode` returns, made where it is missing or damaged.
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,7 @@ def in_turn(
 
 
 def measure(
-    score: Callable[[Tensor], Any],
-    backbone: Callable[[Tensor], Any] | None,
+    timed: Mapping[str, Callable[[Tensor], Any]],
     images: Tensor,
     device: torch.device,
     seconds: float = SECONDS,
@@ -104,32 +104,31 @@ def measure(
     """One entry of `Record.speed`.
 
     Args:
-        score: a fitted method's.
-        backbone: the network that it reads; None: an image-space method.
+        timed: by the prefix of its numbers' names; "" is a fitted method, which copies its scores to the host, and
+            "backbone_" the network that it reads, if any.
         images: (N, 3, H, W) on the host; N is the batch of the throughput.
         seconds: of timing for the latency, and again for the throughput.
 
     Returns:
-        latency_ms (the median) and its percentiles, fps, the same of the backbone, and all samples in ms. A
-        percentile p of fewer than 1 / (1 - p) calls is None.
+        latency_ms (the median) and its percentiles, fps, the same of the others, and all samples in ms. A percentile p
+        of fewer than 1 / (1 - p) calls is None.
     """
     import torch
 
     def calls(batch: Tensor) -> dict[str, Callable[[], Any]]:
-        whole = {"method": lambda: [part.cpu() for part in score(batch.to(device)) if part is not None]}
-        alone = {"backbone": lambda: backbone(batch.to(device))} if backbone else {}
-        return {**whole, **alone}
+        def call(each: Callable[[Tensor], Any]) -> None:
+            each(batch.to(device))
+
+        return {prefix: functools.partial(call, each) for prefix, each in timed.items()}
 
     one = in_turn(calls(images[:1]), device, seconds, advance)
     many = in_turn(calls(images), device, seconds, advance)
     entry: dict[str, Any] = {"threads": torch.get_num_threads(), "batch_size": len(images)}
-    for name, prefix in (("method", ""), ("backbone", "backbone_")):
-        if name not in one:
-            continue
-        entry |= {f"{prefix}{title}": percentile(one[name], p) for title, p in PERCENTILES.items()}
-        entry[f"{prefix}fps"] = 1000 * len(images) * len(many[name]) / sum(many[name])
-        entry[f"{prefix}latency_samples_ms"] = [round(sample, 3) for sample in one[name]]
-        entry[f"{prefix}batch_samples_ms"] = [round(sample, 3) for sample in many[name]]
+    for prefix in timed:
+        entry |= {f"{prefix}{title}": percentile(one[prefix], p) for title, p in PERCENTILES.items()}
+        entry[f"{prefix}fps"] = 1000 * len(images) * len(many[prefix]) / sum(many[prefix])
+        entry[f"{prefix}latency_samples_ms"] = [round(sample, 3) for sample in one[prefix]]
+        entry[f"{prefix}batch_samples_ms"] = [round(sample, 3) for sample in many[prefix]]
     return entry
 
 

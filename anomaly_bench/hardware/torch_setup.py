@@ -57,7 +57,7 @@ def require_precision(device: torch.device, precision: str) -> None:
     Raises:
         UsageError: the device cannot, or autocast would quietly stay with float32.
     """
-    dtype, why = PRECISIONS[precision], "autocast leaves it out"
+    dtype, why = DTYPES[precision], "autocast leaves it out"
     if precision == "fp32":
         return
     try:
@@ -84,4 +84,4 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -33,15 +33,16 @@ from torch import Tensor, nn
 from anomaly_bench.components import augmentation, position_code
 from anomaly_bench.components.flows import Flow, OneSided, energy, join
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
-from anomaly_bench.protocol import Scores, to_tensor
+from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.errors import UsageError
+from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.components.training import Epoch
     from anomaly_bench.protocol import FeatureArray, Features, TrainingSet
 
-CLAMP = 1.9  # of the couplings' log-scales
-AT_ONCE = 8192  # fibres that are scored together
+_CLAMP = 1.9  # of the couplings' log-scales
+MOST_FIBRES = 8192  # fibres that are scored together
 PARTS, WARM = 25, 2  # of the training: learning rates, and those of the warm-up
 
 
@@ -84,25 +85,31 @@ class CFlowAD(nn.Module):
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Make one flow per level of these (C, h, w) shapes; the rotations of wide levels take seconds."""
-        self.flows = nn.ModuleList(
-            Flow(OneSided(channels, subnet, CLAMP, soft=True, condition=self.code) for _ in range(self.blocks))
-            for channels, _, _ in shapes
-        )
+        self.channels = [shape[0] for shape in shapes]
+        self.flows = self.draw_flows()
         self.register_buffer("largest", torch.zeros(len(shapes)))
+
+    def draw_flows(self) -> nn.ModuleList:
+        """One flow per level, with random weights."""
+        return nn.ModuleList(
+            Flow(OneSided(channels, linear_subnet, _CLAMP, soft=True, condition=self.code) for _ in range(self.blocks))
+            for channels in self.channels
+        )
 
     def fit(self, normals: TrainingSet) -> None:
         """Train each flow on shuffled fibres (equation 9, within -log sigmoid), then find the largest likelihoods."""
-        kept = normals.kept(self.versions, self.batch) if self.views else None
-        levels = self.backbone(to_tensor(normals.pixels[:1], normals.device))
-        self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
-        self.to(normals.device)
+        views = None
+        if self.views:  # whose angles revision 1 draws before the flows
+            torch.manual_seed(torch.initial_seed())
+            views = normals.feature_array(self.versions, self.batch)
+            self.flows = self.draw_flows().to(normals.device)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
             batches = list(epoch.batches(len(normals), self.batch))
-            for number, chosen in enumerate(batches):
+            for number, numbers in enumerate(batches):
                 optimiser.param_groups[0]["lr"] = rate(self.lr, (epoch.number + number / len(batches)) / self.epochs)
-                levels = self.fresh(normals, chosen, epoch) if kept is None else self.version(kept, chosen, epoch)
+                levels = self.fresh(normals, numbers, epoch) if views is None else self.version(views, numbers, epoch)
                 for index, level in enumerate(levels):
                     self.train_level(index, level, epoch)
         self.facts = loop.facts
@@ -112,14 +119,14 @@ class CFlowAD(nn.Module):
         """The levels of `views` rotations of each image, those of the first version first."""
         return [level for _ in range(self.views) for level in self.backbone(self.turned(images))]
 
-    def version(self, kept: FeatureArray, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+    def version(self, views: FeatureArray, numbers: Tensor, epoch: Epoch) -> list[Tensor]:
         """The levels of the chosen images in the version whose turn it is."""
         first = epoch.number % self.views * len(self.flows)
-        return [level[chosen].to(kept.device) for level in kept.levels[first : first + len(self.flows)]]
+        return [level[numbers].to(views.device) for level in views.levels[first : first + len(self.flows)]]
 
-    def fresh(self, normals: TrainingSet, chosen: Tensor, epoch: Epoch) -> list[Tensor]:
+    def fresh(self, normals: TrainingSet, numbers: Tensor, epoch: Epoch) -> list[Tensor]:
         """The levels of new rotations of the chosen images."""
-        images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
+        images = normals.select(numbers)
         return self.backbone(self.turned(images, epoch.generator))
 
     def turned(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -153,7 +160,7 @@ class CFlowAD(nn.Module):
         """log p of each level: (B, h, w)."""
         for index, level in enumerate(self.backbone(images)):
             fibres, codes = self.fibres_of(level)
-            parts = [torch.split(each, AT_ONCE) for each in (fibres, codes.repeat(len(level), 1))]
+            parts = [torch.split(each, MOST_FIBRES) for each in (fibres, codes.repeat(len(level), 1))]
             found = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
             yield found.view(len(level), *level.shape[2:])
 
@@ -163,6 +170,7 @@ class CFlowAD(nn.Module):
         found = [torch.stack([each.amax() for each in self.log_likelihoods(batch)]) for batch in images]
         self.largest = torch.stack(found).amax(dim=0)
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """-log of the mean of the levels' p / largest p, upsampled; the image score is the map's maximum.
 
@@ -172,14 +180,13 @@ class CFlowAD(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "flows"):
-            raise NotFittedError("CFLOW-AD")
+        check_fitted(self)
         below = [peak - each for each, peak in zip(self.log_likelihoods(images), self.largest, strict=True)]
         maps = join([upsample(each, images.shape[2:]) for each in below])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
-def subnet(before: int, after: int) -> nn.Sequential:
+def linear_subnet(before: int, after: int) -> nn.Sequential:
     """Scales and shifts of one block."""
     return nn.Sequential(nn.Linear(before, 2 * before), nn.ReLU(), nn.Linear(2 * before, after))
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.flows import Flow, TwoSided
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted, check_kernels, multiples
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class CSFlow(nn.Module):
         eps: float = 1e-4,
         weight_decay: float = 1e-5,
     ) -> None:
-        if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-            raise UsageError(f"method.kernels={list(kernels)}: expected odd numbers, one per block")
+        check_kernels(kernels)
         super().__init__()
         self.backbone, self.epochs, self.kernels, self.hidden, self.clamp = backbone, epochs, kernels, hidden, clamp
         self.clip, self.batch, self.lr, self.eps, self.weight_decay = clip, batch, lr, eps, weight_decay
@@ -88,16 +88,14 @@ class CSFlow(nn.Module):
         Raises:
             UsageError: a size whose feature grid cannot be halved twice.
         """
-        kept = normals.kept(self.scales, self.batch)
-        self.build(kept.shapes[: len(kept.shapes) // SCALES])  # the largest scale's
-        self.to(normals.device)
+        features = normals.feature_array(self.scales, self.batch)
         optimiser = torch.optim.Adam(
             self.parameters(), self.lr, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
         loop = Loop(self, optimiser, normals, self.epochs, self.clip)
         for epoch in loop:
-            for chosen in epoch.batches(len(kept), self.batch):
-                epoch.step(self.loss(kept[chosen]))
+            for numbers in epoch.batches(len(features), self.batch):
+                epoch.step(self.loss(features[numbers]))
         self.facts = loop.facts
 
     def loss(self, maps: Sequence[Tensor]) -> Tensor:
@@ -107,6 +105,7 @@ class CSFlow(nn.Module):
         loss: Tensor = (elements.square().sum(dim=1) / 2 - log_det).mean() / elements.shape[1]
         return loss
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The mean of z^2 / 2 over all elements; the map is the mean of z^2 over the largest scale's channels.
 
@@ -117,8 +116,7 @@ class CSFlow(nn.Module):
             NotFittedError: before `fit`.
             UsageError: a size whose feature grid cannot be halved twice.
         """
-        if not hasattr(self, "flow"):
-            raise NotFittedError("CSFlow")
+        check_fitted(self)
         z, _ = self.flow(self.scales(images))
         maps = upsampling.smooth_upsample(z[0].square().mean(dim=1), images.shape[2:], sigma=0)
         return Scores(flat(z).square().mean(dim=1) / 2, maps)
@@ -177,8 +175,7 @@ def check_size(size: Sequence[int], grid: Sequence[int]) -> None:
     exact = [pixels // cells for pixels, cells in pairs if pixels % cells == 0]
     stride = exact[0] if exact else 2 ** round(math.log2(size[0] / grid[0]))
     step = part * stride
-    below = max(step, size[0] - size[0] % step)
-    expected = f"sides that are multiples of {step}, such as {below} or {below + step}: give input.resize or input.crop"
+    expected = multiples(size[0], step)
     if all(pixels % step == 0 for pixels in size):
         expected = f"a backbone with a grid of {size[0] // stride} x {size[1] // stride} here, such as effb5 or lite0"
     raise UsageError(

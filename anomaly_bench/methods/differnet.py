@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from anomaly_bench.components import augmentation
 from anomaly_bench.components.flows import Flow, TwoSided
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores, to_tensor
 
 if TYPE_CHECKING:
     from anomaly_bench.components.training import Epoch
     from anomaly_bench.protocol import Features, TrainingSet
 
-AT_ONCE = 32  # rotated images in one pass of the network
+MOST_IMAGES = 32  # rotated images in one pass of the network
 
 
 class DifferNet(nn.Module):
@@ -75,9 +76,13 @@ class DifferNet(nn.Module):
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Make the flow for the averages of levels of these (C, h, w) shapes, each at three sizes of the image."""
-        dimensions = 3 * sum(shape[0] for shape in shapes)
-        self.flow = Flow(
-            TwoSided([dimensions], lambda before, after: Subnet(before[0], after[0], self.hidden), self.clamp)
+        self.dimensions = 3 * sum(shape[0] for shape in shapes)
+        self.flow = self.draw_flow()
+
+    def draw_flow(self) -> Flow:
+        """The flow with random weights."""
+        return Flow(
+            TwoSided([self.dimensions], lambda before, after: Subnet(before[0], after[0], self.hidden), self.clamp)
             for _ in range(self.blocks)
         )
 
@@ -88,20 +93,22 @@ class DifferNet(nn.Module):
             UsageError: images so small that a quarter of them is too small for the network.
         """
         self.check(normals)
-        kept = normals.kept(self.random_views, self.batch) if self.train_views else None
-        levels = self.backbone(to_tensor(normals.pixels[:1], normals.device))
-        self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
-        self.to(normals.device)
+        views = None
+        if self.train_views:  # whose angles revision 1 draws before the flow
+            torch.manual_seed(torch.initial_seed())
+            views = normals.feature_array(self.random_views, self.batch)
+            self.flow = self.draw_flow().to(normals.device)
         optimiser = torch.optim.Adam(
             self.parameters(), self.lr, self.betas, self.eps, weight_decay=self.weight_decay, fused=True
         )
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            for chosen in epoch.batches(len(normals), self.batch):
-                vectors = self.drawn(kept[chosen][0], epoch) if kept else self.turned(normals, chosen, epoch)
+            for numbers in epoch.batches(len(normals), self.batch):
+                vectors = self.drawn(views[numbers][0], epoch) if views else self.turned(normals, numbers, epoch)
                 epoch.step(self.loss(vectors))
         self.facts = loop.facts
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The mean of z^2 over all dimensions and `views` rotations; there is no map.
 
@@ -111,11 +118,10 @@ class DifferNet(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "flow"):
-            raise NotFittedError("DifferNet")
+        check_fitted(self)
         angles = torch.arange(self.views, device=images.device) * (360 / self.views)
         total = torch.zeros(len(images), device=images.device)
-        for some in torch.split(angles, max(1, AT_ONCE // len(images))):
+        for some in torch.split(angles, max(1, MOST_IMAGES // len(images))):
             turned = augmentation.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
             (z,), _ = self.flow([self.vectors(turned)])
             total += z.square().mean(dim=1).view(len(some), len(images)).sum(dim=0)
@@ -140,15 +146,15 @@ class DifferNet(nn.Module):
             torch.stack([self.vectors(augmentation.rotate_images(images, each)) for each in angles], dim=2)[..., None]
         ]
 
-    def drawn(self, kept: Tensor, epoch: Epoch) -> Tensor:
+    def drawn(self, views: Tensor, epoch: Epoch) -> Tensor:
         """Of (B, D, train_views, 1) kept vectors, `per_image` of each image: (B * per_image, D)."""
-        picked = torch.randint(self.train_views, (len(kept), self.per_image), generator=epoch.generator)
-        vectors = kept[..., 0].transpose(1, 2)  # (B, train_views, D)
-        return vectors.take_along_dim(picked.to(kept.device)[..., None], dim=1).flatten(0, 1)
+        picked = torch.randint(self.train_views, (len(views), self.per_image), generator=epoch.generator)
+        vectors = views[..., 0].transpose(1, 2)  # (B, train_views, D)
+        return vectors.take_along_dim(picked.to(views.device)[..., None], dim=1).flatten(0, 1)
 
-    def turned(self, normals: TrainingSet, chosen: Tensor, epoch: Epoch) -> Tensor:
+    def turned(self, normals: TrainingSet, numbers: Tensor, epoch: Epoch) -> Tensor:
         """The vectors (B * per_image, D) of new rotations of the chosen images."""
-        images = to_tensor(normals.pixels[chosen.numpy()], normals.device)
+        images = normals.select(numbers)
         angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
         return torch.cat([self.vectors(augmentation.rotate_images(images, each)) for each in angles])
 

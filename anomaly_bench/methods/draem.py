@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from anomaly_bench.components import synthetic_anomalies
 from anomaly_bench.components.losses import focal_loss, ssim_map
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted, check_sides
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -71,13 +72,7 @@ class DRAEM(nn.Module):
         Raises:
             UsageError: sides that cannot be halved five times.
         """
-        height, width = shapes[0][1:]
-        if height % STRIDE or width % STRIDE:
-            low = max(STRIDE, height - height % STRIDE)
-            raise UsageError(
-                f"DRAEM cannot take images of {height} x {width} pixels; expected sides that are multiples of "
-                f"{STRIDE}, such as {low} or {low + STRIDE}: give input.resize or input.crop"
-            )
+        check_sides("DRAEM", shapes[0][1:], STRIDE)
         self.reconstruct, self.discriminate = Reconstructive(self.widths[0]), Discriminative(self.widths[1])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -91,15 +86,13 @@ class DRAEM(nn.Module):
         Raises:
             ValueError: a loss that is not finite.
         """
-        self.build([(3, *normals.size)])
-        self.to(normals.device)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
             lowered = (epoch.number >= 0.8 * self.epochs) + (epoch.number >= 0.9 * self.epochs)
             optimiser.param_groups[0]["lr"] = self.lr * 0.2**lowered
             for numbers in epoch.batches(len(normals), self.batch):
-                epoch.step(self.losses(normals.chosen(numbers)))
+                epoch.step(self.losses(normals.select(numbers)))
         self.facts |= loop.facts
 
     def losses(self, images: Tensor) -> Iterator[Tensor]:
@@ -126,6 +119,7 @@ class DRAEM(nn.Module):
         likeness = ssim_map(repaired, clean, zeros=True).mean()
         return F.mse_loss(repaired, clean) + 1 - likeness + focal_loss(logits, mask.long())
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The log-odds of an anomaly at each pixel: they rank as the probability does, and never saturate.
 
@@ -137,8 +131,7 @@ class DRAEM(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "discriminate"):
-            raise NotFittedError("DRAEM")
+        check_fitted(self)
         logits = self.discriminate(torch.cat([self.reconstruct(images), images], dim=1))
         odds = logits[:, 1] - logits[:, 0]
         smooth = F.avg_pool2d(odds.sigmoid()[:, None], WINDOW, stride=1, padding=WINDOW // 2)

@@ -36,13 +36,14 @@ from torch import Tensor, nn
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.flows import Flow, OneSided, energy, join
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted, check_kernels
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
-CLAMP = 2.0  # of the couplings' log-scales
+_CLAMP = 2.0  # of the couplings' log-scales
 
 
 class FastFlow(nn.Module):
@@ -71,8 +72,7 @@ class FastFlow(nn.Module):
     ) -> None:
         if steps < 1:
             raise UsageError(f"method.steps={steps}: expected at least 1")
-        if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
-            raise UsageError(f"method.kernels={list(kernels)}: expected odd numbers, such as [3,1]")
+        check_kernels(kernels)
         super().__init__()
         self.backbone, self.steps, self.kernels, self.hidden = backbone, steps, kernels, hidden
         self.layer_norm = layer_norm
@@ -87,18 +87,16 @@ class FastFlow(nn.Module):
         """The steps of one level."""
         width = max(1, round(self.hidden * channels))
         sides = [self.kernels[step % len(self.kernels)] for step in range(self.steps)]
-        return Flow(OneSided(channels, functools.partial(subnet, width, side), CLAMP) for side in sides)
+        return Flow(OneSided(channels, functools.partial(convolutional_subnet, width, side), _CLAMP) for side in sides)
 
     def fit(self, normals: TrainingSet) -> None:
         """Train all flows together on features that are kept (equations 1 to 3)."""
-        kept = normals.kept(self.read, self.batch)
-        self.build(kept.shapes)
-        self.to(normals.device)
+        features = normals.feature_array(self.read, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            for chosen in epoch.batches(len(kept), self.batch):
-                epoch.step(self.loss(kept[chosen]))
+            for numbers in epoch.batches(len(features), self.batch):
+                epoch.step(self.loss(features[numbers]))
         self.facts = loop.facts
 
     def read(self, images: Tensor) -> list[Tensor]:
@@ -114,6 +112,7 @@ class FastFlow(nn.Module):
             losses.append((0.5 * z.square().flatten(1).sum(dim=1) - log_det).mean())
         return torch.stack(losses).sum()
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """-log of the mean of the levels' exp(-E), upsampled bilinearly; the image score is the map's maximum.
 
@@ -123,14 +122,13 @@ class FastFlow(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "flows"):
-            raise NotFittedError("FastFlow")
+        check_fitted(self)
         energies = [energy(flow(level)[0]) for level, flow in zip(self.read(images), self.flows, strict=True)]
         maps = join([upsampling.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
-def subnet(width: int, side: int, before: int, after: int) -> nn.Sequential:
+def convolutional_subnet(width: int, side: int, before: int, after: int) -> nn.Sequential:
     """Scales and shifts of one step."""
     return nn.Sequential(
         nn.Conv2d(before, width, side, padding="same"), nn.ReLU(), nn.Conv2d(width, after, side, padding="same")

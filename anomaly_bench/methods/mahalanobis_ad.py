@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.components.gaussian import mahalanobis, whiten_
-from anomaly_bench.errors import NotFittedError
+from anomaly_bench.components.validation import check_count, check_fitted
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -51,14 +51,9 @@ class MahalanobisAD(nn.Module):
         Raises:
             ValueError: fewer than three images, or images that are all alike.
         """
-        if len(normals) < LEAST:
-            raise ValueError(
-                f"{normals.name}: {len(normals)} training images; MahalanobisAD needs at least {LEAST}: add some"
-            )
-        batches = [pool(levels) for levels in normals.features(self.backbone, self.batch)]
+        check_count(normals, LEAST, "MahalanobisAD")
+        batches = [pool_levels(levels) for levels in normals.features(self.backbone, self.batch)]
         levels = [torch.cat(level) for level in zip(*batches, strict=True)]  # (N, C) each
-        self.build([(level.shape[1], 1, 1) for level in levels])
-        self.to(levels[0].device)
         for gaussian, level in zip(self.gaussians, levels, strict=True):
             if torch.equal(level, level[:1].expand_as(level)):
                 raise ValueError(
@@ -75,10 +70,9 @@ class MahalanobisAD(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "gaussians"):
-            raise NotFittedError("MahalanobisAD")
+        check_fitted(self)
         distances = [
-            gaussian(level) for gaussian, level in zip(self.gaussians, pool(self.backbone(images)), strict=True)
+            gaussian(level) for gaussian, level in zip(self.gaussians, pool_levels(self.backbone(images)), strict=True)
         ]
         return Scores(torch.stack(distances).sum(dim=0), None)
 
@@ -112,6 +106,6 @@ def estimate(features: Tensor) -> dict[str, Tensor]:
     return {"mean": torch.from_numpy(found.location_)[None], "whitener": whitener}
 
 
-def pool(levels: Sequence[Tensor]) -> list[Tensor]:
+def pool_levels(levels: Sequence[Tensor]) -> list[Tensor]:
     """(B, C, h, w) levels -> their averages over positions, (B, C)."""
     return [level.mean(dim=(2, 3)) for level in levels]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.components import gaussian, upsampling
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_count, check_fitted, check_grid
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -79,18 +80,10 @@ class PaDiM(nn.Module):
         Raises:
             ValueError: fewer than two images; a covariance that `eps` does not make regular.
         """
-        if len(normals) < 2:
-            raise ValueError(
-                f"{normals.name}: {len(normals)} training image; PaDiM's covariance needs at least 2; add some"
-            )
-        moments = None
+        check_count(normals, 2, "PaDiM's covariance")
+        moments = gaussian.Moments(self.mean, self.whitener)
         for levels in normals.features(self.backbone, self.batch):
-            if moments is None:
-                self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
-                self.to(levels[0].device)
-                moments = gaussian.Moments(self.mean, self.whitener)
             moments.add_(self.embed(levels))
-        assert moments is not None
         moments.finish()
         try:
             gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
@@ -107,13 +100,9 @@ class PaDiM(nn.Module):
             NotFittedError: before `fit`.
             ValueError: images of another size.
         """
-        if not hasattr(self, "whitener"):
-            raise NotFittedError("PaDiM")
+        check_fitted(self)
         levels = self.backbone(images)
-        if levels[0].shape[-2:] != self.grid:
-            raise ValueError(
-                f"feature grid {tuple(levels[0].shape[-2:])}, fitted {self.grid}: score images of one size"
-            )
+        check_grid(levels[0].shape[-2:], self.grid)
         distances = gaussian.mahalanobis(self.embed(levels), self.mean, self.whitener)  # (h * w, B)
         maps = upsampling.smooth_upsample(distances.T.view(-1, *self.grid), images.shape[2:], self.sigma)
         return Scores(maps.amax(dim=(1, 2)), maps)

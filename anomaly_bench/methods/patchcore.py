@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.coreset import k_centre
 from anomaly_bench.components.neighbours import nearest, squared_lengths, take_row_counts
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted, check_grid
+from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
 
@@ -86,16 +87,12 @@ class PatchCore(nn.Module):
             TooLarge: the embedding would not fit.
             ValueError: the coreset is less than one patch, or less than two to re-weight with.
         """
-        embedding, start = None, 0
+        embedding, count = self.reserve(normals)
+        start = 0
         for levels in normals.features(self.backbone, self.batch):
-            if embedding is None:
-                self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
-                self.to(levels[0].device)
-                embedding, count = self.reserve(normals)
             patches = self.embed(levels)
             embedding[start : start + len(patches)] = patches
             start += len(patches)
-        assert embedding is not None
         with normals.stage(f"{normals.name}: coreset", count) as advance:
             chosen = k_centre(embedding, count, self.seed, advance)
         self.bank = embedding[chosen]
@@ -128,13 +125,9 @@ class PatchCore(nn.Module):
             NotFittedError: before `fit`.
             ValueError: images of another size.
         """
-        if not hasattr(self, "bank"):
-            raise NotFittedError("PatchCore")
+        check_fitted(self)
         levels = self.backbone(images)
-        if levels[0].shape[-2:] != self.grid:
-            raise ValueError(
-                f"feature grid {tuple(levels[0].shape[-2:])}, fitted {self.grid}: score images of one size"
-            )
+        check_grid(levels[0].shape[-2:], self.grid)
         patches = self.embed(levels)  # (B * h * w, D)
         found = nearest(patches, self.bank, norms=self.norms)
         distances = found.distances.view(len(images), -1)  # (B, h * w)
@@ -172,8 +165,8 @@ class PatchCore(nn.Module):
         around = nearest(
             self.bank[found.indices[place, 0]], self.bank, min(AROUND, len(self.bank)), self.norms
         ).indices  # (B, AROUND)
-        apart = (self.bank[around] - patches[place][:, None]).norm(dim=2)
-        return (1 - torch.exp(star - apart.logsumexp(dim=1))) * star
+        distances_around = (self.bank[around] - patches[place][:, None]).norm(dim=2)
+        return (1 - torch.exp(star - distances_around.logsumexp(dim=1))) * star
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_row_counts(self, state_dict, prefix)

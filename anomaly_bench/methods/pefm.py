@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import position_code, upsampling
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError
+from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
-T = TypeVar("T")
+_Level = TypeVar("_Level")
 
 
 class PEFM(nn.Module):
@@ -74,14 +75,12 @@ class PEFM(nn.Module):
 
     def fit(self, normals: TrainingSet) -> None:
         """Train all projectors together; each has gradients and a state of Adam of its own."""
-        kept = normals.kept(self.read, self.batch)
-        self.build(kept.shapes)
-        self.to(normals.device)
+        features = normals.feature_array(self.read, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            for chosen in epoch.batches(len(kept), self.batch):
-                epoch.step(self.loss(kept[chosen]))
+            for numbers in epoch.batches(len(features), self.batch):
+                epoch.step(self.loss(features[numbers]))
         self.facts = loop.facts
 
     def loss(self, levels: Sequence[Tensor]) -> Tensor:
@@ -89,6 +88,7 @@ class PEFM(nn.Module):
         errors = [error for pair in self.errors(levels) for error in pair]
         return torch.stack([error.square().mean() for error in errors]).sum()
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The mean of the levels' error maps, upsampled bilinearly; the image score is the map's maximum.
 
@@ -98,8 +98,7 @@ class PEFM(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "projectors"):
-            raise NotFittedError("PEFM")
+        check_fitted(self)
         levels = self.read(images)
         large = []
         for pair, level in zip(self.errors(levels), levels[: len(self.projectors)], strict=True):
@@ -117,8 +116,8 @@ class PEFM(nn.Module):
         """Of each level, features of the first and of the second network less what was predicted: (B * h * w, C)."""
         found = []
         for first, second, projector in zip(*halves(levels), self.projectors, strict=True):
-            predicted_first, predicted_second = projector(rows(with_position(first)), rows(with_position(second)))
-            found.append((rows(first) - predicted_first, rows(second) - predicted_second))
+            predicted_first, predicted_second = projector(to_rows(with_position(first)), to_rows(with_position(second)))
+            found.append((to_rows(first) - predicted_first, to_rows(second) - predicted_second))
         return found
 
 
@@ -162,11 +161,11 @@ def with_position(level: Tensor) -> Tensor:
     return level + code.to(level.device)
 
 
-def rows(level: Tensor) -> Tensor:
+def to_rows(level: Tensor) -> Tensor:
     """(B, C, h, w) -> (B * h * w, C)."""
     return level.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def halves(levels: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+def halves(levels: Sequence[_Level]) -> tuple[Sequence[_Level], Sequence[_Level]]:
     """What comes from the first and what from the second network."""
     return levels[: len(levels) // 2], levels[len(levels) // 2 :]

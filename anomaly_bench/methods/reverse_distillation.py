@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError, UsageError, closest
+from anomaly_bench.components.validation import check_choice, check_fitted
+from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class ReverseDistillation(nn.Module):
         base_width: int = 64,
         sigma: float = 4.0,
     ) -> None:
-        if block not in EXPANSIONS:
-            raise UsageError(f"method.block={block}: no such choice{closest(block, EXPANSIONS)}")
+        check_choice("block", block, EXPANSIONS)
         super().__init__()
         self.backbone, self.epochs, self.lr, self.batch = backbone, epochs, lr, batch
         self.block, self.blocks, self.embedding_blocks, self.base_width = block, blocks, embedding_blocks, base_width
@@ -84,9 +84,7 @@ class ReverseDistillation(nn.Module):
         Raises:
             ValueError: a loss that is not finite.
         """
-        teacher = normals.kept(self.backbone, self.batch)
-        self.build(teacher.shapes)
-        self.to(normals.device)
+        teacher = normals.feature_array(self.backbone, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, betas=(0.5, 0.999), fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
@@ -95,6 +93,7 @@ class ReverseDistillation(nn.Module):
                 epoch.step(distance(levels, self.decode(levels)))
         self.facts = loop.facts
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The sum of the levels' cosine distances, upsampled and blurred; the image score is the map's maximum.
 
@@ -104,8 +103,7 @@ class ReverseDistillation(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "decoder"):
-            raise NotFittedError("ReverseDistillation")
+        check_fitted(self)
         levels = self.backbone(images)
         size = images.shape[2:]
         total = images.new_zeros(len(images), *size)

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
-from anomaly_bench.errors import NotFittedError, UsageError, closest
+from anomaly_bench.components.validation import check_choice, check_fitted, check_grid
+from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
 
@@ -57,8 +58,7 @@ class SPADE(nn.Module):
     ) -> None:
         if neighbours < 1:
             raise UsageError(f"method.neighbours={neighbours}: expected at least 1")
-        if pyramid not in PYRAMIDS:
-            raise UsageError(f"method.pyramid={pyramid}: no such choice{closest(pyramid, PYRAMIDS)}")
+        check_choice("pyramid", pyramid, PYRAMIDS)
         super().__init__()
         self.backbone, self.neighbours, self.pyramid = backbone, neighbours, pyramid
         self.sigma, self.batch = sigma, batch
@@ -79,7 +79,7 @@ class SPADE(nn.Module):
         self.register_buffer("pooled", torch.empty(0, deepest[0]))
         for index, (channels, height, width) in enumerate(pyramid):
             self.register_buffer(f"gallery_{index}", torch.empty(0, height, width, channels))
-        self.register_buffer("parts", cells(pyramid[0][1:], pyramid[1][1:]), persistent=False)
+        self.register_buffer("parts", positions_of_cells(pyramid[0][1:], pyramid[1][1:]), persistent=False)
 
     @property
     def gallery(self) -> list[Tensor]:
@@ -92,15 +92,12 @@ class SPADE(nn.Module):
         Raises:
             TooLarge: the gallery would not fit.
         """
+        self.reserve(normals)
         start = 0
         for levels in normals.features(self.backbone, self.batch):
-            if start == 0:
-                self.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
-                self.to(levels[0].device)
-                self.reserve(normals)
             rows = slice(start, start + len(levels[0]))
-            for kept, level in zip(self.gallery, levels[:-1], strict=True):
-                kept[rows] = level.permute(0, 2, 3, 1)
+            for gallery, level in zip(self.gallery, levels[:-1], strict=True):
+                gallery[rows] = level.permute(0, 2, 3, 1)
             self.pooled[rows] = levels[-1].mean(dim=(2, 3))
             start = rows.stop
         self.facts = {"neighbours": min(self.neighbours, len(normals))}
@@ -134,15 +131,11 @@ class SPADE(nn.Module):
             NotFittedError: before `fit`.
             ValueError: images of another size.
         """
-        if not hasattr(self, "pooled"):
-            raise NotFittedError("SPADE")
+        check_fitted(self)
         *pyramid, deepest = self.backbone(images)
-        if pyramid[0].shape[-2:] != self.grid:
-            raise ValueError(
-                f"feature grid {tuple(pyramid[0].shape[-2:])}, fitted {self.grid}: score images of one size"
-            )
+        check_grid(pyramid[0].shape[-2:], self.grid)
         found = nearest(deepest.mean(dim=(2, 3)), self.pooled, min(self.neighbours, len(self.pooled)))
-        search = self.joined if self.pyramid == "joined" else self.apart
+        search = self.search_joined if self.pyramid == "joined" else self.search_each
         each = [search([level[[i]] for level in pyramid], row) for i, row in enumerate(found.indices.tolist())]
         smooth = [
             upsampling.smooth_upsample(torch.stack(maps), images.shape[2:], self.sigma)
@@ -150,16 +143,16 @@ class SPADE(nn.Module):
         ]
         return Scores(found.distances.mean(dim=1), torch.stack(smooth).mean(dim=0))
 
-    def apart(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+    def search_each(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
         """One (h, w) map per level of one image: squared distances to the nearest patch of the chosen images."""
         maps = []
-        for level, kept in zip(levels, self.gallery, strict=True):
+        for level, gallery in zip(levels, self.gallery, strict=True):
             patches = level[0].permute(1, 2, 0).flatten(0, 1)  # (h * w, C)
-            found = [nearest(patches, kept[index].flatten(0, 1)).distances[:, 0] for index in chosen]
+            found = [nearest(patches, gallery[index].flatten(0, 1)).distances[:, 0] for index in chosen]
             maps.append(torch.stack(found).amin(dim=0).view(level.shape[-2:]))
         return maps
 
-    def joined(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+    def search_joined(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
         """The (h, w) map of one image, in a list: squared distances to the nearest patch, in all levels together.
 
         The distance of two patches is the sum of the distances in each level, and deeper levels are the same for all
@@ -177,7 +170,7 @@ class SPADE(nn.Module):
         best = patches.new_full(self.parts.shape, torch.inf)  # without the constant |q|^2 of a cell q
         step = max(1, cache_bytes(coarse.device) // (4 * len(coarse)))
         for index in chosen:
-            known = upsampling.align([kept[[index]].permute(0, 3, 1, 2) for kept in deeper])[:, 0]
+            known = upsampling.align([level[[index]].permute(0, 3, 1, 2) for level in deeper])[:, 0]
             theirs, norms = first[index].flatten(0, 1)[self.parts], squared_lengths(known)
             for start in range(0, len(coarse), step):
                 rows = slice(start, start + step)
@@ -216,8 +209,8 @@ def by_pairs_(best: Tensor, row: Tensor, other: Tensor, distances: Tensor, ours:
     """`lower_` by some pairs of cells, (n,) and (n,)."""
     step = max(1, cache_bytes(best.device) // (8 * ours[0].numel()))
     for some, each in zip(torch.split(row, step), torch.split(other, step), strict=True):
-        between = torch.cdist(ours[some], theirs[each], compute_mode="donot_use_mm_for_euclid_dist").square_()
-        lowest = between.amin(dim=2) + distances[some, each, None]  # (n, m)
+        pairs = torch.cdist(ours[some], theirs[each], compute_mode="donot_use_mm_for_euclid_dist").square_()
+        lowest = pairs.amin(dim=2) + distances[some, each, None]  # (n, m)
         best.scatter_reduce_(0, some[:, None].expand_as(lowest), lowest, "amin")
 
 
@@ -229,12 +222,12 @@ def by_product_(best: Tensor, near: Tensor, rows: Tensor, ours: Tensor, theirs: 
     for some, deeper in zip(torch.split(near, step), torch.split(rows, step), strict=True):
         patches = ours[some].flatten(0, 1)  # (n * m, C)
         products = (torch.addmm(norms[:, part], patches, theirs[:, part].T, alpha=-2) for part in range(parts))
-        between = functools.reduce(lambda a, b: torch.minimum(a, b, out=a), products).view(len(some), parts, count)
-        lowest = between.add_(deeper[:, None]).amin(dim=2) + squared_lengths(patches).view(-1, parts)
+        pairs = functools.reduce(lambda a, b: torch.minimum(a, b, out=a), products).view(len(some), parts, count)
+        lowest = pairs.add_(deeper[:, None]).amin(dim=2) + squared_lengths(patches).view(-1, parts)
         best[some] = torch.minimum(best[some], lowest)
 
 
-def cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
+def positions_of_cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
     """(cells, m): the positions of a fine grid that `ops.align` fills from each position of a coarse one.
 
     Where cells differ in size, a smaller one's last positions are repeated.

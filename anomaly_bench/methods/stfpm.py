@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.training import Loop
-from anomaly_bench.errors import NotFittedError
+from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -63,11 +63,9 @@ class STFPM(nn.Module):
         Raises:
             ValueError: fewer than two images, or a loss that is not finite.
         """
-        trained, held = normals.split(self.held_out, self.seed)
-        teacher = trained.kept(self.directions, self.batch)
-        known = held.kept(self.directions, self.batch)
-        self.build(teacher.shapes)
-        self.to(normals.device)
+        trained, others = normals.split(self.held_out, self.seed)
+        teacher = trained.feature_array(self.directions, self.batch)
+        known = others.feature_array(self.directions, self.batch)
         optimiser = torch.optim.SGD(
             self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
         )
@@ -75,9 +73,9 @@ class STFPM(nn.Module):
         loop.memo["lowest"] = float("inf")
         for epoch in loop:
             for numbers in epoch.batches(len(trained), self.batch):
-                distances = self.distances(trained.chosen(numbers), teacher[numbers])
+                distances = self.distances(trained.select(numbers), teacher[numbers])
                 epoch.step(torch.stack([distance.mean() for distance in distances]).sum())
-            level = self.eval().mean_map(held, known)
+            level = self.eval().mean_map(others, known)
             self.train()
             if level < loop.memo["lowest"]:
                 best = {name: value.clone() for name, value in self.state_dict().items()}
@@ -86,6 +84,7 @@ class STFPM(nn.Module):
             self.load_state_dict(loop.memo["state"])
         self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """The product of the levels' squared distances, upsampled; the image score is the map's maximum.
 
@@ -95,8 +94,7 @@ class STFPM(nn.Module):
         Raises:
             NotFittedError: before `fit`.
         """
-        if not hasattr(self, "student"):
-            raise NotFittedError("STFPM")
+        check_fitted(self)
         product = self.product(self.distances(images, self.directions(images)))
         maps = F.interpolate(product[:, None], images.shape[2:], mode="bilinear")[:, 0]
         return Scores(maps.amax(dim=(1, 2)), maps)
@@ -117,9 +115,9 @@ class STFPM(nn.Module):
         return torch.stack(maps).prod(dim=0)
 
     @torch.no_grad()
-    def mean_map(self, held: TrainingSet, known: FeatureArray) -> float:
+    def mean_map(self, others: TrainingSet, known: FeatureArray) -> float:
         """The mean score of all patches of images that were not trained on."""
         total = 0.0
-        for numbers in torch.split(torch.arange(len(held)), self.batch):
-            total += float(self.product(self.distances(held.chosen(numbers), known[numbers])).mean(dim=(1, 2)).sum())
-        return total / len(held)
+        for numbers in torch.split(torch.arange(len(others)), self.batch):
+            total += float(self.product(self.distances(others.select(numbers), known[numbers])).mean(dim=(1, 2)).sum())
+        return total / len(others)

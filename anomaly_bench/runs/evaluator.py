@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly_bench import metrics
-from anomaly_bench.backbones.build import identify, make_backbone, make_network
+from anomaly_bench.backbones.build import identify, make_backbone, make_method, make_network
 from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
 from anomaly_bench.backbones.feature_store import FeatureCache
-from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.job import Job
 
-LIBRARIES = 200_000_000  # bytes: what is imported during a job, and what allocators lose; 180 to 240 MB were measured
+LIBRARY_BYTES = 200_000_000  # what is imported during a job, and what allocators lose; 180 to 240 MB were measured
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class Evaluator:
         self.ledger = ExtractionLog(self.device)
         self.weights = weights
         self.networks: list[CachedBackbone] = []  # that the backbone is made of
-        self.backbone = make_backbone(config, weights, settings.precision, self.watched)
-        if self.backbone is not None:
-            self.backbone.to(self.device)
+        self.backbone = make_backbone(config, weights, settings.precision, self.watched).to(self.device)
 
     def watched(self, name: str, network: Any) -> CachedBackbone:
         """One of the backbone's networks as methods see it: its features come from the cache where they can."""
@@ -78,8 +76,7 @@ class Evaluator:
         return self.networks[-1]
 
     def new_method(self) -> Any:
-        network = {} if self.backbone is None else {"backbone": self.backbone}
-        return construct(self.config["method"], "method", **network)
+        return make_method(self.config["method"], self.backbone)
 
     def evaluate(self, job: Job) -> list[Record]:
         """Fit on the task's normal images and make one record per test set; maps, model and pictures if wanted.
@@ -121,7 +118,7 @@ class Evaluator:
             settings.batch_size if settings.speed else min(settings.batch_size, tested),
         )
         scored = tested * settings.size[0] * settings.size[1] * (14 if settings.save_maps else 11)
-        host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARIES}
+        host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARY_BYTES}
         host |= {"saved model": stored} if settings.save_model else {}
         device = {"statistics": stored, "a batch": image * batch}
         if self.device.type != "cpu":
@@ -136,12 +133,9 @@ class Evaluator:
 
         A parameter counts four times: itself, its gradient, and two moments of its optimiser.
         """
+        shapes, image = self.backbone.infer_shapes(self.settings.size, channels)
         with torch.device("meta"):
             method = self.new_method()
-        shapes, image = [(channels, *self.settings.size)], 0
-        if self.backbone is not None:
-            shapes, image = self.backbone.infer_shapes(self.settings.size)
-        with torch.device("meta"):
             method.build(shapes)
         size = sizes(method)
         stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
@@ -151,8 +145,8 @@ class Evaluator:
         name = job.task.name
         self.require_memory(job)
         pixels = self.pixels(job, job.task.fit, "training")
-        torch.manual_seed(zlib.crc32(f"{self.settings.seed}/{name}".encode()))
-        method = self.new_method().to(self.device)
+        seed = zlib.crc32(f"{self.settings.seed}/{name}".encode())
+        method = self.new_method()
         self.ledger.work = ExtractionCost()
         announce = functools.partial(self.ledger.announce, self.rows(job, job.task.fit, pixels))
         with self.reporter.stage(f"{name}: fitting", len(pixels)) as advance, self.ledger.stopwatch() as elapsed:
@@ -160,10 +154,10 @@ class Evaluator:
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
             normals = TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce)
             if job.task.validation:
-                held = self.pixels(job, job.task.validation, "validation")
-                normals.validation = TrainingSet(name, held, self.device, group=group)
-            method.fit(normals)
-        return Fitted(method.eval(), {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
+                pixels = self.pixels(job, job.task.validation, "validation")
+                normals.validation = TrainingSet(name, pixels, self.device, group=group)
+            fit_method(method, self.backbone.shapes(self.settings.size, job.task.channels), normals, seed)
+        return Fitted(method, {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
         """Score one test set and make its record."""
@@ -176,7 +170,7 @@ class Evaluator:
         with self.ledger.stopwatch() as elapsed:
             scores, maps = self.score(fitted.method, rows)
         cost = {**fitted.cost, "score_s": elapsed()}
-        cost |= {} if self.backbone is None else {"extraction": self.ledger.work.facts(self.device)}
+        cost |= {"extraction": self.ledger.work.facts(self.device)} if self.networks else {}
         cost |= {"peak_ram_mb": timing.peak_ram_mb(), "peak_gpu_mb": timing.peak_gpu_mb(self.device)}
         cost |= {"device": devices.device_name(str(self.device)), "threads": self.settings.threads}
         masks = job.masks(images) if maps is not None else None
@@ -248,8 +242,9 @@ class Evaluator:
         pixels = self.pixels(job, job.task.tests[test], "test")
         first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
         waiting = functools.partial(self.reporter.say, f"{name}: other jobs compute here; timing waits for them")
-        with sharing.alone(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance, torch.no_grad():
-            entry = timing.measure(method.score, self.backbone, to_tensor(pixels[first]), self.device, advance=advance)
+        timed = {"": functools.partial(score_batch, method)} | ({"backbone_": self.backbone} if self.networks else {})
+        with sharing.alone(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance:
+            entry = timing.measure(timed, to_tensor(pixels[first]), self.device, advance=advance)
         key = job.speed_key(devices.device_name(str(self.device)))
         return {**entry, **key, "alone": alone, "measured": timing.today()}
 
@@ -258,12 +253,19 @@ class Evaluator:
             return job.pixels(images, advance)
 
 
+def fit_method(method: Any, shapes: Sequence[tuple[int, int, int]], normals: TrainingSet, seed: int) -> None:
+    """Build a method for features of these (C, h, w) shapes, and fit it: all that it draws follows from the seed."""
+    torch.manual_seed(seed)
+    method.build(shapes)
+    method.to(normals.device).fit(normals)
+    method.eval()
+
+
 def score_batch(method: Method, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Scores (B,) and maps (B, H, W) of (B, C, H, W) images, on the host."""
-    with torch.no_grad():
-        result = method.score(images)
-    maps = None if result.map is None else result.map.float().cpu().numpy()
-    return result.image.float().cpu().numpy(), maps
+    result = method.score(images)
+    maps = None if result.map is None else result.map.detach().float().cpu().numpy()
+    return result.image.detach().float().cpu().numpy(), maps
 
 
 def sizes(method: nn.Module) -> dict[str, float]:

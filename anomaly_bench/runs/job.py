@@ -19,7 +19,7 @@ from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.protocol import unseen
+from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
 
@@ -59,7 +59,7 @@ class Job:
         pixels = len(self.task.samples) * self.settings.resize[0] * self.settings.resize[1]
         return pixels * self.task.channels * self.task.dtype.itemsize
 
-    def pixels(self, images: tuple[Sample, ...], advance: Advance = unseen) -> NDArray[Any]:
+    def pixels(self, images: tuple[Sample, ...], advance: Advance = no_progress) -> NDArray[Any]:
         """Decoded images (N, H, W, C), cropped; a view of the store."""
         settings, name = self.settings, self.dataset.name
         told = [content_hash(image.sources, self.digests) for image in images]

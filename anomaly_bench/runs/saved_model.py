@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import nn
 
-from anomaly_bench.backbones.build import find_weights, make_backbone
-from anomaly_bench.config.instantiate import construct, networks
+from anomaly_bench.backbones.build import find_weights, make_backbone, make_method
+from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import with_target, without_target
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import write_atomically
@@ -107,14 +107,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | 
                 f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give those it was fitted on, or "
                 "fit it again"
             )
-    backbone = make_backbone(about, found, about["precision"])
-    network: dict[str, Any] = {}
-    size = about["input"]["crop"] or about["input"]["resize"]
-    shapes: list[tuple[int, int, int]] = [(about.get("channels", 3), *size)]
-    if backbone is not None:
-        network, shapes = {"backbone": backbone.to(device)}, backbone.shapes(size)
-    method = construct(about["method"], "method", **network)
-    method.build(shapes)
+    backbone = make_backbone(about, found, about["precision"]).to(device)
+    method = make_method(about["method"], backbone)
+    method.build(backbone.shapes(about["input"]["crop"] or about["input"]["resize"], about.get("channels", 3)))
     try:
         method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError, OSError) as error:

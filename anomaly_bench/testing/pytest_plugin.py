@@ -1,4 +1,4 @@
-"""pytest's side of `pytest --pyargs anomaly_bench.contract --method NAME`: its options, and its list of checks.
+"""pytest's side of `pytest --pyargs anomaly_bench.testing.contract --method NAME`: its options, and its list of checks.
 
 Every pytest loads this where anomaly-bench is installed: it is inert, and imports nothing, unless the contract is run.
 """
@@ -17,15 +17,15 @@ import pytest
 
 from anomaly_bench.errors import UsageError
 
-T = TypeVar("T")
-CHECKS = pytest.StashKey[dict[str, Callable[[], None]]]()
+_T = TypeVar("_T")
+CHECKS_KEY = pytest.StashKey[dict[str, Callable[[], None]]]()
 
 
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     """Add the options, if the contract is among the arguments."""
-    if not any(re.search(r"anomaly_bench[./\\]contract", argument) for argument in args):
+    if not any(re.search(r"anomaly_bench[./\\]testing[./\\]contract", argument) for argument in args):
         return
-    early_config.stash[CHECKS] = {}
+    early_config.stash[CHECKS_KEY] = {}
     group = parser.getgroup("anomaly-bench")
     group.addoption("--method", help="check this method on --backbone")
     group.addoption("--backbone", help="check this backbone, and --method on it (lite0 when it is not given)")
@@ -39,19 +39,19 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Make the list of checks, so that a wrong name ends the run with one line."""
-    if CHECKS not in session.config.stash:
+    if CHECKS_KEY not in session.config.stash:
         return
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     try:
-        session.config.stash[CHECKS] = dict(checks(session.config))
+        session.config.stash[CHECKS_KEY] = dict(checks(session.config))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each check is one test."""
-    wanted = metafunc.config.stash.get(CHECKS, None)
-    if wanted is not None and metafunc.module.__name__ == "anomaly_bench.contract":
+    wanted = metafunc.config.stash.get(CHECKS_KEY, None)
+    if wanted is not None and metafunc.module.__name__ == "anomaly_bench.testing.contract":
         metafunc.parametrize("check", list(wanted.values()), ids=list(wanted))
 
 
@@ -64,14 +64,16 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
     from anomaly_bench.config.compose import compose
     from anomaly_bench.data.dataset import open_dataset
     from anomaly_bench.hardware.torch_setup import find_device
-    from anomaly_bench.testing import contract
+    from anomaly_bench.testing.contract import BACKBONE_CHECKS, CHECKS
+    from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
+    from anomaly_bench.testing.setup import READS_ALL, Setup
 
     method, backbone, dataset = (config.getoption(name) for name in ("--method", "--backbone", "--dataset"))
     if not (method or backbone or dataset):
         raise UsageError("nothing to check: give --method NAME, --backbone NAME or --dataset NAME")
     folders = [folder] if (folder := config.getoption("--config-dir")) else []
     make = functools.partial(
-        contract.Setup,
+        Setup,
         folders=folders,
         device=str(find_device(config.getoption("--device"))),
         side=config.getoption("--side"),
@@ -82,20 +84,20 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
         tuple(word for word in words if word.lstrip("+~").startswith(group)) for group in ("dataset.", "backbone.")
     )
     if backbone:
-        setup = make(contract.READS_ALL, backbone, of_backbone)
-        _ = setup.network  # wrong weights end here
-        yield from named(backbone, contract.BACKBONE_CHECKS, setup)
+        setup = make(READS_ALL, backbone, of_backbone)
+        setup.shapes()  # wrong weights end here
+        yield from label(backbone, BACKBONE_CHECKS, setup)
     if method:
         setup = make(method, backbone or "lite0", tuple(word for word in words if word not in of_dataset))
         setup.new()  # a wrong setting ends here
-        yield from named(method, contract.CHECKS, setup)
+        yield from label(method, CHECKS, setup)
     if dataset:
         node = compose("config", [f"dataset={dataset}", *of_dataset], folders)["dataset"]
         opened = open_dataset(node, config.getoption("--data-root"))
-        yield from named(dataset, contract.DATASET_CHECKS, opened)
+        yield from label(dataset, DATASET_CHECKS, opened)
 
 
-def named(name: str, run: Iterable[Callable[[T], None]], subject: T) -> Iterator[tuple[str, Callable[[], None]]]:
+def label(name: str, run: Iterable[Callable[[_T], None]], subject: _T) -> Iterator[tuple[str, Callable[[], None]]]:
     """A title and a call without arguments for each check."""
     for check in run:
         yield f"{name}-{check.__name__.removeprefix('check_')}", functools.partial(check, subject)

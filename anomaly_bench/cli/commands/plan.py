@@ -115,7 +115,7 @@ def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
     tested = sum(map(len, job.task.tests.values()))
     images = tested + len(job.task.fit)
     cached = job.image_bytes + pixels * tested
-    cached += images * sum(network.kept(settings.size) for network in evaluator.networks)
+    cached += images * sum(network.stored_bytes(settings.size) for network in evaluator.networks)
     kept = (RECORD + 3 * PICTURE * settings.gallery) * len(job.task.tests)
     kept += 4 * settings.size[0] * settings.size[1] * tested if settings.save_maps else 0
     return cached + kept + (evaluator.footprint(job.task.channels)[0] if settings.save_model else 0)
