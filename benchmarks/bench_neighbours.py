@@ -46,7 +46,7 @@ def bottle(data: Path, method: str) -> tuple[Runner, Job]:
         compose("config", [*words, f"method={method}", "results=" + tempfile.mkdtemp()]),
         Reporter(),
     )
-    return runner, make_job(runner.config, runner.settings, runner.dataset, "bottle", runner.weights)
+    return runner, make_job(runner.config, runner.settings, runner.dataset, runner.weights, "bottle")
 
 
 def embedding(job: Job) -> Tensor:

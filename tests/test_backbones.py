@@ -233,7 +233,7 @@ def test_the_weights_and_revision_of_each_network_count(tree):
 def fingerprint(tree, word):
     config = compose("config", ["method=pefm", "backbone=lite0_lite1", "dataset=folder", f"data_root={tree}", word])
     dataset = open_dataset(config["dataset"], tree)
-    return make_job(config, read_settings(config), dataset, "cog", find_weights(config)).first.fingerprint
+    return make_job(config, read_settings(config), dataset, find_weights(config), "cog").first.fingerprint
 
 
 def test_padim_on_efficientnet_b5():

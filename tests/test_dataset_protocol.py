@@ -377,4 +377,4 @@ def test_what_cannot_be_read_is_named(file, member, reader, message, tmp_path):
 def test_make_job_says_what_is_not_there(tmp_path):
     runner = Runner(config(tmp_path, arrays, side=32), Reporter())
     with pytest.raises(DataError, match="no category absent"):
-        make_job(runner.config, runner.settings, runner.dataset, "absent", runner.weights)
+        make_job(runner.config, runner.settings, runner.dataset, runner.weights, "absent")

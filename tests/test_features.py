@@ -82,7 +82,7 @@ def evaluator(*words: str, **paths: str) -> Evaluator:
 def evaluate(data: Path, *words: str, category: str = "cog") -> Record:
     made = evaluator(*words, data_root=str(data), results=str(data.parent / "results"))
     dataset = open_dataset(made.config["dataset"], data)
-    (record,) = made.evaluate(job.make_job(made.config, made.settings, dataset, category, made.weights))
+    (record,) = made.evaluate(job.make_job(made.config, made.settings, dataset, made.weights, category))
     return record
 
 

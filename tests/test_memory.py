@@ -180,7 +180,7 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     words = ("input.resize=[96,128]", "method.dimensions=100", f"data_root={tmp_path / 'data'}")
     made = evaluator(*words)
     dataset = open_dataset(made.config["dataset"], made.settings.data_root)
-    job = make_job(made.config, made.settings, dataset, "cog", build.find_weights(made.config))
+    job = make_job(made.config, made.settings, dataset, build.find_weights(made.config), "cog")
     assert job.image_bytes == 7 * 96 * 128 * 3
     monkeypatch.setattr(memory, "free", lambda device: 10**7)
     statistics = 24 * 32 * (100 * 100 + 100) * 4  # 31 MB

@@ -13,7 +13,8 @@ from typing import Any
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.devices import cores
 
-GROUPS = ("dataset", "method", "backbone", "protocol")
+GROUPS = ("dataset", "method", "backbone", "protocol", "task")
+REGIMES = ("one_class", "multi_class", "few_shot")  # of conf/task
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
 CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as truths
@@ -60,6 +61,7 @@ class Settings:
     cache: str  # "auto", "on" or "off"
     cache_gb: float
     protocol: str
+    regime: dict[str, Any]  # of conf/task: {"name": one of REGIMES}, with few_shot "shots"
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
 
@@ -79,7 +81,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: a value of another type or out of its range; the key, what was found and what was expected.
     """
-    for key in ("input", *(field.name for field in fields(Settings) if field.name not in ("resize", "crop"))):
+    own = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop"))
+    for key in ("input", "task", *own):
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
     resize, crop = input_size(config["input"])
@@ -105,10 +108,24 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         cache=CACHES[config["cache"]],
         cache_gb=gigabytes(config, "cache_gb"),
         protocol=str(config["protocol"]),
+        regime=regime(config["task"]),
         resize=resize,
         crop=crop,
         **{name: truth(config, name) for name in SWITCHES},
     )
+
+
+def regime(node: Any) -> dict[str, Any]:
+    """The keys of `task`."""
+    name = node.get("name") if isinstance(node, Mapping) else None
+    if name not in REGIMES:
+        raise UsageError(f"task={name or node}: expected one of {', '.join(REGIMES)}")
+    for key in node.keys() - {"name", *(["shots"] if name == "few_shot" else [])}:
+        raise UsageError(f"task.{key}={node[key]} has no effect with task={name}; leave it out")
+    return {
+        "name": name,
+        **({"shots": whole({"task.shots": node.get("shots")}, "task.shots", 1)} if name == "few_shot" else {}),
+    }
 
 
 def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {  # of the keys of a run; what is added here is what
     "input": {"resize": [256, 256], "crop": None},
     "oracle": False,
     "precision": "fp32",
+    "regime": {"name": "one_class"},
 }
 APART = {  # the keys of a part's node that are no settings
     "dataset": ("_target_", "about", "name", "title"),

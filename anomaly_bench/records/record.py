@@ -48,6 +48,8 @@ class Record:
             of a backbone "extraction": {"images": passed through it by this job, "s": seconds of it in fit and scoring
             or None, "cached": whether features were read that an earlier pass had kept; then its seconds count}.
         config: the resolved configuration, built-in parts without `_target_`; provenance: versions and code of the run.
+        regime: the choice of conf/task: {"name": "one_class"}; {"name": "few_shot", "shots": images fitted on};
+            {"name": "multi_class", "categories": those fitted on}.
         converted: of a record of an older schema {"schema", "fingerprint": what they were, "proven": whether it was
             found to be of the files at hand; else the old fingerprint is kept, which no run takes for done}.
 
@@ -78,6 +80,7 @@ class Record:
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    regime: dict[str, Any] | None = None
     converted: dict[str, Any] | None = None
 
     @property

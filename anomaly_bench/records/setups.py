@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]:
-    """The records by dataset, protocol, input, oracle and precision: what one table may compare; each once.
+    """The records by dataset, task, protocol, input, oracle and precision: what one table may compare; each once.
 
     Args:
         mixed: by dataset alone.
     """
     parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
     for record in records:
-        shape = json.dumps(record.input, sort_keys=True)
-        key = (record.dataset, record.protocol, shape, record.oracle, record.precision)
+        shape, regime = (json.dumps(part, sort_keys=True) for part in (record.input, record.regime))
+        key = (record.dataset, record.protocol, shape, record.oracle, record.precision, regime)
         parts[key[:1] if mixed else key][record.identity] = record
     return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
 
 
 def setup_name(record: Record) -> str:
     """Of what one table may compare: a folder name, and a value of `setup=`."""
-    parts = [record.dataset, record.protocol, "x".join(map(str, record.input["resize"]))]
+    parts = [record.dataset, *regime_words(record), record.protocol, "x".join(map(str, record.input["resize"]))]
     parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
     parts += [record.precision] if record.precision != "fp32" else []
     return safe_filename("-".join([*parts, *(["oracle"] if record.oracle else [])]))
@@ -45,9 +45,20 @@ def dataset_title(record: Record) -> str:
     return record.titles.get("dataset") or record.dataset
 
 
+def regime_words(record: Record) -> list[str]:
+    """What was fitted on, as parts of a setup's name; none where one model was fitted on all images of one category."""
+    regime = record.regime or {"name": "unknown_task"}
+    if regime["name"] == "one_class":
+        return []
+    some = [record.task] if len(regime.get("categories", record.categories)) < len(record.categories) else []
+    return [regime["name"], *some, *([str(regime["shots"])] if "shots" in regime else [])]
+
+
 def describe(record: Record) -> str:
     """'input 256×256, crop 224×224, protocol unified', and what else sets its setup apart."""
     parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]
+    if words := regime_words(record):
+        parts.append(f"task {' '.join(words)}")
     if record.precision != "fp32":
         parts.append(record.precision)
     if record.oracle:

@@ -143,8 +143,9 @@ def from_1(content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:
         "backbone": None if backbone is None else untied("backbone", backbone, content["backbone"]),
     }
     proven = files is not None and fingerprint_1(content, files) == content["fingerprint"]
+    later = {"schema": SCHEMA, "regime": {"name": "one_class"}}  # schema 1 knew no other
     converted = {"schema": 1, "fingerprint": content["fingerprint"], "proven": proven}
-    made = Record(**{**content, "config": {**config, **parts}, "schema": SCHEMA, "converted": converted})
+    made = Record(**{**content, "config": {**config, **parts}, **later, "converted": converted})
     if files is not None and proven:
         made.fingerprint = fingerprint_of(made, sources.node(made.dataset), files)
     return made, proven

@@ -230,8 +230,9 @@ class Evaluator:
         return self.timed(job, records, method)
 
     def timed(self, job: Job, records: list[Record], method: Method) -> list[Record]:
-        """The records with a speed entry of this machine more."""
-        return [replace(record, speed=[*record.speed, self.speed(job, record.test, method)]) for record in records]
+        """The records with a speed entry of this machine more, the same for all test sets."""
+        entry = self.speed(job, records[0].test, method)
+        return [replace(record, speed=[*record.speed, entry]) for record in records]
 
     def speed(self, job: Job, test: str, method: Method) -> dict[str, Any]:
         """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch).

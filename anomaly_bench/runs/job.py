@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
+from anomaly_bench.runs.tasks import make_task
 
 if TYPE_CHECKING:
     from anomaly_bench.backbones.weights import Weights
@@ -36,6 +37,7 @@ class Job:
 
     Attributes:
         config: the resolved configuration; its backbone is None for an image-space method.
+        regime: see `Record`.
         digests: (size, sha256) of every file of the task.
         weights: of each of the backbone's networks, by its name.
     """
@@ -43,6 +45,7 @@ class Job:
     config: Mapping[str, Any]
     settings: Settings
     dataset: Dataset
+    regime: Mapping[str, Any]
     task: Task
     digests: Digests = field(repr=False)
     weights: Mapping[str, Weights]
@@ -123,7 +126,7 @@ class Job:
             dataset=self.dataset.name,
             task=self.task.name,
             test=test,
-            group=self.task.group,
+            group=self.dataset.categories.get(test, self.task.group),
             categories=[{"name": name, "group": group} for name, group in self.dataset.categories.items()],
             method=method["name"],
             backbone="none" if backbone is None else self.config["backbone"]["name"],
@@ -138,6 +141,7 @@ class Job:
                 "test": len(tested),
                 "defects": sum(image.label is not None for image in tested),
             },
+            regime=dict(self.regime),
             config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
         )
         files = files_of(self.task, self.digests, test)
@@ -192,21 +196,32 @@ def contents(folder: Path) -> list[list[Any]]:
 
 
 def make_job(
-    config: Mapping[str, Any], settings: Settings, dataset: Dataset, category: str, weights: Mapping[str, Weights]
+    config: Mapping[str, Any],
+    settings: Settings,
+    dataset: Dataset,
+    weights: Mapping[str, Weights],
+    name: str,
+    categories: Sequence[str] = (),
 ) -> Job:
-    """List and hash one category's files.
+    """List and hash the files of one task.
+
+    Args:
+        name, categories: see `task_names`; no categories: the one of that name.
 
     Raises:
-        DataError: see `Dataset.task`; a file that cannot be read; no image to fit on.
+        DataError: see `Dataset.task` and `make_task`; a file that cannot be read; no image to fit on.
         UsageError: the method reads planes that the images do not have.
     """
-    task = read_planes(dataset.task(category), config)
+    parts = {category: read_planes(dataset.task(category), config) for category in categories or [name]}
+    task = make_task(settings.regime, name, parts, settings.seed)
     if not task.fit and not config["method"].get("zero_shot", False):
         raise DataError(
-            f"{category}: no training image, and method={config['method']['name']} learns from normal images; expected "
+            f"{name}: no training image, and method={config['method']['name']} learns from normal images; expected "
             "some, or a method whose YAML says zero_shot: true"
         )
-    return Job(config, settings, dataset, task, dataset.digests(task), weights)
+    digests = {path: told for part in parts.values() for path, told in dataset.digests(part).items()}
+    regime = settings.regime | ({"categories": list(parts)} if settings.regime["name"] == "multi_class" else {})
+    return Job(config, settings, dataset, regime, task, digests, weights)
 
 
 def read_planes(task: Task, config: Mapping[str, Any]) -> Task:

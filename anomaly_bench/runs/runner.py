@@ -21,6 +21,7 @@ from anomaly_bench.records import failures, load, save
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.runs import leases
 from anomaly_bench.runs.job import make_job
+from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
     from anomaly_bench.config.settings import Settings
@@ -69,6 +70,7 @@ class Runner:
         self.categories = selected(self.dataset, self.settings.category)
         available = set(self.dataset.available)
         self.missing = [name for name in self.categories if name not in available]
+        self.tasks = task_names(self.settings.regime, self.dataset, self.categories)
         self.weights = find_weights(self.config)
         self.summary = Summary(self.settings)
         self.waited: set[str] = set()  # for other runs
@@ -137,8 +139,8 @@ class Runner:
 
     @property
     def present(self) -> list[str]:
-        """The selected categories that have a folder."""
-        return [name for name in self.categories if name not in self.missing]
+        """The tasks whose categories all have a folder."""
+        return [name for name, categories in self.tasks.items() if not set(categories) & set(self.missing)]
 
     def attempt(self, name: str, where: str) -> bool:
         """One category, its errors taken in; True: something was computed."""
@@ -173,8 +175,8 @@ class Runner:
                     failures.save(self.settings.results, job.first, error, self.config)
 
     def job(self, name: str) -> Job:
-        """The job of one category; see `make_job`."""
-        return make_job(self.config, self.settings, self.dataset, name, self.weights)
+        """The job of one task; see `make_job`."""
+        return make_job(self.config, self.settings, self.dataset, self.weights, name, self.tasks[name])
 
     def category(self, job: Job, where: str) -> bool:
         """Have the records of one category; True: something was computed."""

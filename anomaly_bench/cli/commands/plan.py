@@ -103,7 +103,7 @@ class Planner:
         ]
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values()))
-        timed = 2 * timing.SECONDS * len(job.task.tests) if runner.settings.speed else 0
+        timed = 2 * timing.SECONDS if runner.settings.speed else 0
         work = statistics.median(each) * len(job.task.fit) * epochs + statistics.median(scored) * tested
         return float(work + timed)
 

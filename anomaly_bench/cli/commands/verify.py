@@ -135,11 +135,13 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
     known = record.backbone in choices("backbone", (conf_folder(), *folders))
     config = compose("config", [f"backbone={record.backbone}"] if known else [], folders)
     config |= {name: value for name, value in QUIET.items() if name in config}
+    regime = record.regime or {"name": "one_class"}  # what every record was before there were others
     config |= {
         "dataset": dataset_node(record.dataset, folders),
         "method": with_target("method", record.config["method"]),
         "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"]),
-        "category": [record.task],
+        "category": regime.get("categories", [record.task]),
+        "task": {key: value for key, value in regime.items() if key != "categories"},
         "data_root": wanted["data_root"],
         "results": results,
         "device": wanted["device"] or device_of(record),
@@ -212,9 +214,9 @@ def computed(record: Record, config: Mapping[str, Any]) -> Record:
     """
     settings = read_settings(config)
     dataset = open_dataset(config["dataset"], settings.data_root)
-    selected(dataset, [record.task])
+    selected(dataset, settings.category)
     weights = find_weights(config)
-    job: Job = make_job(config, settings, dataset, record.task, weights)
+    job: Job = make_job(config, settings, dataset, weights, record.task, settings.category)
     if record.test not in job.task.tests:
         raise DataError(f"{record.task}: no test set {record.test}; found {', '.join(job.task.tests)}")
     from anomaly_bench.runs.evaluator import Evaluator

@@ -1,0 +1,74 @@
+"""The choices of conf/task: what one model is fitted on and scored on, made of a dataset's categories."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anomaly_bench.data.dataset import Task
+from anomaly_bench.errors import DataError
+from anomaly_bench.files import digest
+
+if TYPE_CHECKING:
+    from anomaly_bench.data.dataset import Dataset, Sample
+
+
+def task_names(regime: Mapping[str, Any], dataset: Dataset, categories: Sequence[str]) -> dict[str, list[str]]:
+    """The tasks of a run, and the categories that each is made of."""
+    if regime["name"] != "multi_class":
+        return {name: [name] for name in categories}
+    every = len(categories) == len(dataset.categories)
+    some = f"{len(categories)}-of-{len(dataset.categories)}-{digest(list(categories))[:6]}"
+    return {"all" if every else some: list(categories)}
+
+
+def make_task(regime: Mapping[str, Any], name: str, parts: Mapping[str, Task], seed: int) -> Task:
+    """A task of `task_names`.
+
+    Args:
+        parts: the dataset's own tasks of its categories.
+
+    Raises:
+        DataError: fewer normal images than shots; categories of unlike planes.
+    """
+    if regime["name"] == "multi_class":
+        return joined_task(name, parts)
+    return few_shot(parts[name], regime["shots"], seed) if regime["name"] == "few_shot" else parts[name]
+
+
+def joined_task(name: str, parts: Mapping[str, Task]) -> Task:
+    """One task of several: fitted on all their training images, with the test sets of each under its name."""
+    planes = next(iter(parts.values())).planes
+    unlike = [category for category, part in parts.items() if part.planes != planes]
+    if unlike:
+        raise DataError(f"{name}: the images of {unlike[0]} have other planes than those of {next(iter(parts))}")
+    tests = {
+        category if test == "test" else f"{category}/{test}": prefixed(category, samples)
+        for category, part in parts.items()
+        for test, samples in part.tests.items()
+    }
+    fit = (sample for category, part in parts.items() for sample in prefixed(category, part.fit))
+    validation = (sample for category, part in parts.items() for sample in prefixed(category, part.validation))
+    return Task(name, None, tuple(fit), tests, tuple(validation), planes)
+
+
+def prefixed(category: str, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The samples of a category, told apart from those of others."""
+    return tuple(
+        replace(each, id=f"{category}/{each.id}", clip=None if each.clip is None else f"{category}/{each.clip}")
+        for each in samples
+    )
+
+
+def few_shot(task: Task, shots: int, seed: int) -> Task:
+    """The task with some of its training images, in their order; those of fewer shots are among those of more."""
+    if shots > len(task.fit):
+        raise DataError(
+            f"{task.name}: task.shots={shots}, found {len(task.fit)} training images; expected at most these"
+        )
+    drawn = np.random.default_rng(zlib.crc32(f"{seed}/{task.name}".encode())).permutation(len(task.fit))[:shots]
+    return replace(task, fit=tuple(task.fit[index] for index in sorted(drawn)))
