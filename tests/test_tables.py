@@ -66,6 +66,7 @@ def record(
         "protocol": "unified",
         "oracle": False,
         "precision": "fp32",
+        "regime": {"name": "one_class"},
         "input": {"resize": [256, 256], "crop": None},
         "counts": {"fit": 10, "test": 10, "defects": 5},
         "metrics": {

@@ -9,7 +9,7 @@ import pytest
 from anomaly_bench import records
 from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
-from anomaly_bench.records.setups import category_of, describe, setup_name, setups
+from anomaly_bench.records.setups import describe, setup_name, setups
 from anomaly_bench.runs.runner import Runner
 
 SMALL = ("input.resize=32", "method.levels=[1,2]", "method.dimensions=5", "speed=false", "threads=1")
@@ -32,7 +32,7 @@ def test_multi_class_is_one_model_scored_on_each_category(small, command, tree):
     assert err.startswith("[1/1] all: cog: image AUROC")
     assert "; mat: image AUROC" in err
     assert "task multi_class" in out
-    found = {(each.regime["name"], category_of(each)): each for each in records.load_all(results)[0]}
+    found = {(each.regime["name"], each.category): each for each in records.load_all(results)[0]}
     assert found.keys() == {(name, category) for name in ("one_class", "multi_class") for category in ("cog", "mat")}
     cog, mat, alone = found["multi_class", "cog"], found["multi_class", "mat"], found["one_class", "cog"]
     assert (cog.task, cog.test, cog.counts["fit"], cog.counts["test"]) == ("all", "cog", 12, 6)
@@ -137,7 +137,7 @@ def test_on_the_generated_images(words, command, tmp_path):
     assert status == 0, err
     assert "mean of all" in out
     found = records.load_all(tmp_path / "r")[0]
-    assert {category_of(each) for each in found} == {"weave", "granite", "gear", "biscuit"}
+    assert {each.category for each in found} == {"weave", "granite", "gear", "biscuit"}
     assert {each.group for each in found} == {"textures", "objects"}
     status, out, _ = command("status", *SMALL, *words, "gallery=0", f"results={tmp_path / 'r'}")
     assert status == 0, out

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anomaly_bench.config.settings import describe_input
+from anomaly_bench.records.setups import regime_words
 from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
 
 if TYPE_CHECKING:
@@ -118,7 +119,14 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     keys: dict[tuple[Any, ...], str] = {}  # records share their configuration, see `records.outlines`
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        alike = (id(record.config), record.protocol, record.oracle, record.precision, id(record.input))
+        alike = (
+            id(record.config),
+            record.protocol,
+            record.oracle,
+            record.precision,
+            id(record.input),
+            str(record.regime),
+        )
         if alike not in keys:
             keys[alike] = json.dumps(settings_of(record), sort_keys=True, default=str)
         parts[keys[alike]].append(record)
@@ -148,6 +156,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     about, _ = method.pop("about", {}), method.pop("seed", None)  # the seed is the record's own
     method |= {"revision": about["revision"]} if "revision" in about else {}
     setup = [(name, getattr(record, name)) for name in ("protocol", "oracle", "precision")]
+    setup.append(("task", "-".join(regime_words(record)) or "one_class"))
     setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop")]
     return dict((*_flat(method, ""), *_flat(record.config.get("backbone"), "backbone."), *setup))
 

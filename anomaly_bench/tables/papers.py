@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.settings import describe_input, pair
 from anomaly_bench.published import ORIGINS
+from anomaly_bench.records.setups import regime_words
 from anomaly_bench.tables.layout import COSTS, SPEEDS
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
-DISAGREEMENTS = ("backbone", "input", "machine", "oracle")
+DISAGREEMENTS = ("backbone", "input", "machine", "oracle", "task")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
 def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
     """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
+    if words := regime_words(sample):
+        found["task"] = f"task {' '.join(words)} (published: one model for each category)"
     if (printed.backbone or "none") != sample.backbone:
         found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
     shape = _published_input(cell, sample)

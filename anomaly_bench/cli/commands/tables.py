@@ -134,7 +134,10 @@ def _backbone(method: str, published: str) -> list[str]:
 
 def _overrides(record: Record) -> str:
     """What to type for a record's setup."""
-    parts = [f"protocol={record.protocol}"]
+    regime = record.regime or {"name": "one_class"}
+    parts = [f"task={regime['name']}"] if regime["name"] != "one_class" else []
+    parts += [f"task.shots={regime['shots']}"] if "shots" in regime else []
+    parts += [f"protocol={record.protocol}"]
     for name in ("resize", "crop") if record.protocol != "paper" else ():
         size = record.input[name]
         parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
