@@ -79,9 +79,7 @@ def test_few_shot_fits_on_a_few_images_drawn_by_the_seed(small, command, tree):
     assert setup_name(record) == "data-few_shot-2-unified-32x32"
     assert command("verify", f"record={results / record.path}", f"data_root={tree}")[0] == 0
     drawn = {
-        (seed, shots): [
-            each.id for each in job([*words, "task=few_shot", f"task.shots={shots}", seed], "cog").task.fit
-        ]
+        (seed, shots): [each.id for each in job([*words, "task=few_shot", f"task.shots={shots}", seed], "cog").task.fit]
         for seed in ("seed=0", "seed=1", "seed=2")
         for shots in (2, 4)
     }
