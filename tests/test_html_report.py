@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from test_tables import FOUR, SPEED, record
 
 from anomaly_bench.cli.main import command as call
-from anomaly_bench.published.methods import publications
+from anomaly_bench.published import publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.record import load_all, save
 from anomaly_bench.records.setups import setups

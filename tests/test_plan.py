@@ -17,7 +17,7 @@ def words(tree, tmp_path):
 
 
 def rows(text: str) -> list[list[str]]:
-    return [line.split() for line in text.splitlines() if line.startswith(" padim")]
+    return [line.split() for line in text.splitlines() if line.startswith("padim")]
 
 
 def test_a_plan_is_made_of_shapes_then_of_records(words, command, tmp_path):

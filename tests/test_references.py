@@ -17,7 +17,7 @@ from scipy import stats
 from anomaly_bench.config.compose import compose
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.published import CSV_FOLDER, TABLES, Reference, aliases, load_references
-from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, PrintedColumn, accuracy_columns
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, PrintedColumn, printed_columns
 from anomaly_bench.published.audit.contradictions import find_contradictions, remainder, tolerance
 from anomaly_bench.published.audit.orders import ORDERS, chance_fits, fit, orders_of, ranks
 from anomaly_bench.published.audit.page import contradictions_page
@@ -512,15 +512,15 @@ def one_of(metric, text):
 
 def test_the_tolerance_of_a_mean():
     made = cells("adtr2022_1", "a", dict.fromkeys(TEXTURES, 90.0) | {"tile": 90.1}, TEXTURES)
-    (column,) = accuracy_columns(made)
+    (column,) = printed_columns(made)
     assert column.step("tile") == Decimal("0.1")
     assert tolerance(column, "mean:all") == pytest.approx(0.05 + 3 * 0.1 / np.sqrt(12 * 5))
 
 
 def test_zeros_that_all_rows_end_in_are_no_digits():
-    (dfr,) = [column for column in accuracy_columns(ALL) if column.head.printed_name == "DFR"]
+    (dfr,) = [column for column in printed_columns(ALL) if column.head.printed_name == "DFR"]
     assert (dfr.step("tile"), dfr.step("mean:all")) == (1, 1)
-    glance = next(column for column in accuracy_columns(ALL) if column.head.printed_name == "Glance")
+    glance = next(column for column in printed_columns(ALL) if column.head.printed_name == "Glance")
     assert (glance.step("tile"), glance.step("mean:all")) == (1, Decimal("0.1"))
 
 

@@ -155,14 +155,14 @@ def test_two_runs_on_one_folder_do_each_job_once(sweep, tmp_path):
     words, results = sweep
     code = """
 import sys
-from anomaly_bench import evaluation
 from anomaly_bench.cli.main import command
-fit, notes = evaluation.Evaluator.fit, sys.argv[1]
+from anomaly_bench.runs.evaluator import Evaluator
+fit, notes = Evaluator.fit, sys.argv[1]
 def noted(self, job):
     with open(notes, "a") as file:
         file.write(f"{job.task.name} {self.settings.seed}\\n")
     return fit(self, job)
-evaluation.Evaluator.fit = noted
+Evaluator.fit = noted
 sys.exit(command(sys.argv[2:]))
 """
     call = [sys.executable, "-c", code, tmp_path / "fits", "-m", *words, "seed=0,1,2,3"]

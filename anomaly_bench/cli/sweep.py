@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from anomaly_bench.cli import launchers
 from anomaly_bench.cli.commands import tables
@@ -25,6 +23,8 @@ from anomaly_bench.files import digest
 from anomaly_bench.hardware import timing
 from anomaly_bench.records import failures
 from anomaly_bench.runs.runner import Runner, Summary
+from anomaly_bench.tables.formats.console import console as table_text
+from anomaly_bench.tables.table import Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -224,13 +224,10 @@ def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -
         done = job.count(DONE)
         row.update(done=max(0, done - skipped), skipped=min(skipped, done))
         row.update(failed=job.count(FAILED), missing=job.count(MISSING))
-    table = new_table("method", "backbone")
-    for name in ("done", "skipped", "failed", "missing"):
-        table.add_column(name, justify="right")
-    for row_names, row in counts.items():
-        table.add_row(*row_names, *(str(row[name]) for name in ("done", "skipped", "failed", "missing")))
+    columns = ("done", "skipped", "failed", "missing")
+    rows = [(who, [str(row[name]) for name in columns]) for who, row in counts.items()]
     console = new_console(sys.stderr)
-    console.print(table)
+    console.print(job_table(("method", "backbone"), columns, rows))
     for line in complaints(found):
         console.print(line, style="red")
     return launched and all(not job.count(FAILED) and not job.count(MISSING) for job in found)
@@ -239,22 +236,23 @@ def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -
 def status(jobs: Jobs) -> bool:
     """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
     found = look(jobs, Reporter())
-    table = new_table("method", "backbone", "job")
-    for name in (DONE, FAILED, MISSING):
-        table.add_column(name, justify="right")
-    for job in found:
-        table.add_row(*names(job), job.shown_name, *(str(job.count(state)) for state in (DONE, FAILED, MISSING)))
+    states = (DONE, FAILED, MISSING)
+    rows = [((*names(job), job.shown_name), [str(job.count(state)) for state in states]) for job in found]
     console = new_console(sys.stdout)
-    console.print(table)
+    console.print(job_table(("method", "backbone", "job"), states, rows))
     for line in complaints(found):
         console.print(line)
-    total = {state: sum(job.count(state) for job in found) for state in (DONE, FAILED, MISSING)}
+    total = {state: sum(job.count(state) for job in found) for state in states}
     console.print(f"{len(found)} jobs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
     return not total[FAILED] and not total[MISSING]
 
 
-def new_table(*names: str) -> Table:
-    return Table(*names, box=box.SIMPLE_HEAD, pad_edge=False)
+def job_table(
+    corner: tuple[str, ...], columns: Sequence[str], rows: Iterable[tuple[tuple[str, ...], Sequence[str]]]
+) -> str:
+    """Rows of names and numbers, as other tables look on the console."""
+    listed = [(Header(names), cells) for names, cells in rows]
+    return table_text(Table.of_rows("jobs", "", corner, [(name,) for name in columns], listed))
 
 
 def new_console(file: TextIO) -> Console:

@@ -46,13 +46,14 @@ class Comparison:
         return list({side.name: side for pair in self.pairs for side in (pair.first, pair.second)}.values())
 
 
-def chosen_records(config: Any, key: str) -> list[Record]:
-    """The records of the folders of a key that `only` and `setup` leave."""
+def chosen_parts(config: Any, key: str, mixed: bool) -> dict[str, list[Record]]:
+    """Setup, or dataset where they are mixed -> the records of a key's folders that `only` and `setup` leave."""
     known = query.read_records(config, outlines.outlines, key)
     try:
-        return query.choose(known, [], config)[0]
+        parts = setups(query.choose(known, [], config)[0], mixed)
     except UsageError as error:
         raise UsageError(f"{key}={config[key]}: {error}") from error
+    return {part[0].dataset if mixed else setup_name(part[0]): part for part in parts}
 
 
 def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
@@ -62,7 +63,7 @@ def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
         UsageError: no setup has two methods, or their test images are unlike.
     """
     mixed = truth(config, "allow_mixed")
-    parts = {part_name(part, mixed): part for part in setups(chosen_records(config, "results"), mixed)}
+    parts = chosen_parts(config, "results", mixed)
     found = {name: group_records(part, with_speed=False) for name, part in parts.items()}
     if all(len(each) < 2 for each in found.values()):
         listed = "; ".join(f"{name}: {', '.join(entry.name for entry in each)}" for name, each in found.items())
@@ -74,7 +75,7 @@ def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
         sides = [Side(entry.name, entry) for entry in found[name]]
         pairs = [Pair(f"{two.name} − {one.name}", one, two) for one, two in itertools.combinations(sides, 2)]
         if pairs:
-            yield Comparison(name, setup_title(part, mixed), part, mixed, pairs, unlike(pairs, metrics, mixed))
+            yield Comparison(name, setup_title(part, mixed), part, mixed, pairs, incomparable(pairs, metrics, mixed))
 
 
 def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
@@ -89,9 +90,7 @@ def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
                 f"{key}=DIR is missing: expected two results folders, or results=DIR for the methods in one"
             )
     mixed = truth(config, "allow_mixed")
-    ours, theirs = (
-        {part_name(part, mixed): part for part in setups(chosen_records(config, key), mixed)} for key in ("a", "b")
-    )
+    ours, theirs = (chosen_parts(config, key, mixed) for key in ("a", "b"))
     shared = [name for name in ours if name in theirs]
     if not shared:
         have = f"a has {', '.join(ours)}; b has {', '.join(theirs)}"
@@ -107,14 +106,10 @@ def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
             *missing,
             *extra,
             *remarks,
-            *unlike(pairs, metrics, mixed),
+            *incomparable(pairs, metrics, mixed),
         ]
         both = [*ours[name], *theirs[name]]
         yield Comparison(name, setup_title(both, mixed), both, mixed, pairs, said, [*lost, *missing])
-
-
-def part_name(part: Sequence[Record], mixed: bool) -> str:
-    return part[0].dataset if mixed else setup_name(part[0])
 
 
 def matched(
@@ -144,7 +139,7 @@ def matched(
         raise UsageError(f"{where}: a has {have[0]}; b has {have[1]}: no two fit; choose one by method= and backbone=")
     found.sort(key=lambda pair: ours.index(pair[0]))
     remarks = [f"{two.name}: in b only" for two in right]
-    remarks += [said for one, two in found if (said := changed(one, two))]
+    remarks += [said for one, two in found if (said := changed_settings(one, two))]
     return [paired(one, two) for one, two in found], [f"{one.name}: no record in b" for one in left], remarks
 
 
@@ -161,7 +156,7 @@ def paired(one: ResultGroup, two: ResultGroup) -> Pair:
     return Pair(name, Side(f"{one.name} in a", one), Side(f"{two.name} in b", two))
 
 
-def changed(one: ResultGroup, two: ResultGroup) -> str:
+def changed_settings(one: ResultGroup, two: ResultGroup) -> str:
     """'PaDiM on R18: dimensions 100 in a, 50 in b' of one method with unlike settings; else nothing."""
     ours, theirs = settings_of(one.sample), settings_of(two.sample)
     if not same_method(one, two) or ours == theirs:
@@ -171,7 +166,7 @@ def changed(one: ResultGroup, two: ResultGroup) -> str:
     return f"{one.name}: {'; '.join(said)}"
 
 
-def unlike(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
+def incomparable(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
     """What makes the numbers of two sides no numbers of the same: other test images, another revision of a metric.
 
     Raises:

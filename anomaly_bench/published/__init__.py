@@ -127,6 +127,24 @@ class Reference:
         return number.scaleb(2) if self.unit == "points" and TABLES[self.table].fractions else number
 
 
+class Publication(NamedTuple):
+    """What a method is called, and its arXiv number 'YYMM.number', empty where it has no paper of its own there."""
+
+    title: str
+    arxiv: str
+
+    @property
+    def month(self) -> tuple[int, int] | None:
+        """(year, month) of the arXiv number, in which it became public."""
+        return (2000 + int(self.arxiv[:2]), int(self.arxiv[2:4])) if self.arxiv else None
+
+
+def publications() -> dict[str, Publication]:
+    """Our id of each method (the name of its YAML) -> its publication; `methods.csv`."""
+    with (CSV_FOLDER / "methods.csv").open(newline="", encoding="utf-8") as file:
+        return {row.pop("method"): Publication(**row) for row in csv.DictReader(file)}
+
+
 COLUMNS = [field.name for field in fields(Reference)]
 
 

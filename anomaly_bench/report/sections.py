@@ -16,8 +16,7 @@ from PIL import Image as PILImage
 
 from anomaly_bench.files import safe_filename
 from anomaly_bench.metrics.metrics import METRICS
-from anomaly_bench.published import TABLES, load_references
-from anomaly_bench.published.methods import publications
+from anomaly_bench.published import TABLES, load_references, publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.setups import setup_name, setup_title
 from anomaly_bench.report.figures import plots

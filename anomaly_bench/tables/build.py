@@ -111,7 +111,8 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
         cells=", ".join(measure.title for measure in material.measures),
     )
     parts = tuple(measure.title for measure in material.measures) if "cells" not in axes else ("",)
-    cells = _cells(matrix, notes if methods_down else _turned(notes))
+    by_row = zip(matrix, notes if methods_down else _turned(notes), strict=True)
+    cells = [[Cell(tuple(values), tuple(own)) for values, own in zip(*row, strict=True)] for row in by_row]
     general = general_notes(common, material, mixed)
     return Table(name, caption, corner, columns, rows, cells, parts, general).lettered()
 
@@ -131,13 +132,6 @@ def _column_heads(columns: Sequence[AxisItem]) -> list[Header]:
     most = max((len(item.over) for item in columns), default=0)
     padded = [item.over + ("",) * (most - len(item.over)) for item in columns]
     return [replace(item.head, labels=(*over, *item.head.labels)) for over, item in zip(padded, columns, strict=True)]
-
-
-def _cells(matrix: Matrix, notes: Sequence[Sequence[list[str]]]) -> list[list[Cell]]:
-    return [
-        [Cell(tuple(values), tuple(own)) for values, own in zip(row, row_notes, strict=True)]
-        for row, row_notes in zip(matrix, notes, strict=True)
-    ]
 
 
 def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: TableInput) -> Matrix:

@@ -26,7 +26,6 @@ from anomaly_bench.tables.formats.draw import draw
 if TYPE_CHECKING:
     from anomaly_bench.comparison.gate import Condition
     from anomaly_bench.comparison.pairing import Comparison
-    from anomaly_bench.records.record import Record
 
 PICTURES = (".svg", ".pdf", ".png")
 
@@ -83,13 +82,10 @@ def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
         raise UsageError("metric=[]: expected at least one, such as metric=image_auroc")
     for name in shown:
         check_metric(name, "metric", found)
-    have = {name for each in found for record in each.records for name in record.metrics if has(record, name)}
+    records = [record for each in found for record in each.records]
+    have = {name for record in records for name in record.metrics if record.value(name) is not None}
     if have.isdisjoint(shown):
         raise UsageError(f"metric={','.join(shown)}: no record has a value of it; recorded: {', '.join(sorted(have))}")
-
-
-def has(record: Record, metric: str) -> bool:
-    return record.value(metric) is not None
 
 
 def check_metric(name: str, key: str, found: Sequence[Comparison]) -> None:

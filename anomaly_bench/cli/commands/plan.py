@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly_bench.cache import cache_root
-from anomaly_bench.cli.sweep import DONE, complaints, look, names, new_console, new_table
+from anomaly_bench.cli.sweep import DONE, complaints, job_table, look, names, new_console
 from anomaly_bench.console import Reporter, shown
 from anomaly_bench.errors import DataError, TooLarge, UsageError, one_line, reason
 from anomaly_bench.files import digest
@@ -125,11 +125,7 @@ def plan(jobs: Jobs) -> bool:
     """Print what every job that is still to be done will take; True: all of them can be begun."""
     reporter = Reporter()
     found, planner = look(jobs, reporter), Planner()
-    table = new_table("method", "backbone", "job")
-    for name in ("to do", "memory MB", "disk MB", "time"):
-        table.add_column(name, justify="right")
-    for name in ("memory by", "time by"):
-        table.add_column(name)
+    rows: list[tuple[tuple[str, ...], list[str]]] = []
     estimates: list[Estimate] = []
     refused: dict[str, None] = {}  # a set in order
     with reporter.stage("estimating", len(found)) as advance:
@@ -142,14 +138,15 @@ def plan(jobs: Jobs) -> bool:
                 title = f"{choice.title}: " if choice.title else ""
                 refused |= {shown(f"refused: {title}{why if name in why else f'{name}: {why}'}"): None} if why else {}
             if known:
-                table.add_row(*names(choice), choice.shown_name, *cells(known))
+                rows.append(((*names(choice), choice.shown_name), cells(known)))
             advance(1)
     size, free = sum(each.disk for each in estimates), free_disk()
     if size > free:
         refused[f"refused: {size / 1e6:.0f} MB of disk, free are {free / 1e6:.0f} MB: {ROOM}"] = None
     console = new_console(sys.stdout)
     if estimates:
-        console.print(table)
+        columns = ("to do", "memory MB", "disk MB", "time", "memory by", "time by")
+        console.print(job_table(("method", "backbone", "job"), columns, rows))
     for line in [*complaints(found), *refused]:
         console.print(line)
     console.print(summary(found, estimates))

@@ -47,7 +47,7 @@ class PrintedColumn:
 
     def number(self, category: str) -> Decimal:
         number = self.cells[category].number
-        assert number is not None, "`accuracy_columns` leaves dashes out"
+        assert number is not None, "`printed_columns` leaves dashes out"
         return number
 
     def step(self, category: str) -> Decimal:
@@ -55,6 +55,10 @@ class PrintedColumn:
         rows = Decimal(10) ** min(exponent(self.number(name)) for name in self.rows or self.cells)
         means = [exponent(self.number(name)) for name in self.cells if name in MEANS]
         return rows if category not in MEANS else min(rows, Decimal(10) ** min(means))
+
+    def digits(self, category: str) -> int:
+        """After the point, that `step` has."""
+        return -exponent(self.step(category))
 
     def averaged(self, mean: str) -> tuple[str, ...]:
         """The rows that a mean is taken over."""
@@ -94,7 +98,7 @@ class Finding:
     sure: bool = True
 
 
-def accuracy_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
+def printed_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
     """The columns of accuracies; dashes are left out, and so are columns that hold nothing else."""
     grouped: dict[tuple[str, ...], dict[str, Reference]] = defaultdict(dict)
     for cell in references:
@@ -103,7 +107,7 @@ def accuracy_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
     return [PrintedColumn(cells) for cells in grouped.values()]
 
 
-def same_method_pairs(table: Sequence[PrintedColumn]) -> Iterator[tuple[PrintedColumn, PrintedColumn]]:
+def column_pairs(table: Sequence[PrintedColumn]) -> Iterator[tuple[PrintedColumn, PrintedColumn]]:
     """Columns of one method and metric in two papers, with rows enough in common."""
     for one, other in itertools.combinations(table, 2):
         a, b = one.head, other.head
@@ -133,7 +137,7 @@ def label_of(category: str) -> str:
     return MEANS.get(category, category.replace("_", " "))
 
 
-def with_minus(number: float, places: int = 2) -> str:
+def minus(number: float, places: int = 2) -> str:
     """With a minus sign that is as wide as a plus, and none before zero."""
     return f"{number:z.{places}f}".replace("-", "−")
 

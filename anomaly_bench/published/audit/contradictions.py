@@ -14,16 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from anomaly_bench.published import MEANS, TABLES
-from anomaly_bench.published.audit.columns import (
-    Finding,
-    accuracy_columns,
-    agree,
-    copies,
-    exponent,
-    label_of,
-    same_method_pairs,
-    with_minus,
-)
+from anomaly_bench.published.audit.columns import Finding, agree, column_pairs, copies, label_of, minus, printed_columns
 from anomaly_bench.published.audit.orders import own_orders, shuffled
 
 if TYPE_CHECKING:
@@ -42,7 +33,7 @@ SIGMAS = 3  # of the rounding of rows that a printed mean may be off
 def find_contradictions(references: Iterable[Reference]) -> list[Finding]:
     """All of them, group by group as in CONTRADICTIONS, in each the sure before the probable, the weighty first."""
     cells = list(references)
-    table = accuracy_columns(cells)
+    table = printed_columns(cells)
     findings = [
         *shuffled(table),
         *own_orders(table),
@@ -68,7 +59,7 @@ CONTRADICTIONS = {
 def contradicting(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Cells in which copies of one column differ."""
     clusters: dict[tuple[str, str, str], dict[str, PrintedColumn]] = defaultdict(dict)
-    copied = [pair for pair in same_method_pairs(table) if copies(*pair)]
+    copied = [pair for pair in column_pairs(table) if copies(*pair)]
     wrong = {
         (one.head.method, one.head.metric, category)
         for one, other in copied
@@ -110,7 +101,7 @@ def contradiction(category: str, printing: Sequence[PrintedColumn]) -> Finding:
 
 def other_runs(table: Sequence[PrintedColumn]) -> list[tuple[PrintedColumn, PrintedColumn]]:
     """Columns of one method in two papers that are no copies of each other, nor of a neighbour in those tables."""
-    found = list(same_method_pairs(table))
+    found = list(column_pairs(table))
     copied = {(one.head.table, other.head.table, one.head.method) for one, other in found if copies(one, other)}
     return [pair for pair in found if (pair[0].head.table, pair[1].head.table, pair[0].head.method) not in copied]
 
@@ -125,7 +116,7 @@ def means(table: Iterable[PrintedColumn], known: set[Reference]) -> Iterator[Fin
                 continue
             off = float(abs(column.mean(mean) - column.number(mean)))
             rounding = float(column.step(mean)) / 2
-            given = f"{column.mean(mean):.{digits(column, mean)}f}"
+            given = f"{column.mean(mean):.{column.digits(mean) + 1}f}"
             text = f"{label_of(mean)} printed {column.number(mean)}, rows give {given}"
             if off > tolerance(column, mean):
                 wrong.append((off - rounding, text, cell))
@@ -153,11 +144,6 @@ def tolerance(column: PrintedColumn, mean: str) -> float:
     return float(column.step(mean)) / 2 + SIGMAS * float(column.step(rows[0])) / math.sqrt(12 * len(rows))
 
 
-def digits(column: PrintedColumn, mean: str) -> int:
-    """One more than the mean is printed to."""
-    return 1 - exponent(column.step(mean))
-
-
 def times(references: Iterable[Reference]) -> Iterator[Finding]:
     """Tables whose times are 1000/FPS for some methods only."""
     measured: dict[str, dict[str, dict[str, Reference]]] = defaultdict(lambda: defaultdict(dict))
@@ -174,7 +160,7 @@ def times(references: Iterable[Reference]) -> Iterator[Finding]:
         whole = [name for name in rests if name not in (*part, *either)]
         lines = [
             f"{name}: 1000/{methods[name]['fps'].printed} − {methods[name]['time_ms'].printed} = "
-            f"{with_minus(middle, 1)} ms (with rounding {with_minus(least, 1)} to {with_minus(most, 1)})."
+            f"{minus(middle, 1)} ms (with rounding {minus(least, 1)} to {minus(most, 1)})."
             for name, (least, middle, most) in rests.items()
         ]
         yield Finding(

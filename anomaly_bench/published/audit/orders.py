@@ -10,7 +10,7 @@ from operator import mul
 from statistics import correlation, fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Finding, label_of, same_method_pairs, with_minus
+from anomaly_bench.published.audit.columns import OBJECTS, TEXTURES, Finding, column_pairs, label_of, minus
 
 if TYPE_CHECKING:
     from anomaly_bench.published.audit.columns import PrintedColumn
@@ -55,7 +55,7 @@ PROBABLE = 0.05  # share of them that may fit the other methods as well as the o
 
 def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
     """Columns that fit another paper's column of the same method in another order of the rows only."""
-    for pair in same_method_pairs(table):
+    for pair in column_pairs(table):
         if fit(pair[0].printed(), pair[1].printed()) >= DOUBTFUL:
             continue
         column, witness = sorted(pair, key=lambda each: profile_fit(table, each))  # the odd one out is shuffled
@@ -69,10 +69,10 @@ def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
             continue
         printed, read = (fit(numbers, witness.printed()) for numbers in (column.printed(), column.read(ORDERS[order])))
         evidence = (
-            f"Correlation with {witness.place}: {with_minus(printed)} as printed, {with_minus(read)} in {order}.",
+            f"Correlation with {witness.place}: {minus(printed)} as printed, {minus(read)} in {order}.",
             fit_sentence("it", fit(ranks(column.printed()), ranks(witness.printed())), fits[order], order, chance),
             profile_evidence(table, column, order, groups=False)[1],
-            f"{witness.place} agrees with the other methods as printed ({with_minus(profile_fit(table, witness))}): "
+            f"{witness.place} agrees with the other methods as printed ({minus(profile_fit(table, witness))}): "
             "the fault is not there.",
         )
         yield misplaced(column, order, evidence, witness)
@@ -119,7 +119,7 @@ def profile_evidence(
 
 def fit_sentence(what: str, printed: float, read: float, order: str, chance: int, kept: str = "") -> str:
     return (
-        f"Correlation of ranks with {what}: {with_minus(printed)} as printed, {with_minus(read)} in {order}, "
+        f"Correlation of ranks with {what}: {minus(printed)} as printed, {minus(read)} in {order}, "
         f"which {chance} of {DRAWS} random orders{kept} reach."
     )
 

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from anomaly_bench.errors import DataError, UsageError, closest
 from anomaly_bench.files import write_atomically
 from anomaly_bench.published import PAPERS, TABLES, load_references
-from anomaly_bench.published.audit.columns import LEAST_ROWS, accuracy_columns, label_of, shared, with_minus
+from anomaly_bench.published.audit.columns import LEAST_ROWS, label_of, minus, printed_columns, shared
 from anomaly_bench.published.audit.contradictions import CONTRADICTIONS, SIGMAS, find_contradictions, other_runs, value
 from anomaly_bench.published.audit.orders import DOUBTFUL, DRAWS, ORDERS, PROBABLE, RARE, fit
 
@@ -102,7 +102,7 @@ def runs(references: Sequence[Reference]) -> Iterator[str]:
         "setting, or another version of the method."
     )
     rows: list[tuple[str, ...]] = [("metric", "one", "other", "mean difference", "largest", "correlation")]
-    rows += [compared(one, other) for one, other in other_runs(accuracy_columns(references))]
+    rows += [compared(one, other) for one, other in other_runs(printed_columns(references))]
     yield _markdown_table(rows)
 
 
@@ -113,7 +113,7 @@ def compared(one: PrintedColumn, other: PrintedColumn) -> tuple[str, ...]:
     worst = max(apart, key=lambda row: apart[row])
     places = [f"{column.place} ({column.head.origin})" for column in (one, other)]
     mean = f"{fmean(map(float, apart.values())):.2f}"
-    return one.metric, *places, mean, f"{apart[worst]} ({label_of(worst)})", with_minus(fit(left, right))
+    return one.metric, *places, mean, f"{apart[worst]} ({label_of(worst)})", minus(fit(left, right))
 
 
 def _uncheckable(references: Iterable[Reference], findings: Iterable[Finding]) -> Iterator[str]:

@@ -38,7 +38,8 @@ def console(table: Table, color: bool = False) -> str:
     drawn = [_drawn(pieces, widths) if pieces else "─" * total for pieces in lines]
     notes = [f"[{mark}] {text}" if mark else text for mark, text in table.notes]
     folded = [textwrap.fill(safe_text(text), max(total, 88)) for text in (table.caption, *notes)]
-    return "\n".join((folded[0], "", *drawn, *([""] if notes else []), *folded[1:])) + "\n"
+    above = [folded[0], ""] if table.caption else []
+    return "\n".join((*above, *drawn, *([""] if notes else []), *folded[1:])) + "\n"
 
 
 def _header_pieces(table: Table) -> Iterator[list[Piece]]:

@@ -55,8 +55,7 @@ def html_table(table: Table, shares: Sequence[Sequence[float | None]] | None = N
         titles = [f'<th colspan="{span}">{label}</th>' if span > 1 else f"<th>{label}</th>" for label, span in line]
         lines.append(f"<tr>{''.join((*stubs, *titles))}</tr>")
     lines += ["</thead>", "<tbody>", *_html_body(table, shares), "</tbody>", "</table>"]
-    marks = [f"{SUP.format(mark)} " if mark else "" for mark, _ in table.notes]
-    notes = [f"<li>{mark}{_html_text(text)}</li>" for mark, (_, text) in zip(marks, table.notes, strict=True)]
+    notes = [f"<li>{SUP.format(mark) + ' ' if mark else ''}{_html_text(text)}</li>" for mark, text in table.notes]
     return "\n".join((*lines, '<ul class="notes">', *notes, "</ul>")) + "\n"
 
 

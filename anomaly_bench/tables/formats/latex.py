@@ -51,8 +51,7 @@ def _latex_char(char: str) -> str:
 def latex(table: Table) -> str:
     """A `table` environment; needs \\usepackage{booktabs}, and xcolor where published values stand beside."""
     sides = "l" * len(table.corner) + ("c" if table.paired else "r") * len(table.columns)
-    marks = [f"\\textsuperscript{{{mark}}}~" if mark else "" for mark, _ in table.notes]
-    notes = [mark + _latex_text(text) for mark, (_, text) in zip(marks, table.notes, strict=True)]
+    notes = [(MARK.format(mark) + "~" if mark else "") + _latex_text(text) for mark, text in table.notes]
     below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
     lines = [
         "\\begin{table}[t]",

@@ -28,8 +28,7 @@ def markdown(table: Table) -> str:
     padded = [[f"{text:{side}{width}}" for text, (side, width) in zip(row, shapes, strict=True)] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in padded]
     dashes = "|".join(f":{'-' * (width + 1)}" if side == "<" else f"{'-' * (width + 1)}:" for side, width in shapes)
-    marks = [f"<sup>{mark}</sup> " if mark else "" for mark, _ in table.notes]
-    notes = [f"- {mark}{_markdown_text(text)}" for mark, (_, text) in zip(marks, table.notes, strict=True)]
+    notes = [f"- {SUP.format(mark) + ' ' if mark else ''}{_markdown_text(text)}" for mark, text in table.notes]
     parts = (f"**{_markdown_text(table.caption)}**", "", lines[0], f"|{dashes}|", *lines[1:], *([""] if notes else []))
     return "\n".join((*parts, *notes)) + "\n"
 
