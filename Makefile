@@ -3,7 +3,10 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: structure demo test fuzz check results trained bench peer clean
+.PHONY: help demo test fuzz check docs package structure results trained bench peer clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -11,7 +14,7 @@ PEER ?= $(wildcard .peer/bin/python)
 	touch $@
 
 .venv/dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
 demo: .venv/installed  ## the default benchmark on generated images: tables on the screen, records in demo/
@@ -20,18 +23,27 @@ demo: .venv/installed  ## the default benchmark on generated images: tables on t
 test: .venv/dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
-fuzz: .venv/dev  ## two minutes of spoilt folders and command lines; MINUTES=120 for two hours
+fuzz: .venv/dev  ## two minutes of damaged folders and malformed command lines; MINUTES=120 for two hours
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
-check: .venv/dev  ## style and types
+check: .venv/dev docs  ## style, import rules, types, links in the documentation, the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin
+	$(BIN)/hadolint Dockerfile
 
-results: .venv/installed  ## the committed records and tables; DATA is the folder of the MVTec categories
+docs: .venv/dev  ## the documentation as a web site in build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+package: .venv/dev  ## wheel and source archive in build/dist, checked by twine
+	rm -rf build/dist
+	$(BIN)/hatchling build -d build/dist
+	$(BIN)/twine check --strict build/dist/*
+
+results: .venv/installed  ## the committed records and tables; DATA is the folder with MVTec AD's categories
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0,1,2 \
 		input.crop=null,224 gallery=0
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0 \
@@ -48,7 +60,7 @@ define trained_one
 
 endef
 
-trained: .venv/dev  ## the committed records of methods that train: epochs within five minutes on two cores
+trained: .venv/dev  ## the committed records of methods that train: as many epochs as fit into five minutes on two cores
 	$(call trained_one,method=fastflow method.epochs=40)
 	$(call trained_one,method=cflow_ad method.epochs=8)
 	$(call trained_one,method=pefm backbone=lite0_lite1 method.epochs=25)
@@ -60,10 +72,10 @@ trained: .venv/dev  ## the committed records of methods that train: epochs withi
 	$(call trained_one,method=ae_ssim method.epochs=9 method.samples=320 method.batch=32)
 	$(BIN)/python benchmarks/update_readme.py
 
-structure: .venv/dev  ## the floor plan in numbers, with their marks
+structure: .venv/dev  ## the package's structure in numbers, next to their targets
 	$(BIN)/python benchmarks/structure.py
 
-bench: .venv/dev  ## speed against floors, and against anomalib after `make peer`
+bench: .venv/dev  ## speed against lower bounds and, after `make peer`, against anomalib
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/bench_neighbours.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/bench_tables.py
@@ -76,5 +88,5 @@ peer:  ## anomalib in an environment of its own
 	$(PYTHON) -m venv .peer
 	.peer/bin/python -m pip install --quiet 'anomalib==2.7.*'
 
-clean:
-	rm -rf .venv .peer demo dist build
+clean:  ## remove what the other targets have made, except results
+	rm -rf .venv .peer demo build

@@ -1,7 +1,8 @@
-"""Put the tables of results/ between the README's two marks; `make results` ends with it."""
+"""Make the tables of README.md and docs/results.md from results/; `make results` ends with it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from anomaly_bench import records
@@ -11,22 +12,32 @@ from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
 
 ROOT = Path(__file__).parents[1]
+PAGES = {"README.md": True, "docs/results.md": False}  # page -> whether one table holds all setups
+BETWEEN = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
 
 
-def tables() -> str:
-    """The Markdown of both tables of every setup in results/."""
+def tables(one: bool) -> str:
+    """In Markdown: one summary of all records, or three tables of every setup."""
     found, damaged = records.load_all(ROOT / "results")
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
-    layouts = [load_layout(name, [conf_folder() / "table"]) for name in ("per_class", "complexity")]
-    return "\n".join(draw(build_tables(found, layout), "md") for layout in layouts)
+    names = ["summary"] if one else ["per_class", "summary", "complexity"]
+    layouts = [load_layout(name, [conf_folder() / "table"]) for name in names]
+    return "\n".join(draw(build_tables(found, layout, mixed=one), "md") for layout in layouts)
+
+
+def updated(page: str, one: bool) -> str:
+    """The page's text with its tables as they should be."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    made, count = BETWEEN.subn(lambda found: f"{found[1]}\n{tables(one)}\n{found[2]}", text)
+    if count != 1:
+        raise SystemExit(f"{page}: found {count} places for tables, expected one '<!-- table: ... -->' with its end")
+    return made
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    head, mark, rest = readme.read_text(encoding="utf-8").partition("results`, checked by tests/test_readme.py -->\n")
-    end = rest[rest.index("<!-- end of tables -->") :]
-    readme.write_text(f"{head}{mark}\n{tables()}\n{end}", encoding="utf-8")
+    for page, one in PAGES.items():
+        (ROOT / page).write_text(updated(page, one), encoding="utf-8")
 
 
 if __name__ == "__main__":

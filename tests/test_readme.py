@@ -1,4 +1,4 @@
-"""Every code block of the README runs, and its tables are those of results/."""
+"""README, CONTRIBUTING and docs/: what they show runs, and their tables are those of results/."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ import importlib.util
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import make_category
 
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.hardware import timing
+from anomaly_bench.testing.contract import BACKBONE_CHECKS, Setup
+from anomaly_bench.version import __version__
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, page):
+    """Blocks that are meant to run; those of a language `text` need what a test has not: a cluster, a file's name."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
-LINES = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("anomaly-bench")]
+LINES = dict.fromkeys(
+    line.partition("  ")[0]
+    for page in PAGES
+    for block in blocks("bash", page)
+    for line in block.splitlines()
+    if line.startswith("anomaly-bench")
+)
 COMMANDS = [line for line in LINES if "data download" not in line]  # tests/test_download.py has a server for that
 
 
@@ -71,32 +83,64 @@ def with_files(words, quick):
     return [f"model={model.parent}" if word.startswith("model=") else word for word in words]
 
 
+def test_every_command_is_shown():
+    """Each command of `--help` stands in a block of the documentation, whether it can run here or not."""
+    from anomaly_bench.cli.main import SUBJECTS
+
+    shown = {line.split()[1] for text in PAGES.values() for line in re.findall(r"anomaly-bench \w+", text)}
+    assert set(SUBJECTS) - {"run"} <= shown
+
+
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", README):
+    for target in re.findall(r"(?:`|^)make (\w+)", "\n".join(PAGES.values()), re.MULTILINE):
         assert f"\n{target}:" in makefile
 
 
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
 def test_python_door(quick, capsys):
-    exec(blocks("python")[0], {})
+    first, second = blocks("python", "docs/python.md")
+    exec(first, {})
     out = capsys.readouterr().out
     assert re.search(r"^weave 0\.\d+ 0\.\d+$", out, re.MULTILINE)
-    assert len(blocks("python")[0].strip().splitlines()) <= 14
+    assert len(first.strip().splitlines()) <= 14
+    exec(second, {})
+    assert "'pro': 0." in capsys.readouterr().out
 
 
-def test_a_method_of_ones_own(quick, monkeypatch, capsys):
-    (quick / "my_package.py").write_text(blocks("python")[1])
-    (quick / "my_conf" / "method").mkdir(parents=True)
-    (quick / "my_conf" / "method" / "mean.yaml").write_text(blocks("yaml")[0])
-    monkeypatch.syspath_prepend(str(quick))
-    monkeypatch.delitem(sys.modules, "my_package", raising=False)
-    assert call(["--config-dir", "my_conf", "method=mean", "dataset=folder", f"data_root={quick}/data/mine"]) == 0
-    assert "Mean" in capsys.readouterr().out
+@pytest.fixture
+def own(quick):
+    """The YAML blocks of CONTRIBUTING.md in the files that the text before each names."""
+    shown = r"This is `(my_conf/[^`]+)`:\n\n```yaml\n(.*?)^```"
+    for name, text in re.findall(shown, PAGES["CONTRIBUTING.md"], re.MULTILINE | re.DOTALL):
+        path = quick / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return quick / "my_conf"
+
+
+def test_a_backbone_of_ones_own(own):
+    setup = Setup("mahalanobis_ad", "mobile", ("backbone.weights=random",), [own])
+    for check in BACKBONE_CHECKS:
+        check(setup)
+
+
+def test_a_table_of_ones_own(own, capsys):
+    words = ["tables", "--config-dir", str(own), "table=image_level", f"results={ROOT / 'results'}", "method=padim"]
+    assert call([*words, "format=md"]) == 0
+    assert re.search(r"\| PaDiM +\| Lite0 .*\d\d\.\d", capsys.readouterr().out)
 
 
 def test_tables_are_those_of_the_committed_records():
-    printed = README.partition("<!-- tables")[2].partition("-->\n")[2].partition("<!-- end of tables -->")[0]
     spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks" / "update_readme.py")
     update_readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(update_readme)
-    assert printed.split() == update_readme.tables().split()
+    for page, one in update_readme.PAGES.items():
+        assert PAGES[page].split() == update_readme.updated(page, one).split(), "python benchmarks/update_readme.py"
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
