@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import site
 import subprocess
@@ -79,17 +78,16 @@ def environment(wheel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All that a user has: the README's method, a dataset and a backbone, and two categories of images."""
+    """All that a user has: the template's method, a dataset and a backbone, and two categories of images."""
     import timm
     from safetensors.torch import save_file
 
     place = tmp_path_factory.mktemp("empty")
-    readme = (ROOT / "README.md").read_text("utf-8")
-    method = re.search(r"^```python\n(import torch\n.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
-    settings = re.search(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
-    (place / "my_package.py").write_text(method)
+    template = ROOT / "anomaly_bench" / "cli" / "templates" / "method"
+    shutil.copy(template / "my_method.py", place)
+    shutil.copytree(template / "method", place / "my_conf" / "method")
     (place / "my_data.py").write_text(DATASET)
-    for name, text in {"method/mean.yaml": settings, **FILES}.items():
+    for name, text in FILES.items():
         path = place / "my_conf" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
@@ -134,25 +132,25 @@ def test_it_is_the_wheel_that_runs(call, environment):
     for line in out.splitlines():
         assert Path(line).is_relative_to(environment.parent)
     listed = call("anomaly-bench", "list", "methods", "--config-dir", "my_conf").splitlines()
-    assert {line.split()[0] for line in listed} == {"mean", *choices("method", [conf_folder()])}
+    assert {line.split()[0] for line in listed} == {"my_method", *choices("method", [conf_folder()])}
 
 
 def test_ones_own_method_dataset_and_backbone(call, folder):
-    words = ["--config-dir", "my_conf", "method=mean", "dataset=yards", "data_root=data", "backbone=tiny"]
+    words = ["--config-dir", "my_conf", "method=my_method", "dataset=yards", "data_root=data", "backbone=tiny"]
     out = call("anomaly-bench", *words, "input.resize=64", "speed=false", "gallery=0")
     assert "Yards" in out
-    (path,) = (folder / "results" / "records" / "yards" / "mean-tiny").glob("cog-s0-*.json")
+    (path,) = (folder / "results" / "records" / "yards" / "my_method-tiny").glob("cog-s0-*.json")
     record = json.loads(path.read_bytes())
-    assert record["titles"] == {"dataset": "Yards", "method": "Mean", "backbone": "Tiny"}
+    assert record["titles"] == {"dataset": "Yards", "method": "My method", "backbone": "Tiny"}
     weights = hashlib.sha256((folder / "tiny.safetensors").read_bytes()).hexdigest()
     assert record["config"]["backbone"]["weights"] == weights
     assert str(folder) not in path.read_text("utf-8")
 
 
 def test_the_contract_of_all_three(call, folder):
-    words = ["--method", "mean", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
+    words = ["--method", "my_method", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
     pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: as the program pytest, which does not look into this folder
     out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.testing.contract", "--config-dir", "my_conf", *words)
     assert "17 passed" in out
-    for title in ("mean-same_seed_same_bits", "tiny-strides", "yards-tasks"):
+    for title in ("my_method-same_seed_same_bits", "tiny-strides", "yards-tasks"):
         assert f"test_contract[{title}] PASSED" in out

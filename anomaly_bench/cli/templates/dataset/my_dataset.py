@@ -10,20 +10,19 @@ AUTHORS; YEAR; LICENCE. Its layout, of which this example reads one:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomaly_bench.data.dataset import find_root
+from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError
 from anomaly_bench.files import image_files, relative
-from anomaly_bench.protocol import Digest, Sample, Source, Task
 
 
 @dataclass(frozen=True)
 class MyDataset:
-    """What `anomaly_bench.protocol.Dataset` asks for."""
+    """What `anomaly_bench.data.dataset.Dataset` asks for."""
 
     name: str
     title: str
@@ -54,7 +53,7 @@ class MyDataset:
             raise DataError(f"{category}: {len(normal)} normal and {len(defective)} defective images; add some")
         return Task(category, self.categories[category], tuple(normal[:count]), {"test": (*normal[count:], *defective)})
 
-    def digests(self, task: Task) -> Mapping[Path, Digest]:
+    def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.root / task.name)
 
 
