@@ -18,7 +18,7 @@ TEMPLATES = ROOT / "anomaly_bench" / "cli" / "templates"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["method", "dataset"])
+@pytest.mark.parametrize("kind", ["method", "dataset", "metric"])
 def test_its_own_test_passes(kind, tmp_path):
     folder = shutil.copytree(TEMPLATES / kind, tmp_path / kind, ignore=shutil.ignore_patterns("__pycache__"))
     quiet = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"test_my_{kind}.py"]
