@@ -15,7 +15,8 @@ from conftest import make_category
 
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.hardware import timing
-from anomaly_bench.testing.contract import BACKBONE_CHECKS, Setup
+from anomaly_bench.testing.contract import BACKBONE_CHECKS
+from anomaly_bench.testing.setup import Setup
 from anomaly_bench.version import __version__
 
 ROOT = Path(__file__).parents[1]

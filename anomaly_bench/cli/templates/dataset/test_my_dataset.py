@@ -5,7 +5,8 @@ import pytest
 from my_dataset import my_dataset
 from PIL import Image
 
-from anomaly_bench.testing.contract import DATASET_CHECKS, pictures
+from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
+from anomaly_bench.testing.setup import pictures
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ class MyMethod(nn.Module):
             total += level.sum(dim=0)
         self.mean.copy_(total / len(normals))
 
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """Distances (equation NUMBER), upsampled; the image score is the map's maximum.
 

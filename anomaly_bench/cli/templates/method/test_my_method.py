@@ -8,7 +8,8 @@ import torch
 from my_method import MyMethod
 
 from anomaly_bench.protocol import TrainingSet
-from anomaly_bench.testing.contract import CHECKS, Setup
+from anomaly_bench.testing.contract import CHECKS
+from anomaly_bench.testing.setup import Setup
 
 SETUP = Setup("my_method", folders=[Path(__file__).parent])
 
