@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ DEVICES = (
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
     pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")),
 )
-README = Path(__file__).parents[1] / "README.md"
+TEMPLATE = Path(__file__).parents[1] / "anomaly_bench" / "cli" / "templates" / "method"
 
 
 def once(method: str, device: str = "cpu") -> Setup:
@@ -72,14 +71,11 @@ def test_no_method_mixes_devices(device, method):
     assert_close(found, expected, "the same arithmetic on the same CPU")
 
 
-def test_the_readmes_method_mixes_no_devices():
-    namespace = {}
-    exec(re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)[1], namespace)
+def test_the_templates_method_mixes_no_devices(monkeypatch):
+    monkeypatch.syspath_prepend(str(TEMPLATE))
     with pretend("cuda"):
-        setup = Setup("padim", device="cuda")
-        method = namespace["Mean"](setup.network)
-        setup.fit(method)
-        assert method.score(setup.new_images()).map.device.type == "cuda"
+        setup = Setup("my_method", folders=[TEMPLATE], device="cuda")
+        assert setup.one.score(setup.new_images()).map.device.type == "cuda"
 
 
 @pytest.mark.parametrize("device", PRETENDED)
