@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test fuzz check docs package structure results trained bench peer clean
+.PHONY: help demo test fuzz check docs package structure results trained bench peer parity clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -88,5 +88,14 @@ peer:  ## anomalib in an environment of its own
 	$(PYTHON) -m venv .peer
 	.peer/bin/python -m pip install --quiet 'anomalib==2.7.*'
 
+.parity/installed: pyproject.toml
+	$(PYTHON) -m venv .parity
+	.parity/bin/python -m pip install --quiet --editable . FrEIA 'anomalib==2.7.*' scikit-image pytorch-msssim
+	touch $@
+
+parity: .parity/installed  ## all methods against public implementations, in an environment of their own
+	OMP_NUM_THREADS=1 .parity/bin/python benchmarks/parity
+	.parity/bin/anomaly-bench references evidence format=md out=docs/evidence.md
+
 clean:  ## remove what the other targets have made, except results
-	rm -rf .venv .peer demo build
+	rm -rf .venv .peer .parity demo build

@@ -377,7 +377,7 @@ def test_the_page_on_a_screen_and_as_text(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["references"], "references: expected one of check after it"),
+        (["references"], "references: expected one of check, evidence after it"),
         (["references", "chek"], "did you mean check?"),
         (["references", "check", "format=html"], "format=html: unknown; valid: console, md"),
         (["references", "check", "fromat=md"], "fromat: no such key; did you mean format"),

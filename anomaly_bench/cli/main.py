@@ -39,7 +39,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "score": (),
     "list": tuple(LISTS),
     "data": ("check", "download"),
-    "references": ("check",),
+    "references": ("check", "evidence"),
     "records": ("convert",),
     "cache": ("list", "clear"),
 }
@@ -64,6 +64,7 @@ commands
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
   references check    what the papers' published tables contradict, in themselves and in each other
+  references evidence what each method was compared with, and its measurements beside published numbers
   records convert     results=DIR data_root=DIR: carry over the records of an older version, their numbers as they are
   cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be made again
 
@@ -274,7 +275,11 @@ def data(subject: str | None, arguments: list[str]) -> int:
     return hydra("data", arguments, lambda config: DONE if work(config) else FAILED)
 
 
-def references(_: str | None, arguments: list[str]) -> int:
+def references(subject: str | None, arguments: list[str]) -> int:
+    if subject == "evidence":
+        from anomaly_bench.published.audit.evidence import print_evidence
+
+        return hydra("evidence", arguments, print_evidence)
     from anomaly_bench.published.audit.page import print_contradictions
 
     return hydra("references", arguments, print_contradictions)

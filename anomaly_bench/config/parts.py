@@ -27,8 +27,10 @@ def packaged(group: str, name: str) -> Mapping[str, Any]:
 
 
 def without_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node as results keep it: a built-in part, also each of a backbone's networks, has no `_target_`."""
+    """A node as results keep it, without its evidence; a built-in part, also each network, has no `_target_`."""
     made = dict(node)
+    if "evidence" in (made.get("about") or {}):
+        made["about"] = {key: value for key, value in made["about"].items() if key != "evidence"}
     if "networks" in made:
         made["networks"] = {name: without_target(group, part) for name, part in made["networks"].items()}
     if made["_target_"] == packaged(group, made["name"]).get("_target_"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
@@ -34,10 +34,19 @@ def print_contradictions(config: Any) -> None:
     Raises:
         UsageError: no such format, or a CSV that cannot be read.
     """
+    publish(config, lambda: contradictions_page(load_references()))
+
+
+def publish(config: Any, page: Callable[[], str]) -> None:
+    """Print a page in Markdown as config's `format` says, or write it into its `out`.
+
+    Raises:
+        UsageError: no such format, or something that the page is made from cannot be read.
+    """
     if config["format"] not in _FORMATS:
         raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), _FORMATS)}")
     try:
-        text = contradictions_page(load_references())
+        text = page()
     except DataError as error:
         raise UsageError(str(error)) from error
     if config["out"] is not None:
@@ -93,7 +102,7 @@ def section(finding: Finding) -> Iterator[str]:
     became = [f"In the CSV ({times} of {len(finding.cells)} cells): {text}." for text, times in comments.items()]
     yield bullets([*finding.evidence, *became])
     if finding.table:
-        yield _markdown_table(finding.table)
+        yield markdown_table(finding.table)
 
 
 def runs(references: Sequence[Reference]) -> Iterator[str]:
@@ -103,7 +112,7 @@ def runs(references: Sequence[Reference]) -> Iterator[str]:
     )
     rows: list[tuple[str, ...]] = [("metric", "one", "other", "mean difference", "largest", "correlation")]
     rows += [compared(one, other) for one, other in other_runs(printed_columns(references))]
-    yield _markdown_table(rows)
+    yield markdown_table(rows)
 
 
 def compared(one: PrintedColumn, other: PrintedColumn) -> tuple[str, ...]:
@@ -151,7 +160,7 @@ def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first row the header, in columns of even width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]

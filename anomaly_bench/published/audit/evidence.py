@@ -1,0 +1,261 @@
+"""`anomaly-bench references evidence`: why a method's numbers may be believed, one row per method."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from anomaly_bench.config.parts import packaged
+from anomaly_bench.config.settings import choices, conf_folder, describe_input
+from anomaly_bench.errors import DataError
+from anomaly_bench.published import ORIGINS, TABLES, load_references, publications
+from anomaly_bench.published.audit.page import bullets, markdown_table, publish
+from anomaly_bench.records.outlines import outlines
+
+if TYPE_CHECKING:
+    from anomaly_bench.published import Reference
+    from anomaly_bench.records.record import Record
+
+STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what it says
+    "parity": ("parity", "the authors' own code gives the same numbers from the same weights and inputs"),
+    "parity_third_party": (
+        "parity (third party)",
+        "an implementation of others that can be installed, or the library that the authors' code calls, gives the "
+        "same numbers from the same weights and inputs, part by part; the whole is held by our tests",
+    ),
+    "paper": (
+        "paper",
+        "no whole implementation can be installed: an independent, slow version, written from the published formulas, "
+        "gives the same numbers",
+    ),
+    "reconstruction": (
+        "reconstruction",
+        "published without code, and the paper leaves open what changes numbers: those choices are ours, and listed",
+    ),
+}
+METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
+SHARED = {"metrics": "Metrics", "backbones": "Backbones"}  # what all methods share, as parity.json calls it
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The records of a method that differ in category and seed only."""
+
+    records: Sequence[Record]
+
+    @property
+    def categories(self) -> list[str]:
+        return sorted({record.category for record in self.records})
+
+    @property
+    def seeds(self) -> str:
+        counts = sorted(Counter(record.category for record in self.records).values())
+        return f"{' to '.join(dict.fromkeys(map(str, (counts[0], counts[-1]))))} seed{'s' * (counts[-1] > 1)}"
+
+    @property
+    def setup(self) -> str:
+        one = self.records[0]
+        parts = [one.titles.get("backbone") or one.backbone, describe_input(one.input)]
+        return ", ".join([*parts, *(["oracle"] if one.oracle else [])])
+
+    @property
+    def budget(self) -> str:
+        """How much it was trained, beside what is published."""
+        method = self.records[0].config["method"]
+        if "epochs" not in method:
+            return "one pass"
+        own = packaged("method", self.records[0].method)
+        shares = [method[key] / own[key] for key in ("epochs", "samples") if key in own]
+        share = shares[0] * (shares[1] if shares[1:] else 1)
+        return f"{method['epochs']} of {own['epochs']} epochs, {share:.2g} of the published samples"
+
+    def value(self, metric: str) -> float | None:
+        """In points, the mean over categories of the mean over seeds."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for record in self.records:
+            if (value := record.value(metric)) is not None:
+                values[record.category].append(100 * value)
+        return fmean(map(fmean, values.values())) if values else None
+
+
+def print_evidence(config: Any) -> None:
+    """Print the page, or write it into `out`.
+
+    Raises:
+        UsageError: no such format, or records, published numbers or parity.json that cannot be read.
+    """
+    results = Path(str(config["results"])).expanduser()
+    publish(config, lambda: evidence_page(results))
+
+
+def evidence_page(results: Path) -> str:
+    """The whole page in Markdown, from the methods' YAML, results/ and the published numbers.
+
+    Raises:
+        DataError: parity.json is missing or no JSON; a damaged record.
+    """
+    table = read_parity(results / "parity.json")
+    records, damaged = outlines(results)
+    if damaged:
+        raise DataError("\n".join(damaged))
+    references = load_references()
+    names = choices("method", [conf_folder()])
+    measured = {name: measurements(each for each in records if each.method == name) for name in names}
+    compared = {name: [row for row in table["comparisons"] if row["method"] == name] for name in (*names, *SHARED)}
+    rows: list[tuple[str, ...]]
+    rows = [("method", "status", "compared with", "largest difference", "identity tests", *_MEASURED)]
+    rows += [overview(name, compared[name], measured[name], references) for name in names]
+    parts = ["# Why the numbers may be believed", preface(table["versions"]), markdown_table(rows), "## In detail"]
+    for name in names:
+        parts += details(name, compared[name], measured[name], references)
+    parts.append("## What all methods share")
+    for name, title in SHARED.items():
+        parts += [f"### {title}", comparisons(compared[name])]
+    return "\n\n".join(parts) + "\n"
+
+
+_MEASURED = ("measured: " + " / ".join(METRICS.values()), "published", "on", "budget")
+
+
+def read_parity(path: Path) -> Mapping[str, Any]:
+    """What `make parity` has written.
+
+    Raises:
+        DataError: no such file, or no JSON.
+    """
+    try:
+        table: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}; expected what `make parity` writes") from error
+    return table
+
+
+def preface(versions: Mapping[str, str]) -> str:
+    known = "\n".join(f"- **{title}**: {meaning}." for title, meaning in STATUSES.values())
+    return (
+        "Made by `anomaly-bench references evidence format=md`; do not edit. A method's status stands in its YAML "
+        "(`about.evidence`), and a test holds it to the tests and comparisons that exist.\n\n"
+        f"{known}\n\n"
+        "A difference is the largest |ours - theirs| over the largest |theirs| of an array, in float64, from equal "
+        "weights and inputs; `make parity` computes it anew (results/parity.json; versions "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}). Measurements are the records of "
+        "`results/`, in points, the mean over categories of the mean over seeds; the published numbers beside them are "
+        "means over the same categories. They may be compared only where backbone, input and budget agree."
+    )
+
+
+def overview(
+    name: str, compared: Sequence[Mapping[str, Any]], measured: Sequence[Measurement], references: Sequence[Reference]
+) -> tuple[str, ...]:
+    """A method's row of the first table, with its measurement of the most records."""
+    evidence = packaged("method", name)["about"]["evidence"]
+    tests = evidence["tests"]
+    row = (
+        f"[{title(name)}](#{title(name).lower().replace(' ', '-')})",
+        STATUSES[evidence["status"]][0],
+        "; ".join(dict.fromkeys(package(row["peer"]) for row in compared)) or "-",
+        small(max(row["difference"] for row in compared)) if compared else "-",
+        f"{len(tests)}, such as `{tests[0].partition('::')[2]}`",
+    )
+    if not measured:
+        return *row, "-", "-", "-", "-"
+    largest = max(measured, key=lambda each: len(each.records))
+    return *row, *measured_cells(largest, name, references)
+
+
+def small(difference: float) -> str:
+    return f"{difference:.1e}" if difference else "0"
+
+
+def package(peer: str) -> str:
+    """'anomalib' of 'anomalib cflow_head'."""
+    known = ("anomalib", "FrEIA", "scikit-learn", "scikit-image", "pytorch-msssim", "kornia", "torch")
+    return next((each for each in known if peer.startswith(each)), "an independent version")
+
+
+def measured_cells(measured: Measurement, name: str, references: Sequence[Reference]) -> tuple[str, str, str, str]:
+    """Measured, published, on what, budget."""
+    published = [published_value(name, metric, measured.categories, references) for metric in METRICS]
+    backbones = sorted({cell.backbone or "backbone not stated" for _, cell in published if cell})
+    return (
+        " / ".join(points(measured.value(metric)) for metric in METRICS),
+        " / ".join(points(value) for value, _ in published) + (f" ({', '.join(backbones)})" if backbones else ""),
+        f"{measured.setup}; {', '.join(measured.categories)}; {measured.seeds}",
+        measured.budget,
+    )
+
+
+def points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def published_value(
+    name: str, metric: str, categories: Sequence[str], references: Iterable[Reference]
+) -> tuple[float | None, Reference | None]:
+    """The mean over the categories in the first table that has them all, the papers' own results before others.
+
+    And one of its cells.
+    """
+    tables: dict[tuple[str, str], dict[str, Reference]] = defaultdict(dict)
+    for cell in references:
+        if (cell.method, cell.metric, cell.dataset) == (name, metric, "mvtec") and cell.value is not None:
+            tables[cell.table, cell.printed_name][cell.category] = cell
+    whole = [[cells[each] for each in categories] for cells in tables.values() if cells.keys() >= set(categories)]
+    if not whole:
+        return None, None
+    chosen = min(whole, key=lambda cells: list(ORIGINS).index(cells[0].origin))
+    return fmean(cell.value or 0.0 for cell in chosen), chosen[0]
+
+
+def measurements(records: Iterable[Record]) -> list[Measurement]:
+    """By backbone, input and settings."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        settings = {**record.config["method"], "about": record.config["method"]["about"]["revision"], "seed": None}
+        key = [record.dataset, record.backbone, record.input, record.oracle, record.precision, settings]
+        groups[json.dumps(key, sort_keys=True, default=str)].append(record)
+    return [Measurement(groups[key]) for key in sorted(groups)]
+
+
+def details(
+    name: str, compared: Sequence[Mapping[str, Any]], measured: Sequence[Measurement], references: Sequence[Reference]
+) -> Iterator[str]:
+    about = packaged("method", name)["about"]
+    evidence = about["evidence"]
+    status, meaning = STATUSES[evidence["status"]]
+    arxiv = publications()[name].arxiv
+    yield f"### {title(name)}"
+    yield f"{status}: {meaning}. Paper: {f'arXiv {arxiv}' if arxiv else 'not on arXiv'}."
+    if evidence.get("choices"):
+        yield "Choices of ours:\n\n" + bullets(evidence["choices"])
+    if compared:
+        yield comparisons(compared)
+    yield "Identity tests:\n\n" + bullets(f"`{test}`" for test in evidence["tests"])
+    if not measured:
+        yield "No measurement is kept in results/."
+        return
+    yield markdown_table([_MEASURED, *(measured_cells(each, name, references) for each in measured)])
+    every = [published_value(name, metric, measured[0].categories, references) for metric in METRICS]
+    sources = [
+        f"{shown}: {TABLES[cell.table].title} ({ORIGINS[cell.origin]})"
+        for shown, (_, cell) in zip(METRICS.values(), every, strict=True)
+        if cell
+    ]
+    yield f"Published: {'; '.join(sources)}." if sources else "None of the tables here prints this method."
+
+
+def comparisons(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table of what was compared."""
+    keys = ("part", "quantity", "peer", "difference", "remark")
+    cells = [tuple(small(row[key]) if key == "difference" else str(row[key]) for key in keys) for row in rows]
+    return markdown_table([("part", "quantity", "compared with", "largest difference", "remark"), *cells])
+
+
+def title(name: str) -> str:
+    printed: str = packaged("method", name)["about"]["title"]
+    return printed
