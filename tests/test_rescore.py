@@ -105,7 +105,7 @@ def test_kept_maps_give_the_metrics_of_their_records(made, rescore, tmp_path):
     assert content["revisions"] == {name: entry["revision"] for name, entry in found[0].metrics.items()}
     curves = {(each["maps"].split()[0], each["category"]): each["curves"] for each in content["results"]}
     assert curves == {(record.titles["method"], record.task): record.curves for record in found}
-    assert text.count("(points of 100)") == 2
+    assert text.count("(in %)") == 2
     assert "mean of all (1 of 2)" in text, "PatchCore has but one category"
     assert before == {path: path.read_bytes() for path in made[1].rglob("*.json")}, "records are left as they are"
 

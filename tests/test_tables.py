@@ -129,7 +129,7 @@ SMALL = [
     record((82, 82, 82), "gear", "padim", "r18", categories=FOUR),
 ]
 CONSOLE = """\
-MVTec AD, input 256×256, protocol unified: image AUROC, pixel AUROC, PRO (points of 100)
+MVTec AD, input 256×256, protocol unified: image AUROC, pixel AUROC, PRO (in %)
 
                                 draem                          PaDiM
                                               ────────────────────────────────────────
@@ -147,7 +147,7 @@ mean of all (3 of 4)        (97.7, 92.7, –)   (81.0, 86.8, 84.7)    (96.3, 95.
 Seed 0.
 """
 MARKDOWN = """\
-**MVTec AD, input 256×256, protocol unified: pixel AUROC (points of 100)**
+**MVTec AD, input 256×256, protocol unified: pixel AUROC (in %)**
 
 | Category                   |    draem | PaDiM<br>R18 | PaDiM<br>WRN50 |
 |:---------------------------|---------:|-------------:|---------------:|
@@ -162,7 +162,7 @@ MARKDOWN = """\
 """
 LATEX = r"""\begin{table}[t]
   \centering
-  \caption{MVTec AD, input 256$\times$256, protocol unified: pixel AUROC, PRO (points of 100)}
+  \caption{MVTec AD, input 256$\times$256, protocol unified: pixel AUROC, PRO (in \%)}
   \label{tab:per_class}
   \begin{tabular}{lccc}
     \toprule
@@ -340,7 +340,7 @@ def test_different_seeds_have_footnotes() -> None:
     assert grid.notes[0] == ("", "Mean of 3 seeds (0, 1, 2) unless marked.")
     assert [head.notes for head in grid.columns] == [(), (), ("a",)]  # every value of c: in its header, not in cells
     assert marked(grid)["a"] == "seed 0"
-    mixed = "mean of 2 to 3 seeds, which differ between categories"
+    mixed = "mean over 2-3 seeds; the number varies by category"
     expected = [[], [], ["mean of 2 seeds (0, 1)"], [mixed], [mixed]]
     assert [[marked(grid)[each] for each in cells[1].notes] for cells in grid.cells] == expected
     assert {cell.notes for cells in grid.cells for cell in (cells[0], cells[2])} == {()}
@@ -351,7 +351,7 @@ def test_each_category_with_a_seed_of_its_own() -> None:
     assert grid.notes[0] == ("", "Seed 2 unless marked.")
     assert [[marked(grid)[each] for each in cells[0].notes] for cells in grid.cells] == [
         *(["seed 1"], [], []),
-        *(["seeds differ between categories"], ["seeds differ between categories"]),
+        *(["seeds vary by category"], ["seeds vary by category"]),
     ]
 
 
@@ -422,8 +422,8 @@ def test_setups_have_their_own_tables(changed: dict[str, Any], said: str) -> Non
     assert sorted(len(part) for part in setups(records)) == [1, 1]
     made = {grid.caption: texts(grid)["bottle"] for grid in build_tables(records, PER_CLASS, ["pro"])}
     (caption,) = [caption for caption, row in made.items() if row == ["50.0"]]
-    assert f"{said} (points of 100)" in caption
-    assert made["MVTec AD, input 256×256, protocol unified: PRO (points of 100)"] == ["90.0"]
+    assert f"{said} (in %)" in caption
+    assert made["MVTec AD, input 256×256, protocol unified: PRO (in %)"] == ["90.0"]
     assert len({grid.name for grid in build_tables(records, PER_CLASS)}) == 2  # labels of LaTeX
 
 

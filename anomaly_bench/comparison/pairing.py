@@ -1,4 +1,4 @@
-"""Which records a comparison holds against each other."""
+"""Which records a comparison pairs."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Side:
         return [record for part in self.entry.records.values() for record in part]
 
     def seeds(self, metric: str) -> dict[str, dict[int, float]]:
-        """Category -> seed -> points of 100, in the dataset's order of categories."""
+        """Category -> seed -> value in %, in the dataset's order of categories."""
         if metric not in self._kept:
             found, _ = by_seed(self.entry, metric, all_categories(self.records))
             points = {name: {seed: 100 * value for seed, value in each.items()} for name, each in found.items()}
@@ -52,7 +52,7 @@ class Side:
         return self._kept[metric]
 
     def points(self, metric: str) -> dict[str, float]:
-        """Category -> mean over seeds, in points of 100."""
+        """Category -> mean over seeds, in %."""
         return {name: round(fmean(each.values()), EXACTLY) for name, each in self.seeds(metric).items()}
 
 
@@ -69,7 +69,7 @@ class Difference:
     """One metric of one pair.
 
     Attributes:
-        first, second: category -> points of 100, averaged over seeds.
+        first, second: category -> value in %, averaged over seeds.
         values: category -> second minus first, of the categories that both have.
         p: of the test; None where there are too few categories. corrected: by Holm's method.
     """

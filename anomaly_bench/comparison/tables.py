@@ -40,7 +40,7 @@ def comparison_tables(found: Comparison, metrics: Sequence[str], folders: bool) 
 
 def methods_table(found: Comparison, metric: str) -> Table:
     """The table of `tables`, of one metric."""
-    caption = "{dataset}, {setup}: {cells} (points of 100)"
+    caption = "{dataset}, {setup}: {cells} (in %)"
     layout = Layout(f"compare-{metric}", caption, "categories", "methods", [metric], scale=100, digits=DIGITS)
     (table,) = build_tables(found.records, layout, mixed=found.mixed)
     return table
@@ -61,7 +61,7 @@ def folders_table(found: Comparison, metric: str, values: Sequence[Difference]) 
         (Header((name,), opens=name == MEAN, mean=name == MEAN), [column.get(name, DASH) for column in columns])
         for name in (*categories, MEAN)
     ]
-    caption = f"{found.title}: {metric_title(metric)} (points of 100)"
+    caption = f"{found.title}: {metric_title(metric)} (in %)"
     return Table.of_rows(f"compare-{metric}", caption, ("Category",), heads, rows, sentences(seed_notes(values)))
 
 
@@ -85,7 +85,7 @@ def pairs_table(found: Comparison, values: Mapping[str, Sequence[Difference]]) -
         for place, each in enumerate(each for each in part if each.values):
             head = Header((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows))
             rows.append((head, pair_texts(each)[: len(heads)]))
-    caption = f"{found.title}: mean differences (points of 100)"
+    caption = f"{found.title}: mean differences (in %)"
     notes = sentences([*test_notes(values, tests), *found.notes])
     return Table.of_rows("compare-pairs", caption, ("Metric", "Difference"), heads, rows, notes)
 

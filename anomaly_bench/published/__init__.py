@@ -1,6 +1,6 @@
 """Published numbers: every cell of every table of five papers, one CSV per paper.
 
-`printed` is the text as it stands there, `value` the number to compare with: in points of 100 for accuracies, empty for
+`printed` is the text as it stands there, `value` the number to compare with: in % for accuracies, empty for
 a dash, and repaired where the paper contradicts itself or another one; a repaired cell has a comment, and so has one
 that is doubtful but kept. `audit` looks for the contradictions. No torch here.
 """

@@ -263,7 +263,7 @@ def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(done: list[Record]) -> str:
-    """The main numbers of one category, in points of 100."""
+    """The main numbers of one category, in %."""
     parts = []
     for record in done:
         names = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pro", "PRO"))

@@ -82,8 +82,8 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
         listed = ", ".join(map(str, *kinds))
         return f"seed {listed}" if most == 1 else f"mean of {most} seeds ({listed})"
     if least == most:
-        return "seeds differ between categories" + (f" ({most} each)" if most > 1 else "")
-    return f"mean of {least} to {most} seeds, which differ between categories"
+        return "seeds vary by category" + (f" ({most} each)" if most > 1 else "")
+    return f"mean over {least}-{most} seeds; the number varies by category"
 
 
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:

@@ -81,7 +81,11 @@ def cell_notes(
 
 def general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, mixed: bool) -> list[tuple[str, str]]:
     """What holds for the table: facts of most values, where published numbers are from, the layout's own notes."""
-    facts = {kind: fact if alike else f"{fact} unless marked" for kind, (fact, alike) in common.items() if fact}
+    facts = {
+        kind: fact if alike else fact + (" (see marks)" if ";" in fact else " unless marked")
+        for kind, (fact, alike) in common.items()
+        if fact
+    }
     kinds = _FACTS if mixed or material.layout.published else _FACTS[1:]  # a caption has the setup
     sentences = " ".join(f"{facts[kind][:1].upper()}{facts[kind][1:]}." for kind in kinds if kind in facts)
     texts = [sentences, *material.layout.notes]

@@ -155,7 +155,7 @@ def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Table:
-    """Categories, each group followed by its mean, against metrics, in points of 100."""
+    """Categories, each group followed by its mean, against metrics, in %."""
     rows: list[tuple[Header, list[Cell]]] = []
 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
@@ -177,7 +177,7 @@ def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: 
     if len(dataset.categories) > 1 and results:
         add(mean_of("all", results, len(dataset.categories)), results, opens=True, mean=True)
     columns = [(METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} ")) for name in picked]
-    caption = f"{dataset.title}, {maker} (points of 100)"
+    caption = f"{dataset.title}, {maker} (in %)"
     return Table.of_rows("maps", caption, ("Category",), columns, rows).lettered()
 
 

@@ -91,8 +91,8 @@ def preface(references: Sequence[Reference]) -> str:
     return (
         f"Made by `anomaly-bench references check format=md`; do not edit. {len(references)} cells of {len(tables)} "
         f"tables in {len(papers)} papers were compared, as they are printed: {known}. A fault may be the paper's or "
-        "that of the copy that the numbers were taken from. Accuracies are points of 100. A cell that the package "
-        "repairs keeps what is printed beside the repaired value (`anomaly_bench/references/*.csv`)."
+        "that of the copy that the numbers were taken from. Accuracies are in %. A cell that the package "
+        "repairs keeps what is printed beside the repaired value (`anomaly_bench/published/*.csv`)."
     )
 
 

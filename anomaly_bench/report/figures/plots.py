@@ -50,7 +50,7 @@ CURVES = {
 
 
 def latency(points: Sequence[Point], y_title: str) -> Figure:
-    """Accuracy (points of 100) against latency (ms, logarithmic)."""
+    """Accuracy (in %) against latency (ms, logarithmic)."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _plane(5.2, 3.5)
         _labels(axes, "latency of one image (ms, median)", y_title)
@@ -66,7 +66,7 @@ def latency(points: Sequence[Point], y_title: str) -> Figure:
 
 
 def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str) -> Figure:
-    """Accuracy (points of 100) against the month of publication (x: `month_number`).
+    """Accuracy (in %) against the month of publication (x: `month_number`).
 
     Published values are rings, the line is the best of them so far; a dotted line leads to a method's measured value.
     """
