@@ -25,7 +25,7 @@ def decode_sample(sample: Sample, planes: Sequence[Plane], size: Size) -> NDArra
     """The (H, W, C) of one image: of one plane in its own type, of several float32 with 8 bits scaled to [0, 1]."""
     if len(planes) == 1:
         return decode_plane(sample.sources[0], planes[0], size)
-    require_size(sample.sources, sample)
+    common_size(sample.sources, sample)
     parts = [decode_plane(source, plane, size) for source, plane in zip(sample.sources, planes, strict=True)]
     return np.concatenate([part / np.float32(255) if part.dtype == np.uint8 else part for part in parts], axis=-1)
 
@@ -65,8 +65,7 @@ def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
     """The masks of one image, united, as (H, W) of 0 and 1; all 0 where it has none."""
     if not sample.masks:
         return np.zeros(size, np.uint8)
-    require_size((sample.sources[0], *sample.masks), sample)
-    defect = np.zeros(readers.source_size(sample.sources[0]), np.bool_)
+    defect = np.zeros(common_size((sample.sources[0], *sample.masks), sample), np.bool_)
     for mask in sample.masks:
         values = readers.read_source(mask)
         defect |= (values.reshape(*values.shape[:2], -1) != 0).any(axis=-1)
@@ -74,8 +73,8 @@ def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
     return np.asarray(resized)
 
 
-def require_size(sources: Sequence[Source], sample: Sample) -> None:
-    """Raise DataError for a plane or mask that has not the size of its image's first plane."""
+def common_size(sources: Sequence[Source], sample: Sample) -> Size:
+    """(H, W) of an image's planes and masks; DataError: one has not the size of the first."""
     expected = readers.source_size(sources[0])
     for source in sources[1:]:
         found = readers.source_size(source)
@@ -84,6 +83,7 @@ def require_size(sources: Sequence[Source], sample: Sample) -> None:
                 f"{source}: {found[1]}x{found[0]} pixels, but its image {sample.id} has {expected[1]}x{expected[0]}; "
                 "expected the same size: replace the file"
             )
+    return expected
 
 
 def eight_bit(image: PILImage.Image, source: Source) -> PILImage.Image:
