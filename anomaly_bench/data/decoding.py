@@ -81,7 +81,7 @@ def common_size(sources: Sequence[Source], sample: Sample) -> Size:
         if found != expected:
             raise DataError(
                 f"{source}: {found[1]}x{found[0]} pixels, but its image {sample.id} has {expected[1]}x{expected[0]}; "
-                "expected the same size: replace the file"
+                f"expected the same size: replace the {'mask' if source in sample.masks else 'file'}"
             )
     return expected
 
