@@ -51,11 +51,10 @@ def bottle(data: Path, method: str) -> tuple[Runner, Job]:
 
 def embedding(job: Job) -> Tensor:
     """(163856, 152) of bottle's 209 training images."""
-    method = Setup("patchcore").new()
-    batches = TrainingSet("bottle", job.pixels(job.task.fit)).features(method.backbone, 32)
-    first = next(batches)
-    method.build([(level.shape[1], level.shape[2], level.shape[3]) for level in first])
-    return torch.cat([method.embed(first), *(method.embed(levels) for levels in batches)])
+    setup, normals = Setup("patchcore"), TrainingSet("bottle", job.pixels(job.task.fit))
+    method = setup.new()
+    method.build(setup.shapes(normals.size))
+    return torch.cat([method.embed(levels) for levels in normals.features(method.backbone, 32)])
 
 
 def peer_result(python: str, *words: str) -> Any:
@@ -115,9 +114,10 @@ def product(queries: Tensor, bank: Tensor, rows: int) -> Callable[[], None]:
 
 def head_over_product(bank: Tensor, image: Tensor, share: str) -> None:
     """(i) PatchCore at batch 1 without its backbone."""
-    method = Setup("patchcore").new()
-    levels = method.backbone(image)
-    method.build([(level.shape[1], level.shape[2], level.shape[3]) for level in levels])
+    setup = Setup("patchcore")
+    method, levels = setup.new(), setup.network(image)
+    method.build(setup.shapes((image.shape[2], image.shape[3])))
+    method.eval()
     method.bank, method.norms, method.backbone = bank, squared_lengths(bank), lambda images: levels
     calls: dict[str, Callable[[], Any]] = {
         "head": lambda: method.score(image),

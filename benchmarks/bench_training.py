@@ -71,10 +71,10 @@ class Watch:
 
 
 def epoch_over_steps(name: str, backbone: str) -> None:
-    torch.manual_seed(0)
-    method = Setup(name, backbone, ("backbone.weights=random", f"method.epochs={EPOCHS}")).new()
+    setup = Setup(name, backbone, ("backbone.weights=random", f"method.epochs={EPOCHS}"))
+    method = setup.new()
     watch = Watch(method)
-    method.fit(TrainingSet("bench", noise(IMAGES), stage=watch.stage))
+    setup.fit(method, TrainingSet("bench", noise(IMAGES), stage=watch.stage))
     found = {"epoch": statistics.median(watch.epochs[1:]), "steps": statistics.median(watch.floors[1:])}
     ratio = found["epoch"] / found["steps"]
     part = f"{name} on {backbone}, {IMAGES} images: an epoch after the first over its bare steps"
@@ -85,12 +85,12 @@ def images_per_second(backbone: str) -> None:
     images, calls = to_tensor(noise(32)), {}
     for name in PUBLISHED:
         setup = Setup(name, backbone, ("backbone.weights=random",))
-        method = setup.new().eval()
-        method.build(setup.network.shapes((SIDE, SIDE)))
+        method = setup.new()
+        method.build(setup.shapes((SIDE, SIDE)))
+        method.eval()
         calls[name] = functools.partial(method.score, images)
-    with torch.no_grad():
-        in_turn(1, **calls)
-        found = {name: 32 / value for name, value in in_turn(3, **calls).items()}
+    in_turn(1, **calls)
+    found = {name: 32 / value for name, value in in_turn(3, **calls).items()}
     print(f"images per second on {backbone}, {SIDE} x {SIDE}, batch 32 (in parentheses Table 3's), over FastFlow's")
     for name, fps in found.items():
         over, published = fps / found["fastflow"], PUBLISHED[name] / PUBLISHED["fastflow"]

@@ -14,13 +14,14 @@ from conftest import picture, save
 from PIL import Image
 
 from anomaly_bench import records
+from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import readers
 from anomaly_bench.data.dataset import RGB, Plane, Sample, Source, Task
 from anomaly_bench.data.decoding import decode_mask, decode_sample
 from anomaly_bench.data.remembered import file_digests
-from anomaly_bench.errors import DataError, NotFittedError, UsageError
+from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.protocol import Scores, to_tensor
 from anomaly_bench.runs.job import identity, make_job
 from anomaly_bench.runs.runner import Runner
@@ -165,14 +166,12 @@ class Deviation(torch.nn.Module):
         self.register_buffer("mean", torch.zeros(shapes[0]))
 
     def fit(self, normals):
-        self.build([(normals.pixels.shape[3], *normals.size)])
         images = torch.cat(list(normals.images(4)))
         self.mean.copy_(images.mean(dim=0))
         self.facts = {"validation": 0 if normals.validation is None else len(normals.validation)}
 
     def score(self, images):
-        if not hasattr(self, "mean"):
-            raise NotFittedError("Deviation")
+        check_fitted(self)
         maps = (images - self.mean).square().sum(dim=1)
         return Scores(maps.amax(dim=(1, 2)), maps)
 

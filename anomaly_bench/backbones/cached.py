@@ -126,7 +126,7 @@ class ExtractionLog:
 
     @contextlib.contextmanager
     def stopwatch(self) -> Iterator[Callable[[], float]]:
-        """As `speed.stopwatch`, of the work that the block would have been without a cache.
+        """As `timing.stopwatch`, of the work that the block would have been without a cache.
 
         The cache's own time is left out, and what was read counts as long as its pass took.
         """

@@ -142,10 +142,10 @@ class TwoSided(nn.Module):
         """Maps -> maps of the same shapes, and log-determinants (B,)."""
         permuted = [x[:, order] for x, order in zip(maps, self.orders, strict=True)]
         first, second = self.halves(permuted)
-        first, before = self.change(first, self.from_second(second))
-        second, after = self.change(second, self.from_first(first))
+        first, first_log_det = self.change(first, self.from_second(second))
+        second, second_log_det = self.change(second, self.from_first(first))
         joined = [torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)]
-        return [each.clamp(-self.LARGEST, self.LARGEST) for each in joined], before + after
+        return [each.clamp(-self.LARGEST, self.LARGEST) for each in joined], first_log_det + second_log_det
 
     def inverse(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps of which forward(maps) are these."""

@@ -60,8 +60,8 @@ def window() -> Tensor:
 def mirrored(maps: Tensor, dim: int) -> Tensor:
     """With RADIUS pixels of its mirror image on both sides."""
     size = maps.shape[dim]
-    before, after = maps.narrow(dim, 0, RADIUS).flip(dim), maps.narrow(dim, size - RADIUS, RADIUS).flip(dim)
-    return torch.cat([before, maps, after], dim)
+    start, end = maps.narrow(dim, 0, RADIUS).flip(dim), maps.narrow(dim, size - RADIUS, RADIUS).flip(dim)
+    return torch.cat([start, maps, end], dim)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:

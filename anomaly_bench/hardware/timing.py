@@ -4,7 +4,7 @@ Protocol: warm-up, then calls one after the other, each followed by a synchronis
 calls have passed, at least 5 calls. A call includes the copy of images to the device, normalisation, backbone, map
 building and the copy of scores and maps to the host; decoding is out. Batch 1 gives latency, batch N throughput. The
 backbone alone, cut at the same level, is timed in turn with the whole method: both see the same noise. Meanwhile no
-other job computes on the machine (`machine.alone`), or the entry says "alone": false.
+other job computes on the machine (`sharing.alone`), or the entry says "alone": false.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Each level of a frozen network has a normalising flow of its own for the vectors
 of the position. As in the authors' code: the layers of strides 8, 16, 32; the loss -log sigmoid(log p), where the paper
 has the plain likelihood; log p per channel; one Adam, which a level's step moves only that level's flow with (their
 torch 1.8 moved the others too, by momentum); no blur. Couplings have the clamp of the FrEIA that the code names,
-1.9 * tanh(s) (see `anomaly_bench.flows`).
+1.9 * tanh(s) (see `anomaly_bench.components.flows`).
 
 Where this differs:
 
@@ -186,9 +186,9 @@ class CFlowAD(nn.Module):
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
-def linear_subnet(before: int, after: int) -> nn.Sequential:
+def linear_subnet(inputs: int, outputs: int) -> nn.Sequential:
     """Scales and shifts of one block."""
-    return nn.Sequential(nn.Linear(before, 2 * before), nn.ReLU(), nn.Linear(2 * before, after))
+    return nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
 
 
 def rate(lr: float, progress: float) -> float:

@@ -139,20 +139,20 @@ class CrossConvolutions(nn.Module):
     nothing.
     """
 
-    def __init__(self, before: list[int], after: list[int], hidden: int, kernel: int) -> None:
+    def __init__(self, inputs: list[int], outputs: list[int], hidden: int, kernel: int) -> None:
         super().__init__()
 
         def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
 
-        self.first = nn.ModuleList(convolution(count, hidden) for count in before)
-        self.second = nn.ModuleList(convolution(hidden, count) for count in after)
-        self.up = nn.ModuleList(convolution(hidden, count) for count in after[:-1])
-        self.down = nn.ModuleList(convolution(hidden, count, stride=2) for count in after[1:])
-        self.gamma = nn.Parameter(torch.zeros(len(before)))
+        self.first = nn.ModuleList(convolution(count, hidden) for count in inputs)
+        self.second = nn.ModuleList(convolution(hidden, count) for count in outputs)
+        self.up = nn.ModuleList(convolution(hidden, count) for count in outputs[:-1])
+        self.down = nn.ModuleList(convolution(hidden, count, stride=2) for count in outputs[1:])
+        self.gamma = nn.Parameter(torch.zeros(len(inputs)))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """(B, before, h, w), (B, before, h / 2, w / 2), ... -> the same grids with `after` channels."""
+        """(B, inputs, h, w), (B, inputs, h / 2, w / 2), ... -> the same grids with `outputs` channels."""
         hidden = [F.leaky_relu(layer(x), 0.1) for layer, x in zip(self.first, maps, strict=True)]
         found = [layer(x) for layer, x in zip(self.second, hidden, strict=True)]
         for larger, (up, down) in enumerate(zip(self.up, self.down, strict=True)):

@@ -82,7 +82,7 @@ class DifferNet(nn.Module):
     def draw_flow(self) -> Flow:
         """The flow with random weights."""
         return Flow(
-            TwoSided([self.dimensions], lambda before, after: Subnet(before[0], after[0], self.hidden), self.clamp)
+            TwoSided([self.dimensions], lambda inputs, outputs: Subnet(inputs[0], outputs[0], self.hidden), self.clamp)
             for _ in range(self.blocks)
         )
 
@@ -176,12 +176,12 @@ class DifferNet(nn.Module):
 class Subnet(nn.Module):
     """Log-scales and shifts of one half of a vector from the other, through three hidden layers."""
 
-    def __init__(self, before: int, after: int, hidden: int) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
         super().__init__()
-        widths = [before, hidden, hidden, hidden]
+        widths = [inputs, hidden, hidden, hidden]
         layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU(inplace=True))]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden, after))
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One (B, before) -> one (B, after)."""
+        """One (B, inputs) -> one (B, outputs)."""
         return [self.layers(maps[0])]

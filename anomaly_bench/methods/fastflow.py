@@ -5,7 +5,7 @@ Jiawei Yu, Ye Zheng, Xiang Wang, Wei Li, Yushuang Wu, Rui Zhao, Liwei Wu; 2021, 
 Each level of a frozen network has a normalising flow of its own, whose couplings are convolutions: the grid is never
 flattened. The authors released no code. The architecture is that of the common re-implementations (gathierry's, and
 anomalib's after it), which has, on WRN50 and without their layer normalisation, exactly the paper's 41.3 M parameters:
-one-sided couplings with FrEIA's clamp of its time, 2 * tanh(s) (see `anomaly_bench.flows`).
+one-sided couplings with FrEIA's clamp of its time, 2 * tanh(s) (see `anomaly_bench.components.flows`).
 
 Where this differs from those re-implementations:
 
@@ -128,8 +128,8 @@ class FastFlow(nn.Module):
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
-def convolutional_subnet(width: int, side: int, before: int, after: int) -> nn.Sequential:
+def convolutional_subnet(width: int, side: int, inputs: int, outputs: int) -> nn.Sequential:
     """Scales and shifts of one step."""
     return nn.Sequential(
-        nn.Conv2d(before, width, side, padding="same"), nn.ReLU(), nn.Conv2d(width, after, side, padding="same")
+        nn.Conv2d(inputs, width, side, padding="same"), nn.ReLU(), nn.Conv2d(width, outputs, side, padding="same")
     )

@@ -151,8 +151,8 @@ def decoder(latent: int, channels: int) -> nn.Sequential:
     return nn.Sequential(*layer(latent, 2 * latent), *layer(2 * latent, middle), nn.Linear(middle, channels))
 
 
-def layer(before: int, after: int) -> list[nn.Module]:
-    return [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+def layer(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
 
 
 def with_position(level: Tensor) -> Tensor:

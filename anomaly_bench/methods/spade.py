@@ -228,7 +228,7 @@ def by_product_(best: Tensor, near: Tensor, rows: Tensor, ours: Tensor, theirs: 
 
 
 def positions_of_cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
-    """(cells, m): the positions of a fine grid that `ops.align` fills from each position of a coarse one.
+    """(cells, m): the positions of a fine grid that `upsampling.align` fills from each position of a coarse one.
 
     Where cells differ in size, a smaller one's last positions are repeated.
     """

@@ -54,16 +54,16 @@ def check_shapes_and_values(setup: Setup) -> None:
 
 def check_alone_as_in_a_batch(setup: Setup) -> None:
     images = setup.new_images()
-    together = setup.one.score(images)
+    expected = setup.one.score(images)
     advice = (
         "an image scores otherwise {}: take no maximum, mean or normalisation over a batch in score, and leave "
         "BatchNorm in evaluation mode"
     )
     order = torch.tensor([2, 0, 3, 1], device=images.device)
-    assert_close(setup.one.score(images[order]), pick(together, order), advice.format("in another order"))
+    assert_close(setup.one.score(images[order]), pick(expected, order), advice.format("in another order"))
     for index in range(BATCH):
         chosen = torch.tensor([index], device=images.device)
-        assert_close(setup.one.score(images[chosen]), pick(together, chosen), advice.format("alone than in a batch"))
+        assert_close(setup.one.score(images[chosen]), pick(expected, chosen), advice.format("alone than in a batch"))
 
 
 def check_same_seed_same_bits(setup: Setup) -> None:
@@ -82,11 +82,11 @@ def check_second_fit_forgets(setup: Setup) -> None:
 
 def check_inputs_untouched(setup: Setup) -> None:
     pixels, images = pictures(TRAINING, side=setup.side), setup.new_images()
-    before = pixels.copy(), images.clone()
+    copies = pixels.copy(), images.clone()
     method = setup.fitted(setup.normals(pixels))
-    assert np.array_equal(pixels, before[0]), "fit changed its images: work on a copy of normals.pixels"
+    assert np.array_equal(pixels, copies[0]), "fit changed its images: work on a copy of normals.pixels"
     method.score(images)
-    assert torch.equal(images, before[1]), "score changed its images: use no operation in place on them (-=, clamp_)"
+    assert torch.equal(images, copies[1]), "score changed its images: use no operation in place on them (-=, clamp_)"
 
 
 def check_planted_defect_outscores_its_twin(setup: Setup) -> None:
@@ -201,12 +201,12 @@ def check_strides(setup: Setup) -> None:
 
 def check_each_image_by_itself(setup: Setup) -> None:
     images = setup.new_images()
-    before = images.clone()
-    together, again = setup.network(images), setup.network(images)
-    assert torch.equal(images, before), "the backbone changed its images: use no operation in place on them"
-    for level, same, alone in zip(together, again, setup.network(images[:1]), strict=True):
+    copy = images.clone()
+    first, second = setup.network(images), setup.network(images)
+    assert torch.equal(images, copy), "the backbone changed its images: use no operation in place on them"
+    for level, same, single in zip(first, second, setup.network(images[:1]), strict=True):
         assert torch.equal(level, same), "the same images give other features: is the network in evaluation mode?"
-        off = (level[:1] - alone).abs().max()
+        off = (level[:1] - single).abs().max()
         assert off <= 1e-4 * level.abs().max(), (
             f"an image's features change with the others in its batch, by {off:.1e}: is it in evaluation mode?"
         )
