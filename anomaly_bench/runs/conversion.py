@@ -124,10 +124,10 @@ def convert_model(file: Path) -> None:
     if not file.is_file():
         return
     about: Any = OmegaConf.to_container(OmegaConf.load(file))
-    if about.get("schema") == saved_model.SCHEMA:
+    if about.get("schema") == saved_model.MODEL_SCHEMA:
         return
     parts = {kind: untied(kind, about[kind], about[kind]["name"]) for kind in ("method", "backbone") if about[kind]}
-    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create({"schema": saved_model.SCHEMA, **about, **parts})))
+    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create({"schema": saved_model.MODEL_SCHEMA, **about, **parts})))
 
 
 def from_1(content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:

@@ -133,7 +133,7 @@ class Evaluator:
 
         A parameter counts four times: itself, its gradient, and two moments of its optimiser.
         """
-        shapes, image = self.backbone.infer_shapes(self.settings.size, channels)
+        shapes, image = self.shapes(channels)
         with torch.device("meta"):
             method = self.new_method()
             method.build(shapes)
@@ -141,10 +141,17 @@ class Evaluator:
         stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
         return stored, image + 2 * 4 * channels * self.settings.size[0] * self.settings.size[1]
 
+    @functools.cache  # noqa: B019 (see `footprint`)
+    def shapes(self, channels: int) -> tuple[list[tuple[int, int, int]], int]:
+        """(C, h, w) of the backbone's levels, and the most bytes of one image on its way through it."""
+        found: tuple[list[tuple[int, int, int]], int] = self.backbone.infer_shapes(self.settings.size, channels)
+        return found
+
     def fit(self, job: Job) -> Fitted:
         name = job.task.name
         self.require_memory(job)
         pixels = self.pixels(job, job.task.fit, "training")
+        held_out = self.pixels(job, job.task.validation, "validation") if job.task.validation else None
         seed = zlib.crc32(f"{self.settings.seed}/{name}".encode())
         method = self.new_method()
         self.ledger.work = ExtractionCost()
@@ -153,10 +160,9 @@ class Evaluator:
             stage, group = self.reporter.stage, job.task.group
             checkpoint = self.settings.results / job.checkpoint if self.settings.checkpoint else None
             normals = TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce)
-            if job.task.validation:
-                pixels = self.pixels(job, job.task.validation, "validation")
-                normals.validation = TrainingSet(name, pixels, self.device, group=group)
-            fit_method(method, self.backbone.shapes(self.settings.size, job.task.channels), normals, seed)
+            if held_out is not None:
+                normals.validation = TrainingSet(name, held_out, self.device, group=group)
+            fit_method(method, self.shapes(job.task.channels)[0], normals, seed)
         return Fitted(method, {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:

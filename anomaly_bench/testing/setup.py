@@ -68,7 +68,7 @@ class Setup:
 
     def fit(self, method: Any, normals: TrainingSet | None = None) -> Any:
         """The method, built and fitted."""
-        normals = normals or self.normals()
+        normals = self.normals() if normals is None else normals
         fit_method(method, self.shapes(normals.size), normals, seed=0)
         return method
 
