@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_category, picture, save
+from PIL.Image import Resampling
 from setups import METHODS, SMALLER
 
 from anomaly_bench.backbones import build, cached, feature_store
@@ -281,8 +282,8 @@ def other_image(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
 NOTHING: Callable[[pytest.MonkeyPatch, Path], None] = lambda monkeypatch, data: None  # noqa: E731
 KEYS = {
     "images": (other_image, ()),
-    "resize filter": (with_attribute(store, "MADE_BY", {**store.MADE_BY, "filter": "NEAREST"}), ()),
-    "decoding": (with_attribute(store, "MADE_BY", {**store.MADE_BY, "store": 2}), ()),
+    "resize filter": (with_attribute(store, "FILTER", Resampling.NEAREST), ()),
+    "decoding": (with_attribute(store, "STORE_REVISION", 2), ()),
     "size": (NOTHING, ("input.resize=96",)),
     "crop": (NOTHING, ("input.crop=64",)),
     "weights": (other_weights, ()),
@@ -294,7 +295,7 @@ KEYS = {
     "processor": (with_attribute(devices, "processor", lambda: "abacus"), ()),
     "instructions": (with_attribute(torch.backends.cpu, "get_cpu_capability", lambda: "FINGERS"), ()),
     "versions": (with_attribute(cached, "versions", lambda: {"torch": "0.1"}), ()),
-    "revision": (with_attribute(cached, "REVISION", 9), ()),
+    "revision": (with_attribute(cached, "FEATURES_REVISION", 9), ()),
 }
 
 

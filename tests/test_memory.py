@@ -19,7 +19,7 @@ from anomaly_bench.console import Reporter
 from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import TooLarge, ran_out, reason
 from anomaly_bench.hardware import memory
-from anomaly_bench.runs.evaluator import LIBRARIES, Evaluator
+from anomaly_bench.runs.evaluator import LIBRARY_BYTES, Evaluator
 from anomaly_bench.runs.job import make_job
 
 
@@ -185,7 +185,7 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 10**7)
     statistics = 24 * 32 * (100 * 100 + 100) * 4  # 31 MB
     batch = 32 * made.footprint[1]  # of the timing
-    needed = statistics + batch + job.image_bytes + LIBRARIES
+    needed = statistics + batch + job.image_bytes + LIBRARY_BYTES
     with pytest.raises(
         TooLarge,
         match=rf"cog at 128x96 pixels \(statistics {statistics / 1e6:.0f}, a batch {batch / 1e6:.0f}, libraries 200\) "

@@ -103,7 +103,7 @@ def test_patches_of_cells_are_compared_by_pairs_or_all(monkeypatch, few, bytes):
 
 @pytest.mark.parametrize(("fine", "coarse"), [((4, 6), (2, 3)), ((17, 18), (9, 9)), ((5, 5), (5, 5)), ((7, 3), (2, 2))])
 def test_cells_are_the_positions_that_a_coarse_one_fills(fine, coarse):
-    found = spade.cells(fine, coarse)
+    found = spade.positions_of_cells(fine, coarse)
     assert found.shape[0] == coarse[0] * coarse[1]
     for cell, positions in enumerate(found.tolist()):
         expected = {
