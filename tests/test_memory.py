@@ -104,7 +104,7 @@ def test_a_real_group_limits_what_is_free():
         pytest.skip("this user may not make a control group here")
     code = (
         f"import os, pathlib; pathlib.Path({str(group)!r}, 'cgroup.procs').write_text(str(os.getpid()));"
-        "from anomaly_bench import memory; print(memory.free())"
+        "from anomaly_bench.hardware import memory; print(memory.free())"
     )
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -169,7 +169,7 @@ def evaluator(*words: str) -> Evaluator:
 )
 def test_statistics_are_known_before_the_fit(words, stored):
     before = torch.random.get_rng_state()
-    found, image = evaluator("input.resize=64", *words).footprint
+    found, image = evaluator("input.resize=64", *words).footprint(3)
     assert found == stored
     assert image > 0
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -184,7 +184,7 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     assert job.image_bytes == 7 * 96 * 128 * 3
     monkeypatch.setattr(memory, "free", lambda device: 10**7)
     statistics = 24 * 32 * (100 * 100 + 100) * 4  # 31 MB
-    batch = 32 * made.footprint[1]  # of the timing
+    batch = 32 * made.footprint(3)[1]  # of the timing
     needed = statistics + batch + job.image_bytes + LIBRARY_BYTES
     with pytest.raises(
         TooLarge,
