@@ -20,6 +20,12 @@ def evaluate(*overrides: str, **keys: Any) -> list[Record]:
     Raises:
         anomaly_bench.errors.UsageError: a wrong key, choice or value.
     """
-    from anomaly_bench.cli.commands.run import evaluate
+    from anomaly_bench.config.compose import as_override, compose
+    from anomaly_bench.errors import UsageError
+    from anomaly_bench.runs.runner import execute
 
-    return evaluate(*overrides, **keys)
+    summary = execute(compose("config", [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())]))
+    if summary.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
+        raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} are written: {reasons}")
+    return summary.records

@@ -9,10 +9,19 @@ import re
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 MANY = 30  # names that are not listed in an error
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Exit(IntEnum):
+    """The exit status of a command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    INTERRUPTED = 130
 
 
 class UsageError(Exception):

@@ -12,7 +12,7 @@ from conftest import make_category, picture, save
 from omegaconf import OmegaConf
 from PIL import Image
 
-from anomaly_bench.cli.commands import data_check
+from anomaly_bench.cli.commands import data
 from anomaly_bench.config.compose import compose
 from anomaly_bench.data import check
 from anomaly_bench.data.folder import folder
@@ -87,41 +87,37 @@ def test_the_whole_official_layout(command, tmp_path, empty_cache, opened):
 
 
 def test_counts_that_differ_are_named(tree, capsys):
-    assert data_check.check_dataset(config(tree, {"cog": TRUE, "mat": TRUE}))
+    assert data.check_dataset(config(tree, {"cog": TRUE, "mat": TRUE}))
     assert capsys.readouterr().out.count(" ok ") == 2
-    assert not data_check.check_dataset(
-        config(tree, {"cog": TRUE, "mat": {"train": 7, "good": 3, "defects": 4, "kinds": 2}})
-    )
+    assert not data.check_dataset(config(tree, {"cog": TRUE, "mat": {"train": 7, "good": 3, "defects": 4, "kinds": 2}}))
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "counts differ: train 6, official 7; test defects 3, official 4; kinds of defect 1, official 2" in out
     assert out.count(" ok ") == 1
-    assert data_check.check_dataset(config(tree, {"cog": {"train": 7}}, category="mat")), (
-        "a category without official counts"
-    )
+    assert data.check_dataset(config(tree, {"cog": {"train": 7}}, category="mat")), "a category without official counts"
 
 
 def test_a_broken_header_is_read_again_and_the_sound_ones_are_not(tree, empty_cache, opened):
-    assert data_check.check_dataset(config(tree))
+    assert data.check_dataset(config(tree))
     (tree / "cog" / "train" / "good" / "002.png").write_text("no image")
     for _ in range(2):
         opened.clear()
-        assert not data_check.check_dataset(config(tree))
+        assert not data.check_dataset(config(tree))
         assert [path.name for path in opened] == ["002.png"]
 
 
 def test_a_changed_file_of_the_same_size_is_read_again(tree, empty_cache, opened):
     path = tree / "cog" / "train" / "good" / "002.png"
-    assert data_check.check_dataset(config(tree))
+    assert data.check_dataset(config(tree))
     before = path.stat()
     path.write_bytes(bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    assert not data_check.check_dataset(config(tree))
+    assert not data.check_dataset(config(tree))
 
 
 def test_without_a_cache_it_only_takes_longer(tree, empty_cache, opened):
     empty_cache.write_text("a file where the cache should be")
-    assert data_check.check_dataset(config(tree))
-    assert data_check.check_dataset(config(tree))
+    assert data.check_dataset(config(tree))
+    assert data.check_dataset(config(tree))
     assert len(opened) == 2 * 2 * (6 + 3 + 3 + 3)
 
 
@@ -135,7 +131,7 @@ def test_a_mask_of_another_size(tree):
 
 def test_a_category_that_is_not_there(tree, capsys):
     shutil.rmtree(tree / "cog")
-    assert not data_check.check_dataset(config(tree))
+    assert not data.check_dataset(config(tree))
     assert "no folder" in capsys.readouterr().out
 
 
@@ -162,4 +158,4 @@ def test_a_root_that_cannot_be_is_one_clear_line(command, tmp_path, layout):
 def test_an_empty_folder_of_ones_own(tmp_path):
     node = compose("config", ["dataset=folder"])["dataset"]
     with pytest.raises(UsageError, match=r"no category found.*folders there: none"):
-        data_check.check_dataset(OmegaConf.create({"dataset": node, "data_root": str(tmp_path), "category": "all"}))
+        data.check_dataset(OmegaConf.create({"dataset": node, "data_root": str(tmp_path), "category": "all"}))

@@ -12,7 +12,7 @@ import torch
 from conftest import picture, save
 
 from anomaly_bench import records
-from anomaly_bench.config.parts import packaged
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.runs import saved_model
 
 HERE = Path(__file__).parent
@@ -31,8 +31,8 @@ def write_as_schema_1(path, tree):
     for name in ("checksum", "converted"):
         del content[name]
     method, backbone = content["config"]["method"], content["config"]["backbone"]
-    method["_target_"] = packaged("method", "padim")["_target_"]
-    backbone["_target_"] = packaged("backbone", "lite0")["_target_"]
+    method["_target_"] = packaged_node("method", "padim")["_target_"]
+    backbone["_target_"] = packaged_node("backbone", "lite0")["_target_"]
     read = {level: module for level, module in backbone["modules"].items() if level in ("1", "2", "3")}
 
     def told(file):

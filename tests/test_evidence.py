@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_bench.config.parts import packaged, without_target
+from anomaly_bench.config.parts import packaged_node, without_target
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.errors import DataError
 from anomaly_bench.published.audit.evidence import SHARED, STATUSES, read_parity
@@ -19,7 +19,7 @@ COMPARISONS = json.loads((ROOT / "results" / "parity.json").read_text(encoding="
 
 
 def evidence(name):
-    return packaged("method", name)["about"]["evidence"]
+    return packaged_node("method", name)["about"]["evidence"]
 
 
 def missing(names, root=ROOT):
@@ -71,19 +71,19 @@ def test_the_committed_page_is_what_the_command_makes(command, monkeypatch):
     assert out == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), (
         "anomaly-bench references evidence format=md out=docs/evidence.md makes it anew"
     )
-    titles = [packaged("method", name)["about"]["title"] for name in METHODS]
+    titles = [packaged_node("method", name)["about"]["title"] for name in METHODS]
     rows = out.partition("## In detail")[0]
     assert all(f"| [{title}](#" in rows and f"\n### {title}\n" in out for title in titles)
 
 
 def test_records_do_not_keep_the_evidence():
-    kept = without_target("method", packaged("method", "padim"))
+    kept = without_target("method", packaged_node("method", "padim"))
     assert kept["about"].keys() == evidence_free("padim")
-    assert "evidence" in packaged("method", "padim")["about"]
+    assert "evidence" in packaged_node("method", "padim")["about"]
 
 
 def evidence_free(name):
-    return packaged("method", name)["about"].keys() - {"evidence"}
+    return packaged_node("method", name)["about"].keys() - {"evidence"}
 
 
 def test_a_missing_table_is_said(tmp_path, command):

@@ -84,13 +84,13 @@ def test_defaults_and_what_changes_no_score_do_not_count(print_of, words):
 def test_a_moved_class_is_the_same_method(print_of, monkeypatch):
     """As if all of ours lay in other modules: YAML and class move together."""
     before = print_of(), print_of("method=pefm", "backbone=lite0_lite1")
-    packaged = parts.packaged
+    packaged = parts.packaged_node
 
     def moved(group, name):
         node = dict(packaged(group, name))
         return {**node, "_target_": node["_target_"].replace("anomaly_bench.", "anomaly_bench.moved.")} if node else {}
 
-    monkeypatch.setattr(parts, "packaged", moved)
+    monkeypatch.setattr(parts, "packaged_node", moved)
     new = ["method._target_=anomaly_bench.moved.methods.padim.PaDiM"]
     new += ["backbone._target_=anomaly_bench.moved.backbones.Backbone"]
     assert print_of(*new) == before[0]
@@ -120,14 +120,14 @@ def test_a_new_key_orphans_no_record(print_of, monkeypatch):
     before = print_of()
     run = {"seed": 0, "input": {"resize": [256, 256], "crop": None}, "protocol": "unified", "oracle": False}
     settings = {"run": run, "dataset": {"name": "d", "_target_": "anomaly_bench.d"}, "files": {}, "backbone": None}
-    method = {**parts.packaged("method", "padim"), "seed": 0}
+    method = {**parts.packaged_node("method", "padim"), "seed": 0}
     del method["_target_"]
     old = fingerprint.fingerprint(**settings, method=method)
     defaults = {**fingerprint.DEFAULTS, "holdout": 0.0}
     defaults["input"] = {**defaults["input"], "filter": "bilinear"}
-    packaged = {**parts.packaged("method", "padim"), "whitening": False}
+    packaged = {**parts.packaged_node("method", "padim"), "whitening": False}
     monkeypatch.setattr(fingerprint, "DEFAULTS", defaults)
-    monkeypatch.setattr(fingerprint, "packaged", lambda group, name: packaged)
+    monkeypatch.setattr(fingerprint, "packaged_node", lambda group, name: packaged)
 
     def later(holdout=0.0, filter="bilinear", whitening=False):
         new = {**run, "holdout": holdout, "input": {**run["input"], "filter": filter}}
@@ -161,7 +161,7 @@ DEFAULTS_FILE = Path(__file__).with_name("defaults.json")
 def defaults(group):
     made = {}
     for name in choices(group, [conf_folder()]):
-        node = parts.packaged(group, name)
+        node = parts.packaged_node(group, name)
         apart = fingerprint.APART[group]
         made[name] = [node["about"]["revision"], {key: value for key, value in node.items() if key not in apart}]
     return made

@@ -53,7 +53,7 @@ def pictured(results: Path, made: Record, seed: int = 0) -> Record:
     pixels = random.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
     maps = random.random((12, 32, 32), dtype=np.float32) if made.metrics["pro"]["value"] is not None else None
     masks = None if maps is None else random.random((12, 32, 32)) > 0.8
-    gallery.save(results / made.path.with_suffix(""), made.images, pixels, maps, masks, 6)
+    gallery.save_pictures(results / made.path.with_suffix(""), made.images, pixels, maps, masks, 6)
     return made
 
 
@@ -312,7 +312,7 @@ def test_a_full_benchmark_stays_below_20_mb(tmp_path):
         noise = random.integers(0, 255, (60, 128, 128, 3), dtype=np.uint8)
         maps, masks = random.random((60, 16, 16), dtype=np.float32), random.random((60, 128, 128)) > 0.5
         maps = maps.repeat(8, axis=1).repeat(8, axis=2)
-        gallery.save(tmp_path / made.path.with_suffix(""), kept, noise, maps, masks, 6)
+        gallery.save_pictures(tmp_path / made.path.with_suffix(""), kept, noise, maps, masks, 6)
     assert call(["report", f"results={tmp_path}", f"out={tmp_path}/report.html"]) == 0
     assert 15 * (tmp_path / "report.html").stat().st_size < 20e6
 

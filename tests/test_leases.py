@@ -15,7 +15,7 @@ from anomaly_bench.runs import leases
 CLAIM = """
 import sys
 from pathlib import Path
-from anomaly_bench import leases
+from anomaly_bench.runs import leases
 with leases.claim(Path(sys.argv[1]), "work") as ours:
     print(ours, flush=True)
     sys.stdin.read()

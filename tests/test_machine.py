@@ -18,9 +18,9 @@ from anomaly_bench.hardware import devices, sharing, timing, torch_setup
 
 HOLD = """
 import contextlib, sys
-from anomaly_bench import machine
-block = {{"computing": machine.computing, "alone": lambda: machine.alone(lambda: print("waits", flush=True)),
-         "gpu": lambda: machine.one_of(["gpu-a"], lambda: print("waits", flush=True))}}["{kind}"]
+from anomaly_bench.hardware import sharing
+block = {{"computing": sharing.computing, "exclusive": lambda: sharing.exclusive(lambda: print("waits", flush=True)),
+         "gpu": lambda: sharing.one_of(["gpu-a"], lambda: print("waits", flush=True))}}["{kind}"]
 with block() as had:
     print(had, flush=True)
     sys.stdin.readline()
@@ -51,11 +51,11 @@ class Other:
 
 
 def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
-    with Other("alone") as timer:
+    with Other("exclusive") as timer:
         assert timer.says() == "True"
     with Other("computing") as job, sharing.computing():
         assert job.says() == "None"
-        with Other("alone") as timer:
+        with Other("exclusive") as timer:
             assert timer.says() == "waits"
             job.process.communicate("\n")
             with pytest.raises(subprocess.TimeoutExpired):
@@ -65,7 +65,7 @@ def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
 def test_jobs_that_begin_one_after_the_other_do_not_keep_timing_waiting():
     with Other("computing") as first:
         assert first.says() == "None"
-        with Other("alone") as timer:
+        with Other("exclusive") as timer:
             assert timer.says() == "waits"
             with Other("computing") as second:
                 first.process.communicate("\n")
@@ -74,11 +74,11 @@ def test_jobs_that_begin_one_after_the_other_do_not_keep_timing_waiting():
                 assert second.says() == "None"
 
 
-@pytest.mark.parametrize("kind", ["computing", "alone", "gpu"])
+@pytest.mark.parametrize("kind", ["computing", "exclusive", "gpu"])
 def test_what_a_killed_process_held_is_free(kind):
     with Other(kind) as other:
         other.says()
-    with sharing.alone(lambda: pytest.fail("waits for a dead process")) as alone:
+    with sharing.exclusive(lambda: pytest.fail("waits for a dead process")) as alone:
         assert alone
     with sharing.one_of(["gpu-a"], lambda: pytest.fail("waits for a dead process")) as place:
         assert place == 0
@@ -89,7 +89,7 @@ def test_timing_gives_up_at_last(monkeypatch):
     said = []
     with Other("computing") as job:
         job.says()
-        with sharing.alone(lambda: said.append("waits")) as alone:
+        with sharing.exclusive(lambda: said.append("waits")) as alone:
             assert not alone
     assert said == ["waits"]
 
@@ -97,7 +97,7 @@ def test_timing_gives_up_at_last(monkeypatch):
 def test_without_locks_the_work_goes_on(monkeypatch):
     cache_root().parent.mkdir(exist_ok=True)
     cache_root().write_text("no folder")
-    with sharing.computing(), sharing.alone(lambda: None) as alone:
+    with sharing.computing(), sharing.exclusive(lambda: None) as alone:
         assert not alone
     with sharing.one_of(["gpu-a", "gpu-b"], lambda: None) as place:
         assert place == 0

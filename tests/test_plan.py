@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from anomaly_bench import records
-from anomaly_bench.cli.commands import plan
 from anomaly_bench.hardware import memory
+from anomaly_bench.runs import planning
 
 WORDS = ("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5")
 
@@ -61,7 +61,7 @@ def test_what_cannot_fit_is_refused_with_a_way_out(words, command, monkeypatch):
     assert line.startswith("refused: ")
     assert "free are 100 MB: give a smaller input.resize" in line
     monkeypatch.undo()
-    monkeypatch.setattr(plan, "free_disk", lambda: 1000)
+    monkeypatch.setattr(planning, "free_disk", lambda: 1000)
     status, out, _ = command("plan", *words)
     assert status == 1
     assert "MB of disk, free are 0 MB: free some, or set ANOMALY_BENCH_CACHE" in out

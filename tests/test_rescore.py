@@ -137,7 +137,7 @@ def test_an_outdated_record_is_named_and_mended(made, rescore, cog, tmp_path):
     whole, path = cog[0], results / cog[0].path
     metrics = {**whole.metrics, "pro": {"value": 0.5, "revision": 0}, "mine": {"value": 1.0, "revision": 1}}
     del metrics["pixel_ap"]
-    records.write(replace(whole, metrics=metrics), path)
+    records.write_record(replace(whole, metrics=metrics), path)
     status, _, err = rescore(results)
     assert status == 0
     assert err == f"warning: {path.stem}: pixel_ap, pro missing in the record or outdated; update=true mends it\n"
@@ -152,7 +152,7 @@ def test_a_value_that_should_be_the_same_and_is_not(made, rescore, cog, tmp_path
     results = shutil.copytree(made[1], tmp_path / "results")
     path = results / cog[0].path
     metrics = {**cog[0].metrics, "pro": {"value": 0.5, "revision": 1}, "pixel_ap": {"value": 0.5, "revision": 0}}
-    records.write(replace(cog[0], metrics=metrics), path)
+    records.write_record(replace(cog[0], metrics=metrics), path)
     _, _, err = rescore(results, "update=true")
     assert err == (
         f"warning: {path.stem}: pro not as recorded: its masks or maps have changed since; the record is not updated\n"

@@ -45,6 +45,17 @@ def test_multi_class_is_one_model_scored_on_each_category(small, command, tree):
     assert command("verify", f"record={results / cog.path}", f"data_root={tree}")[0] == 0
 
 
+def test_metrics_of_multi_class_from_kept_maps(small, command, tree):
+    words, results = small
+    assert command(*words, "task=multi_class", "save_maps=true")[0] == 0
+    where = [f"maps={results}", "dataset=folder", f"data_root={tree}"]
+    status, out, err = command("score", *where)
+    assert status == 0, err
+    assert "warning" not in err, "the values are those in the records"
+    assert out.index("cog") < out.index("mat")
+    assert "mat" not in command("score", *where, "category=cog")[1]
+
+
 def test_multi_class_of_some_categories_is_another_task(small, command, tree):
     words, results = small
     shutil.copytree(tree / "cog", tree / "nut")

@@ -11,8 +11,8 @@ from conftest import picture, save
 
 from anomaly_bench import records
 from anomaly_bench.backbones import weights
-from anomaly_bench.cli.commands.verify import BIT_EQUAL, DIFFERENT, WITHIN, judge
 from anomaly_bench.config.compose import as_override
+from anomaly_bench.runs.verification import BIT_EQUAL, DIFFERENT, WITHIN, judge
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "category=cog", "batch_size=4", "threads=1")
 PADIM = ("method=padim", "method.dimensions=20")
@@ -71,7 +71,7 @@ def test_altered_score_settings_and_environment(made, verify):
     def altered(share):
         images = [{**record.images[0], "score": scores[0] + share * step}, *record.images[1:]]
         old = {**record.provenance, "torch": "1.0", "machine": "pdp11"}
-        records.write(replace(record, images=images, provenance=old), path)
+        records.write_record(replace(record, images=images, provenance=old), path)
         return verify(path)
 
     status, out, _ = altered(1e-5)
@@ -85,7 +85,7 @@ def test_altered_score_settings_and_environment(made, verify):
     assert out.startswith("different: ")
     assert "= 0.01 of their range (test/good/000.png)" in out
     config = {**record.config, "method": {**record.config["method"], "seed": 5}}
-    records.write(replace(record, seed=5, config=config), path)
+    records.write_record(replace(record, seed=5, config=config), path)
     status, out, _ = verify(path)
     assert status == 1
     assert "the fingerprint is not the record's" in out

@@ -6,13 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.cli import launchers
 from anomaly_bench.cli.overrides import arrange
 from anomaly_bench.config.compose import config_folders, explain
 from anomaly_bench.config.settings import GROUPS, conf_folder
-from anomaly_bench.errors import DONE, FAILED, USAGE, UsageError, failure, one_line, reason
+from anomaly_bench.errors import Exit, UsageError, failure, one_line, reason
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,13 +26,17 @@ class HydraTask:
     Args:
         primary, arguments: what the configuration was composed of.
         job: carries out one configuration and returns its exit status.
-        name: of the function of `anomaly_bench.sweep` that a multirun's jobs are handed to.
+        sweep_with: what a multirun's jobs are handed to; False: something failed.
     """
 
     def __init__(
-        self, primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], name: str | None
+        self,
+        primary: str,
+        arguments: Sequence[str],
+        job: Callable[[DictConfig], int | None],
+        sweep_with: Callable[[Jobs], bool] | None,
     ) -> None:
-        self.primary, self.arguments, self.job, self.name = primary, arguments, job, name
+        self.primary, self.arguments, self.job, self.sweep_with = primary, arguments, job, sweep_with
         self.states: list[int] = []
         self.bugs: list[Exception] = []
         self.home = os.getpid()
@@ -42,12 +46,12 @@ class HydraTask:
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            self.states.append(self.job(config) or DONE)
+            self.states.append(self.job(config) or Exit.DONE)
         except (UsageError, OmegaConfBaseException) as error:
             if not isinstance(error, UsageError):
                 error = UsageError(explain(error, self.primary, self.arguments, config_folders(self.arguments)))
             print(f"error: {one_line(str(error))}", file=sys.stderr)
-            self.states.append(USAGE)
+            self.states.append(Exit.USAGE)
         except Exception as error:  # Hydra would print a traceback; `hydra` raises it again
             self.bugs.append(error)
             if os.getpid() != self.home:  # a launcher's process, whose lists are not read
@@ -55,20 +59,21 @@ class HydraTask:
 
     def sweep(self, jobs: Jobs) -> None:
         """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
-        from anomaly_bench.cli.commands import plan
-        from anomaly_bench.cli.sweep import run, status
-
-        good = {"run": run, "status": status, "plan": plan.plan}[str(self.name)](jobs)
-        self.states = [DONE if good else FAILED]
+        assert self.sweep_with is not None, "only a run's configuration has our sweeper"
+        self.states = [Exit.DONE if self.sweep_with(jobs) else Exit.FAILED]
 
 
 def hydra(
-    primary: str, arguments: Sequence[str], job: Callable[[DictConfig], int | None], sweep: str | None = None
+    primary: str,
+    arguments: Sequence[str],
+    job: Callable[[DictConfig], int | None],
+    sweep: Callable[[Jobs], bool] | None = None,
+    launches: bool = False,
 ) -> int:
     """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
 
     Args:
-        sweep: see `HydraTask`.
+        sweep: see `HydraTask`; launches: it launches jobs, rather than saying how they stand.
 
     Raises:
         UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
@@ -76,7 +81,7 @@ def hydra(
     import hydra as library
 
     task = HydraTask(primary, arguments, job, sweep)
-    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=sweep == "run")
+    words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=launches)
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     with script_arguments(words):
         try:
@@ -91,10 +96,17 @@ def hydra(
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
             raise UsageError(why) from error
         finally:
-            launchers.close()
+            launchers.end_processes()
     if task.bugs:
         raise task.bugs[0]
-    return max(task.states, default=DONE)
+    return max(task.states, default=Exit.DONE)
+
+
+def composed_once(primary: str, arguments: Sequence[str]) -> Any:
+    """The configuration of a command that composes others after it; None: Hydra has answered a flag."""
+    wanted: list[DictConfig] = []
+    hydra(primary, arguments, wanted.append)
+    return wanted[0] if wanted else None
 
 
 @contextlib.contextmanager

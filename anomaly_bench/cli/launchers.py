@@ -124,7 +124,7 @@ def launcher_of(hydra: Any) -> str:
     return str(hydra.runtime.choices["hydra/launcher"]) if hydra.mode == RunMode.MULTIRUN else "basic"
 
 
-def elsewhere(hydra: Any) -> bool:
+def is_remote(hydra: Any) -> bool:
     """Whether jobs may run on other machines than this one."""
     return launcher_of(hydra) in ("submitit_slurm", "ray")
 
@@ -150,19 +150,19 @@ def lost(error: Exception) -> str:
     return said or type(error).__name__
 
 
-def pool() -> Any:
+def _pool() -> Any:
     """The processes that joblib keeps for further work; None: it was not used."""
     return getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
 
 
 def in_use() -> bool:
     """Whether this process has swept with a library that clears away what it keeps when Python ends."""
-    return pool() is not None or "ray" in sys.modules
+    return _pool() is not None or "ray" in sys.modules
 
 
-def close() -> None:
+def end_processes() -> None:
     """End the processes that joblib or Ray keep."""
-    if (processes := pool()) is not None:
+    if (processes := _pool()) is not None:
         processes.terminate(kill_workers=True)
     if "ray" in sys.modules:
         import ray

@@ -6,29 +6,22 @@ imports neither torch nor Hydra at its top: `--help`, `list` and `tables` answer
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.cli import launchers
-from anomaly_bench.cli.commands.run import run_job
-from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.config.compose import config_folders
-from anomaly_bench.config.settings import GROUPS, choices, conf_folder
-from anomaly_bench.errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError, closest, failure, one_line
+from anomaly_bench.config.settings import GROUPS, choices
+from anomaly_bench.errors import Exit, UsageError, closest, failure, one_line
 from anomaly_bench.version import __version__
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-SWEEPING = ("-m", "--multirun")
-LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "tables": "table"}
-SUBJECTS: dict[str, tuple[str, ...]] = {
+SUBJECTS: dict[str, tuple[str, ...]] = {  # of each command, which has a module of its name
     "run": (),
     "status": (),
     "plan": (),
@@ -37,14 +30,12 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "compare": (),
     "verify": (),
     "score": (),
-    "list": tuple(LISTS),
+    "list": ("datasets", "methods", "backbones", "tables"),
     "data": ("check", "download"),
     "references": ("check", "evidence"),
     "records": ("convert",),
     "cache": ("list", "clear"),
 }
-MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
-MAPS_KEYS = ("category", "data_root", "input", "scores", "metrics", "update")  # of score maps=
 HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
 
 usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
@@ -100,7 +91,7 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except OSError:  # the disk that they go to is full
-        status = status or FAILED
+        status = status or Exit.FAILED
     if launchers.in_use():  # their libraries have something to clear away
         sys.exit(status)
     os._exit(status)
@@ -112,23 +103,24 @@ def command(arguments: Sequence[str]) -> int:
         name, subject, rest = split(arguments)
         if name == "help":
             print(help_text(rest), end="")
-            return DONE
+            return Exit.DONE
         if name == "version":
             print(f"anomaly-bench {__version__}")
-            return DONE
-        return HANDLERS[name](subject, rest)
+            return Exit.DONE
+        module = importlib.import_module(f"anomaly_bench.cli.commands.{name}")
+        return int(module.command(subject, rest) if SUBJECTS[name] else module.command(rest))
     except UsageError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return USAGE
+        return Exit.USAGE
     except KeyboardInterrupt:
         print("interrupted; what is done is kept", file=sys.stderr)
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return Exit.DONE
     except Exception as error:  # a bug of ours or of a library: one line and a log, not a traceback
         print(f"error: {failure(error)}", file=sys.stderr)
-        return FAILED
+        return Exit.FAILED
 
 
 def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -168,7 +160,7 @@ def help_text(arguments: Sequence[str]) -> str:
     inputs = [line for line in key_lines(folders[0] / "protocol" / "unified.yaml") if line.startswith("  input.")]
     return HELP.format(
         version=__version__,
-        lists=", ".join(LISTS),
+        lists=", ".join(SUBJECTS["list"]),
         groups="\n".join(groups),
         keys="\n".join([*key_lines(folders[0] / "config.yaml"), *inputs]),
         score_keys="\n".join(key_lines(folders[0] / "score.yaml")),
@@ -181,146 +173,3 @@ def key_lines(file: Path) -> list[str]:
     found = re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
     keys = [(f"{'input.' if inner else ''}{key}={value.strip()}", about) for inner, key, value, about in found]
     return [f"  {key:20}{about}".rstrip() for key, about in keys]
-
-
-def run(_: str | None, arguments: list[str]) -> int:
-    return hydra("config", arguments, run_job, sweep="run")
-
-
-def status(_: str | None, arguments: list[str]) -> int:
-    return hydra("config", as_sweep(arguments), run_job, sweep="status")
-
-
-def plan(_: str | None, arguments: list[str]) -> int:
-    return hydra("config", as_sweep(arguments), run_job, sweep="plan")
-
-
-def as_sweep(arguments: list[str]) -> list[str]:
-    """Lists are several jobs, with -m or without."""
-    return [*(word for word in arguments if word not in SWEEPING), "-m"]
-
-
-def tables(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands.tables import print_tables
-
-    return hydra("tables", choosing(arguments), print_tables)
-
-
-def write_report(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.report.page import write_page
-
-    return hydra("report", choosing(arguments), write_page)
-
-
-def compare(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands.compare import print_comparison
-
-    words = [f"method={word.removeprefix('methods=')}" if word.startswith("methods=") else word for word in arguments]
-    return hydra("compare", choosing(words), print_comparison)
-
-
-def verify(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands.verify import verify
-
-    wanted: list[DictConfig] = []
-    status = hydra("verify", arguments, wanted.append)
-    return max((verify(config, config_folders(arguments)[1:]) for config in wanted), default=status)  # composes anew
-
-
-def choosing(arguments: Sequence[str]) -> list[str]:
-    """`method=padim` names the records to show; Hydra would look for a method to run."""
-    return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
-
-
-def score(_: str | None, arguments: list[str]) -> int:
-    if set(SWEEPING) & set(arguments):
-        raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
-    return hydra("score", arguments, score_job)
-
-
-def score_job(config: DictConfig) -> int:
-    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored."""
-    from omegaconf import OmegaConf
-
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    if (values["model"] is None) == (values["maps"] is None):
-        raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score.yaml"))
-    given, unused = ("maps", MODEL_KEYS) if values["model"] is None else ("model", MAPS_KEYS)
-    for key in unused:
-        if values[key] != defaults[key]:
-            raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
-    if given == "model":
-        from anomaly_bench.cli.commands.score_images import score_images as work
-    else:
-        from anomaly_bench.cli.commands.score_maps import score_maps as work
-    return DONE if work(values) else FAILED
-
-
-def list_names(subject: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands.tables import print_choices
-
-    for index, argument in enumerate(arguments):
-        if not {argument, *arguments[max(0, index - 1) : index]} & {"--config-dir", "-cd"}:
-            raise UsageError(f"list {subject}: takes --config-dir DIR only, found {argument}")
-    print_choices(LISTS[str(subject)], config_folders(arguments))
-    return DONE
-
-
-def data(subject: str | None, arguments: list[str]) -> int:
-    if subject == "download":
-        from anomaly_bench.cli.commands.data_download import download_dataset as work
-    else:
-        from anomaly_bench.cli.commands.data_check import check_dataset as work
-    return hydra("data", arguments, lambda config: DONE if work(config) else FAILED)
-
-
-def references(subject: str | None, arguments: list[str]) -> int:
-    if subject == "evidence":
-        from anomaly_bench.published.audit.evidence import print_evidence
-
-        return hydra("evidence", arguments, print_evidence)
-    from anomaly_bench.published.audit.page import print_contradictions
-
-    return hydra("references", arguments, print_contradictions)
-
-
-def records(_: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cli.commands.convert_records import convert_records
-
-    wanted: list[DictConfig] = []
-    status = hydra("records", arguments, wanted.append)
-    folders = config_folders(arguments)[1:]
-    return max((convert_records(config, folders) for config in wanted), default=status)  # composes anew
-
-
-def cache(subject: str | None, arguments: list[str]) -> int:
-    from anomaly_bench.cache import cache_root, clear, listing
-
-    if arguments:
-        raise UsageError(f"cache {subject}: takes no keys, found {arguments[0]}")
-    if subject == "clear":
-        print(f"freed {clear() / 1e6:.1f} MB in {cache_root()}")
-        return DONE
-    rows = listing()
-    for folder, files, size in rows:
-        print(f"{size / 1e6:10.1f} MB  {files:6} files  {folder}")
-    print(f"{sum(row[2] for row in rows) / 1e6:10.1f} MB  in {cache_root()}")
-    return DONE
-
-
-HANDLERS: dict[str, Callable[[str | None, list[str]], int]] = {
-    "run": run,
-    "status": status,
-    "plan": plan,
-    "tables": tables,
-    "report": write_report,
-    "compare": compare,
-    "verify": verify,
-    "score": score,
-    "list": list_names,
-    "data": data,
-    "references": references,
-    "records": records,
-    "cache": cache,
-}

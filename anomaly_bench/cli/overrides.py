@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from anomaly_bench.config.compose import quoted
+from anomaly_bench.config.settings import GROUPS
 from anomaly_bench.errors import UsageError, closest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+SWEEPING = ("-m", "--multirun")
 
 
 def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
@@ -38,6 +41,16 @@ def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
     for override in overrides:
         flags.remove(override)
     return [*(readable(override, groups, found.multirun) for override in overrides), *flags]
+
+
+def as_sweep(arguments: Sequence[str]) -> list[str]:
+    """Lists are several jobs, with -m or without."""
+    return [*(word for word in arguments if word not in SWEEPING), "-m"]
+
+
+def as_choices(arguments: Sequence[str]) -> list[str]:
+    """`method=padim` names the records to show; Hydra would look for a method to run."""
+    return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
 
 
 def readable(override: str, groups: Sequence[str], sweep: bool) -> str:

@@ -21,15 +21,13 @@ from anomaly_bench.console import Reporter, shown
 from anomaly_bench.errors import DataError, UsageError, one_line, reason
 from anomaly_bench.files import digest
 from anomaly_bench.hardware import timing
-from anomaly_bench.records import failures
-from anomaly_bench.runs.runner import Runner, Summary
+from anomaly_bench.runs.runner import Runner, Standing, State, Summary
 from anomaly_bench.tables.formats.console import console as table_text
 from anomaly_bench.tables.table import Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
-DONE, FAILED, MISSING = "done", "failed", "missing"
 IDLE = ("fail_fast", "retry", "wait")  # keys that do not make two jobs unlike
 
 
@@ -41,16 +39,14 @@ class SweepJob:
         overrides: the words that make it.
         title: those words that tell it from the others.
         runner: None where the configuration cannot work, for the reason `error`.
-        states: category -> DONE, FAILED or MISSING, and why.
-        records: those that are there.
+        states: task -> how it stands.
     """
 
     overrides: Sequence[str]
     title: str
     runner: Runner | None = None
     error: str = ""
-    states: dict[str, tuple[str, str]] = field(default_factory=dict)
-    records: list[Record] = field(default_factory=list)
+    states: dict[str, Standing] = field(default_factory=dict)
 
     @property
     def shown_name(self) -> str:
@@ -62,28 +58,19 @@ class SweepJob:
         """Find out what is done, by the files of the results folder."""
         if self.runner is None:
             return
-        self.records = []
-        self.states = dict.fromkeys(self.runner.missing, (FAILED, "no folder"))
-        for name in self.runner.present:
-            self.states[name] = self.state(self.runner, name)
+        self.states = dict.fromkeys(self.runner.missing, Standing(State.FAILED, "no folder"))
+        self.states |= {name: self.runner.standing(name) for name in self.runner.present}
 
-    def state(self, runner: Runner, name: str) -> tuple[str, str]:
-        try:
-            job = runner.job(name)
-        except (DataError, OSError) as error:
-            return FAILED, reason(error)
-        done = runner.done(job)
-        if done is not None:
-            self.records += done
-            return DONE, ""
-        why = failures.load(runner.settings.results, job.first)
-        return (MISSING, "") if why is None else (FAILED, why)
+    @property
+    def records(self) -> list[Record]:
+        """Those that are there."""
+        return [record for each in self.states.values() for record in each.records]
 
-    def count(self, state: str) -> int:
-        """How many of its categories are in a state; a job that cannot work has failed once."""
+    def count(self, state: State) -> int:
+        """How many of its tasks are in a state; a job that cannot work has failed once."""
         if self.runner is None:
-            return int(state == FAILED)
-        return sum(found == state for found, _ in self.states.values())
+            return int(state == State.FAILED)
+        return sum(each.state == state for each in self.states.values())
 
     @property
     def wanted(self) -> bool:
@@ -93,8 +80,8 @@ class SweepJob:
         settings = self.runner.settings
         if settings.overwrite:
             return True
-        wanted = (FAILED,) if settings.retry == "failed" else (FAILED, MISSING)
-        return any(self.states[name][0] in wanted for name in self.runner.present)
+        wanted = (State.FAILED,) if settings.retry == "failed" else (State.FAILED, State.MISSING)
+        return any(self.states[name].state in wanted for name in self.runner.present)
 
 
 class Jobs:
@@ -127,7 +114,7 @@ class Jobs:
             config = self.compose(overrides)
             try:
                 job.runner = Runner(config, Reporter())
-                job.runner.elsewhere = launchers.elsewhere(self.config.hydra)
+                job.runner.remote = launchers.is_remote(self.config.hydra)
                 key = digest({name: value for name, value in job.runner.config.items() if name not in IDLE})
                 if key in known:
                     continue
@@ -152,7 +139,7 @@ class Jobs:
         self.launcher.launch([[*job.overrides, *words] for job in jobs], initial_job_idx=0)
 
 
-def run(jobs: Jobs) -> bool:
+def run_sweep(jobs: Jobs) -> bool:
     """Launch what has no record, and say at the end what was done, skipped and failed; True: nothing failed."""
     reporter = Reporter()
     with open_dict(jobs.config):
@@ -162,7 +149,7 @@ def run(jobs: Jobs) -> bool:
     for job in found:
         if job.error:
             reporter.fail(f"{job.title}: {job.error}")
-    before = [job.count(DONE) for job in found]
+    before = [job.count(State.DONE) for job in found]
     pending = [job for job in found if job.wanted]
     equal = f", {len(jobs) - len(found)} equal to others" if len(found) < len(jobs) else ""
     reporter.say(
@@ -174,7 +161,9 @@ def run(jobs: Jobs) -> bool:
         launched = launch(jobs, pending, reporter, "wait=false", *stop)
         for job in pending:
             job.look()
-        left = [job for job in pending if job.count(MISSING) and job.runner and job.runner.settings.retry == "all"]
+        left = [
+            job for job in pending if job.count(State.MISSING) and job.runner and job.runner.settings.retry == "all"
+        ]
         if left and launched and not (folder / "stop").exists():  # other runs were at them
             launched = launch(jobs, left, reporter, *stop)
             for job in left:
@@ -220,31 +209,17 @@ def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -
     """The table of done, skipped, failed and missing records, with a line for each failure."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for job, skipped in zip(found, before, strict=True):
-        row = counts.setdefault(names(job), Counter())
-        done = job.count(DONE)
+        row = counts.setdefault(method_and_backbone(job), Counter())
+        done = job.count(State.DONE)
         row.update(done=max(0, done - skipped), skipped=min(skipped, done))
-        row.update(failed=job.count(FAILED), missing=job.count(MISSING))
+        row.update(failed=job.count(State.FAILED), missing=job.count(State.MISSING))
     columns = ("done", "skipped", "failed", "missing")
     rows = [(who, [str(row[name]) for name in columns]) for who, row in counts.items()]
     console = new_console(sys.stderr)
     console.print(job_table(("method", "backbone"), columns, rows))
     for line in complaints(found):
         console.print(line, style="red")
-    return launched and all(not job.count(FAILED) and not job.count(MISSING) for job in found)
-
-
-def status(jobs: Jobs) -> bool:
-    """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
-    found = look(jobs, Reporter())
-    states = (DONE, FAILED, MISSING)
-    rows = [((*names(job), job.shown_name), [str(job.count(state)) for state in states]) for job in found]
-    console = new_console(sys.stdout)
-    console.print(job_table(("method", "backbone", "job"), states, rows))
-    for line in complaints(found):
-        console.print(line)
-    total = {state: sum(job.count(state) for job in found) for state in states}
-    console.print(f"{len(found)} jobs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
-    return not total[FAILED] and not total[MISSING]
+    return launched and all(not job.count(State.FAILED) and not job.count(State.MISSING) for job in found)
 
 
 def job_table(
@@ -263,7 +238,7 @@ def new_console(file: TextIO) -> Console:
     return console
 
 
-def names(job: SweepJob) -> tuple[str, str]:
+def method_and_backbone(job: SweepJob) -> tuple[str, str]:
     """Method and backbone of a job, "?" of one that cannot work."""
     if job.runner is None:
         return "?", "?"
@@ -277,5 +252,7 @@ def complaints(found: Sequence[SweepJob]) -> list[str]:
     for job in found:
         title = f"{job.title}: " if job.title else ""
         lines += [f"failed: {title}{job.error}"] if job.error else []
-        lines += [f"failed: {title}{name}: {why}" for name, (state, why) in job.states.items() if state == FAILED]
+        lines += [
+            f"failed: {title}{name}: {each.why}" for name, each in job.states.items() if each.state == State.FAILED
+        ]
     return [shown(line) for line in lines]

@@ -65,6 +65,12 @@ def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()
         raise UsageError(explain(error, primary, overrides, [conf_folder(), *folders])) from error
 
 
+def dataset_node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """The configuration of the dataset that records have by this name: one's own images where no YAML is called so."""
+    known = name in choices("dataset", (conf_folder(), *folders))
+    return {**compose("config", [f"dataset={name if known else 'folder'}"], folders)["dataset"], "name": name}
+
+
 def composed(primary: str, overrides: Sequence[str]) -> Any:
     """`compose` with Hydra's and OmegaConf's own errors."""
     from hydra import compose, initialize_config_dir

@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from anomaly_bench.config.settings import MOST_SEED
 from anomaly_bench.errors import UsageError, one_line
 
-NUMBERS: dict[str, tuple[tuple[type, ...], str]] = {
+_NUMBERS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
 }
@@ -72,9 +72,9 @@ def check_values(method: Any, keys: Mapping[str, Any]) -> None:
     """
     for key, parameter in inspect.signature(method).parameters.items():
         hint = getattr(parameter.annotation, "__name__", parameter.annotation)  # a class, or its name as text
-        if key not in keys or hint not in NUMBERS:
+        if key not in keys or hint not in _NUMBERS:
             continue
-        value, (types, what) = keys[key], NUMBERS[hint]
+        value, (types, what) = keys[key], _NUMBERS[hint]
         low, high = RANGES.get(key, (-math.inf, math.inf))
         if type(value) not in types or not low <= value <= high:
             limits = f" from {low} to {high}" if key in RANGES else ""

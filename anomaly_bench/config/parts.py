@@ -16,7 +16,7 @@ OURS = "anomaly_bench."
 
 
 @functools.cache
-def packaged(group: str, name: str) -> Mapping[str, Any]:
+def packaged_node(group: str, name: str) -> Mapping[str, Any]:
     """The YAML that the package has for a choice, its `${...}` as they stand; empty: it has none of that name."""
     from omegaconf import OmegaConf
 
@@ -33,7 +33,7 @@ def without_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
         made["about"] = {key: value for key, value in made["about"].items() if key != "evidence"}
     if "networks" in made:
         made["networks"] = {name: without_target(group, part) for name, part in made["networks"].items()}
-    if made["_target_"] == packaged(group, made["name"]).get("_target_"):
+    if made["_target_"] == packaged_node(group, made["name"]).get("_target_"):
         del made["_target_"]
     return made
 
@@ -48,7 +48,7 @@ def with_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     if "networks" in made:
         made["networks"] = {name: with_target(group, part) for name, part in made["networks"].items()}
     if "_target_" not in made:
-        own = packaged(group, made["name"])
+        own = packaged_node(group, made["name"])
         if not own:
             near = closest(made["name"], choices(group, [conf_folder()]))
             raise UsageError(f"{group}={made['name']}: this version of anomaly-bench has no such {group}{near}")
@@ -56,13 +56,13 @@ def with_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def non_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The keys, also of nodes within, that do not stand at their default."""
     made = {}
     for key, value in values.items():
         default = defaults.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            value, default = changed(value, default), {}
+            value, default = non_defaults(value, default), {}
         if key not in defaults or value != default:
             made[key] = value
     return made

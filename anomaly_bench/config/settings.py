@@ -95,16 +95,16 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     if not isinstance(config["cache"], (str, bool)) or config["cache"] not in CACHES:
         raise UsageError(f"cache={config['cache']}: expected auto, on or off")
     return Settings(
-        category=names(config["category"], "category"),
+        category=listed_names(config["category"], "category"),
         data_root=None if config["data_root"] is None else Path(str(config["data_root"])),
-        seed=whole(config, "seed", 0, MOST_SEED),
+        seed=whole_number(config, "seed", 0, MOST_SEED),
         device=str(config["device"]),
-        threads=whole(config, "threads", 1, MOST_THREADS) if config["threads"] is not None else cores(),
-        batch_size=whole(config, "batch_size", 1),
+        threads=whole_number(config, "threads", 1, MOST_THREADS) if config["threads"] is not None else cores(),
+        batch_size=whole_number(config, "batch_size", 1),
         precision=config["precision"],
         results=results_folder(config),
         retry=config["retry"],
-        gallery=whole(config, "gallery", 0),
+        gallery=whole_number(config, "gallery", 0),
         cache=CACHES[config["cache"]],
         cache_gb=gigabytes(config, "cache_gb"),
         protocol=str(config["protocol"]),
@@ -124,11 +124,11 @@ def regime(node: Any) -> dict[str, Any]:
         raise UsageError(f"task.{key}={node[key]} has no effect with task={name}; leave it out")
     return {
         "name": name,
-        **({"shots": whole({"task.shots": node.get("shots")}, "task.shots", 1)} if name == "few_shot" else {}),
+        **({"shots": whole_number({"task.shots": node.get("shots")}, "task.shots", 1)} if name == "few_shot" else {}),
     }
 
 
-def whole(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:
+def whole_number(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:
     value = config[key]
     if type(value) is not int or value < least or (most is not None and value > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -143,7 +143,7 @@ def gigabytes(config: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def names(value: Any, key: str) -> list[str]:
+def listed_names(value: Any, key: str) -> list[str]:
     """NAME or [NAME, NAME]."""
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(name, (str, int, float)) for name in listed):

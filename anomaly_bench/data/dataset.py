@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from anomaly_bench.config.instantiate import construct
-from anomaly_bench.config.settings import names
+from anomaly_bench.config.settings import listed_names
 from anomaly_bench.errors import UsageError, closest
 
 Digests = Mapping[Path, tuple[int, str]]  # of files: size in bytes and sha256
@@ -191,7 +191,7 @@ def as_path(data_root: Any) -> Path | None:
 
 def chosen(dataset: Dataset, category: Any) -> list[str]:
     """The categories that the key `category`, a name or a list, stands for."""
-    return selected(dataset, names(category, "category"))
+    return selected(dataset, listed_names(category, "category"))
 
 
 DATA_VARIABLE = "ANOMALY_BENCH_DATA"

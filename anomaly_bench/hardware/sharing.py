@@ -43,7 +43,7 @@ def computing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(waiting: Callable[[], None]) -> Iterator[bool]:
+def exclusive(waiting: Callable[[], None]) -> Iterator[bool]:
     """Wait until no other job of this user computes here, and let none begin; yields whether that was so.
 
     Args:
@@ -52,11 +52,11 @@ def alone(waiting: Callable[[], None]) -> Iterator[bool]:
     with contextlib.ExitStack() as held:
         had = False
         with contextlib.suppress(*NO_LOCK):
-            had = _have_alone(held, waiting)
+            had = _have_machine(held, waiting)
         yield had
 
 
-def _have_alone(held: contextlib.ExitStack, waiting: Callable[[], None]) -> bool:
+def _have_machine(held: contextlib.ExitStack, waiting: Callable[[], None]) -> bool:
     turn, machine = _turn_and_machine(held)
     deadline, told = timing.clock() + LONGEST_WAIT, False
     for lock in (turn.acquire, machine.write_lock):

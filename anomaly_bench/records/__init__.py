@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from anomaly_bench.records.record import SCHEMA, DamagedRecord, Record, load, load_all, save, write
+from anomaly_bench.records.record import SCHEMA, DamagedRecord, Record, load, load_all, save, write_record
 
-__all__ = ["SCHEMA", "DamagedRecord", "Record", "load", "load_all", "save", "write"]
+__all__ = ["SCHEMA", "DamagedRecord", "Record", "load", "load_all", "save", "write_record"]

@@ -16,15 +16,15 @@ from anomaly_bench.hardware import timing
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
-FOLDER = "failed"
+_FOLDER = "failed"
 
 
-def path(results: Path, record: Record) -> Path:
+def failure_path(results: Path, record: Record) -> Path:
     """Where the failure of what would have made this record is told."""
-    return results / FOLDER / record.path.relative_to("records")
+    return results / _FOLDER / record.path.relative_to("records")
 
 
-def save(results: Path, record: Record, error: Exception, config: Mapping[str, Any]) -> None:
+def save_failure(results: Path, record: Record, error: Exception, config: Mapping[str, Any]) -> None:
     """Write cause, traceback and resolved configuration of a failed job; a full disk is not another failure."""
     content = {
         "date": timing.today(),
@@ -34,28 +34,28 @@ def save(results: Path, record: Record, error: Exception, config: Mapping[str, A
         "config": config,
     }
     with contextlib.suppress(OSError):
-        write_atomically(path(results, record), json.dumps(content, indent=1) + "\n")
+        write_atomically(failure_path(results, record), json.dumps(content, indent=1) + "\n")
 
 
-def load(results: Path, record: Record) -> str | None:
+def known_failure(results: Path, record: Record) -> str | None:
     """Why the job failed when it was last tried; None: it did not, or has succeeded since."""
-    content = read(path(results, record))
+    content = _read(failure_path(results, record))
     return str(content["reason"]) if content.get("fingerprint") == record.fingerprint else None
 
 
-def read(file: Path) -> dict[str, Any]:
-    """What `save` has written; nothing of a file that is not there, or not whole."""
+def _read(file: Path) -> dict[str, Any]:
+    """What `save_failure` has written; nothing of a file that is not there, or not whole."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(file.read_bytes())
         return content if isinstance(content, dict) and "reason" in content else {}
     return {}
 
 
-def forget(results: Path, record: Record, config: Mapping[str, Any]) -> None:
+def forget_failure(results: Path, record: Record, config: Mapping[str, Any]) -> None:
     """The job has succeeded: its file goes, as do those of the same configuration on files that were at fault."""
-    folder = path(results, record).parent
+    folder = failure_path(results, record).parent
     for file in folder.glob(f"*-s{record.seed}-*.json"):
-        content = read(file)
+        content = _read(file)
         if content.get("task") == record.task and content.get("config") == config:
             with contextlib.suppress(OSError):
                 file.unlink()

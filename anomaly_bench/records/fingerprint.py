@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anomaly_bench.config.parts import OURS, changed, packaged
+from anomaly_bench.config.parts import OURS, non_defaults, packaged_node
 from anomaly_bench.files import digest
 
 DEFAULTS: dict[str, Any] = {  # of the keys of a run; what is added here is what every run did before the key came
@@ -52,7 +52,7 @@ def fingerprint(
             "dataset": _dataset(dataset),
             "method": _part("method", method["name"], method["about"]["revision"], method, run),
             "backbone": None if backbone is None else _backbone(backbone["name"], backbone, levels, run),
-            "run": changed(run, DEFAULTS),
+            "run": non_defaults(run, DEFAULTS),
         }
     )
 
@@ -83,8 +83,8 @@ def _part(group: str, name: str, revision: int, node: Mapping[str, Any], run: Ma
     """A built-in part's name and revision, anybody else's `_target_`; and the settings that count."""
     settings = _settings(group, node)
     if "_target_" not in node:
-        defaults = _resolved(_settings(group, packaged(group, name)), run)
-        return {"name": name, "revision": revision, "settings": changed(settings, defaults)}
+        defaults = _resolved(_settings(group, packaged_node(group, name)), run)
+        return {"name": name, "revision": revision, "settings": non_defaults(settings, defaults)}
     target = str(node["_target_"])
     if target.startswith(OURS):  # a class of ours in a YAML of one's own: its module may change
         target = target.rpartition(".")[2]

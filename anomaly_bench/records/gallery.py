@@ -37,7 +37,7 @@ def picture_name(kind: str, rank: int, file: str) -> str:
     return f"{kind}-{rank}-{safe_filename(str(PurePosixPath(file).with_suffix('')).replace('/', '-'))}.png"
 
 
-def save(
+def save_pictures(
     folder: Path,
     images: Sequence[Mapping[str, Any]],
     pixels: NDArray[Any],
@@ -93,7 +93,7 @@ class Case:
         score: of the image; rank: among all `images` of the test set, 1 has the highest score.
         crossed: of the `others`, the images of the other label, those on the wrong side of it: defective ones that
             score no higher than a false alarm, normal ones that score no lower than a miss; 0: none, it is in order.
-        picture: the file that `save` wrote, if it is there.
+        picture: the file that `save_pictures` wrote, if it is there.
     """
 
     kind: str
@@ -125,7 +125,7 @@ def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
 
 
 def squares(picture: Path) -> dict[str, PILImage.Image]:
-    """ "image", and "mask" and "map" where they were drawn, of a file that `save` wrote; nothing of a damaged one."""
+    """ "image", and "mask" and "map" where they were drawn, of a file of `save_pictures`; nothing of a damaged one."""
     try:
         with PILImage.open(picture) as opened:
             sheet = opened.convert("RGB")

@@ -14,7 +14,7 @@ from typing import Any
 
 from anomaly_bench.files import digest, safe_filename, write_atomically
 
-SCHEMA = 2
+SCHEMA = 2  # of records, and of the `model.yaml` beside them
 OTHER_SCHEMA = "call anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
 
 
@@ -127,11 +127,11 @@ def category_name(task: str, test: str, categories: Container[str]) -> str:
 def save(record: Record, results: Path) -> Path:
     """Write a record below `results` and return its path."""
     path = results / record.path
-    write(record, path)
+    write_record(record, path)
     return path
 
 
-def write(record: Record, path: Path) -> None:
+def write_record(record: Record, path: Path) -> None:
     content = asdict(record)
     content["checksum"] = digest(content)
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

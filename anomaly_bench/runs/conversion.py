@@ -15,14 +15,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from anomaly_bench.config.compose import compose
-from anomaly_bench.config.parts import OURS, packaged
-from anomaly_bench.config.settings import choices, conf_folder
+from anomaly_bench.config.compose import dataset_node
+from anomaly_bench.config.parts import OURS, packaged_node
 from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, write_atomically
 from anomaly_bench.records import SCHEMA, DamagedRecord, Record, load, save
-from anomaly_bench.runs import saved_model
 from anomaly_bench.runs.job import files_of, fingerprint_of, folders
 
 
@@ -55,12 +53,6 @@ class Sources:
     @functools.cache  # noqa: B019
     def node(self, dataset: str) -> dict[str, Any]:
         return dataset_node(dataset, self.configs)
-
-
-def dataset_node(name: str, configs: Sequence[Path]) -> dict[str, Any]:
-    """The configuration of the dataset that records have by this name: one's own images where no YAML is called so."""
-    known = name in choices("dataset", (conf_folder(), *configs))
-    return {**compose("config", [f"dataset={name if known else 'folder'}"], configs)["dataset"], "name": name}
 
 
 def convert(results: Path, sources: Sources) -> dict[str, list[str]]:
@@ -124,10 +116,10 @@ def convert_model(file: Path) -> None:
     if not file.is_file():
         return
     about: Any = OmegaConf.to_container(OmegaConf.load(file))
-    if about.get("schema") == saved_model.MODEL_SCHEMA:
+    if about.get("schema") == SCHEMA:
         return
     parts = {kind: untied(kind, about[kind], about[kind]["name"]) for kind in ("method", "backbone") if about[kind]}
-    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create({"schema": saved_model.MODEL_SCHEMA, **about, **parts})))
+    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create({"schema": SCHEMA, **about, **parts})))
 
 
 def from_1(content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:
@@ -159,7 +151,7 @@ def untied(group: str, node: Mapping[str, Any], name: str) -> dict[str, Any]:
     made = dict(node)
     if "networks" in made:
         made["networks"] = {inner: untied(group, part, inner) for inner, part in made["networks"].items()}
-    if str(made["_target_"]).startswith(OURS) and packaged(group, name):
+    if str(made["_target_"]).startswith(OURS) and packaged_node(group, name):
         del made["_target_"]
     return made
 

@@ -199,7 +199,7 @@ class Evaluator:
         )
         folder = self.settings.results / record.path.with_suffix("")
         if self.settings.gallery:
-            gallery.save(folder, record.images, pixels, maps, masks, self.settings.gallery)
+            gallery.save_pictures(folder, record.images, pixels, maps, masks, self.settings.gallery)
         if self.settings.save_maps and maps is not None:
             saved_model.save_maps(folder, maps)
         if self.settings.save_model:
@@ -250,7 +250,7 @@ class Evaluator:
         first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
         waiting = functools.partial(self.reporter.say, f"{name}: other jobs compute here; timing waits for them")
         timed = {"": functools.partial(score_batch, method)} | ({"backbone_": self.backbone} if self.networks else {})
-        with sharing.alone(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance:
+        with sharing.exclusive(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance:
             entry = timing.measure(timed, to_tensor(pixels[first]), self.device, advance=advance)
         key = job.speed_key(devices.device_name(str(self.device)))
         return {**entry, **key, "alone": alone, "measured": timing.today()}

@@ -24,6 +24,7 @@ from anomaly_bench.protocol import Outcome
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.records.setups import describe
 from anomaly_bench.runs.rescoring import Result, Work
+from anomaly_bench.runs.tasks import make_task
 
 if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
@@ -36,6 +37,11 @@ def kept_maps(place: Path) -> list[Path]:
     """The record of every `maps.npy` that lies beside one."""
     folders = [each for each in tree(place.resolve()) if (each / "maps.npy").is_file()]
     return sorted(path for each in folders if (path := each.with_name(f"{each.name}.json")).is_file())
+
+
+def source_category(record: Record) -> str:
+    """The category that the test images are of, also where a model was fitted on several."""
+    return record.test if record.test in (record.regime or {}).get("categories", ()) else record.task
 
 
 class KeptMaps:
@@ -61,14 +67,16 @@ class KeptMaps:
         wanted = {
             path: record
             for path, record in self.records.items()
-            if record.dataset == self.dataset.name and record.task in categories
+            if record.dataset == self.dataset.name and source_category(record) in categories
         }
-        order = sorted(wanted, key=lambda path: (categories.index(wanted[path].task), str(wanted[path].input), path))
+        order = sorted(
+            wanted, key=lambda path: (categories.index(source_category(wanted[path])), str(wanted[path].input), path)
+        )
         return [(path.stem, functools.partial(self.recompute, path, wanted[path])) for path in order], []
 
     def nothing(self, categories: Sequence[str]) -> str:
         """Why there is no work."""
-        have = sorted({f"{record.dataset} {record.task}" for record in self.records.values()})
+        have = sorted({f"{record.dataset} {record.category}" for record in self.records.values()})
         expected = f"{self.dataset.name} {shorten(categories)}"
         return (
             f"it has kept maps of {shorten(have) or 'damaged records'}, none of {expected}; give dataset and category"
@@ -80,7 +88,9 @@ class KeptMaps:
         Raises:
             DataError: the dataset's test images are no longer those of the record, or the maps are damaged.
         """
-        images = self.dataset.task(record.task).tests.get(record.test, ())
+        regime = record.regime or {"name": "one_class"}
+        parts = {name: self.dataset.task(name) for name in regime.get("categories", [record.task])}
+        images = make_task(regime, record.task, parts, record.seed).tests.get(record.test, ())
         found = [(image.id, image.label) for image in images]
         if found != [(each["file"], each["defect"]) for each in record.images]:
             raise DataError(
@@ -95,7 +105,7 @@ class KeptMaps:
         made = evaluate(Outcome(labels, scores, maps, masks))
         self.compare(path, record, made)
         maker = self.makers[path]
-        return [Result(maker, record.task, record.category, len(images), int(labels.sum()), made)]
+        return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), made)]
 
     def compare(self, path: Path, record: Record, made: Evaluation) -> None:
         """Say, or with `update` mend, what the record does not hold; a value that should be the same and is not."""
@@ -112,7 +122,7 @@ class KeptMaps:
                 + ("; the record is not updated" if stale and self.update else "")
             )
         elif stale and self.update:
-            records.write(replace(record, metrics={**record.metrics, **made.entries}, curves=made.curves), path)
+            records.write_record(replace(record, metrics={**record.metrics, **made.entries}, curves=made.curves), path)
             self.reporter.say(f"{path.stem}: updated ({', '.join(stale)})")
         elif stale:
             self.reporter.warn(

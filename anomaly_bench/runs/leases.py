@@ -30,7 +30,7 @@ def claim(results: Path, name: str) -> Iterator[bool]:
     """Within the block the work of this name is ours, if the value is True; else another process is at it."""
     path = results / "leases" / f"{name}.json"
     with locked(results):
-        ours = not held(path)
+        ours = not is_held(path)
         if ours:
             write_atomically(path, json.dumps(owner()))
     if not ours:
@@ -45,7 +45,7 @@ def claim(results: Path, name: str) -> Iterator[bool]:
         over.set()
         heart.join()
         with contextlib.suppress(OSError), locked(results):
-            if read(path) == owner():
+            if read_lease(path) == owner():
                 path.unlink()
                 path.parent.rmdir()  # if it was the last
 
@@ -58,14 +58,14 @@ def beat(path: Path, over: threading.Event) -> None:
     """Touch a lease until the work is over, or another process has taken it because it seemed dead."""
     while not over.wait(BEAT):
         with contextlib.suppress(OSError):
-            if read(path) != owner():
+            if read_lease(path) != owner():
                 return
             os.utime(path)
 
 
-def held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether a lease exists, has not run out, and its owner may be alive."""
-    held_by = read(path)
+    held_by = read_lease(path)
     if held_by is None:
         return False
     if held_by.get("host") == owner()["host"] and held_by != owner() and not alive(held_by):
@@ -78,7 +78,7 @@ def held(path: Path) -> bool:
         probe.unlink()
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read_lease(path: Path) -> dict[str, Any] | None:
     """Who holds a lease; None: nobody, or a file that is cut off."""
     with contextlib.suppress(OSError, ValueError):
         held_by = json.loads(path.read_text("utf-8"))

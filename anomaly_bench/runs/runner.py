@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.backbones.build import find_weights
 from anomaly_bench.config.instantiate import check_choices
-from anomaly_bench.config.settings import check_writable, read_settings
+from anomaly_bench.config.settings import check_writable, read_settings, results_folder
+from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.errors import DataError, UsageError, reason
 from anomaly_bench.hardware import devices, timing
@@ -25,14 +28,30 @@ from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
     from anomaly_bench.config.settings import Settings
-    from anomaly_bench.console import Reporter
     from anomaly_bench.data.dataset import Dataset
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.evaluator import Evaluator
     from anomaly_bench.runs.job import Job
 
-AHEAD = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
-POLL = 1.0  # seconds between two looks at what another run is at
+DECODED_EARLY = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
+WAIT_SECONDS = 1.0  # between two looks at what another run is at
+
+
+class State(StrEnum):
+    """What has become of a task."""
+
+    DONE = "done"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a task stands, by the files of the results folder: the records of a done one, why another failed."""
+
+    state: State
+    why: str = ""
+    records: Sequence[Record] = ()
 
 
 @dataclass
@@ -75,7 +94,7 @@ class Runner:
         self.summary = Summary(self.settings)
         self.waited: set[str] = set()  # for other runs
         self.damaged: set[Path] = set()  # records of which that was said
-        self.elsewhere = False  # a speed may be of any machine
+        self.remote = False  # a speed may be of any machine
         self._evaluator: Evaluator | None = None
         self._held = contextlib.ExitStack()  # the device
 
@@ -85,7 +104,7 @@ class Runner:
         Meanwhile that job's images are decoded: importing keeps one core busy at most.
         """
         if self._evaluator is None:
-            if job.image_bytes < AHEAD:
+            if job.image_bytes < DECODED_EARLY:
                 threading.Thread(target=job.decode, daemon=True).start()
             gc.disable()  # it finds nothing to collect among modules, and takes a fifth of their import
             try:
@@ -128,7 +147,7 @@ class Runner:
         while self.summary.busy and self.settings.wait:
             name = self.summary.busy.pop(0)
             if not self.attempt(name, present[name]) and name in self.summary.busy:
-                time.sleep(POLL)
+                time.sleep(WAIT_SECONDS)
         return self.summary
 
     @property
@@ -157,7 +176,7 @@ class Runner:
                     self.fail_all(error)
                 raise
             if job is not None:
-                failures.save(self.settings.results, job.first, error, self.config)
+                failures.save_failure(self.settings.results, job.first, error, self.config)
             why = reason(error).removeprefix(f"{name}: ")
             self.summary.failed[name] = why
             self.reporter.fail(f"{where}: {why}", error)
@@ -172,7 +191,19 @@ class Runner:
             with contextlib.suppress(DataError, OSError):
                 job = self.job(name)
                 if self.done(job) is None:
-                    failures.save(self.settings.results, job.first, error, self.config)
+                    failures.save_failure(self.settings.results, job.first, error, self.config)
+
+    def standing(self, name: str) -> Standing:
+        """Find out how a task stands, without computing."""
+        try:
+            job = self.job(name)
+        except (DataError, OSError) as error:
+            return Standing(State.FAILED, reason(error))
+        done = self.done(job)
+        if done is not None:
+            return Standing(State.DONE, records=done)
+        why = failures.known_failure(self.settings.results, job.first)
+        return Standing(State.MISSING) if why is None else Standing(State.FAILED, why)
 
     def job(self, name: str) -> Job:
         """The job of one task; see `make_job`."""
@@ -185,7 +216,7 @@ class Runner:
             self.summary.records += done
             self.reporter.say(f"{where}: done before ({headline(done)})")
             return False
-        if self.settings.retry == "failed" and failures.load(self.settings.results, job.first) is None:
+        if self.settings.retry == "failed" and failures.known_failure(self.settings.results, job.first) is None:
             self.reporter.say(f"{where}: left out by retry=failed")
             return False
         with leases.claim(self.settings.results, job.lease) as ours:
@@ -201,7 +232,7 @@ class Runner:
     def busy(self, name: str, where: str) -> None:
         """Say once that another run is at work on a category; it is looked at again later."""
         if name not in self.waited:
-            self.reporter.say(f"{where}: another run is at work on it{'; waiting' * self.settings.wait}")
+            self.reporter.say(f"{where}: another run is at work on it{'; waiting' if self.settings.wait else ''}")
         self.waited.add(name)
         self.summary.busy.append(name)
 
@@ -216,7 +247,7 @@ class Runner:
             made = self.evaluator(job).add_speed(job, known)
         for record in made:
             save(record, self.settings.results)
-        failures.forget(self.settings.results, job.first, self.config)
+        failures.forget_failure(self.settings.results, job.first, self.config)
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(made)}")
         return made
@@ -252,9 +283,21 @@ class Runner:
 
     def has_speed(self, job: Job, record: Record) -> bool:
         key = job.speed_key(devices.device_name(devices.device_kind(self.settings.device)))
-        if self.elsewhere:
+        if self.remote:
             del key["device"]
         return any(key.items() <= entry.items() for entry in record.speed)
+
+
+def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:
+    """Run a resolved configuration, with a log below its results folder; see `Runner` for `stop`."""
+    reporter = Reporter()
+    with log_file(results_folder(config) / "logs" / f"{timing.today()}-{os.getpid()}.log"):
+        try:
+            with contextlib.closing(Runner(config, reporter, stop)) as runner:
+                return runner.run()
+        except KeyboardInterrupt:
+            reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
+            raise
 
 
 def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:

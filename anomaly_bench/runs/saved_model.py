@@ -19,12 +19,12 @@ from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import with_target, without_target
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import write_atomically
+from anomaly_bench.records import SCHEMA
 
 if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
 
 ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
-MODEL_SCHEMA = 2  # of model.yaml: in 1, which does not say so, the parts name their classes
 
 
 def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
@@ -39,7 +39,7 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
     backbone = job.config["backbone"]
     about = {
-        "schema": MODEL_SCHEMA,
+        "schema": SCHEMA,
         "method": {**job.parts[0], **getattr(method, "resolved", {})},
         "backbone": None if backbone is None else without_target("backbone", backbone),
         "weights_sha256": {name: weights.sha256 for name, weights in job.weights.items()},
@@ -73,10 +73,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     lacking = [key for key in ABOUT_KEYS if not isinstance(about, dict) or key not in about]
     if lacking:
         raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
-    if about.get("schema") != MODEL_SCHEMA:
+    if about.get("schema") != SCHEMA:
         raise UsageError(
-            f"{file}: schema {about.get('schema', 1)}, expected {MODEL_SCHEMA}; call anomaly-bench records convert on "
-            "its results folder, or fit and save the model again"
+            f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; call anomaly-bench records convert "
+            "on its results folder, or fit and save the model again"
         )
     return {**about, **{part: with_target(part, about[part]) for part in ("method", "backbone") if about[part]}}
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.cli.commands import tables
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.comparison.gate import broken, read_conditions
 from anomaly_bench.comparison.pairing import compare_folders, compare_methods
 from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
 from anomaly_bench.comparison.tables import comparison_tables
-from anomaly_bench.errors import DONE, FAILED, UsageError, closest
+from anomaly_bench.errors import Exit, UsageError, closest
 from anomaly_bench.metrics.metrics import METRICS
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from anomaly_bench.comparison.pairing import Comparison
 
 PICTURES = (".svg", ".pdf", ".png")
+
+
+def command(arguments: Sequence[str]) -> int:
+    words = [f"method={word.removeprefix('methods=')}" if word.startswith("methods=") else word for word in arguments]
+    return hydra("compare", as_choices(words), print_comparison)
 
 
 def print_comparison(config: Any) -> int:
@@ -54,7 +61,7 @@ def print_comparison(config: Any) -> int:
     failed = list(gate_failures(conditions, found))
     for line in dict.fromkeys(failed):
         print(f"failed: {line}", file=sys.stderr)
-    return FAILED if failed else DONE
+    return Exit.FAILED if failed else Exit.DONE
 
 
 def gate_failures(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterator[str]:

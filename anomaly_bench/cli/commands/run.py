@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.cli import launchers
-from anomaly_bench.config.compose import as_override, compose
-from anomaly_bench.config.settings import results_folder
-from anomaly_bench.errors import DONE, FAILED, UsageError, reason
+from anomaly_bench.cli.commands import tables
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.sweep import run_sweep
+from anomaly_bench.errors import Exit, reason
+from anomaly_bench.runs.runner import execute
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from anomaly_bench.records.record import Record
+
+def command(arguments: Sequence[str]) -> int:
+    return hydra("config", arguments, run_job, sweep=run_sweep, launches=True)
 
 
 def run_job(config: DictConfig) -> int:
@@ -24,14 +27,12 @@ def run_job(config: DictConfig) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from anomaly_bench.cli.commands import tables
-
-    hydra = HydraConfig.get()
-    ours = str(hydra.sweeper._target_).endswith("ResumingSweeper")
-    stop = Path(hydra.sweep.dir) / "stop" if ours and not OmegaConf.is_missing(hydra.job, "num") else None
+    sweep = HydraConfig.get()
+    ours = str(sweep.sweeper._target_).endswith("ResumingSweeper")
+    stop = Path(sweep.sweep.dir) / "stop" if ours and not OmegaConf.is_missing(sweep.job, "num") else None
     values: Any = OmegaConf.to_container(config, resolve=True)
-    launchers.settle(values, hydra)
-    launchers.limit_pools(values, hydra)
+    launchers.settle(values, sweep)
+    launchers.limit_pools(values, sweep)
     summary = execute(values, stop)
     try:
         if stop is None:  # not a part of a sweep
@@ -40,33 +41,5 @@ def run_job(config: DictConfig) -> int:
         pass
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
-        return FAILED
-    return FAILED if summary.failed or summary.busy or summary.stopped else DONE
-
-
-def execute(config: Any, stop: Path | None = None) -> Any:
-    """Run a resolved configuration and return its `Summary`; see `Runner` for `stop`."""
-    from anomaly_bench.console import Reporter, log_file
-    from anomaly_bench.hardware import timing
-    from anomaly_bench.runs.runner import Runner
-
-    log = results_folder(config) / "logs" / f"{timing.today()}-{os.getpid()}.log"
-    reporter = Reporter()
-    with log_file(log):
-        try:
-            with contextlib.closing(Runner(config, reporter, stop)) as runner:
-                return runner.run()
-        except KeyboardInterrupt:
-            reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
-            raise
-
-
-def evaluate(*overrides: str, **keys: Any) -> list[Record]:
-    """See `anomaly_bench.evaluate`."""
-    config = compose("config", [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())])
-    summary = execute(config)
-    if summary.failed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
-        raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} are written: {reasons}")
-    records: list[Record] = summary.records
-    return records
+        return Exit.FAILED
+    return Exit.FAILED if summary.failed or summary.busy or summary.stopped else Exit.DONE

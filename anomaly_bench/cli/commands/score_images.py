@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.config.settings import existing_folder, new_folder, truth, whole
+from anomaly_bench.config.settings import existing_folder, new_folder, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.errors import UsageError
 from anomaly_bench.files import image_files, tree
@@ -70,8 +70,8 @@ def read_wanted(values: Mapping[str, Any]) -> Wanted:
         save_overlays=truth(values, "save_overlays"),
         scale=read_scale(values["scale"]),
         device=str(values["device"]),
-        threads=cores() if values["threads"] is None else whole(values, "threads", 1),
-        batch_size=whole(values, "batch_size", 1),
+        threads=cores() if values["threads"] is None else whole_number(values, "threads", 1),
+        batch_size=whole_number(values, "batch_size", 1),
     )
 
 

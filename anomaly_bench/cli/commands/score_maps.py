@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.settings import existing_folder, input_size, new_folder, truth, whole
+from anomaly_bench.config.settings import existing_folder, input_size, new_folder, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.anomaly_maps import covered_crop
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
@@ -63,7 +63,7 @@ def score_maps(values: Mapping[str, Any]) -> bool:
     picked = read_metrics(values["metrics"])
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
     categories = chosen(dataset, values["category"])
-    threads = cores() if values["threads"] is None else whole(values, "threads", 1)
+    threads = cores() if values["threads"] is None else whole_number(values, "threads", 1)
     kept, reporter = kept_maps(place), Reporter()
     refuse_unused(values, bool(kept))
     source: KeptMaps | MapFiles

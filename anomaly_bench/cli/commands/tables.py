@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from anomaly_bench import files
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import choices, conf_folder, truth
 from anomaly_bench.errors import UsageError
 from anomaly_bench.published import load_references
@@ -52,6 +53,10 @@ def write_tables(summary: Summary) -> None:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
     for text in printed:
         print(text)
+
+
+def command(arguments: Sequence[str]) -> int:
+    return hydra("tables", as_choices(arguments), print_tables)
 
 
 def print_tables(config: Any) -> None:
@@ -143,13 +148,3 @@ def _overrides(record: Record) -> str:
         parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
     parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
     return " ".join([*parts, *(["oracle=true"] if record.oracle else [])])
-
-
-def print_choices(group: str, folders: Sequence[Path]) -> None:
-    """The names of a group, each with the first comment of its YAML."""
-    listed = choices(group, folders)
-    width = max(map(len, listed), default=0)
-    for name in listed:
-        path = next(folder / group / f"{name}.yaml" for folder in folders if (folder / group / f"{name}.yaml").exists())
-        comments = re.findall(r"^# (?!@package)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        print(f"{name:{width}}  {comments[0] if comments else ''}".rstrip())

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.parts import packaged
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.config.settings import choices, conf_folder, describe_input
 from anomaly_bench.errors import DataError
 from anomaly_bench.published import ORIGINS, TABLES, load_references, publications
@@ -69,7 +69,7 @@ class Measurement:
         method = self.records[0].config["method"]
         if "epochs" not in method:
             return "one pass"
-        own = packaged("method", self.records[0].method)
+        own = packaged_node("method", self.records[0].method)
         shares = [method[key] / own[key] for key in ("epochs", "samples") if key in own]
         share = shares[0] * (shares[1] if shares[1:] else 1)
         return f"{method['epochs']} of {own['epochs']} epochs, {share:.2g} of the published samples"
@@ -153,7 +153,7 @@ def overview(
     name: str, compared: Sequence[Mapping[str, Any]], measured: Sequence[Measurement], references: Sequence[Reference]
 ) -> tuple[str, ...]:
     """A method's row of the first table, with its measurement of the most records."""
-    evidence = packaged("method", name)["about"]["evidence"]
+    evidence = packaged_node("method", name)["about"]["evidence"]
     tests = evidence["tests"]
     row = (
         f"[{title(name)}](#{title(name).lower().replace(' ', '-')})",
@@ -225,7 +225,7 @@ def measurements(records: Iterable[Record]) -> list[Measurement]:
 def details(
     name: str, compared: Sequence[Mapping[str, Any]], measured: Sequence[Measurement], references: Sequence[Reference]
 ) -> Iterator[str]:
-    about = packaged("method", name)["about"]
+    about = packaged_node("method", name)["about"]
     evidence = about["evidence"]
     status, meaning = STATUSES[evidence["status"]]
     arxiv = publications()[name].arxiv
@@ -257,5 +257,5 @@ def comparisons(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def title(name: str) -> str:
-    printed: str = packaged("method", name)["about"]["title"]
+    printed: str = packaged_node("method", name)["about"]["title"]
     return printed

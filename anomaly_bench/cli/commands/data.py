@@ -1,7 +1,8 @@
-"""`anomaly-bench data check`: what a dataset's folder holds, and what is wrong with it."""
+"""`anomaly-bench data check|download`: what a dataset's folder holds and what is wrong with it; its archive."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -9,13 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anomaly_bench.cli.commands.data_download import download_dataset
+from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.data.check import COUNTED, examine
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
-from anomaly_bench.errors import UsageError, shorten
+from anomaly_bench.errors import Exit, UsageError, shorten
 from anomaly_bench.files import subfolders
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Dataset
+
+
+def command(subject: str, arguments: Sequence[str]) -> int:
+    work = download_dataset if subject == "download" else check_dataset
+    return hydra("data", arguments, lambda config: Exit.DONE if work(config) else Exit.FAILED)
 
 
 def check_dataset(config: Any) -> bool:

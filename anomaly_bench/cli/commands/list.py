@@ -1,0 +1,27 @@
+"""`anomaly-bench list datasets|methods|backbones|tables`: the choices of a group of the configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from anomaly_bench.config.compose import config_folders
+from anomaly_bench.config.settings import choices
+from anomaly_bench.errors import Exit, UsageError
+
+LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "tables": "table"}
+
+
+def command(subject: str, arguments: Sequence[str]) -> int:
+    """Print the names of a group, each with the first comment of its YAML."""
+    for index, argument in enumerate(arguments):
+        if not {argument, *arguments[max(0, index - 1) : index]} & {"--config-dir", "-cd"}:
+            raise UsageError(f"list {subject}: takes --config-dir DIR only, found {argument}")
+    group, folders = LISTS[subject], config_folders(arguments)
+    listed = choices(group, folders)
+    width = max(map(len, listed), default=0)
+    for name in listed:
+        path = next(folder / group / f"{name}.yaml" for folder in folders if (folder / group / f"{name}.yaml").exists())
+        comments = re.findall(r"^# (?!@package)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        print(f"{name:{width}}  {comments[0] if comments else ''}".rstrip())
+    return Exit.DONE

@@ -1,0 +1,15 @@
+"""`anomaly-bench references check|evidence`: what published tables contradict; what our methods were compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.published.audit.evidence import print_evidence
+from anomaly_bench.published.audit.page import print_contradictions
+
+
+def command(subject: str, arguments: Sequence[str]) -> int:
+    if subject == "evidence":
+        return hydra("evidence", arguments, print_evidence)
+    return hydra("references", arguments, print_contradictions)

@@ -1,0 +1,42 @@
+"""`anomaly-bench score`: a folder of images by a kept model, or metrics from anomaly maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.overrides import SWEEPING
+from anomaly_bench.config.settings import conf_folder
+from anomaly_bench.errors import Exit, UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
+MAPS_KEYS = ("category", "data_root", "input", "scores", "metrics", "update")  # of score maps=
+
+
+def command(arguments: Sequence[str]) -> int:
+    if set(SWEEPING) & set(arguments):
+        raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
+    return hydra("score", arguments, score_job)
+
+
+def score_job(config: DictConfig) -> int:
+    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored."""
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    if (values["model"] is None) == (values["maps"] is None):
+        raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score.yaml"))
+    given, unused = ("maps", MODEL_KEYS) if values["model"] is None else ("model", MAPS_KEYS)
+    for key in unused:
+        if values[key] != defaults[key]:
+            raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
+    if given == "model":
+        from anomaly_bench.cli.commands.score_images import score_images as work
+    else:
+        from anomaly_bench.cli.commands.score_maps import score_maps as work
+    return Exit.DONE if work(values) else Exit.FAILED

@@ -1,0 +1,34 @@
+"""`anomaly-bench status`: what is done, failed and missing of a run or of a sweep, without computing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_bench.cli.commands.run import run_job
+from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.overrides import as_sweep
+from anomaly_bench.cli.sweep import complaints, job_table, look, method_and_backbone, new_console
+from anomaly_bench.console import Reporter
+from anomaly_bench.runs.runner import State
+
+if TYPE_CHECKING:
+    from anomaly_bench.cli.sweep import Jobs
+
+
+def command(arguments: Sequence[str]) -> int:
+    return hydra("config", as_sweep(arguments), run_job, sweep=print_status)
+
+
+def print_status(jobs: Jobs) -> bool:
+    """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
+    found = look(jobs, Reporter())
+    rows = [((*method_and_backbone(job), job.shown_name), [str(job.count(state)) for state in State]) for job in found]
+    console = new_console(sys.stdout)
+    console.print(job_table(("method", "backbone", "job"), list(State), rows))
+    for line in complaints(found):
+        console.print(line)
+    total = {state: sum(job.count(state) for job in found) for state in State}
+    console.print(f"{len(found)} jobs: " + ", ".join(f"{count} {state}" for state, count in total.items()))
+    return not total[State.FAILED] and not total[State.MISSING]

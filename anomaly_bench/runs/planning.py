@@ -1,0 +1,121 @@
+"""What jobs will take in memory, disk and time, by shapes and by earlier records; nothing is computed."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly_bench.cache import cache_root
+from anomaly_bench.errors import TooLarge
+from anomaly_bench.files import digest
+from anomaly_bench.hardware import devices, timing
+from anomaly_bench.records import outlines
+
+if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
+    from anomaly_bench.runs.evaluator import Evaluator
+    from anomaly_bench.runs.job import Job
+    from anomaly_bench.runs.runner import Runner
+
+PICTURE_BYTES = 30_000  # of one of the gallery's pictures, about
+RECORD_BYTES = 120_000  # of a record with its curves and samples, about
+
+
+@dataclass
+class Estimate:
+    """What one category of a job will take; bytes and seconds, None: nothing is known to tell it by.
+
+    `sources` say where memory and time come from; `refused` why the job would not be begun, "" if it would.
+    """
+
+    memory: int
+    disk: int
+    seconds: float | None
+    sources: tuple[str, str]
+    refused: str
+
+
+class Planner:
+    """Estimates jobs by shapes, on the meta device, and by earlier records of the same method and backbone."""
+
+    def __init__(self) -> None:
+        self.evaluators: dict[str, Evaluator] = {}  # by what their networks are made of
+        self.known: dict[Path, list[Record]] = {}
+
+    def estimate(self, runner: Runner, job: Job) -> Estimate:
+        """Raises UsageError: method and backbone do not go together."""
+        evaluator, refused = self.evaluator(runner), ""
+        try:
+            evaluator.require_memory(job)
+        except TooLarge as error:
+            refused = str(error)
+        shapes = max(sum(parts.values()) for _, parts in evaluator.needs(job))
+        like = self.like(runner, job)
+        peaks = [1e6 * record.cost["peak_ram_mb"] for record in like if record.cost.get("peak_ram_mb")]
+        memory, source = shapes, "shapes"
+        if peaks and max(peaks) > shapes:  # memory banks, and what a method works in
+            memory, source = round(max(peaks)), f"{len(peaks)} records"
+        seconds = self.seconds(runner, job, like)
+        told = f"{len(like)} records" if seconds is not None else "no record yet"
+        return Estimate(memory, disk(runner, job, evaluator), seconds, (source, told), refused)
+
+    def evaluator(self, runner: Runner) -> Evaluator:
+        """One for all jobs of the same networks: seeds and categories change no shape."""
+        from anomaly_bench.runs.evaluator import Evaluator
+
+        config = runner.config
+        method = {key: value for key, value in config["method"].items() if key != "seed"}
+        settings = runner.settings
+        shape = [settings.size, settings.batch_size, settings.save_maps, settings.save_model, settings.speed]
+        key = digest([method, config["backbone"], settings.precision, settings.device, shape])
+        if key not in self.evaluators:
+            self.evaluators[key] = Evaluator(config, runner.weights, settings, runner.reporter)
+        return self.evaluators[key]
+
+    def like(self, runner: Runner, job: Job) -> list[Record]:
+        """The records of the results folder with the job's method, backbone and input, made on a device like ours."""
+        results, settings = runner.settings.results, runner.settings
+        if results not in self.known:
+            self.known[results] = outlines.outlines(results)[0] if results.is_dir() else []
+        device = devices.device_name(devices.device_kind(settings.device))
+        wanted = (job.first.method, job.first.backbone, settings.input, device)
+        made = [each for each in self.known[results] if wanted[:3] == (each.method, each.backbone, each.input)]
+        return [record for record in made if record.cost.get("device") == device]
+
+    def seconds(self, runner: Runner, job: Job, like: Sequence[Record]) -> float | None:
+        """Of fit, scoring and timing: the records' medians for an image and, of a training, for an epoch."""
+        if not like:
+            return None
+        epochs = job.config["method"].get("epochs", 1)
+        each = [
+            record.cost["fit_s"] / max(1, record.counts["fit"]) / record.config["method"].get("epochs", 1)
+            for record in like
+        ]
+        scored = [record.cost["score_s"] / record.counts["test"] for record in like]
+        tested = sum(map(len, job.task.tests.values()))
+        timed = 2 * timing.SECONDS if runner.settings.speed else 0
+        work = statistics.median(each) * len(job.task.fit) * epochs + statistics.median(scored) * tested
+        return float(work + timed)
+
+
+def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
+    """Bytes of the cache's decoded images, masks and features, and of what is kept beside the record."""
+    settings = runner.settings
+    pixels = settings.resize[0] * settings.resize[1]
+    tested = sum(map(len, job.task.tests.values()))
+    images = tested + len(job.task.fit)
+    cached = job.image_bytes + pixels * tested
+    cached += images * sum(network.stored_bytes(settings.size) for network in evaluator.networks)
+    kept = (RECORD_BYTES + 3 * PICTURE_BYTES * settings.gallery) * len(job.task.tests)
+    kept += 4 * settings.size[0] * settings.size[1] * tested if settings.save_maps else 0
+    return cached + kept + (evaluator.footprint(job.task.channels)[0] if settings.save_model else 0)
+
+
+def free_disk() -> int:
+    """Bytes on the disk of the cache, which takes the larger part."""
+    there = next(folder for folder in (cache_root(), *cache_root().parents) if folder.exists())
+    return shutil.disk_usage(there).free
