@@ -1,7 +1,7 @@
-"""The shared vocabulary of methods, metrics and runs; that of datasets is in data/dataset.py.
+"""The types shared by methods, metrics and runs; those of datasets are in data/dataset.py.
 
-Shape legend, used in every docstring and trailing comment:
-    N images of a set, B images of a batch, C channels, H x W pixels, h x w patches, D dimensions.
+Shape legend for all docstrings and trailing comments:
+    N images in a set, B images in a batch, C channels, H x W pixels, h x w patches, D dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # this module is read by commands that must not import torch
+if TYPE_CHECKING:  # commands that must not import torch import this module
     import torch
     from torch import Tensor
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:  # this module is read by commands that must not import torch
 
 
 class Scores(NamedTuple):
-    """What a method says of a batch; higher = more anomalous, on any scale."""
+    """A method's output for a batch; higher = more anomalous, on any scale."""
 
     image: Tensor  # (B,)
     map: Tensor | None  # (B, H, W); None: the method does not localise
 
 
-Maps = NDArray[np.floating[Any]] | Sequence[NDArray[np.floating[Any]]]  # (N, H, W), or N of unlike (H, W)
+Maps = NDArray[np.floating[Any]] | Sequence[NDArray[np.floating[Any]]]  # (N, H, W), or N of different (H, W)
 Masks = NDArray[np.bool_] | Sequence[NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scored test set: all that a metric may look at.
+    """A scored test set: everything that a metric may use.
 
     labels (N,) bool, True = defect, from the folder; scores (N,); maps (N, H, W) or None: the method does not
-    localise; masks (N, H, W) bool or None: the dataset has no masks. Images of unlike sizes are a list of (H, W).
+    localise; masks (N, H, W) bool or None: the dataset has no masks. Images of different sizes form a list of (H, W).
     """
 
     labels: NDArray[np.bool_]
@@ -55,73 +55,73 @@ class Features(Protocol):
 
 
 class Method(Protocol):
-    """A method is a torch.nn.Module with these three, called in this order.
+    """A method is a torch.nn.Module with these three methods, called in this order.
 
     The runner sets the seed, calls `build` with the shapes of the backbone's levels, moves the method to the device,
-    calls `fit`, and puts it in evaluation mode. It does all of that anew for each fit, so that `fit` finds new weights
-    and empty buffers. A saved model is built and filled instead of fitted.
+    calls `fit`, and switches to evaluation mode. It repeats all of this for each fit, so `fit` always starts from new
+    weights and empty buffers. A saved model is built and loaded instead of fitted.
 
-    Its parameters are the extra parameters, its persistent buffers the stored statistics, its state dict what is
-    saved. The backbone is given to its constructor and is no submodule. An attribute `facts` (a dict), if it has one,
-    goes to the record's `cost`; one named `resolved` replaces arguments of the constructor in a saved model. Where its
-    YAML has the key `oracle`, a method also has `oracle(images)`: with oracle=true it is given all batches of a test
-    set before that is scored, to choose on them what its paper chose.
+    Its parameters count as extra parameters, its persistent buffers as stored statistics; its state dict is saved. The
+    backbone is passed to the constructor and is not a submodule. An optional attribute `facts` (a dict) is stored in
+    the record's `cost`; an optional `resolved` replaces constructor arguments in a saved model. If its YAML has the key
+    `oracle`, the method also has `oracle(images)`: with oracle=true it receives all batches of a test set before
+    scoring, to choose on them what its paper chose on the test set.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
+        """Create networks and buffers for feature levels of these (C, h, w) shapes; needs neither data nor weights.
 
-        A method without a backbone is given the (C, H, W) of the images: (3, H, W), unless its YAML names other
-        `planes` than [rgb]. It refuses with a UsageError what it cannot take. What an earlier `build` made is replaced.
+        A method without a backbone receives the images' (C, H, W): (3, H, W), unless its YAML sets `planes` other than
+        [rgb]. It raises a UsageError for unsupported shapes. A second call replaces what the first one created.
         """
 
     def fit(self, normals: TrainingSet) -> None:
-        """Learn from normal training images only, on their device, what `build` has made.
+        """Train what `build` created, on the set's device, from normal training images only.
 
-        There are none where the method's YAML says `zero_shot: true` and the task has none.
+        The set may be empty if the method's YAML says `zero_shot: true`.
         """
 
     def score(self, images: Tensor) -> Scores:
-        """Scores of (B, C, H, W) images, 8-bit ones in [0, 1].
+        """Score (B, C, H, W) images; 8-bit images are scaled to [0, 1].
 
         Raises:
-            NotFittedError: in training mode, so before `fit`; see `anomaly_bench.components.validation.check_fitted`.
+            NotFittedError: called before `fit`; see `anomaly_bench.components.validation.check_fitted`.
         """
         ...
 
 
 class Advance(Protocol):
-    """Moves a progress bar on by so many, with a note such as the loss."""
+    """Advances a progress bar by `done`, with a note such as the loss."""
 
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
 def no_progress(done: int, note: str = "") -> None:
-    """The progress of a bar that nobody watches."""
+    """Ignores progress."""
 
 
 def no_announcement(images: Tensor, start: int, batch: int) -> None:
-    """Batches that nobody wants to know of."""
+    """Ignores announced batches."""
 
 
 @contextlib.contextmanager
 def no_stage(title: str, total: int) -> Iterator[Advance]:
-    """A stage that nobody watches."""
+    """A stage without a progress bar."""
     yield no_progress
 
 
 class TrainingSet:
-    """The normal training images of one task, as a method's `fit` sees them.
+    """The normal training images of one task, as passed to a method's `fit`.
 
     Args:
         name: the task's name, for messages.
         pixels: (N, H, W, C) uint8 or float32, an array or a memory map.
-        device: where batches are put.
+        device: where batches are placed.
         advance: called with the number of images after each batch (a progress bar).
-        stage: called with a title and a total, makes another bar: `with stage("coreset", 100) as advance`.
-        checkpoint: the file in which an unfinished training is kept; None: nowhere.
-        group: the task's, such as "textures"; None: it has none.
-        announce: called with each batch of `images` without a transform, the number of its first image, and `batch`.
+        stage: opens another progress bar with a title and a total: `with stage("coreset", 100) as advance`.
+        checkpoint: file for the state of unfinished training; None: no checkpoints.
+        group: the task's group, such as "textures"; None: none.
+        announce: called with each untransformed batch of `images`, the index of its first image, and the batch size.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class TrainingSet:
         self.name, self.pixels, self.device, self.group, self.announce = name, pixels, device, group, announce
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
-        self.validation: TrainingSet | None = None  # normal images that the dataset holds out; None: it has none
+        self.validation: TrainingSet | None = None  # normal images that the dataset holds out, if any
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -149,7 +149,7 @@ class TrainingSet:
         return self.pixels.shape[1], self.pixels.shape[2]
 
     def images(self, batch: int, transform: Transform | None = None) -> Iterator[Tensor]:
-        """Batches (B, C, H, W) float32, of 8-bit images in [0, 1], in order; `transform` may change each."""
+        """Batches (B, C, H, W) float32 in order, 8-bit images scaled to [0, 1], each passed through `transform`."""
         for start in range(0, len(self), batch):
             images = to_tensor(self.pixels[start : start + batch], self.device)
             if transform is None:
@@ -158,16 +158,16 @@ class TrainingSet:
             self.advance(min(batch, len(self) - start))
 
     def select(self, numbers: Tensor) -> Tensor:
-        """(B, C, H, W) float32, of 8-bit images in [0, 1]: the images of these numbers (B,)."""
+        """The images with these indices (B,): (B, C, H, W) float32, 8-bit images scaled to [0, 1]."""
         return to_tensor(self.pixels[numbers.numpy()], self.device)
 
     def features(self, backbone: Features, batch: int, transform: Transform | None = None) -> Iterator[list[Tensor]]:
-        """Each batch of `images` passed once through a frozen backbone."""
+        """Pass each batch of `images` once through a frozen backbone."""
         for images in self.images(batch, transform):
             yield backbone(images)
 
     def feature_array(self, backbone: Features, batch: int, transform: Transform | None = None) -> FeatureArray:
-        """The features of all images, passed once through a frozen backbone, for as many epochs as one likes."""
+        """The features of all images from one pass through a frozen backbone, for use in any number of epochs."""
         array: FeatureArray | None = None
         start = 0
         for levels in self.features(backbone, batch, transform):
@@ -180,7 +180,7 @@ class TrainingSet:
         return array
 
     def split(self, fraction: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
-        """The images in two: all but a share of them, and that share, at least one image each, drawn by the seed.
+        """Split at random into a training part and a held-out `fraction`, each with at least one image.
 
         Raises:
             ValueError: fewer than two images.
@@ -189,22 +189,22 @@ class TrainingSet:
             raise ValueError(f"{self.name}: {len(self)} training image; expected at least 2, as some are held out")
         count = min(max(1, round(fraction * len(self))), len(self) - 1)
         order = np.random.default_rng(seed).permutation(len(self))
-        others, rest = np.sort(order[:count]), np.sort(order[count:])
-        return self.part(rest), self.part(others)
+        held_out, rest = np.sort(order[:count]), np.sort(order[count:])
+        return self.part(rest), self.part(held_out)
 
     def part(self, numbers: NDArray[np.intp]) -> TrainingSet:
-        """Some of the images, by their numbers."""
+        """A subset of the images, by index."""
         return TrainingSet(
             self.name, self.pixels[numbers], self.device, self.advance, self.stage, self.checkpoint, self.group
         )
 
 
 class FeatureArray:
-    """Features (N, C, h, w) of each level, channels last, in memory or, where they are large, in a temporary file.
+    """Features (N, C, h, w) of each level, channels last, in memory or, if large, in a temporary file.
 
     Args:
         shapes: (N, C, h, w) of each level.
-        device: where the features that are asked for are put.
+        device: where selected features are placed.
     """
 
     LARGE = 4_000_000_000  # bytes
@@ -213,12 +213,12 @@ class FeatureArray:
         import torch
 
         self.device = device
-        lying = [(count, height, width, channels) for count, channels, height, width in shapes]
-        if 4 * sum(int(np.prod(shape)) for shape in lying) <= self.LARGE:
-            levels = [torch.empty(shape) for shape in lying]
+        layouts = [(count, height, width, channels) for count, channels, height, width in shapes]
+        if 4 * sum(int(np.prod(shape)) for shape in layouts) <= self.LARGE:
+            levels = [torch.empty(shape) for shape in layouts]
         else:
-            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in lying]  # noqa: SIM115 (the map holds it)
-            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, lying, strict=True)]
+            files = [tempfile.TemporaryFile(prefix="anomaly-bench-") for _ in layouts]  # noqa: SIM115 (kept by the map)
+            maps = [np.memmap(file, np.float32, "w+", shape=shape) for file, shape in zip(files, layouts, strict=True)]
             levels = [torch.from_numpy(array) for array in maps]
         self.levels = [level.permute(0, 3, 1, 2) for level in levels]
 
@@ -231,21 +231,21 @@ class FeatureArray:
         return [(level.shape[1], level.shape[2], level.shape[3]) for level in self.levels]
 
     def __getitem__(self, chosen: Tensor | slice) -> list[Tensor]:
-        """The levels (B, C, h, w), channels last, of some images, by their numbers."""
+        """The levels (B, C, h, w), channels last, of the chosen images."""
         return [level[chosen].to(self.device) for level in self.levels]
 
 
-if not TYPE_CHECKING:  # a type checker reports unknown names itself
+if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
     def __getattr__(name: str) -> object:
-        """Raise ImportError for what had another name."""
+        """Raise ImportError for renamed classes."""
         if name == "Normals":
-            raise ImportError("anomaly_bench.protocol.Normals is named TrainingSet now: change the import")
+            raise ImportError("anomaly_bench.protocol.Normals was renamed TrainingSet: change the import")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def to_tensor(pixels: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
-    """(B, H, W, C) -> (B, C, H, W) float32, channels last in memory: uint8 in [0, 1], floats as they are."""
+    """(B, H, W, C) -> (B, C, H, W) float32, channels last in memory; uint8 is scaled to [0, 1], floats are kept."""
     import torch
 
     batch = torch.from_numpy(np.array(pixels)).to(device)  # a copy: the store is read-only

@@ -248,7 +248,7 @@ TINY = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=ra
 
 
 def test_a_pyramid_is_not_read_from_a_transformer_unless_its_blocks_are_named():
-    with pytest.raises(UsageError, match=r"no level 1 in Vision.*has block0 to block11, all of one stride"):
+    with pytest.raises(UsageError, match=r"no level 1 in Vision.*has block0 to block11, all with the same stride"):
         _ = Setup("padim", "deit_base", TINY).network
     method = Setup("padim", "deit_base", (*TINY, "method.levels=[block3,block7]")).fitted()
     assert method.score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)

@@ -138,14 +138,14 @@ def remembering(self, shapes):
 
 
 BROKEN = {  # check: (method, what its author is told)
-    "check_is_a_method": (lambda network: object(), "object is no torch.nn.Module: derive it"),
+    "check_is_a_method": (lambda network: object(), "object is not a torch.nn.Module: derive it"),
     "check_shapes_and_values": (
         changed(scores=lambda self, maps: Scores(maps.amax(dim=(1, 2)), maps[:, ::4, ::4])),
         r"map scores of shape \(4, 16, 16\), expected \(4, 64, 64\): one value per pixel",
     ),
     "check_alone_as_in_a_batch": (
         changed(scores=lambda self, maps: Mean.scores(self, maps / maps.amax())),
-        "otherwise in another order|otherwise alone than in a batch: take no maximum",
+        "differently in another order|differently alone than in a batch: use no maximum",
     ),
     "check_same_seed_same_bits": (
         changed(keep=lambda self, levels: self.mean.fill_(np.random.default_rng().random())),
@@ -153,31 +153,31 @@ BROKEN = {  # check: (method, what its author is told)
     ),
     "check_second_fit_forgets": (
         changed(build=remembering, keep=lambda self, levels: self.mean.add_(levels.mean(dim=0))),
-        "a second fit remembers the first: make networks and statistics anew in build.*off by",
+        "a second fit depends on the first: create all networks and statistics in build.*off by",
     ),
     "check_inputs_untouched": (
         changed(score=lambda self, images: Mean.score(self, images.mul_(0.5))),
-        "score changed its images: use no operation in place",
+        "score changed its images: avoid in-place operations",
     ),
     "check_planted_defect_outscores_its_twin": (
         changed(scores=lambda self, maps: Mean.scores(self, -maps)),
-        "the image score does not rise where a red square is planted.* is a sign wrong",
+        "the image score does not rise when a red square is added.* is a sign wrong",
     ),
     "check_score_before_fit": (
         changed(score=lambda self, images: Mean.score(self.eval(), images)),
-        r"score before fit returned scores: let it begin with check_fitted\(self\)",
+        r"score before fit returned scores: call check_fitted\(self\) first",
     ),
     "check_saved_and_loaded": (
         changed(build=lambda self, shapes: setattr(self, "mean", torch.empty(shapes[0]).fill_(0))),
-        "saved and loaded it scores otherwise: keep all that score needs in parameters and persistent buffers",
+        "it scores differently after saving and loading: keep what score needs in parameters or persistent buffers",
     ),
     "check_counts_without_data": (
         changed(build=lambda self, shapes: Mean.build(self, shapes) or print(float(self.mean.sum()))),
-        "cannot run on the meta device: let it make networks and buffers",
+        "fails on the meta device: only create networks and buffers",
     ),
     "check_keeps_float32": (
         changed(build=lambda self, shapes: self.register_buffer("mean", torch.empty(shapes[0]).double())),
-        r"another precision than float32: \{'mean': torch.float64\}; convert",
+        r"not stored as float32: \{'mean': torch.float64\}; convert",
     ),
 }
 
@@ -210,7 +210,7 @@ def test_a_score_may_take_gradients():
 def test_a_method_that_imports_the_old_name_is_told_the_new_one(tmp_path, monkeypatch):
     (tmp_path / "written_before.py").write_text("from anomaly_bench.protocol import Normals, Scores\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UsageError, match="Normals is named TrainingSet now: change the import"):
+    with pytest.raises(UsageError, match="Normals was renamed TrainingSet: change the import"):
         construct({"_target_": "written_before.Old", "name": "old"}, "method")
 
 
@@ -229,7 +229,7 @@ MORE = [
     (
         check_shapes_and_values,
         changed(scores=lambda self, maps: Mean.scores(self, maps.double())),
-        r"image scores are torch\.float64: return them as float32",
+        r"image scores are torch\.float64: return float32",
     ),
     (
         check_shapes_and_values,
@@ -239,17 +239,17 @@ MORE = [
     (
         check_shapes_and_values,
         changed(scores=lambda self, maps: Mean.scores(self, maps * torch.ones((), requires_grad=True))),
-        r"image scores carry a graph: put @torch\.no_grad\(\) on score, or detach",
+        r"image scores require grad: put @torch\.no_grad\(\) on score, or detach",
     ),
     (
         check_counts_without_data,
         changed(keep=lambda self, levels: setattr(self, "extra", torch.nn.Linear(2, 2))),
-        r"makes 0 parameters, fit 6: make all of them in build",
+        r"0 parameters after build\(shapes\), 6 after fit: create all in build",
     ),
     (
         check_saved_and_loaded,
         changed(keep=lambda self, levels: setattr(self, "mean", levels.mean(dim=0, keepdim=True))),
-        r"rows that fit counts: see neighbours.*size mismatch",
+        r"row counts known only to fit: see neighbours.*size mismatch",
     ),
 ]
 
@@ -273,7 +273,7 @@ def test_a_backbone_that_breaks_the_contract():
     learning = Setup(READS_ALL, "r18", ("backbone.weights=random",))
     learning.network.network.layer2.register_module("noise", torch.nn.Dropout())
     learning.network.network.layer2.train()
-    with pytest.raises(AssertionError, match="the same images give other features: is the network in evaluation mode"):
+    with pytest.raises(AssertionError, match="features of the same images differ: is the network in evaluation mode"):
         check_each_image_by_itself(learning)
 
 
@@ -284,12 +284,12 @@ def test_a_dataset_that_keeps_the_contract(tree):
 
 def test_datasets_that_break_it(tree):
     made = folder(None, None, tree)
-    with pytest.raises(AssertionError, match="categories Cog, cog differ in case only"):
+    with pytest.raises(AssertionError, match="categories Cog, cog differ only in case"):
         check_names(replace(made, categories={"Cog": None, "cog": None, "mat": None}))
     with pytest.raises(AssertionError, match=r"no category has a folder in .*: check data_root"):
         check_names(replace(made, categories={"screw": None}))
     shutil.copy(tree / "cog" / "train" / "good" / "002.png", tree / "cog" / "test" / "good" / "009.png")
-    with pytest.raises(AssertionError, match=r"cog: test/good/009.png of the test set are training images too"):
+    with pytest.raises(AssertionError, match=r"cog: test/good/009.png are in both training and test set"):
         check_no_image_is_fitted_and_tested(made)
 
     class Mixed(type(made)):

@@ -163,7 +163,7 @@ def test_a_size_that_does_not_work_is_refused_before_training(command, tree):
     words = ["method=cs_flow", "method.hidden=4", "dataset=folder", f"data_root={tree}", "input.resize=96"]
     status, _, err = command(*words)
     assert status == 2
-    assert "multiples of 128, such as 128 or 256: give input.resize or input.crop" in err
+    assert "multiples of 128, such as 128 or 256: set input.resize or input.crop" in err
 
 
 @pytest.mark.parametrize(

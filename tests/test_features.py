@@ -337,7 +337,7 @@ def test_damage_is_found_and_made_anew(damage, data, cache, filled, caplog):
     assert found.images == filled.images
     last = FIT % 4 + TEST % 4  # images in the last batches, which were damaged
     assert passed(found) == (last if damage in ("flipped", "cut off") else FIT + TEST)
-    assert ("computed anew" in caplog.text) == (not damage.startswith("index"))
+    assert ("recomputing the features" in caplog.text) == (not damage.startswith("index"))
     assert passed(evaluate(data, *PADIM)) == (0 if damage.startswith("index") else FIT + TEST)
 
 
@@ -434,7 +434,7 @@ def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache)
 @pytest.mark.parametrize("reason", ["limit", "disk", "memory", "folder"])
 def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="anomaly_bench")
-    words, says = list(PADIM), "features are not kept"
+    words, says = list(PADIM), "features are not cached"
     if reason == "limit":
         words.append("cache_gb=1e-4")
         says += r": 0.00 GB do not fit into cache_gb=0.0001"

@@ -75,7 +75,7 @@ def test_one_training_image_is_too_few():
 
 
 def test_another_image_size_is_refused():
-    with pytest.raises(ValueError, match="score images of one size"):
+    with pytest.raises(ValueError, match="score images of the same size"):
         Setup("padim").one.score(torch.rand(1, 3, 96, 96))
 
 

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
 
 
 def test_another_image_size_is_refused():
-    with pytest.raises(ValueError, match="score images of one size"):
+    with pytest.raises(ValueError, match="score images of the same size"):
         Setup("spade").one.score(torch.rand(1, 3, 96, 96))
 
 

@@ -1,4 +1,4 @@
-"""Frozen networks read at levels: how they are made, cut, run and kept."""
+"""Frozen backbones read at levels: created, truncated, run and cached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["Backbone", "Networks"]
 
 
-def __getattr__(name: str) -> Any:  # torch is imported only where a network is made
+def __getattr__(name: str) -> Any:  # imports torch only when a network is needed
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from anomaly_bench.backbones import backbone

@@ -1,4 +1,4 @@
-"""The architectures behind backbones: made, read at modules, cut after the last of them, filled with weights."""
+"""The architectures behind backbones: created, hooked at modules, truncated after the last one, loaded with weights."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def create(network: str, options: Mapping[str, Any]) -> Any:
 
 
 def find_levels(network: nn.Module, modules: Mapping[str, str] | str, levels: Sequence[int | str] | str) -> list[str]:
-    """The paths in the network of the levels that are asked for."""
+    """The module paths of the requested levels."""
     if levels != "all" and (isinstance(levels, str) or not isinstance(levels, Sequence) or not levels):
         raise UsageError(f"method.levels={levels}: expected a list, such as [1,2,3], or all")
     if isinstance(modules, str):
         last = len(list(network.get_submodule(modules).children())) - 1
-        known = f"block0 to block{last}, all of one stride: it is a transformer"
+        known = f"block0 to block{last}, all with the same stride, as it is a transformer"
         modules = {f"block{number}": f"{modules}.{number}" for number in range(last + 1)}
     else:
         known = ", ".join(modules)
@@ -50,7 +50,7 @@ def find_levels(network: nn.Module, modules: Mapping[str, str] | str, levels: Se
 
 
 def find_module(network: nn.Module, path: str, key: str) -> nn.Module:
-    """The module at a path of the network; `key` is what the error names."""
+    """The module at a path of the network; errors name `key`."""
     try:
         return network.get_submodule(path)
     except AttributeError as error:
@@ -58,20 +58,20 @@ def find_module(network: nn.Module, path: str, key: str) -> nn.Module:
 
 
 def truncate(network: nn.Module, paths: Sequence[str]) -> None:
-    """Empty every module after the last of `paths`: networks name their modules in the order they run them in."""
+    """Empty every module after the last of `paths`; networks define their modules in execution order."""
     order = [name for name, _ in network.named_modules()]
     parent = network
     for step in max(paths, key=order.index).split("."):
         names = [name for name, _ in parent.named_children()]
         for later in names[names.index(step) + 1 :]:
-            setattr(parent, later, nn.Sequential())  # hands its input on, and a ModuleList's place is kept too
+            setattr(parent, later, nn.Sequential())  # passes its input through, and keeps ModuleList indices
         parent = parent.get_submodule(step)
 
 
 def fold_batch_norm(network: nn.Module) -> None:
-    """Move each normalisation that follows a convolution into its weights: a quarter less time, the same to 1e-5.
+    """Fold each batch norm that follows a convolution into its weights: 25 % faster, equal to within 1e-5.
 
-    Only its activation, where timm's has one, stays in its place.
+    Only the activation that timm's batch norms may include remains.
     """
     for parent in network.modules():
         names = list(parent._modules)
@@ -90,13 +90,13 @@ def fold_batch_norm(network: nn.Module) -> None:
 
 
 def to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(B, T, C) tokens, class tokens first -> (B, C, h, w), a view that lies channels last."""
+    """(B, T, C) tokens, class tokens first -> (B, C, h, w), a channels-last view."""
     patches = tokens[:, -height * width :]
     return patches.reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
 
 
 def listen(network: nn.Module, paths: Sequence[str], norm: nn.Module) -> dict[str, Tensor]:
-    """A dict that the outputs of some modules, put through `norm`, appear in whenever the network runs, by path."""
+    """A dict that each forward pass fills with the modules' outputs after `norm`, by path."""
     outputs: dict[str, Tensor] = {}
     for path in paths:
         network.get_submodule(path).register_forward_hook(functools.partial(keep, outputs, path, norm))
@@ -111,10 +111,10 @@ def keep(
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from torch's without running any code in it.
+    """Load a state dict from a safetensors or torch file, without executing code in it.
 
     Raises:
-        UsageError: another format, or a pickle of more than tensors.
+        UsageError: another format, or a pickle that holds more than tensors.
     """
     try:
         if file.suffix == ".safetensors":
@@ -124,7 +124,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors raise a dozen kinds
         raise UsageError(
-            f"{file}: not a weights file that can be read safely ({one_line(str(error)).split('. ')[0]}); "
+            f"{file}: not a weights file that can be loaded safely ({one_line(str(error)).split('. ')[0]}); "
             "expected safetensors, or a state dict that torch.load reads with weights_only=True"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else None
@@ -134,12 +134,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
-    """Fill a network by name; where no name fits, by order, if every shape does.
+    """Load weights by name or, if the names differ but all shapes match, by order.
 
-    The same architecture from another code base has other names in the same order (lite0's weights package).
+    Another code base may use other names in the same order (lite0's weights package).
 
     Raises:
-        UsageError: the tensors are not this network's.
+        UsageError: the tensors do not fit this network.
     """
     wanted = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}

@@ -1,9 +1,9 @@
-"""Frozen networks read at levels. They alone know the mean and deviation that images are normalised with.
+"""Frozen networks read at levels. Only they know the mean and standard deviation that images are normalised with.
 
-A backbone's YAML says which module's output is which level. Level n has stride 2^(n+1), as ResNet's layer n: levels
-1, 2, 3 have strides 4, 8, 16. Where two stages share a stride, the first is na and the last n; `stem` comes before
-the stages, `head` after them. A transformer has one stride: its levels are block0, block1, and so on, so that a
-method which asks for a pyramid (levels 1, 2, 3) is refused.
+A backbone's YAML maps levels to module outputs. Level n has stride 2^(n+1), like ResNet's layer n: levels 1, 2, 3 have
+strides 4, 8, 16. If two stages share a stride, the first is level na and the last n; `stem` comes before the stages,
+`head` after them. All levels of a transformer have the same stride and are named block0, block1, and so on, so methods
+that need a pyramid (levels 1, 2, 3) reject it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.torch_setup import DTYPES
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no types there
-    """Within it, `most` becomes the most bytes that tensors made there have taken at one time, on whatever device."""
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in torch
+    """Tracks in `most` the peak bytes of tensors created inside the context, on any device."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -47,11 +47,11 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no t
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = operation(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self.alive:
                 self.add(tensor.untyped_storage())
-        return made
+        return result
 
     def add(self, storage: torch.UntypedStorage) -> None:
         self.alive.add(id(storage))
@@ -65,21 +65,21 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch has no t
 
 
 class Backbone:
-    """A network, cut after the last level that is read, in evaluation mode, without gradients.
+    """A network truncated after the last level that is read, in evaluation mode, without gradients.
 
     Args:
-        network: timm's name of the architecture, or `torchvision.` and torchvision's.
+        network: timm's name of the architecture, or `torchvision.` followed by torchvision's.
         mean, std: of the three channels of images in [0, 1].
-        modules: level -> path of the module whose output it is (one that no later module overwrites in place); of a
+        modules: level -> path of the module whose output it is (one that no later module overwrites in place); for a
             transformer the path of its blocks.
-        levels: one feature map is returned for each, in this order; "all": every level of `modules`.
-        weights: a state dict's file (safetensors, or torch's read with weights_only=True); None: random, seed 0.
-        precision: "fp32", or "bf16" / "fp16" for autocast; features are float32 all the same.
+        levels: levels to return, in this order; "all": every level of `modules`.
+        weights: file of a state dict (safetensors, or torch's, loaded with weights_only=True); None: random, seed 0.
+        precision: "fp32", or "bf16" / "fp16" for autocast; features are always float32.
         options: further arguments of the architecture.
-        norm: path of a module that every level goes through when it is read: a transformer's last normalisation.
+        norm: path of a module applied to every level: a transformer's final normalisation.
 
     Raises:
-        UsageError: no such network, module or level; weights of another network.
+        UsageError: unknown network, module or level; weights of a different network.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Backbone:
     ) -> None:
         for key, three in (("mean", mean), ("std", std)):
             if not isinstance(three, Sequence) or [type(value) in (int, float) for value in three] != [True] * 3:
-                raise UsageError(f"backbone.{key}={three}: expected three numbers, of red, green and blue")
+                raise UsageError(f"backbone.{key}={three}: expected three numbers, for red, green and blue")
         self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
         with torch.random.fork_rng(devices=[]):
@@ -113,7 +113,7 @@ class Backbone:
         self.network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Backbone:
-        """Move in place; weights lie channels last, which is about three times as fast on a CPU."""
+        """Move in place; weights are channels-last, which is about three times as fast on a CPU."""
         self.network = self.network.to(device, memory_format=torch.channels_last)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         return self
@@ -123,7 +123,7 @@ class Backbone:
         """(B, 3, H, W) images in [0, 1] -> one float32 (B, C, h, w) per level.
 
         Raises:
-            UsageError: a size that the transformer cannot take.
+            UsageError: image size not supported by the transformer.
         """
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self.autocast(images.device.type):
@@ -140,7 +140,7 @@ class Backbone:
         return self.infer_shapes(size, channels)[0]
 
     def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
-        """`shapes`, and the most bytes that one image takes on its way through the network in fp32, weights apart."""
+        """`shapes`, and the peak bytes that one image needs in a forward pass in fp32, without the weights."""
         tensors = itertools.chain(self.network.named_parameters(), self.network.named_buffers())
         state = {name: tensor.to("meta") for name, tensor in tensors}
         forward = functools.partial(torch.func.functional_call, self.network, state)
@@ -151,13 +151,13 @@ class Backbone:
         return shapes, peak.most
 
     def trainable_copy(self) -> Student:
-        """The same architecture, cut at the same level, with new random weights; it learns, and takes CNNs only."""
+        """The same architecture, truncated alike, with new random trainable weights; CNNs only."""
         network = create(self.network_name, self.options)
         truncate(network, self.paths)
         return Student(network, self.paths, self.mean, self.std)
 
     def read(self, forward: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
-        """The levels' outputs of one pass; a transformer's tokens as a (B, C, h, w) grid, without class tokens."""
+        """The levels from one forward pass; a transformer's tokens as a (B, C, h, w) grid, without class tokens."""
         grid = self.grid(images.shape[-2], images.shape[-1])
         forward(images)
         levels = [self.outputs[path] for path in self.paths]
@@ -165,10 +165,10 @@ class Backbone:
         return levels if grid is None else [to_grid(level, *grid) for level in levels]
 
     def grid(self, height: int, width: int) -> tuple[int, int] | None:
-        """The (h, w) patches of a transformer for images of this size; None: a CNN, which takes every size.
+        """The (h, w) patch grid of a transformer for images of this size; None: a CNN, which supports every size.
 
         Raises:
-            UsageError: a size that the transformer cannot take.
+            UsageError: image size not supported by the transformer.
         """
         embed = getattr(self.network, "patch_embed", None)
         if embed is None:
@@ -182,13 +182,13 @@ class Backbone:
         if not fits:
             raise UsageError(
                 f"{self.network_name} cannot take images of {height} x {width} pixels; "
-                f"expected {expected}: give input.resize or input.crop"
+                f"expected {expected}: set input.resize or input.crop"
             )
         return height // rows, width // columns
 
 
 class NoBackbone:
-    """What an image-space method has for a backbone: it runs no network, and its only level is the image."""
+    """Stands in for the backbone of an image-space method: it runs no network; its only level is the image."""
 
     def to(self, device: torch.device | str) -> NoBackbone:
         """Nothing to move."""
@@ -199,12 +199,12 @@ class NoBackbone:
         return [(channels, *size)]
 
     def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
-        """`shapes`, and no bytes."""
+        """`shapes`, and 0 bytes."""
         return self.shapes(size, channels), 0
 
 
 class Networks:
-    """Several backbones on the same images, as one: the levels of the first, then those of the second, and so on."""
+    """Several backbones run on the same images: the levels of the first, then those of the second, and so on."""
 
     def __init__(self, networks: Sequence[Backbone]) -> None:
         self.networks = networks
@@ -224,6 +224,6 @@ class Networks:
         return self.infer_shapes(size, channels)[0]
 
     def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
-        """As of one backbone; the networks run one after the other."""
+        """As for a single backbone; the networks run one after the other."""
         parts = [network.infer_shapes(size, channels) for network in self.networks]
         return [shape for shapes, _ in parts for shape in shapes], max(most for _, most in parts)

@@ -1,4 +1,4 @@
-"""From a backbone's YAML to its weights and networks."""
+"""Build weights, networks and methods from their YAML."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ WEIGHT_SOURCES = ({"package", "file"}, {"repo", "file"}, {"url", "sha256"})  # o
 
 
 def identify(node: Mapping[str, Any], weights: Mapping[str, Weights], levels: Any = "all") -> dict[str, Any]:
-    """A backbone's arguments, revision and the hash of its weights, or those of each of its networks.
+    """A backbone's arguments, revision and hash of its weights, or those of each of its networks.
 
-    Of named modules only those of the `levels` that are read are told.
+    Of its modules, only those of the `levels` that are read are included.
     """
-    told = {**arguments(node), "revision": node["about"]["revision"]}
+    identity = {**arguments(node), "revision": node["about"]["revision"]}
     if "networks" in node:
         parts = {name: identify(part, weights, levels) for name, part in node["networks"].items()}
-        return {**told, "networks": parts}
-    if isinstance(levels, list) and isinstance(told.get("modules"), Mapping):
+        return {**identity, "networks": parts}
+    if isinstance(levels, list) and isinstance(identity.get("modules"), Mapping):
         names = {str(level) for level in levels}
-        told["modules"] = {level: module for level, module in told["modules"].items() if str(level) in names}
-    return {**told, "weights": weights[node["name"]].sha256}
+        identity["modules"] = {level: module for level, module in identity["modules"].items() if str(level) in names}
+    return {**identity, "weights": weights[node["name"]].sha256}
 
 
 def find_weights(config: Mapping[str, Any]) -> dict[str, Weights]:
@@ -40,12 +40,12 @@ def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
     source = source if isinstance(source, Mapping) else {}
     if node["weights"] == "pretrained" and not any(keys <= source.keys() for keys in WEIGHT_SOURCES):
         known = ", or ".join(" and ".join(sorted(keys)) for keys in WEIGHT_SOURCES)
-        raise UsageError(f"backbone={name}: about.pretrained={dict(source)}; expected {known}, or give weights=FILE")
+        raise UsageError(f"backbone={name}: about.pretrained={dict(source)}; expected {known}, or set weights=FILE")
     return resolve(name, node["weights"], source)
 
 
 def make_network(node: Mapping[str, Any], weights: Weights, precision: str, levels: Any) -> Any:
-    """One network of a backbone, read at these levels. This imports torch."""
+    """Create one network of a backbone, read at these levels. Imports torch."""
     return construct(node, "backbone", levels=levels, weights=weights.file, precision=precision)
 
 
@@ -55,23 +55,23 @@ def make_backbone(
     precision: str = "fp32",
     wrap: Callable[[str, Any], Any] = lambda name, network: network,
 ) -> Any:
-    """The configured backbone, read at the method's levels; NoBackbone for an image-space method. This imports torch.
+    """Create the backbone, read at the method's levels; NoBackbone for an image-space method. Imports torch.
 
     Args:
-        wrap: is given the name of each network and itself, and returns what takes its place.
+        wrap: called with the name of each network and the network; returns its replacement.
     """
     from anomaly_bench.backbones.backbone import NoBackbone
 
     backbone, levels = config["backbone"], config["method"].get("levels")
-    made = [
+    parts = [
         wrap(name, make_network(node, weights[name], precision, levels)) for name, node in networks(backbone).items()
     ]
-    if not made:
+    if not parts:
         return NoBackbone()
-    return construct(backbone, "backbone", networks=made) if "networks" in backbone else made[0]
+    return construct(backbone, "backbone", networks=parts) if "networks" in backbone else parts[0]
 
 
 def make_method(node: Mapping[str, Any], backbone: Any) -> Any:
-    """The method of a YAML, not built yet; an image-space method is not given the backbone."""
-    given = {"backbone": backbone} if node.get("uses_backbone", True) else {}
-    return construct(node, "method", **given)
+    """Create a method from its YAML, not built yet; an image-space method does not receive the backbone."""
+    extra = {"backbone": backbone} if node.get("uses_backbone", True) else {}
+    return construct(node, "method", **extra)

@@ -1,15 +1,15 @@
-"""Backbone features on disk: jobs on the same images pass a frozen network once, and read what it gave (`cache=on`).
+"""Feature cache: jobs on the same images run a frozen network once and then read its features from disk (`cache=on`).
 
-A method is given bit for bit what its own pass would give. So features are read only for the very batches that the
-runner made of a whole fit or test set (`ExtractionLog.announce`), from a pass over that set in batches of the same
-size, on the same machine with the same versions (`CachedBackbone.key`). All else goes through the network: rotated or
-resized images, parts of a set, and everything that is timed.
+Cached features are bit-identical to those of the method's own forward pass. They are therefore used only for batches
+that the runner made from a whole fit or test set (`ExtractionLog.announce`), from a pass over that set with the same
+batch size, machine and versions (`CachedBackbone.key`). Everything else goes through the network: rotated or resized
+images, parts of a set, and everything that is timed.
 
     <cache>/features/<dataset>/<key>/<level>.f32    one level of all images, (N, h, w, C) float32
-    <cache>/features/<dataset>/<key>/pass.json      shapes, checksums, seconds; written last, without it all is nothing
+    <cache>/features/<dataset>/<key>/pass.json      shapes, checksums, seconds; written last, invalid without it
 
 A pass stores the levels that its method reads and those of strides 4 to 32, which most methods read. `SELDOM` levels
-are three quarters of an EfficientNet's bytes: they are stored by the pass of a method that reads them.
+are three quarters of an EfficientNet's bytes, so they are stored only for a method that reads them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
-FEATURES_REVISION = 1  # raised when what is stored changes
-SELDOM = ("stem", "0", "head")  # names of levels
+FEATURES_REVISION = 1  # increase when the stored content changes
+SELDOM = ("stem", "0", "head")  # levels
 PACKAGES = ("torchvision", "timm", "pillow")
 
 
@@ -62,9 +62,10 @@ class ImageSet:
     """All images of a fit or test set.
 
     Attributes:
-        name: the task's; dataset: its dataset's.
+        name: name of the task.
+        dataset: name of its dataset.
         pixels: (N, H, W, 3) uint8.
-        about: what decides the pixels: the images' sha256, and what was done to them.
+        about: what determines the pixels: the images' sha256 and preprocessing.
     """
 
     name: str
@@ -74,24 +75,24 @@ class ImageSet:
 
 
 class BatchInfo(NamedTuple):
-    """A batch that the runner has made, and which rows it is."""
+    """A batch made by the runner, and which rows it contains."""
 
     images: Tensor
-    version: int  # of the tensor: torch counts what is done to it in place
+    version: int  # of the tensor: torch counts in-place changes
     rows: ImageSet
     start: int
-    batch: int  # images in each batch but the last
+    batch: int  # images per batch, except the last
 
 
 @dataclass
 class ExtractionCost:
-    """What frozen networks did for a job; two networks count each image twice.
+    """Feature extraction cost of a job; two networks count each image twice.
 
     Attributes:
-        images: that this job put through a network, those of a pass that fills the cache too.
-        computed: seconds of the calls in which a method waited for its network.
-        read: seconds that passes took when they filled the cache, by the share of their images that was read.
-        spent: seconds that the cache itself took: a filling pass, writing, reading, waiting for other jobs.
+        images: images this job ran through a network, including passes that fill the cache.
+        computed: seconds a method waited for its network.
+        read: seconds the stored passes originally took, in proportion to their images read.
+        spent: seconds used by the cache itself: filling, writing, reading, waiting for other jobs.
         cached: whether any features were read from the cache.
     """
 
@@ -102,33 +103,33 @@ class ExtractionCost:
     cached: bool = False
 
     def facts(self, device: torch.device) -> dict[str, Any]:
-        """For the record. A GPU works on after a call has returned, so that its seconds are known of passes only."""
+        """For the record. GPU calls return before the work is done, so on a GPU only whole passes are timed."""
         known = device.type == "cpu" or not self.computed
         return {"images": self.images, "s": self.computed + self.read if known else None, "cached": self.cached}
 
 
 @dataclass
 class ExtractionLog:
-    """Shared by a run's networks: the batch that a method has been given, and the work so far."""
+    """Shared by a run's networks: the batch that a method was given last, and the cost so far."""
 
     device: torch.device
     announced: BatchInfo | None = None
     work: ExtractionCost = field(default_factory=ExtractionCost)
 
     def announce(self, rows: ImageSet, images: Tensor, start: int, batch: int) -> None:
-        """Say that `images` are made of the rows from `start` on, one of the batches into which the set is cut."""
+        """Declare that `images` is the set's batch that begins at row `start`."""
         self.announced = BatchInfo(images, images._version, rows, start, batch)
 
     def find(self, images: Tensor) -> BatchInfo | None:
-        """What was said of this very tensor, unless it has been changed since."""
+        """The announced batch if it is this very tensor, unchanged since."""
         batch = self.announced
         return batch if batch is not None and images is batch.images and images._version == batch.version else None
 
     @contextlib.contextmanager
     def stopwatch(self) -> Iterator[Callable[[], float]]:
-        """As `timing.stopwatch`, of the work that the block would have been without a cache.
+        """Like `timing.stopwatch`, but measures the time the block would take without a cache.
 
-        The cache's own time is left out, and what was read counts as long as its pass took.
+        The cache's own time is excluded; features read count as the time that their pass took.
         """
         before = replace(self.work)
         with timing.stopwatch(self.device) as elapsed:
@@ -137,14 +138,14 @@ class ExtractionLog:
 
 @dataclass(frozen=True)
 class Store:
-    """What a network needs to keep its features.
+    """What a network needs to store its features.
 
     Attributes:
-        shelf: where.
+        shelf: the cache.
         identity: what its features depend on: its arguments, revision, weights and precision.
-        modules: of its YAML: level -> path of the module.
-        make: the same network read at other levels, on the same device.
-        stage: makes a bar.
+        modules: from its YAML: level -> path of the module.
+        make: creates the same network read at other levels, on the same device.
+        stage: creates a progress bar.
     """
 
     shelf: FeatureCache
@@ -155,22 +156,22 @@ class Store:
 
 
 class CachedBackbone:
-    """A frozen network as methods see it: what it does is counted, and announced batches are read from the cache.
+    """Wraps a frozen network for methods: measures its work and reads announced batches from the cache.
 
     Args:
-        inner: the network; everything but calls goes to it.
-        ledger: of the run.
-        store: None: nothing is read or kept.
+        inner: the network; all attributes are forwarded to it.
+        ledger: the run's extraction log.
+        store: None: nothing is read from or written to the cache.
     """
 
     def __init__(self, inner: Any, ledger: ExtractionLog, store: Store | None) -> None:
         self.inner, self.ledger = inner, ledger
-        self.store = store if isinstance(inner, Backbone) else None  # others do not say what a level is
-        self.current: tuple[ImageSet, int] | None = None  # the set and batch that `stored` is of
+        self.store = store if isinstance(inner, Backbone) else None  # other types do not define levels
+        self.current: tuple[ImageSet, int] | None = None  # the set and batch size of `stored`
         self.stored: CachedPass | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "inner":  # of a copy that is being made
+        if name == "inner":  # while being copied
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -192,7 +193,7 @@ class CachedBackbone:
         return computed
 
     def read(self, store: Store, batch: BatchInfo) -> list[Tensor] | None:
-        """The levels of an announced batch from the cache, which is filled before if it must be; None: it cannot be."""
+        """The levels of an announced batch from the cache, filled first if needed; None: not possible."""
         work = self.ledger.work
         with timing.stopwatch(self.ledger.device) as elapsed:
             if self.current != (batch.rows, batch.batch):
@@ -207,17 +208,17 @@ class CachedBackbone:
         return levels
 
     def levels(self, stored: CachedPass, start: int) -> list[Tensor] | None:
-        """The levels of one batch; None: a file is damaged or gone, and the set's rest goes through the network."""
+        """The levels of one batch; None: a file is damaged or missing, and the rest of the set uses the network."""
         try:
             return [stored.read(path, start, self.ledger.device) for path in self.inner.paths]
         except (DamagedError, OSError) as error:
-            logger.warning("%s: the features are computed anew", error)
+            logger.warning("%s: recomputing the features", error)
             drop(stored.folder)
             self.stored = None
             return None
 
     def open(self, store: Store, rows: ImageSet, batch: int) -> CachedPass | None:
-        """The stored pass over a set, with the levels that are read; None: there is none and none can be kept."""
+        """The stored pass over a set, with the levels that are read; None: none exists and none can be stored."""
         folder = store.shelf.folder(rows.dataset, self.key(store, rows, batch))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -228,27 +229,27 @@ class CachedBackbone:
                 os.utime(folder / INDEX)
                 return stored
         except NoRoomError as error:
-            logger.info("%s: features are not kept: %s", rows.name, error)
+            logger.info("%s: features are not cached: %s", rows.name, error)
         except Exception as error:
             if not isinstance(error, OSError) and not ran_out(error):
                 raise
-            logger.warning("%s: the cache %s failed (%s): features are not kept", rows.name, folder.parent, error)
+            logger.warning("%s: the cache %s failed (%s): features are not cached", rows.name, folder.parent, error)
         return None
 
     def fill(self, store: Store, rows: ImageSet, stored: CachedPass) -> CachedPass:
-        """Pass the network over the whole set once, and store the levels that are not there.
+        """Run the network over the whole set once and store the missing levels.
 
         Raises:
             NoRoomError: see `FeatureCache.reserve`.
-            TooLarge: reading so many levels at once would take more memory than is free.
+            TooLarge: reading this many levels at once needs more memory than is free.
         """
         network = self.whole(store, stored)
         new = [path for path in dict.fromkeys(network.paths) if path not in stored.levels]
         shapes, most = network.infer_shapes(rows.pixels.shape[1:3])
         sizes = dict(zip(network.paths, (4 * math.prod(shape) for shape in shapes), strict=True))
         memory.require(most * min(stored.batch, stored.images), self.ledger.device, "a pass for the cache", "cache=off")
-        for left in stored.folder.glob(".tmp-*"):  # by a job that was killed: the lock is ours
-            left.unlink(missing_ok=True)
+        for leftover in stored.folder.glob(".tmp-*"):  # from a killed job, as we hold the lock
+            leftover.unlink(missing_ok=True)
         store.shelf.reserve(stored.folder, {temporary(path): stored.images * sizes[path] for path in new})
         writer, seconds = Writer(stored, new), 0.0
         with store.stage(f"{rows.name}: backbone, for all methods", stored.images) as advance, writer.open() as write:
@@ -263,9 +264,9 @@ class CachedBackbone:
         return writer.finish(seconds)
 
     def whole(self, store: Store, stored: CachedPass) -> Any:
-        """The network that reads what is to be stored; of a transformer, any block of which is a level, the method's.
+        """A network that reads all levels to store; for a transformer, where any block is a level, the method's own.
 
-        Levels that are there already are read again only where the network exists already.
+        Stored levels are read again only if that takes no new network.
         """
         if not isinstance(store.modules, Mapping):
             return self.inner
@@ -283,7 +284,7 @@ class CachedBackbone:
         return sum(4 * math.prod(shape) for shape in network.shapes(size))
 
     def key(self, store: Store, rows: ImageSet, batch: int) -> str:
-        """24 hex digits over all that a bit of the features may depend on."""
+        """24 hex digits hashed over everything that the exact features may depend on."""
         return digest(
             {
                 "revision": FEATURES_REVISION,
@@ -301,5 +302,5 @@ class CachedBackbone:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what decodes, computes and describes the network; torch's own says how it was built, too."""
+    """Versions of the packages that affect features; torch's includes its build."""
     return {"torch": torch.__version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}

@@ -1,4 +1,4 @@
-"""Features on disk: written once, read by every later pass, evicted when room is needed."""
+"""Features on disk: written once, read by every later pass, evicted when space is needed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ INDEX = "pass.json"
 
 
 class NoRoomError(Exception):
-    """Features that the cache will not hold."""
+    """The features do not fit in the cache."""
 
 
 class DamagedError(Exception):
-    """A file of features is not what was written."""
+    """A feature file is corrupt."""
 
 
 class StoredLevel(NamedTuple):
@@ -38,9 +38,9 @@ class StoredLevel(NamedTuple):
 
     Attributes:
         shape: (C, h, w).
-        strides: of a batch as the network gave it, by the number of its images: sums may depend on them.
+        strides: of the network's output, by batch size: sums may depend on them.
         crc32: of each batch.
-        seconds: that the pass took, over all images.
+        seconds: duration of the pass over all images.
         date: of the pass.
     """
 
@@ -55,8 +55,9 @@ class CachedPass(NamedTuple):
     """Levels of one set, stored in a folder.
 
     Attributes:
-        images: of the set; batch: of them in each batch but the last.
-        levels: by the path of their module.
+        images: number of images in the set.
+        batch: images per batch, except the last.
+        levels: by module path.
     """
 
     folder: Path
@@ -66,7 +67,7 @@ class CachedPass(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path, images: int, batch: int) -> CachedPass:
-        """What the folder holds; without a whole index nothing."""
+        """The pass stored in a folder; no levels if its index is missing or damaged."""
         levels: dict[str, StoredLevel] = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             index = json.loads((folder / INDEX).read_bytes())
@@ -83,32 +84,32 @@ class CachedPass(NamedTuple):
         return self.folder / f"{safe_filename(path)}.f32"
 
     def read(self, path: str, start: int, device: torch.device) -> Tensor:
-        """(B, C, h, w) of the batch that starts there, in memory as the network had left it.
+        """(B, C, h, w) of the batch that begins at `start`, with the network's original strides.
 
         Raises:
-            DamagedError: other bytes than were written.
-            OSError: another job has thrown the file out.
+            DamagedError: the content differs from what was written.
+            OSError: another job has evicted the file.
         """
         level, count = self.levels[path], min(self.batch, self.images - start)
         channels, height, width = level.shape
-        lying = torch.empty(count, height, width, channels)
-        content: Any = lying.numpy()
+        buffer = torch.empty(count, height, width, channels)
+        content: Any = buffer.numpy()
         with self.file(path).open("rb") as file:
-            file.seek(start * lying[0].nbytes)
-            whole = file.readinto(content) == lying.nbytes
+            file.seek(start * buffer[0].nbytes)
+            whole = file.readinto(content) == buffer.nbytes
         if not whole or zlib.crc32(content) != level.crc32[start // self.batch]:
             raise DamagedError(f"{self.file(path)} is damaged")
         strides = level.strides[str(count)]
-        made = lying.permute(0, 3, 1, 2)
-        if made.stride() == tuple(strides) and device.type == "cpu":
-            return made
-        return torch.empty_strided(made.shape, strides, device=device).copy_(made)
+        features = buffer.permute(0, 3, 1, 2)
+        if features.stride() == tuple(strides) and device.type == "cpu":
+            return features
+        return torch.empty_strided(features.shape, strides, device=device).copy_(features)
 
 
 class Writer:
-    """Writes the levels of a pass into the files that were reserved for them, and renames these when all are whole.
+    """Writes the levels of a pass to their reserved files, and renames these once all are complete.
 
-    Plain writes, not writable maps: on a full disk they raise, where a map would kill the process.
+    It uses plain writes rather than memory maps: on a full disk they raise, while a map would kill the process.
     """
 
     def __init__(self, stored: CachedPass, paths: Sequence[str]) -> None:
@@ -119,7 +120,7 @@ class Writer:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-        """Yields what takes the levels of one batch after the other; files that are not finished are deleted."""
+        """Yield a function that writes the levels of one batch at a time; unfinished files are deleted."""
         files = {path: self.stored.folder / temporary(path) for path in self.paths}
         try:
             with contextlib.ExitStack() as stack:
@@ -141,19 +142,19 @@ class Writer:
                 file.unlink(missing_ok=True)
 
     def finish(self, seconds: float) -> CachedPass:
-        """The pass with the new levels among the old ones."""
-        made = {
+        """Add the new levels to the pass and save its index."""
+        new = {
             path: StoredLevel(self.shapes[path], self.strides[path], self.crc32[path], seconds, timing.today())
             for path in self.paths
         }
-        whole = self.stored._replace(levels={**self.stored.levels, **made})
-        whole.save()
-        return whole
+        merged = self.stored._replace(levels={**self.stored.levels, **new})
+        merged.save()
+        return merged
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """All stored passes of this machine's user, within a limit of bytes."""
+    """All stored passes of the current user, within a size limit in bytes."""
 
     limit: float
 
@@ -165,12 +166,12 @@ class FeatureCache:
         return self.root / safe_filename(dataset) / key
 
     def reserve(self, folder: Path, sizes: Mapping[str, int]) -> None:
-        """Make empty files of these sizes in a folder; what was longest not used goes, until they are within the limit.
+        """Reserve sparse files of these sizes, evicting least recently used passes until they fit the limit.
 
-        They have no bytes on the disk yet, but others who look for room count them. The caller has the folder's lock.
+        They take no disk space yet, but other jobs count them. The caller holds the folder's lock.
 
         Raises:
-            NoRoomError: they do not fit, or the disk has not so much free.
+            NoRoomError: they exceed the limit or the free disk space.
         """
         with FileLock(self.root / ".lock"):
             self.make_room(folder, sum(sizes.values()))
@@ -179,16 +180,16 @@ class FeatureCache:
                 with (folder / name).open("wb") as file:
                     file.truncate(size)
 
-    def make_room(self, own: Path, needed: int) -> None:
+    def make_room(self, target: Path, needed: int) -> None:
         """See `reserve`."""
         entries = {folder: self.size(folder) for folder in self.root.glob("*/*") if folder.is_dir()}
         taken = sum(entries.values())
-        possible = needed + entries.get(own, 0) <= self.limit
-        for folder in sorted(entries.keys() - {own}, key=last_use) if possible else ():
+        possible = needed + entries.get(target, 0) <= self.limit
+        for folder in sorted(entries.keys() - {target}, key=last_use) if possible else ():
             if taken + needed <= self.limit:
                 break
             if drop(folder):
-                logger.info("thrown out of the cache: %s, %.0f MB", folder, entries[folder] / 1e6)
+                logger.info("evicted from the cache: %s, %.0f MB", folder, entries[folder] / 1e6)
                 taken -= entries[folder]
         if taken + needed > self.limit:
             raise NoRoomError(f"{needed / 1e9:.2f} GB do not fit into cache_gb={self.limit / 1e9:g}")
@@ -200,25 +201,25 @@ class FeatureCache:
     def size(folder: Path) -> int:
         total = 0
         for file in folder.glob("*"):
-            with contextlib.suppress(OSError):  # it has been thrown out meanwhile
+            with contextlib.suppress(OSError):  # evicted in the meantime
                 total += file.stat().st_size
         return total
 
 
 def temporary(path: str) -> str:
-    """The name of a level's file while it is written."""
+    """The name of a level's file while it is being written."""
     return f".tmp-{safe_filename(path)}"
 
 
 def last_use(folder: Path) -> float:
-    """The time of a pass's last use; 0: it has no index, because the job that made it was killed."""
+    """When a pass was last used; 0: it has no index, because its job was killed."""
     with contextlib.suppress(OSError):
         return (folder / INDEX).stat().st_mtime
     return 0.0
 
 
 def drop(folder: Path) -> bool:
-    """Delete a stored pass; False: a job is at work on it, or the system refuses."""
+    """Delete a stored pass; False: a job is using it, or the system refuses."""
     try:
         with FileLock(lock_file(folder), timeout=0):
             (folder / INDEX).unlink(missing_ok=True)

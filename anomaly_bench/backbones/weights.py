@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from. No torch here: a finished run is recognised without importing it."""
+"""Where a backbone's weights come from. No torch here, so that finished runs are recognised without importing it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.files import write_atomically
 
 WEIGHTS_VARIABLE = "ANOMALY_BENCH_WEIGHTS"
-CONNECT_SECONDS = 4  # a machine without a network is told so within 10 seconds
-OFFLINE_HINT = "backbone=lite0 brings its weights, backbone.weights=random needs none"
+CONNECT_SECONDS = 4  # a machine without network access fails within 10 seconds
+OFFLINE_HINT = "backbone=lite0 ships with its weights, backbone.weights=random needs none"
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Weights:
 
 
 def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
-    """The weights that `backbone.weights=pretrained|random|FILE` means.
+    """Resolve `backbone.weights=pretrained|random|FILE`.
 
     Args:
-        source: from the backbone's YAML, {"package", "file"} of an installed package, {"repo", "file"} of a
-            repository of the Hugging Face hub, or {"url", "sha256"} of an address, with the digest's first digits.
+        source: from the backbone's YAML: {"package", "file"} for an installed package, {"repo", "file"} for a
+            repository on the Hugging Face hub, or {"url", "sha256"} for a URL, with the first digits of the hash.
 
     Raises:
-        UsageError: the file is not there and cannot be fetched.
+        UsageError: the file does not exist and cannot be downloaded.
     """
     if choice == "random":
         return Weights(None, "random")
@@ -59,13 +59,13 @@ def from_package(backbone: str, source: Mapping[str, Any]) -> Path:
 
 
 def weights_folder() -> Path:
-    """Where a file put by hand is looked for: `$ANOMALY_BENCH_WEIGHTS`, else `weights` in the cache folder."""
+    """Folder for manually placed files: `$ANOMALY_BENCH_WEIGHTS`, else `weights` in the cache folder."""
     chosen = os.environ.get(WEIGHTS_VARIABLE)
     return Path(chosen).expanduser() if chosen else cache_root() / "weights"
 
 
 def fetched(backbone: str, source: Mapping[str, Any]) -> Path:
-    """The file put by hand as `<weights folder>/<backbone>.<suffix>`, else from the hub or a plain address."""
+    """The manually placed `<weights folder>/<backbone>.<suffix>`, else a download from the hub or a URL."""
     name = source["file"] if "repo" in source else source["url"]
     wanted = f"{name} of {source['repo']}" if "repo" in source else name
     local = weights_folder() / f"{backbone}{Path(name).suffix}"
@@ -75,16 +75,16 @@ def fetched(backbone: str, source: Mapping[str, Any]) -> Path:
         if "repo" in source:
             return from_hub(source["repo"], name)
         return fetch_url(name, source["sha256"], local)
-    except Exception as error:  # whatever a network does wrong, the way out is the same
+    except Exception as error:  # the remedy is the same for every network failure
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"backbone={backbone}: its weights are not cached and could not be fetched ({reason}). Wanted: {wanted}. "
-            f"Put it at {local}, or give backbone.weights=FILE; {OFFLINE_HINT}"
+            f"Put it at {local}, or set backbone.weights=FILE; {OFFLINE_HINT}"
         ) from error
 
 
 def from_hub(repo: str, file: str) -> Path:
-    """A file in the hub's own cache, downloaded if it is not there."""
+    """A file in the hub's own cache, downloaded if missing."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(CONNECT_SECONDS))
     import huggingface_hub
 
@@ -96,20 +96,20 @@ def from_hub(repo: str, file: str) -> Path:
 
 
 def fetch_url(url: str, sha256: str, local: Path) -> Path:
-    """A file whose sha256 starts with these digits, kept at `local`; a server that is silent is given up."""
+    """Download a file to `local`, check that its sha256 starts with these digits; an unresponsive server times out."""
     import urllib.request
 
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
         content: bytes = answer.read()
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(sha256):
-        raise OSError(f"what was downloaded has the sha256 {found[:12]}..., expected {sha256}...")
+        raise OSError(f"the download has sha256 {found[:12]}..., expected {sha256}...")
     write_atomically(local, content)
     return local
 
 
 def require_hub() -> None:
-    """Raise OSError within seconds where the hub cannot be reached; its client retries for much longer."""
+    """Raise OSError within seconds if the hub is unreachable; its own client retries for much longer."""
     import socket
     from urllib.parse import urlsplit
 

@@ -3,7 +3,7 @@
 Paul Bergmann et al.: Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders,
 2019, arXiv 1807.02011; settings of The MVTec Anomaly Detection Dataset, CVPR 2019 and IJCV 2021.
 
-The authors published no code. By how much objects are moved and turned they do not say.
+The authors published no code and do not say how far objects are shifted and rotated for augmentation.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from anomaly_bench.protocol import Scores
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
-PATCH = 128  # pixels: the side of a texture's patches
-STEP = 30  # pixels: between the patches that an image is scored by
-TURN, SHIFT = 10.0, 0.05  # degrees, and share of the side: of objects, at most
+PATCH = 128  # pixels: side of the patches of textures
+STEP = 30  # pixels: stride of the patches when scoring
+TURN, SHIFT = 10.0, 0.05  # largest rotation (degrees) and shift (fraction of the side) of objects
 Compare = Callable[[Tensor, Tensor], Tensor]  # two (B, C, H, W) -> (B, H, W)
 
 
 class AutoEncoder(nn.Module):
-    """Table 1 of arXiv 1807.02011; sides of about 256 have one more convolution on each end, sides of 512 two.
+    """Table 1 of arXiv 1807.02011, with one more convolution at each end for sides of about 256, two for 512.
 
     Args:
         channels: of the images, 1 or 3.
         side: of the square images, in pixels.
-        latent: numbers that an image is narrowed down to.
+        latent: size of the latent code.
 
     Raises:
         UsageError: a side that cannot be halved often enough.
@@ -44,10 +44,10 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, channels: int, side: int, latent: int) -> None:
         super().__init__()
-        more = max(0, round(math.log2(side / PATCH)))
-        check_sides("the autoencoder", (side, side), 2 ** (4 + more))
-        grid = side // 2 ** (4 + more)
-        layers = [(channels, 32, 4, 2), *[(32, 32, 4, 2)] * more, (32, 32, 4, 2), (32, 32, 3, 1), (32, 64, 4, 2)]
+        extra = max(0, round(math.log2(side / PATCH)))
+        check_sides("the autoencoder", (side, side), 2 ** (4 + extra))
+        grid = side // 2 ** (4 + extra)
+        layers = [(channels, 32, 4, 2), *[(32, 32, 4, 2)] * extra, (32, 32, 4, 2), (32, 32, 3, 1), (32, 64, 4, 2)]
         layers += [(64, 64, 3, 1), (64, 128, 4, 2), (128, 64, 3, 1), (64, 32, 3, 1)]
         down: list[nn.Module] = []
         up: list[nn.Module] = []
@@ -65,20 +65,20 @@ class AutoEncoder(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """The method that AE-L2 and AE-SSIM are: each says what its network sees, and how output and input are compared.
+    """Common base of AE-L2 and AE-SSIM, which define the network's input and how output and input are compared.
 
     Args:
-        epochs, lr, weight_decay, batch: of the training by Adam.
-        samples: random views of the training images in an epoch.
-        latent: numbers that an image or patch is narrowed down to.
-        patches: patches of 128 pixels, as published for textures; False: whole images, as for objects; None: as the
-            task's group says, whole images where it has none.
+        epochs, lr, weight_decay, batch: for training with Adam.
+        samples: random views of the training images per epoch.
+        latent: size of the latent code of an image or patch.
+        patches: True: 128-pixel patches, as published for textures; False: whole images, as for objects; None: chosen
+            by the task's group, whole images if it has none.
     """
 
-    channels: int  # that the network sees
+    channels: int  # of the network's input
     prepare: Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, channels, H, W)
     loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and inputs (B, channels, side, side): ()
-    residual: Compare  # of outputs and inputs, at every pixel
+    residual: Compare  # of outputs and inputs, per pixel
 
     def __init__(
         self,
@@ -95,27 +95,27 @@ class Reconstruction(nn.Module):
         self.samples, self.latent, self.patches = samples, latent, patches
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make the network for images of the (3, H, W) shape.
+        """Create the network for images of the given (3, H, W) shape.
 
         Raises:
-            UsageError: a size that it cannot take.
+            UsageError: unsupported image size.
         """
         self.shape = shapes[0]
         self.make_network(self.shape, bool(self.patches))
 
     def make_network(self, shape: tuple[int, int, int], patches: bool) -> None:
-        """The network for patches of images of this shape, or for whole ones."""
+        """Create the network for whole images of this shape, or for patches of them."""
         self.resolved = {"patches": patches}
         self.network = AutoEncoder(self.channels, side_of(shape, patches), self.latent)
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train the network to return what it is given, on `samples` random views of the images in every epoch.
+        """Train the network to reconstruct its input, on `samples` random views of the images per epoch.
 
         Raises:
-            ValueError: a loss that is not finite.
+            ValueError: the loss is not finite.
         """
         if self.patches is None and normals.group == "textures":
-            torch.manual_seed(torch.initial_seed())  # the weights are those of patches=true
+            torch.manual_seed(torch.initial_seed())  # for the same weights as with patches=true
             self.make_network(self.shape, patches=True)
             self.to(normals.device)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
@@ -139,16 +139,16 @@ class Reconstruction(nn.Module):
             NotFittedError: before `fit`.
         """
         check_fitted(self)
-        seen = self.prepare(images)
-        maps = residual_map(self.network, seen, self.residual, self.resolved["patches"], self.batch)
+        inputs = self.prepare(images)
+        maps = residual_map(self.network, inputs, self.residual, self.resolved["patches"], self.batch)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
 def side_of(shape: tuple[int, int, int], patches: bool) -> int:
-    """The side of what the network sees of images of a (3, H, W) shape.
+    """The side of the network's input for images of a (3, H, W) shape.
 
     Raises:
-        UsageError: images that are smaller than a patch, or, as wholes, not square.
+        UsageError: images smaller than a patch, or whole images that are not square.
     """
     _, height, width = shape
     if patches and min(height, width) < PATCH:
@@ -163,15 +163,15 @@ def side_of(shape: tuple[int, int, int], patches: bool) -> int:
 def view(images: Tensor, patches: bool) -> Tensor:
     """Random views (B, 3, side, side) of (B, 3, H, W) images, drawn from torch's global generator.
 
-    Patches lie in any direction, their corners within the image where it is large enough; beyond it is its mirror
-    image, as it is around objects that are moved by up to SHIFT and turned by up to TURN.
+    Patches are rotated by any angle and lie inside the image if it is large enough. Whole images are shifted by up to
+    SHIFT and rotated by up to TURN. Beyond its border the image is reflected.
     """
     count, _, height, width = images.shape
     side = torch.tensor([width, height], dtype=torch.float32)
     angle = (2 * torch.rand(count) - 1) * math.radians(180 if patches else TURN)
     scale = PATCH / side if patches else torch.ones(2)
     room = (1 - math.sqrt(2) * scale).clamp(min=0) if patches else torch.full((2,), 2 * SHIFT)
-    centre = (2 * torch.rand(count, 2) - 1) * room  # in units of half the side, as grid_sample has them
+    centre = (2 * torch.rand(count, 2) - 1) * room  # in units of half the side, as in grid_sample
     cos, sin = angle.cos(), angle.sin()
     ratio = side[1] / side[0]
     theta = torch.stack(
@@ -187,21 +187,21 @@ def view(images: Tensor, patches: bool) -> Tensor:
 
 
 def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches: bool, batch: int) -> Tensor:
-    """(B, H, W): the residual of whole (B, C, H, W) images, or the mean of those of all patches that show a pixel."""
+    """(B, H, W): the residual of whole (B, C, H, W) images, or its mean over all patches that contain a pixel."""
     if not patches:
         return residual(network(images), images)
     total = images.new_zeros(len(images), *images.shape[2:])
-    shown = images.new_zeros(images.shape[2:])
+    counts = images.new_zeros(images.shape[2:])
     for top, left in places(images.shape[2], images.shape[3]):
         part = images[:, :, top : top + PATCH, left : left + PATCH]
-        found = torch.cat([residual(network(some), some) for some in torch.split(part, batch)])
-        total[:, top : top + PATCH, left : left + PATCH] += found
-        shown[top : top + PATCH, left : left + PATCH] += 1
-    return total / shown
+        errors = torch.cat([residual(network(chunk), chunk) for chunk in torch.split(part, batch)])
+        total[:, top : top + PATCH, left : left + PATCH] += errors
+        counts[top : top + PATCH, left : left + PATCH] += 1
+    return total / counts
 
 
 def places(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Top and left of patches every STEP pixels, with a last one at the far border."""
+    """Top-left corners of patches every STEP pixels, plus a last one at the far border."""
     for top in starts(height):
         for left in starts(width):
             yield top, left

@@ -1,13 +1,13 @@
-"""Greedy k-centre selection: each point chosen is the farthest from all chosen before it (Gonzalez 1985).
+"""Greedy k-centre selection: each chosen point is the farthest from all points chosen before it (Gonzalez 1985).
 
-Exact, and the same for every block size, because no distance is rounded: points are first put on a lattice of whole
-numbers, 19 to 25 bits a coordinate, so that squared distances are whole numbers that float64 holds exactly, in
-whatever order they are summed. That moves a coordinate by at most 2^-20 of the widest dimension's range (up to 2048
-dimensions), no more than a distance in float32 loses.
+Exact and independent of the block size, because no distance is rounded: points are first snapped to an integer lattice,
+19 to 25 bits per coordinate, so squared distances are integers that float64 represents exactly, in any order of
+summation. This moves a coordinate by at most 2^-20 of the widest dimension's range (up to 2048 dimensions), no more
+than the rounding error of a float32 distance.
 
-The farthest points are nearly always among those that were farthest a while ago. So only these candidates are followed
-centre by centre; once the farthest candidate is no farther than a point that is none, all points are brought up to date
-with the new centres by a matrix product, and new candidates are drawn. The result is that of one pass per centre.
+The farthest points are nearly always among those that were farthest a while ago. So only these candidates are updated
+after each new centre; once the farthest candidate is no farther than some other point might be, all points are updated
+with the new centres in one matrix product, and new candidates are picked. The result equals one pass per centre.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from anomaly_bench.components.neighbours import cache_bytes
 
-CENTRES = 1024  # that are found between two passes over all points, at most
-CANDIDATES = 4096  # points that are followed, at least, where there are so many
+CENTRES = 1024  # most centres found between two passes over all points
+CANDIDATES = 4096  # fewest candidates, if there are as many points
 
 
 @torch.no_grad()
@@ -33,19 +33,19 @@ def k_centre(
     advance: Callable[[int], Any] = lambda centres: None,
     block_bytes: int | None = None,
 ) -> Tensor:
-    """Choose `count` of the points so that all others are near one.
+    """Choose `count` of the points such that every other point is close to one of them.
 
-    The first is drawn with the seed; each next one is the farthest from its nearest centre, of equally far ones that
-    with the lowest index. Memory besides the points: 16 bytes a point, a few blocks, and the candidates (4096 points,
-    or one in 256 if that is more, 8 bytes a coordinate).
+    The first is drawn at random; each further one is the point farthest from its nearest centre (ties: lowest index).
+    Extra memory: 16 bytes per point, a few blocks, and the candidates (4096 points, or one in 256 if that is more,
+    8 bytes per coordinate).
 
     Args:
         points: (N, D) float32, finite.
         advance: called with the number of new centres, at most 1024 at a time.
-        block_bytes: of one block; None: `cache_bytes`.
+        block_bytes: size of a block; None: `cache_bytes`.
 
     Returns:
-        (count,) int64 indices in the order of their choice, on the points' device.
+        (count,) int64 indices in order of selection, on the points' device.
 
     Raises:
         ValueError: count is not in 1 to N, or a point is not finite.
@@ -65,7 +65,7 @@ def k_centre(
 
 
 class Cover:
-    """Points, and how far each is from its nearest centre: squared, in the lattice's unit; -1 for the centres."""
+    """Points and the squared distance, in lattice units, from each to its nearest centre; -1 for the centres."""
 
     def __init__(self, points: Tensor, block_bytes: int) -> None:
         self.points, self.block_bytes = points, block_bytes
@@ -74,7 +74,7 @@ class Cover:
         reach = float((high - low).max()) / 2
         if not math.isfinite(reach):
             raise ValueError("NaN or infinity among the points; expected finite numbers")
-        bits = (50 - math.ceil(math.log2(points.shape[1]))) // 2  # D (2 * 2^bits)^2 < 2^53, what float64 holds
+        bits = (50 - math.ceil(math.log2(points.shape[1]))) // 2  # D (2 * 2^bits)^2 < 2^53, exact in float64
         self.scale = 2.0 ** (bits - math.frexp(reach)[1]) if reach else 1.0
         self.offset = ((low + high) * (-self.scale / 2)).round_()
         self.squares = self.empty(len(points))
@@ -86,12 +86,12 @@ class Cover:
         return torch.empty(shape, dtype=torch.float64, device=self.device)
 
     def on_lattice(self, points: Tensor, out: Tensor) -> Tensor:
-        """(n, D) points as whole numbers, in `out`."""
+        """(n, D) points as integers, written to `out`."""
         out.copy_(points)
         return torch.add(self.offset, out, alpha=self.scale, out=out).round_()
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """All points on the lattice, block by block, each in the same memory."""
+        """All points on the lattice, block by block, in one reused buffer."""
         dimensions = self.points.shape[1]
         step = max(1, self.block_bytes // (8 * max(dimensions, 128)))
         buffer = self.empty(min(step, len(self.points)), dimensions)
@@ -100,7 +100,7 @@ class Cover:
             yield slice(start, start + len(part)), self.on_lattice(part, buffer[: len(part)])
 
     def add(self, centres: list[int]) -> None:
-        """Bring all points up to date with new centres."""
+        """Update the distances of all points with new centres."""
         coordinates = self.on_lattice(self.points[centres], self.empty(len(centres), self.points.shape[1]))
         parts = list(zip(torch.split(coordinates, 128), torch.split(self.squares[centres], 128), strict=True))
         buffer = self.empty(0)
@@ -113,16 +113,16 @@ class Cover:
         self.distances[centres] = -1
 
     def farthest(self, limit: int) -> list[int]:
-        """The next centres, at least one and at most `limit`, found among candidates alone."""
-        followed, least, last = self.candidates()
-        points = self.on_lattice(self.points[followed], self.empty(len(followed), self.points.shape[1]))
-        squares, distances = self.squares[followed], self.distances[followed]
+        """The next centres, at least one and at most `limit`, found among the candidates alone."""
+        candidates, least, last = self.candidates()
+        points = self.on_lattice(self.points[candidates], self.empty(len(candidates), self.points.shape[1]))
+        squares, distances = self.squares[candidates], self.distances[candidates]
         found: list[int] = []
         while len(found) < limit:
-            place = int(distances.argmax())  # the first of equals
-            distance, index = float(distances[place]), int(followed[place])
+            place = int(distances.argmax())  # the first of ties
+            distance, index = float(distances[place]), int(candidates[place])
             if distance < least or (distance == least and index > last):
-                break  # a point that is not followed may come first
+                break  # a point that is not a candidate may come first
             found.append(index)
             torch.minimum(
                 distances, torch.addmv(squares + squares[place], points, points[place], alpha=-2), out=distances
@@ -131,10 +131,10 @@ class Cover:
         return found
 
     def candidates(self) -> tuple[Tensor, float, int]:
-        """The farthest points, of equals those with the lowest index: indices ascending, and the last one's place.
+        """The farthest points; among ties, those with the lowest indices.
 
         Returns:
-            (m,) indices, the least of their distances, and the highest index among those at that distance.
+            (m,) ascending indices, the smallest of their distances, and the highest index at that distance.
         """
         count = min(len(self.points), max(CANDIDATES, len(self.points) // 256))
         least = self.distances.kthvalue(len(self.points) - count + 1).values

@@ -1,21 +1,21 @@
 """Couplings and permutations of normalising flows: exact inverses, exact log-determinants.
 
-Two kinds cover the methods here. `OneSided` changes one half of the channels, then scales, shifts and permutes all
-of them (FastFlow, CFLOW-AD). `TwoSided` permutes, then changes both halves in turn, of several maps jointly (DifferNet,
-CS-Flow). `Flow` chains either. The networks that predict scale and shift are the methods'.
+Two kinds cover the methods here. `OneSided` transforms one half of the channels, then scales, shifts and permutes all
+of them (FastFlow, CFLOW-AD). `TwoSided` permutes, then transforms both halves in turn, for several maps jointly
+(DifferNet, CS-Flow). `Flow` chains either. The methods supply the subnets that predict scale and shift.
 
-Each log-scale s is clamped softly, so that no single coupling can explode:
+Each log-scale s is soft-clamped to keep any single coupling from exploding:
 
     OneSided    clamp * tanh(0.1 * s)               FrEIA's AllInOneBlock until August 2023
     TwoSided    clamp * 0.636 * atan(s / clamp)     FrEIA's Glow coupling; 0.636 is about 2 / pi
 
-Since 17 August 2023 FrEIA's block computes clamp * tanh(0.1 * s / clamp): its slope at 0 is 0.1 and no longer clamp
-times that. CFLOW-AD (clamp 1.9) names a commit from before it, and FastFlow (clamp 2 in its re-implementations) was
-published before it, so the older form is the one here.
+Since 17 August 2023 FrEIA's block computes clamp * tanh(0.1 * s / clamp), whose slope at 0 is 0.1 instead of
+0.1 * clamp. CFLOW-AD (clamp 1.9) pins an earlier commit, and FastFlow (clamp 2 in its re-implementations) predates the
+change, so this module uses the older form.
 
-FrEIA itself is not used: its only release on PyPI, 0.2 of July 2022, and its repository make different models (the
-clamp above); the release stores two dense C x C matrices a block, as frozen parameters, even for a hard permutation;
-and rotations come from scipy, whose cost it warns of above 512 channels (CFLOW-AD has 2048).
+FrEIA itself is not used: its only release on PyPI, 0.2 of July 2022, and its repository build different models (see the
+clamp above); the release stores two dense C x C matrices per block, as frozen parameters, even for a hard permutation;
+and it draws rotations with scipy, warning of the cost above 512 channels (CFLOW-AD has 2048).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from torch import Tensor, nn
 
 
 class OneSided(nn.Module):
-    """Affine coupling of one half, then a scale and an offset of each channel, then a fixed permutation.
+    """Affine coupling of one half, then a scale and an offset per channel, then a fixed permutation.
 
-    Of (B, C, ...) inputs the first C - C // 2 channels, and the condition, predict scale and shift of the others.
-    Scales of channels are 0.1 * softplus(g) with beta 0.5, and start as 1; offsets start as 0.
+    The first C - C // 2 channels of (B, C, ...) inputs, and the condition, predict the scale and shift of the others.
+    Channel scales are 0.1 * softplus(g) with beta 0.5, initially 1; offsets are initially 0.
 
     Args:
         channels: C, at least 2.
-        subnet: makes the network from (channels in, channels out): (B, in, ...) -> (B, out, ...), log-scales first.
+        subnet: creates the network from (channels in, channels out): (B, in, ...) -> (B, out, ...), log-scales first.
             Its output is multiplied by 0.1.
-        clamp: of the log-scale, which stays within +-clamp.
-        soft: permute by a random rotation instead of a random order; either is drawn by torch's global generator.
+        clamp: bound on the absolute log-scale.
+        soft: permute by a random rotation instead of a random order; both are drawn from torch's global generator.
         condition: channels of the condition.
     """
 
-    order: Tensor  # (C,) of a hard permutation: output channel i is channel order[i]
-    rotation: Tensor  # (C, C) of a soft one
+    order: Tensor  # (C,) hard permutation: output channel i is channel order[i]
+    rotation: Tensor  # (C, C) soft permutation
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class OneSided(nn.Module):
         self.clamp, self.soft = clamp, soft
         self.sizes = [channels - channels // 2, channels // 2]
         self.subnet = subnet(self.sizes[0] + condition, 2 * self.sizes[1])
-        one = 2 * torch.log(torch.expm1(torch.tensor(5.0)))  # g of the scale 1
+        one = 2 * torch.log(torch.expm1(torch.tensor(5.0)))  # the g that gives scale 1
         self.scale = nn.Parameter(one.expand(channels).clone())
         self.offset = nn.Parameter(torch.zeros(channels))
         if soft:
@@ -78,7 +78,7 @@ class OneSided(nn.Module):
         return self.permute(moved), log_scale.flatten(1).sum(dim=1) + positions * scale.log().sum()
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The x of a y = forward(x)."""
+        """The x with y = forward(x)."""
         moved = self.unpermute(y)
         changed = (moved - self.broadcast(self.offset, y.dim())) / self.scales(y.dim())
         passive, active = torch.split(changed, self.sizes, dim=1)
@@ -87,12 +87,12 @@ class OneSided(nn.Module):
 
     def predict(self, passive: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-scale and shift, each (B, C // 2, ...)."""
-        given = passive if condition is None else torch.cat([passive, condition], dim=1)
-        raw, shift = (0.1 * self.subnet(given)).chunk(2, dim=1)
+        inputs = passive if condition is None else torch.cat([passive, condition], dim=1)
+        raw, shift = (0.1 * self.subnet(inputs)).chunk(2, dim=1)
         return self.clamp * torch.tanh(raw), shift
 
     def scales(self, dimensions: int) -> Tensor:
-        """Of the channels, positive, to be multiplied with a tensor of so many dimensions."""
+        """Positive channel scales, broadcastable to a tensor with this many dimensions."""
         return self.broadcast(0.1 * F.softplus(self.scale, beta=0.5), dimensions)
 
     def broadcast(self, values: Tensor, dimensions: int) -> Tensor:
@@ -106,17 +106,17 @@ class OneSided(nn.Module):
 
 
 class TwoSided(nn.Module):
-    """A random order of the channels, then the Glow coupling: each half is changed in turn, given the other.
+    """A random channel permutation, then the Glow coupling: each half is transformed in turn, given the other.
 
-    It takes a list of maps, (B, C_m, h_m, w_m) or vectors (B, C_m), and treats them jointly: a subnet sees one half of
-    every map. Outputs are cut off at +-1e6, as in the authors' code of DifferNet and CS-Flow; the inverse is exact up
-    to there.
+    It takes a list of maps (B, C_m, h_m, w_m) or vectors (B, C_m) and transforms them jointly: a subnet sees one half
+    of every map. Outputs are clipped at +-1e6, as in the authors' code for DifferNet and CS-Flow; the inverse is exact
+    within these bounds.
 
     Args:
         channels: C_m of each map, at least 2; the first half has C_m // 2.
-        subnet: makes a network from (channels in of each map, channels out of each map), that takes a list of maps and
-            gives a list of maps, log-scales first.
-        clamp: of the log-scale.
+        subnet: creates a network from (channels in per map, channels out per map) that maps a list of maps to a list
+            of maps, log-scales first.
+        clamp: scale of the soft clamp on log-scales.
     """
 
     LARGEST = 1e6
@@ -135,7 +135,7 @@ class TwoSided(nn.Module):
 
     @property
     def orders(self) -> list[Tensor]:
-        """Of each map: channel i of the permuted map is channel order[i]."""
+        """For each map: channel i of the permuted map is channel order[i]."""
         return [self.get_buffer(f"order{index}") for index in range(len(self.first))]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -145,10 +145,10 @@ class TwoSided(nn.Module):
         first, first_log_det = self.change(first, self.from_second(second))
         second, second_log_det = self.change(second, self.from_first(first))
         joined = [torch.cat(pair, dim=1) for pair in zip(first, second, strict=True)]
-        return [each.clamp(-self.LARGEST, self.LARGEST) for each in joined], first_log_det + second_log_det
+        return [x.clamp(-self.LARGEST, self.LARGEST) for x in joined], first_log_det + second_log_det
 
     def inverse(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of which forward(maps) are these."""
+        """The maps that `forward` turns into these."""
         first, second = self.halves(maps)
         second = self.change_back(second, self.from_first(first))
         first = self.change_back(first, self.from_second(second))
@@ -160,16 +160,16 @@ class TwoSided(nn.Module):
         return [first for first, _ in pairs], [second for _, second in pairs]
 
     def change(self, maps: Sequence[Tensor], predicted: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """One half of each map scaled and shifted; log-determinants (B,)."""
+        """Scale and shift one half of each map; also returns log-determinants (B,)."""
         changed, total = [], torch.zeros((), device=maps[0].device)
-        for x, each in zip(maps, predicted, strict=True):
-            log_scale, shift = self.split(each)
+        for x, prediction in zip(maps, predicted, strict=True):
+            log_scale, shift = self.split(prediction)
             changed.append(torch.addcmul(shift, x, log_scale.exp()))
             total = total + log_scale.flatten(1).sum(dim=1)
         return changed, total
 
     def change_back(self, maps: Sequence[Tensor], predicted: Sequence[Tensor]) -> list[Tensor]:
-        parts = [(x, *self.split(each)) for x, each in zip(maps, predicted, strict=True)]
+        parts = [(x, *self.split(prediction)) for x, prediction in zip(maps, predicted, strict=True)]
         return [(x - shift) * (-log_scale).exp() for x, log_scale, shift in parts]
 
     def split(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,10 +179,10 @@ class TwoSided(nn.Module):
 
 
 class Flow(nn.ModuleList):
-    """Blocks one after the other, as one block."""
+    """A chain of blocks, itself a block."""
 
     def forward(self, x: Any, *condition: Tensor) -> tuple[Any, Tensor]:
-        """What its blocks take -> the last one's output, and the sum of their log-determinants (B,)."""
+        """The first block's input -> the last block's output and the sum of all log-determinants (B,)."""
         total: Any = 0.0
         for block in self:
             x, log_det = block(x, *condition)
@@ -190,39 +190,39 @@ class Flow(nn.ModuleList):
         return x, total
 
     def inverse(self, y: Any, *condition: Tensor) -> Any:
-        """The x of a y = forward(x)."""
+        """The x with y = forward(x)."""
         blocks: list[Any] = list(self)
         for block in reversed(blocks):
             y = block.inverse(y, *condition)
         return y
 
 
-MOST_LENGTH = 1e17  # of |z|: its squares stay finite in float32
+MOST_LENGTH = 1e17  # largest |z| kept: its square is finite in float32
 
 
 def energy(z: Tensor) -> Tensor:
-    """(B, C, ...) -> E (B, ...): half the mean of z^2 over channels, which is finite for every finite z.
+    """(B, C, ...) -> E (B, ...): half the mean of z^2 over channels, finite for every finite z.
 
-    Up to a constant -C * E is the log-density of z under a standard Gaussian.
+    -C * E is the log-density of z under a standard Gaussian, up to a constant.
     """
     return 0.5 * z.clamp(-MOST_LENGTH, MOST_LENGTH).square().mean(dim=1)
 
 
 def join(energies: Sequence[Tensor]) -> Tensor:
-    """-log of the mean of the levels' likelihoods exp(-E), pixel by pixel: L times (B, H, W) -> (B, H, W).
+    """-log of the levels' mean likelihood exp(-E), per pixel: L times (B, H, W) -> (B, H, W).
 
-    It orders pixels as minus the sum of the likelihoods does, without the ties where these are 0 in float32.
+    It ranks pixels like the negative sum of likelihoods, but without ties where these underflow to 0 in float32.
     """
     return math.log(len(energies)) - torch.logsumexp(-torch.stack(list(energies)), dim=0)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """(B, C, ...) with the vector of channels at each position multiplied by a (C, C) matrix."""
+    """Multiply the channel vector at each position of (B, C, ...) by a (C, C) matrix."""
     return F.linear(x.movedim(1, -1), rotation).movedim(-1, 1)
 
 
 def random_rotation(size: int) -> Tensor:
-    """(size, size), uniform over the rotations: orthogonal with determinant 1.
+    """A (size, size) rotation (orthogonal, determinant 1), drawn uniformly.
 
     The Q of a Gaussian matrix's QR decomposition is uniform over the orthogonal matrices once R's diagonal is made
     positive (Mezzadri 2007, arXiv math-ph/0609050).

@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 class Moments:
-    """Means and scatter matrices of many positions, streamed batch by batch, in place.
+    """Means and scatter matrices of many positions, accumulated batch by batch, in place.
 
-    Sums are taken of differences to the first batch's mean: near the true one, they lose no digits to it.
+    The sums are of differences from the first batch's mean: it is close to the true mean, so no digits are lost.
 
     Args:
-        mean: (P, D) and
-        scatter: (P, D, D), float32, overwritten: no second copy of the large one is ever made.
+        mean: (P, D) float32, overwritten.
+        scatter: (P, D, D) float32, overwritten; this large array is never copied.
     """
 
     def __init__(self, mean: Tensor, scatter: Tensor) -> None:
         self.mean, self.scatter, self.count = mean.zero_(), scatter.zero_(), 0
 
     def add_(self, patches: Tensor) -> None:
-        """Take in (P, B, D) patches, which are overwritten."""
+        """Add (P, B, D) patches, which are overwritten."""
         if self.count == 0:
             self.origin = patches.mean(dim=1, keepdim=True)
         patches -= self.origin
@@ -31,7 +31,7 @@ class Moments:
         self.count += patches.shape[1]
 
     def finish(self) -> None:
-        """From sums to the mean and to the scatter around it."""
+        """Turn the sums into the mean and the scatter about it."""
         self.scatter.baddbmm_(self.mean[:, :, None], self.mean[:, None], alpha=-1 / self.count)
         self.mean.div_(self.count).add_(self.origin[:, 0])
 
@@ -39,11 +39,11 @@ class Moments:
 def whiten_(scatter: Tensor, divisor: float, eps: float, block_bytes: int | None = None) -> None:
     """Replace scatter matrices S (P, D, D) by W with W W^T = (S / divisor + eps I)^-1, in place.
 
-    With the Cholesky factor L of the covariance, W = L^-T: the squared Mahalanobis distance of a row x - mean is
-    then the squared length of (x - mean) W. Blocks of positions are factorised in float64.
+    With the Cholesky factor L of the covariance, W = L^-T, so the squared Mahalanobis distance of a row x is the
+    squared length of (x - mean) W. Positions are factorised in blocks, in float64.
 
     Args:
-        block_bytes: of one block; None: what fits a core's cache, or a hundredfold on a GPU.
+        block_bytes: size of a block; None: what fits in a core's cache, or 100 times that on a GPU.
 
     Raises:
         torch.linalg.LinAlgError: a covariance is not positive definite.
@@ -59,10 +59,10 @@ def whiten_(scatter: Tensor, divisor: float, eps: float, block_bytes: int | None
         block.copy_(torch.linalg.solve_triangular(factor.mT, unit.expand_as(factor), upper=True))
 
     blocks = torch.split(scatter, max(1, block_bytes // (8 * dimensions**2)))
-    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:  # LAPACK takes them one by one
+    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:  # LAPACK does them one at a time
         list(pool.map(factorise_, blocks))
 
 
 def mahalanobis(patches: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
-    """Distances (P, B) of (P, B, D) patches to the Gaussian of their position; `whitener` as `whiten_` leaves it."""
+    """Distances (P, B) of (P, B, D) patches from their position's Gaussian; `whitener` comes from `whiten_`."""
     return torch.bmm(patches - mean[:, None], whitener).square_().sum(dim=-1).sqrt_()

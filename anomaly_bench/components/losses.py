@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIGMA, RADIUS = 1.5, 5  # pixels: a Gaussian window of 11 x 11
+SIGMA, RADIUS = 1.5, 5  # pixels: an 11 x 11 Gaussian window
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 
 def ssim_map(first: Tensor, second: Tensor, zeros: bool = False) -> Tensor:
-    """Structural similarity at every pixel (Wang et al. 2004, equation 13), each channel on its own.
+    """Structural similarity at every pixel (Wang et al. 2004, equation 13), per channel.
 
-    As scikit-image's structural_similarity with gaussian_weights=True, sigma=1.5, use_sample_covariance=False and
+    Equals scikit-image's structural_similarity with gaussian_weights=True, sigma=1.5, use_sample_covariance=False and
     data_range=1.
 
     Args:
         first, second: (B, C, H, W) of values in [0, 1].
-        zeros: beyond the border are zeros (as in DRAEM's code); else the mirror image, which repeats the border pixel.
+        zeros: pad with zeros (as in DRAEM's code) instead of reflecting the image (border pixel repeated).
 
     Returns:
         (B, C, H, W), at most 1.
@@ -35,13 +35,13 @@ def ssim_map(first: Tensor, second: Tensor, zeros: bool = False) -> Tensor:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Mean structural similarity () over all pixels whose window lies in the image, as scikit-image has it."""
+    """Mean structural similarity () over all pixels whose window lies inside the image, as in scikit-image."""
     inner = slice(RADIUS, -RADIUS)
     return ssim_map(first, second)[..., inner, inner].mean()
 
 
 def blur(maps: Tensor, zeros: bool) -> Tensor:
-    """(N, 1, H, W) under the Gaussian window, along columns and rows in turn."""
+    """Blur (N, 1, H, W) with the Gaussian window, along columns, then rows."""
     weights = window().to(maps)
     if not zeros:
         maps = mirrored(mirrored(maps, 2), 3)
@@ -52,27 +52,27 @@ def blur(maps: Tensor, zeros: bool) -> Tensor:
 
 @functools.cache
 def window() -> Tensor:
-    """(11,) weights of sum 1."""
+    """(11,) weights that sum to 1."""
     weights = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) / SIGMA) ** 2)
     return weights / weights.sum()
 
 
 def mirrored(maps: Tensor, dim: int) -> Tensor:
-    """With RADIUS pixels of its mirror image on both sides."""
+    """Pad by reflection with RADIUS pixels on both sides."""
     size = maps.shape[dim]
     start, end = maps.narrow(dim, 0, RADIUS).flip(dim), maps.narrow(dim, size - RADIUS, RADIUS).flip(dim)
     return torch.cat([start, maps, end], dim)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
-    """Mean focal loss () of pixels (Lin et al. 2017, equation 4, alpha = 1), as DRAEM's code has it.
+    """Mean focal loss () over pixels (Lin et al. 2017, equation 4, alpha = 1), as in DRAEM's code.
 
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) classes, int64.
         gamma: focusing parameter.
-        smooth: the target is 1 - smooth for the right class and smooth / (K - 1) for the others, and is added to the
-            probability before its logarithm is taken.
+        smooth: label smoothing: the target is 1 - smooth for the true class and smooth / (K - 1) for the others; also
+            added to the probability before taking its logarithm.
     """
     classes = logits.shape[1]
     probability = logits.softmax(dim=1)

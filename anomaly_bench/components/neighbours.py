@@ -1,8 +1,8 @@
-"""Exact nearest neighbours in squared L2 in plain torch, and the rows of features that they are found among.
+"""Exact nearest neighbours by squared L2 distance, in plain torch.
 
-A query's distances to a bank are |q|^2 - 2 q.b + |b|^2, one matrix product in blocks that stay in a cache. Each block
-leaves only the minimum of every GROUP rows; the best groups are then looked at again, by differences. So the result
-has the precision of differences, and costs hardly more than the product.
+A query's distances to a bank are |q|^2 - 2 q.b + |b|^2: a matrix product, computed in cache-sized blocks. Only the
+minimum of every GROUP rows of a block is kept; distances to the rows of the best groups are then recomputed by
+differences. The result is as precise as differences, and costs hardly more than the product.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-GROUP = 16  # bank rows that leave one minimum
-QUERIES = 1024  # at a time
-DISTANCE_TOLERANCE = 1e-4  # of a distance, relative
-ROUNDING = 8 * 2.0**-23  # of |q|^2 - 2 q.b + |b|^2, relative to |q|^2 + |b|^2: above all that was seen
+GROUP = 16  # bank rows per minimum
+QUERIES = 1024  # most queries at a time
+DISTANCE_TOLERANCE = 1e-4  # relative error of a distance
+ROUNDING = 8 * 2.0**-23  # error of |q|^2 - 2 q.b + |b|^2 relative to |q|^2 + |b|^2: above any observed
 
 
 class Neighbours(NamedTuple):
-    """The k nearest rows of each query, the nearest first."""
+    """The k rows nearest to each query, nearest first."""
 
     distances: Tensor  # (Q, k) squared L2
     indices: Tensor  # (Q, k) int64
@@ -30,16 +30,16 @@ class Neighbours(NamedTuple):
 def nearest(
     queries: Tensor, bank: Tensor, k: int = 1, norms: Tensor | None = None, block_bytes: int | None = None
 ) -> Neighbours:
-    """The k nearest rows of a bank to each query.
+    """The k rows of a bank nearest to each query.
 
-    Distances are within 1e-4 of those in exact arithmetic, relative, and 0 for a copy of a row; rows nearer to each
-    other than that may change places. Memory besides the result: two blocks, and sixteen for the groups' minima.
+    Distances have a relative error of at most 1e-4, and are 0 for a copy of a row; rows whose distances differ by less
+    may swap places. Extra memory: two blocks, plus sixteen for the group minima.
 
     Args:
         queries: (Q, D) float32.
         bank: (M, D) float32.
-        norms: (M,) squared lengths of the bank's rows, if they are known.
-        block_bytes: of one block; None: `cache_bytes`.
+        norms: (M,) squared lengths of the bank's rows, if known.
+        block_bytes: size of a block; None: `cache_bytes`.
 
     Raises:
         ValueError: k is not in 1 to M.
@@ -54,25 +54,25 @@ def nearest(
 
 
 def cache_bytes(device: torch.device) -> int:
-    """A block of numbers that stays in the cores' caches, or occupies a GPU."""
+    """Block size that fits in the cores' caches, or keeps a GPU busy."""
     return 4_000_000 if device.type == "cpu" else 200_000_000
 
 
 def squared_lengths(rows: Tensor) -> Tensor:
-    """(M,) of (M, D) rows, without a second array of their size."""
+    """(M,) squared lengths of (M, D) rows, without copying them."""
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return lengths.square_()
 
 
 def concatenate(parts: list[Neighbours]) -> Neighbours:
-    return Neighbours(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    return Neighbours(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: int) -> Neighbours:
-    """`nearest` of one part of the queries.
+    """`nearest` for one part of the queries.
 
-    The k nearest rows lie in the k groups with the smallest minima, up to rounding. Where rounding could hide a nearer
-    row in the best group that was left out, the query is compared with the whole bank by differences.
+    Up to rounding, the k nearest rows lie in the k groups with the smallest minima. If rounding could hide a nearer
+    row in the best remaining group, the query is compared with the whole bank by differences.
     """
     minima = group_minima(queries, bank, norms, block_bytes)
     _, groups = smallest(minima, min(k, len(minima)), dim=0)
@@ -87,7 +87,7 @@ def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: in
 
 
 def smallest(values: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
-    """The k smallest values in ascending order, and their places."""
+    """The k smallest values in ascending order, and their indices."""
     found = values.min(dim, keepdim=True) if k == 1 else values.topk(k, dim, largest=False)  # topk of 1 is slow
     return found.values, found.indices
 
@@ -96,7 +96,7 @@ def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int)
     """(ceil(M / GROUP), Q): the minima of |b|^2 - 2 q.b over every GROUP rows b of the bank."""
     groups = -(-len(bank) // GROUP)
     minima = queries.new_empty(groups, len(queries))
-    step = min(groups, max(1, block_bytes // (4 * GROUP * len(queries))))  # groups of a block
+    step = min(groups, max(1, block_bytes // (4 * GROUP * len(queries))))  # groups per block
     products = queries.new_empty(step * GROUP, len(queries))
     for start in range(0, groups, step):
         rows = slice(start * GROUP, (start + step) * GROUP)
@@ -111,16 +111,16 @@ def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int)
 
 
 def among_groups(queries: Tensor, bank: Tensor, k: int, groups: Tensor, block_bytes: int) -> Neighbours:
-    """The k nearest by differences among the rows of each query's (Q, g) groups."""
+    """The k nearest rows in each query's (Q, g) groups, by differences."""
     rows = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=bank.device)).flatten(1)  # (Q, g * GROUP)
-    beyond = rows >= len(bank)  # of the last group
+    beyond = rows >= len(bank)  # in the last group
     rows[beyond] = 0
     step = min(len(rows), max(1, block_bytes // (4 * rows.shape[1] * bank.shape[1])))
     block = bank.new_empty(step * rows.shape[1], bank.shape[1])
     distances = bank.new_empty(rows.shape)
     for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        differences = torch.index_select(bank, 0, some.flatten(), out=block[: some.numel()]).view(*some.shape, -1)
+        part = rows[start : start + step]
+        differences = torch.index_select(bank, 0, part.flatten(), out=block[: part.numel()]).view(*part.shape, -1)
         differences.sub_(queries[start : start + step, None]).square_()
         torch.sum(differences, dim=2, out=distances[start : start + step])
     values, places = smallest(distances.masked_fill_(beyond, torch.inf), k, dim=1)
@@ -128,7 +128,7 @@ def among_groups(queries: Tensor, bank: Tensor, k: int, groups: Tensor, block_by
 
 
 def by_differences(queries: Tensor, bank: Tensor, k: int, block_bytes: int) -> Neighbours:
-    """The k nearest by differences among all rows: slow, and as exact as the numbers are."""
+    """The k nearest of all rows by differences: slow, but exact to float precision."""
     parts = torch.split(queries, max(1, block_bytes // (4 * len(bank))))
     direct = "donot_use_mm_for_euclid_dist"
     return concatenate(
@@ -137,7 +137,7 @@ def by_differences(queries: Tensor, bank: Tensor, k: int, block_bytes: int) -> N
 
 
 def take_row_counts(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
-    """Give a module's own buffers as many rows as a state dict has, so that it can be loaded.
+    """Resize a module's own buffers to the number of rows in a state dict, before loading it.
 
     For `_load_from_state_dict` of a method whose `build` cannot know the number of rows.
     """

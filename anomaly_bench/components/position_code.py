@@ -1,4 +1,4 @@
-"""The fixed sine and cosine code of positions on a grid."""
+"""Fixed sine-cosine position encoding on a grid."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @functools.lru_cache(maxsize=32)
 def position_code(channels: int, height: int, width: int) -> Tensor:
-    """Sines and cosines of a grid's positions, (channels, h, w) float32; not to be changed in place.
+    """Sine-cosine encoding of a grid, (channels, h, w) float32; cached, so do not modify it in place.
 
     With w_i = 10000^(-4 i / channels), channels 2 i and 2 i + 1 are sin(w_i x) and cos(w_i x) of the column x in the
-    first half, and of the row y in the second half (the code of a Transformer, one half for each axis).
+    first half, and of the row y in the second half (the Transformer encoding, one half per axis).
 
     Raises:
-        ValueError: a number of channels that is not a multiple of 4.
+        ValueError: the number of channels is not a multiple of 4.
     """
     if channels % 4:
         raise ValueError(f"a position code of {channels} channels: expected a multiple of 4")

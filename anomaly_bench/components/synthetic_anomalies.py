@@ -1,6 +1,6 @@
 """Simulated anomalies: textures blended into normal images where Perlin noise is high (DRAEM, section 3.3).
 
-Everything random is drawn from torch's global generator, on the CPU.
+All random numbers come from torch's global CPU generator.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from anomaly_bench.errors import UsageError
 
-OCTAVES = 6  # noise has 2^0 to 2^5 cells along each axis
+OCTAVES = 6  # noise has 2^0 to 2^5 cells per axis
 THRESHOLD = 0.5  # noise above it is anomalous
 TEXTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 Texture = Callable[[tuple[int, int]], Tensor]  # (H, W) -> (3, H, W) uint8
 
 
 def simulate(image: Tensor, texture: Texture) -> tuple[Tensor, Tensor]:
-    """A normal image with an anomaly, or, in half of the cases, as it is.
+    """Add an anomaly to a normal image, with probability 1/2.
 
     Args:
         image: (3, H, W) in [0, 1].
-        texture: gives another texture at every call.
+        texture: returns a new random texture at each call.
 
     Returns:
         (3, H, W) image and (H, W) bool mask.
@@ -38,39 +38,39 @@ def simulate(image: Tensor, texture: Texture) -> tuple[Tensor, Tensor]:
     if float(torch.rand(())) < 0.5:
         return image, torch.zeros(size, dtype=torch.bool)
     mask = perlin_mask(size)
-    opacity = 1 - 0.8 * torch.rand(())  # of the texture: 0.2 to 1
-    foreign = augment(texture(size)).float() / 255
-    blended = opacity * foreign + (1 - opacity) * image
+    opacity = 1 - 0.8 * torch.rand(())  # 0.2 to 1
+    overlay = augment(texture(size)).float() / 255
+    blended = opacity * overlay + (1 - opacity) * image
     return torch.where(mask, blended.to(image), image), mask
 
 
 def perlin_mask(size: tuple[int, int]) -> Tensor:
-    """(H, W) bool: where rotated Perlin noise of a random scale is above the threshold."""
+    """(H, W) bool: where rotated Perlin noise at a random scale exceeds the threshold."""
     rows, columns = (2 ** int(torch.randint(OCTAVES, ())) for _ in size)
     noise = perlin(size, draw_angles(rows, columns))
     return rotated(noise[None], float(torch.rand(())) * 180 - 90)[0] > THRESHOLD
 
 
 def draw_angles(rows: int, columns: int) -> Tensor:
-    """(rows + 1, columns + 1) of the gradients of so many cells, in radians."""
+    """(rows + 1, columns + 1) random gradient angles for rows x columns cells, in radians."""
     return 2 * math.pi * torch.rand(rows + 1, columns + 1)
 
 
 def perlin(size: tuple[int, int], angles: Tensor) -> Tensor:
-    """Perlin noise (Perlin 2002) of a lattice of unit gradients.
+    """Perlin noise (Perlin 2002) from a lattice of unit gradients.
 
     Args:
         size: (H, W) of the result.
         angles: (rows + 1, columns + 1) of the gradients at the corners of rows x columns cells.
 
     Returns:
-        (H, W) of values about -1 to 1.
+        (H, W) with values of about -1 to 1.
     """
     rows, columns = angles.shape[0] - 1, angles.shape[1] - 1
     y = torch.arange(size[0]) * rows / size[0]
     x = torch.arange(size[1]) * columns / size[1]
     top, left = y.long(), x.long()
-    down, right = (y - top)[:, None], (x - left)[None, :]  # place in the cell, 0 to 1
+    down, right = (y - top)[:, None], (x - left)[None, :]  # position in the cell, 0 to 1
 
     def corner(lower: int, further: int) -> Tensor:
         angle = angles[(top + lower)[:, None], (left + further)[None, :]]
@@ -87,13 +87,13 @@ def fade(place: Tensor) -> Tensor:
 
 
 def rotated(image: Tensor, degrees: float) -> Tensor:
-    """(C, H, W) about its centre, zeros beyond the border."""
-    turned: Tensor = T.rotate(image, degrees, InterpolationMode.BILINEAR)
-    return turned
+    """Rotate (C, H, W) about its centre, with zeros beyond the border."""
+    result: Tensor = T.rotate(image, degrees, InterpolationMode.BILINEAR)
+    return result
 
 
 def generated_texture(size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8: three octaves of noise in random colours, with stripes; for want of photographs."""
+    """(3, H, W) uint8: three octaves of noise in random colours, with stripes; a substitute for photographs."""
     colours = torch.rand(3, 4)
     layers = torch.zeros(3, *size)
     for octave in range(3):
@@ -107,7 +107,7 @@ def generated_texture(size: tuple[int, int]) -> Tensor:
 
 
 def folder_texture(folder: Path) -> Texture:
-    """Photographs of a folder, such as DTD's `images`, each call another at random.
+    """Random photographs from a folder, such as DTD's `images`.
 
     Raises:
         UsageError: no such folder, or no images in it.
@@ -146,7 +146,7 @@ AUGMENTATIONS: Sequence[Callable[[Tensor], Tensor]] = (
 
 
 def augment(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 after three different ones of ten changes, drawn at random."""
+    """Apply three of the ten augmentations, chosen at random, to a (3, H, W) uint8 image."""
     for number in torch.randperm(len(AUGMENTATIONS))[:3]:
         image = AUGMENTATIONS[int(number)](image)
     return image

@@ -1,4 +1,4 @@
-"""What the methods that train share: epochs with a seed, a bar, a finite loss and a checkpoint. The loop is theirs.
+"""Training support: seeded epochs, progress bar, finite-loss check and checkpoints. Methods write the loop themselves:
 
 loop = Loop(self, optimiser, normals, self.epochs)
 for epoch in loop:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
 logger = logging.getLogger(__name__)
-REUSED = 2**27 - 1  # bytes: freed memory of smaller tensors is kept
+REUSED = 2**27 - 1  # bytes: memory of smaller tensors is kept for reuse when freed
 
 
 class Epoch:
@@ -36,7 +36,7 @@ class Epoch:
 
     Attributes:
         number: 0 in the first epoch.
-        generator: on the CPU, seeded by the task's seed and `number`: a resumed training draws as an unbroken one.
+        generator: on the CPU, seeded by the task's seed and `number`, so resuming does not change what is drawn.
     """
 
     def __init__(self, number: int, seed: int, optimisers: Sequence[Optimizer], clip: float | None) -> None:
@@ -45,17 +45,17 @@ class Epoch:
         self.total, self.steps = torch.zeros(()), 0
 
     def batches(self, count: int, batch: int) -> Iterator[Tensor]:
-        """The numbers of all `count` images in random order, `batch` at a time; the last batch may be smaller."""
+        """Indices of all `count` images in random order, `batch` at a time; the last batch may be smaller."""
         yield from torch.split(torch.randperm(count, generator=self.generator), batch)
 
     def step(self, losses: Tensor | Iterable[Tensor], optimiser: Optimizer | None = None) -> None:
-        """One step down the gradient of a () loss, or of the sum of several, one after the other.
+        """Take one optimiser step on a () loss, or on the sum of several, backpropagated one at a time.
 
         Args:
-            optimiser: whose parameters move, where the loop has several; None: the only one's.
+            optimiser: which one steps, if the loop has several; None: the only one.
 
         Raises:
-            ValueError: it must be named.
+            ValueError: the loop has several optimisers and none is given.
         """
         if optimiser is None:
             if len(self.optimisers) != 1:
@@ -66,7 +66,7 @@ class Epoch:
         optimiser.zero_grad(set_to_none=True)
         for loss in [losses] if isinstance(losses, Tensor) else losses:
             loss.backward()
-            self.total = self.total.to(loss.device) + loss.detach()  # read once an epoch: reading waits for a GPU
+            self.total = self.total.to(loss.device) + loss.detach()  # read once per epoch: reading synchronises a GPU
         if self.clip is not None:
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -75,26 +75,25 @@ class Epoch:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the steps so far, whatever their optimiser."""
+        """The mean loss of the steps so far, over all optimisers."""
         return float(self.total) / max(1, self.steps)
 
 
 class Loop:
-    """Iterates over epochs; after each it checks the loss, shows it, and keeps a checkpoint if there is a file for it.
+    """Iterates over epochs; checks and displays the loss after each, and saves a checkpoint if a file is set for it.
 
-    Torch's global generator is seeded anew before each epoch, so that what a layer draws can be drawn again.
+    Torch's global generator is reseeded before each epoch, so that a resumed run draws the same numbers.
 
     Args:
-        module: the whole method: all that training changes.
-        optimiser: over the module's parameters; of a GAN several, each step of which names its own:
-            `epoch.step(loss, optimiser)`.
-        normals: gives the name, the bar and the checkpoint's file.
-        epochs: in all, those before a checkpoint included.
-        clip: the largest norm of the gradient; None: any.
+        module: the whole method: everything that training changes.
+        optimiser: for the module's parameters; several for a GAN, passed to each step: `epoch.step(loss, optimiser)`.
+        normals: provides the task's name, the progress bar and the checkpoint file.
+        epochs: in total, including those before a checkpoint.
+        clip: maximum gradient norm; None: no clipping.
 
     Attributes:
         losses: the mean loss of each epoch.
-        memo: tensors and plain values that a checkpoint keeps too, such as the best weights so far.
+        memo: further tensors and plain values to checkpoint, such as the best weights so far.
 
     Raises:
         UsageError: less than one epoch.
@@ -117,10 +116,10 @@ class Loop:
         self.memo: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[Epoch]:
-        """Every epoch that is still to be trained.
+        """The remaining epochs.
 
         Raises:
-            ValueError: the loss is no longer a finite number.
+            ValueError: the loss is not finite.
         """
         self.restore()
         self.module.train()
@@ -138,23 +137,23 @@ class Loop:
         memory.keep_freed()
 
     def add(self, loss: float) -> None:
-        """Take in an epoch's loss, and keep a checkpoint."""
+        """Record an epoch's loss and save a checkpoint."""
         if not math.isfinite(loss):
             last = f"{self.losses[-1]:.6g}" if self.losses else "none"
             raise ValueError(
                 f"{self.normals.name}: the loss is {loss} in epoch {len(self.losses) + 1} of {self.epochs}, the last "
-                f"finite loss was {last}; expected a finite one: try a smaller method.lr"
+                f"finite loss was {last}; expected a finite loss: try a smaller method.lr"
             )
         self.losses.append(loss)
         if self.normals.checkpoint is not None:
             self.save(self.normals.checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write module, optimisers, losses and memo, by one atomic rename."""
+        """Write module, optimisers, losses and memo atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{os.getpid()}")
         state: dict[str, Any] = {"losses": self.losses, "memo": self.memo}
-        state |= {"module": self.module.state_dict(), "optimisers": [each.state_dict() for each in self.optimisers]}
+        state |= {"module": self.module.state_dict(), "optimisers": [part.state_dict() for part in self.optimisers]}
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
@@ -163,12 +162,12 @@ class Loop:
             temporary.unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Go on from the checkpoint if there is one; a damaged one is said and counts as none."""
+        """Resume from the checkpoint, if any; a damaged one is reported and ignored."""
         path = self.normals.checkpoint
         if path is None or not path.is_file():
             return
         parts: list[Any] = [self.module, *self.optimisers]
-        before = [copy.deepcopy(part.state_dict()) for part in parts]
+        initial = [copy.deepcopy(part.state_dict()) for part in parts]
         try:
             state = torch.load(path, map_location=self.normals.device, weights_only=True)
             losses, memo = list(state["losses"]), dict(state["memo"])
@@ -176,11 +175,11 @@ class Loop:
                 part.load_state_dict(saved)
             self.losses, self.memo = losses, memo
         except Exception as error:  # torch, pickle and zip raise a dozen kinds
-            for part, fresh in zip(parts, before, strict=True):
-                part.load_state_dict(fresh)
-            logger.warning("%s: not a checkpoint of this training (%s); it starts anew", path, error)
+            for part, saved in zip(parts, initial, strict=True):
+                part.load_state_dict(saved)
+            logger.warning("%s: not a checkpoint of this training run (%s); starting from scratch", path, error)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the record: the number of epochs, and the loss of each."""
+        """For the record: the number of epochs and the loss of each."""
         return {"epochs": self.epochs, "losses": [round(loss, 6) for loss in self.losses]}

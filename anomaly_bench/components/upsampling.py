@@ -1,4 +1,4 @@
-"""Tensor maths that methods share: feature grids, smooth upsampling, Gaussians."""
+"""Alignment of feature grids, and upsampling of score maps with Gaussian blur."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 def align(levels: Sequence[Tensor], channels: Sequence[Tensor] | None = None) -> Tensor:
-    """Bring feature levels to the grid of the first by replication and concatenate their channels.
+    """Bring feature levels to the first level's grid by replication and concatenate their channels.
 
     Args:
         levels: one (B, C_l, h_l, w_l) per level, the largest grid first.
-        channels: of each level, the channels to keep (before anything is copied); None: all.
+        channels: channels of each level to keep (selected before anything is copied); None: all.
 
     Returns:
         (h * w, B, D) contiguous, D the number of channels kept: one row of patches per grid position.
     """
     height, width = levels[0].shape[-2:]
     batch = len(levels[0])
-    widths = [level.shape[1] for level in levels] if channels is None else [len(each) for each in channels]
+    widths = [level.shape[1] for level in levels] if channels is None else [len(indices) for indices in channels]
     grid = levels[0].new_empty(height, width, batch, sum(widths))
     start = 0
     for index, level in enumerate(levels):
-        patches = level.permute(0, 2, 3, 1)  # (B, h_l, w_l, C_l): what a channels-last tensor is in memory
+        patches = level.permute(0, 2, 3, 1)  # (B, h_l, w_l, C_l), the memory layout of channels-last tensors
         if channels is not None:  # gather takes a third of index_select's time
             patches = patches.gather(3, channels[index].expand(*patches.shape[:3], -1))
         cells = patches.permute(1, 2, 0, 3)
@@ -39,14 +39,14 @@ def align(levels: Sequence[Tensor], channels: Sequence[Tensor] | None = None) ->
 
 
 def smooth_upsample(maps: Tensor, size: Sequence[int], sigma: float) -> Tensor:
-    """Bilinear upsampling (align_corners=False), then Gaussian blur as scipy's gaussian_filter.
+    """Bilinear upsampling (align_corners=False), then Gaussian blur as in scipy's gaussian_filter.
 
-    Both are linear and act on rows and columns apart, so together they are one small matrix from each side.
+    Both are linear and separable, so together they are one small matrix on each side.
 
     Args:
         maps: (B, h, w).
         size: (H, W) of the result.
-        sigma: of the Gaussian in pixels of the result, truncated at 4 sigma, borders mirrored; 0: no blur.
+        sigma: of the Gaussian in output pixels, truncated at 4 sigma, reflected at borders; 0: no blur.
 
     Returns:
         (B, H, W).
@@ -67,11 +67,11 @@ def upsampler(length: int, size: int, sigma: float) -> Tensor:
 
 
 def gaussian(size: int, sigma: float) -> Tensor:
-    """The (size, size) float64 matrix of a Gaussian blur; the mirror repeats the border pixel."""
+    """The (size, size) float64 matrix of a Gaussian blur; reflection repeats the border pixel."""
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     weights /= weights.sum()
-    source = (torch.arange(size)[:, None] + offsets).remainder(2 * size)  # of the line and its mirror image
+    source = (torch.arange(size)[:, None] + offsets).remainder(2 * size)  # in the line and its mirror image
     source = torch.where(source < size, source, 2 * size - 1 - source)
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, weights.expand(size, -1).contiguous())

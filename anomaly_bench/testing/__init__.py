@@ -1,3 +1,3 @@
-"""The contract that every method passes, for one's own methods too."""
+"""The contract tests that every method passes; usable for your own methods."""
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What every method, backbone and dataset must do, checked on small images; your own ones too:
+"""Contract tests for methods, backbones and datasets, including your own, on small images:
 
     pytest --pyargs anomaly_bench.testing.contract --method my_method --config-dir my_conf
 
-`--backbone NAME` checks that backbone, and the method on it; `--dataset NAME --data-root DIR` a dataset. From Python:
-`for check in CHECKS: check(Setup("my_method", folders=[Path("my_conf")]))`. A check that fails says what to change.
+`--backbone NAME` checks that backbone, and the method on it; `--dataset NAME --data-root DIR` checks a dataset. From
+Python: `for check in CHECKS: check(Setup("my_method", folders=[Path("my_conf")]))`. Failures say what to change.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from anomaly_bench.testing.setup import BATCH, TRAINING, Setup, assert_close, as
 def check_is_a_method(setup: Setup) -> None:
     method = setup.new()
     name = type(method).__name__
-    assert isinstance(method, nn.Module), f"{name} is no torch.nn.Module: derive it from that, and from nothing else"
+    assert isinstance(method, nn.Module), f"{name} is not a torch.nn.Module: derive it from that and nothing else"
     for needed in ("build(shapes)", "fit(normals)", "score(images)"):
-        there = callable(getattr(method, needed.partition("(")[0], None))
-        assert there, f"{name} has no {needed}: see anomaly_bench.protocol.Method for what it must do"
+        defined = callable(getattr(method, needed.partition("(")[0], None))
+        assert defined, f"{name} has no {needed}: see anomaly_bench.protocol.Method for what it must do"
 
 
 def check_shapes_and_values(setup: Setup) -> None:
@@ -43,12 +43,12 @@ def check_shapes_and_values(setup: Setup) -> None:
         assert found == expected[name], f"{name} scores of shape {found}, expected {expected[name]}: one value per " + (
             "image" if name == "image" else "pixel; upsample the map to the images' size"
         )
-        assert not part.requires_grad, f"{name} scores carry a graph: put @torch.no_grad() on score, or detach them"
-        assert part.dtype == torch.float32, f"{name} scores are {part.dtype}: return them as float32, by .float()"
-        assert part.isfinite().all(), f"{name} scores are not finite: look for a division by 0, or for log of 0"
+        assert not part.requires_grad, f"{name} scores require grad: put @torch.no_grad() on score, or detach them"
+        assert part.dtype == torch.float32, f"{name} scores are {part.dtype}: return float32, using .float()"
+        assert part.isfinite().all(), f"{name} scores are not finite: look for a division by 0 or a log of 0"
         assert part.device == images.device, (
-            f"{name} scores on {part.device} of images on {images.device}: keep what score uses in buffers, "
-            "and make new tensors on the images' device"
+            f"{name} scores are on {part.device}, images on {images.device}: keep the tensors that score uses in "
+            "buffers, and create new tensors on the images' device"
         )
 
 
@@ -56,7 +56,7 @@ def check_alone_as_in_a_batch(setup: Setup) -> None:
     images = setup.new_images()
     expected = setup.one.score(images)
     advice = (
-        "an image scores otherwise {}: take no maximum, mean or normalisation over a batch in score, and leave "
+        "an image scores differently {}: use no maximum, mean or normalisation over a batch in score, and leave "
         "BatchNorm in evaluation mode"
     )
     order = torch.tensor([2, 0, 3, 1], device=images.device)
@@ -69,14 +69,14 @@ def check_alone_as_in_a_batch(setup: Setup) -> None:
 def check_same_seed_same_bits(setup: Setup) -> None:
     advice = (
         "two fits after the same torch.manual_seed differ: draw random numbers with torch, from its global generator "
-        "or one that is seeded in fit"
+        "or from one seeded in fit"
     )
     assert_equal(setup.fitted().score(setup.new_images()), setup.one.score(setup.new_images()), advice)
 
 
 def check_second_fit_forgets(setup: Setup) -> None:
     method = setup.fit(setup.new(), setup.normals(255 - pictures(TRAINING, 500, setup.side)))
-    advice = "a second fit remembers the first: make networks and statistics anew in build, which is called before each"
+    advice = "a second fit depends on the first: create all networks and statistics in build, called before each fit"
     assert_close(setup.fit(method).score(setup.new_images()), setup.one.score(setup.new_images()), advice)
 
 
@@ -86,7 +86,7 @@ def check_inputs_untouched(setup: Setup) -> None:
     method = setup.fitted(setup.normals(pixels))
     assert np.array_equal(pixels, copies[0]), "fit changed its images: work on a copy of normals.pixels"
     method.score(images)
-    assert torch.equal(images, copies[1]), "score changed its images: use no operation in place on them (-=, clamp_)"
+    assert torch.equal(images, copies[1]), "score changed its images: avoid in-place operations on them (-=, clamp_)"
 
 
 def check_planted_defect_outscores_its_twin(setup: Setup) -> None:
@@ -94,31 +94,32 @@ def check_planted_defect_outscores_its_twin(setup: Setup) -> None:
     defective, spot = clean.clone(), slice(setup.side * 3 // 8, setup.side * 5 // 8)
     defective[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0], device=clean.device).view(3, 1, 1)
     before, after = setup.one.score(clean), setup.one.score(defective)
-    advice = "where a red square is planted in an image: higher must mean more anomalous; is a sign wrong?"
+    advice = "when a red square is added to an image: higher must mean more anomalous; is a sign wrong?"
     assert (after.image > before.image).all(), f"the image score does not rise {advice}"
     if before.map is not None and after.map is not None:
         raised = (after.map - before.map)[:, spot, spot].mean(dim=(1, 2))
-        assert (raised > 0).all(), f"the map does not rise {advice} Or are its rows and columns exchanged?"
+        assert (raised > 0).all(), f"the map does not rise {advice} Or are its rows and columns swapped?"
 
 
 def check_score_before_fit(setup: Setup) -> None:
-    found, method = "returned scores", setup.new()
+    outcome, method = "returned scores", setup.new()
     method.build(setup.shapes())
     try:
         method.to(setup.device).score(setup.new_images())
     except NotFittedError:
         return
-    except Exception as error:  # whatever a method stumbles over
-        found = f"raised {type(error).__name__} ({error})"
-    raise AssertionError(f"score before fit {found}: let it begin with check_fitted(self)")
+    except Exception as error:  # any kind of failure
+        outcome = f"raised {type(error).__name__} ({error})"
+    raise AssertionError(f"score before fit {outcome}: call check_fitted(self) first in score")
 
 
 def check_saved_and_loaded(setup: Setup) -> None:
     from safetensors.torch import load_file, save_file
 
     advice = (
-        "its state dict cannot be saved as safetensors and loaded into a method that build(shapes) has made: make each "
-        "parameter and buffer in build, from the shapes alone (rows that fit counts: see neighbours.take_row_counts)"
+        "its state dict cannot be saved as safetensors and loaded into a method after build(shapes): create all "
+        "parameters and buffers in build, from the shapes alone (row counts known only to fit: see "
+        "neighbours.take_row_counts)"
     )
     loaded = setup.new()
     with advised(advice), tempfile.TemporaryDirectory() as folder:
@@ -126,20 +127,20 @@ def check_saved_and_loaded(setup: Setup) -> None:
         save_file({name: value.contiguous() for name, value in setup.one.state_dict().items()}, file)
         loaded.build(setup.shapes())
         loaded.load_state_dict(load_file(file))
-    advice = "saved and loaded it scores otherwise: keep all that score needs in parameters and persistent buffers"
+    advice = "it scores differently after saving and loading: keep what score needs in parameters or persistent buffers"
     with advised(advice):
         found = loaded.to(setup.device).eval().score(setup.new_images())
     assert_equal(found, setup.one.score(setup.new_images()), advice)
 
 
 def check_counts_without_data(setup: Setup) -> None:
-    """`build` on the meta device has the parameters of the fitted method."""
+    """`build` on the meta device creates as many parameters as the fitted method has."""
     method = setup.new()
-    with advised("build(shapes) cannot run on the meta device: let it make networks and buffers, and read no values"):
+    with advised("build(shapes) fails on the meta device: only create networks and buffers in it, and read no values"):
         with torch.device("meta"):
             method.build(setup.shapes())
         found, expected = (sum(parameter.numel() for parameter in made.parameters()) for made in (method, setup.one))
-    assert found == expected, f"build(shapes) makes {found} parameters, fit {expected}: make all of them in build"
+    assert found == expected, f"{found} parameters after build(shapes), {expected} after fit: create all in build"
 
 
 def check_keeps_float32(setup: Setup) -> None:
@@ -148,15 +149,15 @@ def check_keeps_float32(setup: Setup) -> None:
         for name, value in setup.one.state_dict().items()
         if value.is_floating_point() and value.dtype != torch.float32
     }
-    assert not wrong, f"kept in another precision than float32: {wrong}; convert what fit keeps by .float()"
+    assert not wrong, f"not stored as float32: {wrong}; convert what fit stores with .float()"
 
 
 @contextlib.contextmanager
 def advised(advice: str) -> Iterator[None]:
-    """Whatever is raised in the block becomes an AssertionError that says what to do."""
+    """Turn any exception in the block into an AssertionError that says what to do."""
     try:
         yield
-    except Exception as error:  # whatever a method stumbles over
+    except Exception as error:  # any kind of failure
         raise AssertionError(f"{advice}; found {type(error).__name__}: {error}") from error
 
 
@@ -177,19 +178,19 @@ CHECKS: tuple[Callable[[Setup], None], ...] = (
 
 def check_maps(setup: Setup) -> None:
     maps, shapes = setup.network(setup.new_images()), setup.shapes()
-    found = [tuple(each.shape[1:]) for each in maps]
-    assert found == shapes, f"maps of shapes {found}, but shapes(size) says {shapes}: they must agree"
-    for each in maps:
-        assert each.dtype == torch.float32, f"a level is {each.dtype}: return float32, by .float()"
-        assert each.isfinite().all(), "a level is not finite: are mean, std and the weights the network's own?"
-        assert not each.requires_grad, "a level requires a gradient: a backbone is frozen, run it under torch.no_grad()"
+    found = [tuple(level.shape[1:]) for level in maps]
+    assert found == shapes, f"feature maps have shapes {found}, but shapes(size) returns {shapes}: they must agree"
+    for level in maps:
+        assert level.dtype == torch.float32, f"a level is {level.dtype}: return float32, using .float()"
+        assert level.isfinite().all(), "a level is not finite: do mean, std and weights belong to this network?"
+        assert not level.requires_grad, "a level requires grad: a backbone is frozen, run it under torch.no_grad()"
 
 
 def check_strides(setup: Setup) -> None:
-    """Level n has stride 2^(n+1), up to one position that a border may cost."""
+    """Level n has stride 2^(n+1); borders may cost one position."""
     modules = setup.config["backbone"].get("modules")
     if not isinstance(modules, dict):
-        return  # a transformer's blocks have one stride
+        return  # a transformer's blocks all have the same stride
     for name, shape in zip(modules, setup.network.shapes((224, 224)), strict=True):
         if name.isdigit():
             side = 224 // 2 ** (int(name) + 1)
@@ -203,12 +204,12 @@ def check_each_image_by_itself(setup: Setup) -> None:
     images = setup.new_images()
     copy = images.clone()
     first, second = setup.network(images), setup.network(images)
-    assert torch.equal(images, copy), "the backbone changed its images: use no operation in place on them"
+    assert torch.equal(images, copy), "the backbone changed its images: avoid in-place operations on them"
     for level, same, single in zip(first, second, setup.network(images[:1]), strict=True):
-        assert torch.equal(level, same), "the same images give other features: is the network in evaluation mode?"
-        off = (level[:1] - single).abs().max()
-        assert off <= 1e-4 * level.abs().max(), (
-            f"an image's features change with the others in its batch, by {off:.1e}: is it in evaluation mode?"
+        assert torch.equal(level, same), "features of the same images differ: is the network in evaluation mode?"
+        error = (level[:1] - single).abs().max()
+        assert error <= 1e-4 * level.abs().max(), (
+            f"an image's features depend on its batch, by up to {error:.1e}: is the network in evaluation mode?"
         )
 
 
@@ -216,5 +217,5 @@ BACKBONE_CHECKS: tuple[Callable[[Setup], None], ...] = (check_maps, check_stride
 
 
 def test_contract(check: Callable[[], None]) -> None:
-    """What pytest runs: each check that its options ask for; see anomaly_bench.pytest_plugin."""
+    """Run by pytest once per requested check; see anomaly_bench.testing.pytest_plugin."""
     check()

@@ -1,4 +1,4 @@
-"""What every dataset must do."""
+"""Contract checks for datasets."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def check_names(dataset: Dataset) -> None:
     for name in ("name", "title", "root", "categories", "available", "task", "digests"):
         assert hasattr(dataset, name), f"the dataset has no {name}: see anomaly_bench.data.dataset.Dataset"
     names = list(dataset.categories)
-    same = [name for name in names if [each.casefold() for each in names].count(name.casefold()) > 1]
-    assert not same, f"categories {shorten(same)} differ in case only: Windows and macOS take them for one; rename them"
+    same = [name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1]
+    assert not same, f"categories {shorten(same)} differ only in case, which Windows and macOS ignore: rename them"
     assert dataset.available, f"no category has a folder in {dataset.root}: check data_root"
 
 
 def check_tasks(dataset: Dataset) -> None:
     for name in dataset.available:
         task = dataset.task(name)
-        assert task == dataset.task(name), f"{name}: listed twice, the images differ: sort them by name"
+        assert task == dataset.task(name), f"{name}: two listings of the images differ: sort them by name"
         for part in (task.fit, task.validation, *task.tests.values()):  # test sets may share their normal images
             assert len({image.id for image in part}) == len(part), f"{name}: an image is listed twice: list each once"
         files = [image.id for image in task.samples]
         foreign = [file for file in files if "\\" in file or file.startswith(("/", ".."))]
-        assert not foreign, f"{name}: {shorten(foreign)}: make `id` relative to the dataset, by as_posix()"
+        assert not foreign, f"{name}: {shorten(foreign)}: make `id` relative to the dataset, using as_posix()"
         defects = [image.id for image in (*task.fit, *task.validation) if image.label is not None]
         assert not defects, f"{name}: {shorten(defects)} in `fit` have a defect: fit on normal images only"
         assert all([task.tests, *task.tests.values()]), f"{name}: a test set is empty: `tests` is {{name: images}}"
         wrong = [image.id for image in task.samples if len(image.sources) != len(task.planes)]
-        assert not wrong, f"{name}: {shorten(wrong)}: give each image one source for each plane of the task"
+        assert not wrong, f"{name}: {shorten(wrong)}: give each image one source per plane of the task"
         digests = dataset.digests(task)
-        lacking = [str(file) for file in task.files if file not in digests]
-        assert not lacking, f"{name}: no digest of {shorten(lacking)}: digests(task) has each of task.files"
+        missing = [str(file) for file in task.files if file not in digests]
+        assert not missing, f"{name}: no digest for {shorten(missing)}: digests(task) must include all of task.files"
         _, problems = examine(dataset, name, {})
         assert not problems, "; ".join(problems)
 
@@ -50,7 +50,7 @@ def check_no_image_is_fitted_and_tested(dataset: Dataset) -> None:
         fitted = {content_hash(image.sources, digests) for image in task.fit}
         tested = (image for test in task.tests.values() for image in test)
         leaked = [image.id for image in tested if content_hash(image.sources, digests) in fitted]
-        assert not leaked, f"{name}: {shorten(leaked)} of the test set are training images too: leave them out of one"
+        assert not leaked, f"{name}: {shorten(leaked)} are in both training and test set: remove them from one"
 
 
 DATASET_CHECKS: tuple[Callable[[Dataset], None], ...] = (

@@ -1,6 +1,6 @@
-"""pytest's side of `pytest --pyargs anomaly_bench.testing.contract --method NAME`: its options, and its list of checks.
+"""pytest plugin for `pytest --pyargs anomaly_bench.testing.contract --method NAME`: its options and list of checks.
 
-Every pytest loads this where anomaly-bench is installed: it is inert, and imports nothing, unless the contract is run.
+Every pytest run loads it if anomaly-bench is installed: it does and imports nothing unless the contract is run.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ CHECKS_KEY = pytest.StashKey[dict[str, Callable[[], None]]]()
 
 
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Add the options, if the contract is among the arguments."""
+    """Add the options if the contract is among the arguments."""
     if not any(re.search(r"anomaly_bench[./\\]testing[./\\]contract", argument) for argument in args):
         return
     early_config.stash[CHECKS_KEY] = {}
     group = parser.getgroup("anomaly-bench")
     group.addoption("--method", help="check this method on --backbone")
-    group.addoption("--backbone", help="check this backbone, and --method on it (lite0 when it is not given)")
+    group.addoption("--backbone", help="check this backbone, and --method on it (default for --method: lite0)")
     group.addoption("--dataset", help="check this dataset")
-    group.addoption("--data-root", help="where the dataset lies")
-    group.addoption("--config-dir", type=Path, help="the folder of your own YAML files")
+    group.addoption("--data-root", help="folder of the dataset")
+    group.addoption("--config-dir", type=Path, help="folder of your own YAML files")
     group.addoption("--override", action="append", default=[], metavar="KEY=VALUE", help="as for anomaly-bench")
-    group.addoption("--device", default="cpu", help="where methods and backbones are checked: cpu, cuda, mps")
-    group.addoption("--side", type=int, default=64, help="pixels of the images; some transformers need another")
+    group.addoption("--device", default="cpu", help="device for methods and backbones: cpu, cuda, mps")
+    group.addoption("--side", type=int, default=64, help="image side in pixels; some transformers need another")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Make the list of checks, so that a wrong name ends the run with one line."""
+    """Collect the checks here, so that a wrong name gives a one-line error."""
     if CHECKS_KEY not in session.config.stash:
         return
     sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
@@ -56,10 +56,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What the options ask for: a name and a call.
+    """The requested checks: names and calls.
 
     Raises:
-        UsageError: they ask for nothing, or for what is not there.
+        UsageError: nothing is requested, or something unknown.
     """
     from anomaly_bench.config.compose import compose
     from anomaly_bench.data.dataset import open_dataset
@@ -85,11 +85,11 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
     )
     if backbone:
         setup = make(READS_ALL, backbone, of_backbone)
-        setup.shapes()  # wrong weights end here
+        setup.shapes()  # fails early on wrong weights
         yield from label(backbone, BACKBONE_CHECKS, setup)
     if method:
         setup = make(method, backbone or "lite0", tuple(word for word in words if word not in of_dataset))
-        setup.new()  # a wrong setting ends here
+        setup.new()  # fails early on wrong settings
         yield from label(method, CHECKS, setup)
     if dataset:
         node = compose("config", [f"dataset={dataset}", *of_dataset], folders)["dataset"]
@@ -98,6 +98,6 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def label(name: str, run: Iterable[Callable[[_T], None]], subject: _T) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A title and a call without arguments for each check."""
+    """A title and an argument-free call for each check."""
     for check in run:
         yield f"{name}-{check.__name__.removeprefix('check_')}", functools.partial(check, subject)

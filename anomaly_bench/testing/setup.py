@@ -1,4 +1,4 @@
-"""A method on a backbone, small images, and comparisons of scores: what the contract's checks and tests work with."""
+"""Fixtures for contract checks and tests: a method on a backbone, small images, and comparisons of scores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from anomaly_bench.runs.evaluator import fit_method
 from anomaly_bench.runs.runner import without_unused_backbone
 
 TRAINING, BATCH = 24, 4  # images
-EPOCHS = 4  # of a method that trains
-READS_ALL = "mahalanobis_ad"  # the method of a setup whose backbone is checked at all of its levels
+EPOCHS = 4  # for methods that train
+READS_ALL = "mahalanobis_ad"  # a method that reads all levels, for checking a backbone
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Setup:
     """A method on a backbone.
 
     Attributes:
-        method, backbone: their names; a method that has `epochs` trains 4, unless an override says another number.
+        method, backbone: their names; a method with `epochs` trains for 4, unless overridden.
         overrides: further keys, as on the command line.
-        folders: of one's own YAML.
-        device: where all of it runs.
-        side: pixels of the images, for a backbone that does not take 64.
+        folders: folders of user YAML files.
+        device: where everything runs.
+        side: image side in pixels, for a backbone that does not support 64.
     """
 
     method: str
@@ -55,19 +55,19 @@ class Setup:
     @functools.cached_property
     def network(self) -> Any:
         compute_exactly()
-        made = make_backbone(self.config, find_weights(self.config), self.config["precision"])
-        return made if torch.get_default_device().type == "meta" else made.to(self.device)
+        network = make_backbone(self.config, find_weights(self.config), self.config["precision"])
+        return network if torch.get_default_device().type == "meta" else network.to(self.device)
 
     def shapes(self, size: tuple[int, int] | None = None) -> list[tuple[int, int, int]]:
-        """(C, h, w) of what `build` is told of (H, W) images; None: of the contract's."""
+        """The (C, h, w) shapes passed to `build` for (H, W) images; None: the contract's images."""
         return list(self.network.shapes(size or (self.side, self.side)))
 
     def new(self) -> Any:
-        """A method that has not been built."""
+        """A new method, not yet built."""
         return make_method(self.config["method"], self.network)
 
     def fit(self, method: Any, normals: TrainingSet | None = None) -> Any:
-        """The method, built and fitted."""
+        """Build and fit the method."""
         normals = self.normals() if normals is None else normals
         fit_method(method, self.shapes(normals.size), normals, seed=0)
         return method
@@ -78,11 +78,11 @@ class Setup:
 
     @functools.cached_property
     def one(self) -> Any:
-        """One fitted method that several checks look at."""
+        """A fitted method shared by several checks."""
         return self.fitted()
 
     def normals(self, pixels: NDArray[np.uint8] | None = None) -> TrainingSet:
-        """TRAINING images to fit on."""
+        """A training set, by default of TRAINING images."""
         return TrainingSet("contract", pictures(TRAINING, side=self.side) if pixels is None else pixels, self.device)
 
     def new_images(self) -> Tensor:
@@ -90,18 +90,18 @@ class Setup:
 
 
 def pictures(count: int, first: int = 0, side: int = 64) -> NDArray[np.uint8]:
-    """(count, side, side, 3): a soft grating with noise, another for each number."""
+    """(count, side, side, 3): smooth gratings with noise, a different one for each number."""
     rows, columns = np.mgrid[:side, :side]
-    made = []
+    images = []
     for number in range(first, first + count):
         random = np.random.default_rng(number)
         wave = np.sin((columns + rows / 3) / 4 + random.uniform(-0.2, 0.2)) * 40 + 128
-        made.append(wave[..., None] + random.normal(0, 6, (side, side, 3)))
-    return np.stack(made).clip(0, 255).astype(np.uint8)
+        images.append(wave[..., None] + random.normal(0, 6, (side, side, 3)))
+    return np.stack(images).clip(0, 255).astype(np.uint8)
 
 
 def new_images(side: int = 64) -> Tensor:
-    """(BATCH, 3, side, side) that no method was fitted on."""
+    """(BATCH, 3, side, side) images not used for fitting."""
     return to_tensor(pictures(BATCH, 1000, side))
 
 
@@ -110,15 +110,15 @@ def pick(scores: Scores, order: Tensor) -> Scores:
 
 
 def assert_equal(found: Scores, expected: Scores, advice: str) -> None:
-    """The same bits."""
+    """Assert bit-identical scores."""
     for a, b in zip(found, expected, strict=True):
         assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)), advice
 
 
 def assert_close(found: Scores, expected: Scores, advice: str) -> None:
-    """Within 1e-4 of the expected map's range (of the image scores' size where there is no map)."""
+    """Assert a difference below 1e-4 of the expected map's range (without maps: of the largest image score)."""
     span = expected.image.abs().max() if expected.map is None else expected.map.max() - expected.map.min()
     for a, b in zip(found, expected, strict=True):
         if a is not None and b is not None:
-            off = (a - b).abs().max()
-            assert off <= 1e-4 * span, f"{advice}; off by {float(off / span):.1e} of the scores' range"
+            error = (a - b).abs().max()
+            assert error <= 1e-4 * span, f"{advice}; off by {float(error / span):.1e} of the scores' range"
