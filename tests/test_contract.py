@@ -315,7 +315,7 @@ def test_the_contract_as_a_command(tree, capsys):
     assert run_pytest(*CONTRACT, "--dataset", "folder", "--data-root", str(tree)) == pytest.ExitCode.TESTS_FAILED
     out = capsys.readouterr().out
     assert "test_contract[folder-no_image_is_fitted_and_tested]" in out
-    assert "test/good/000.png of the test set are training images too" in out
+    assert "test/good/000.png are in both training and test set" in out
 
 
 @pytest.mark.parametrize(

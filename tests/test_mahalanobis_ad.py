@@ -73,7 +73,7 @@ def test_too_few_images(count):
 
 
 def test_images_that_are_all_alike():
-    with pytest.raises(ValueError, match="all 4 training images are the same"):
+    with pytest.raises(ValueError, match="all 4 training images have the same features"):
         Setup("mahalanobis_ad", "r18", ("backbone.weights=random",)).fitted(
             TrainingSet("alike", pictures(1).repeat(4, axis=0))
         )

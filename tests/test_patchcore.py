@@ -148,7 +148,7 @@ def test_one_patch_cannot_be_reweighted():
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
 def test_a_ratio_that_is_none(ratio):
-    with pytest.raises(UsageError, match=f"method.ratio={ratio}: expected a part"):
+    with pytest.raises(UsageError, match=f"method.ratio={ratio}: expected a fraction"):
         Setup("patchcore", overrides=(f"method.ratio={ratio}",)).new()
 
 

@@ -1,3 +1,3 @@
-"""One module per method; `conf/method/<name>.yaml` points at it."""
+"""One module per method; `conf/method/<name>.yaml` points to it."""
 
 from __future__ import annotations

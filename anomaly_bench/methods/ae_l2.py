@@ -1,8 +1,8 @@
-"""AE-L2: an autoencoder whose squared error is the anomaly map.
+"""AE-L2: an autoencoder whose squared reconstruction error is the anomaly map.
 
 Paul Bergmann, Sindy Loewe, Michael Fauser, David Sattlegger, Carsten Steger; 2019, arXiv 1807.02011.
 
-See anomaly_bench/components/autoencoder.py for the network, its training and its arguments, which AE-SSIM shares.
+See anomaly_bench/components/autoencoder.py for the network, training and arguments shared with AE-SSIM.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from anomaly_bench.components.autoencoder import Reconstruction
 
 
 class AEL2(Reconstruction):
-    """AE-L2: of colours."""
+    """AE-L2, on colour images."""
 
     channels = 3
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The images themselves."""
+        """The images, unchanged."""
         return images
 
     def loss(self, output: Tensor, images: Tensor) -> Tensor:

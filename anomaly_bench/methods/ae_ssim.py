@@ -1,9 +1,9 @@
-"""AE-SSIM: an autoencoder that is trained and scored by structural similarity.
+"""AE-SSIM: an autoencoder trained and scored by structural similarity.
 
 Paul Bergmann, Sindy Loewe, Michael Fauser, David Sattlegger, Carsten Steger; 2019, arXiv 1807.02011.
 
-Images are grey, so a defect of colour alone is not seen. See anomaly_bench/components/autoencoder.py for the network,
-its training and its arguments, which AE-L2 shares.
+Images are converted to greyscale, so pure colour defects are invisible. See anomaly_bench/components/autoencoder.py for
+the network, training and arguments shared with AE-L2.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from anomaly_bench.components.losses import ssim, ssim_map
 
 
 class AESSIM(Reconstruction):
-    """AE-SSIM: of greys."""
+    """AE-SSIM, on greyscale images."""
 
     channels = 1
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1, H, W), weights of ITU-R 601."""
+        """(B, 3, H, W) -> (B, 1, H, W), with ITU-R 601 weights."""
         grey: Tensor = rgb_to_grayscale(images)
         return grey
 

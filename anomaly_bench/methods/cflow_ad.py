@@ -2,21 +2,21 @@
 
 Denis Gudovskiy, Shun Ishizaka, Kazuki Kozuka; 2021 (WACV 2022), arXiv 2107.12571.
 
-Each level of a frozen network has a normalising flow of its own for the vectors (fibres) at its positions, given a code
-of the position. As in the authors' code: the layers of strides 8, 16, 32; the loss -log sigmoid(log p), where the paper
-has the plain likelihood; log p per channel; one Adam, which a level's step moves only that level's flow with (their
-torch 1.8 moved the others too, by momentum); no blur. Couplings have the clamp of the FrEIA that the code names,
-1.9 * tanh(s) (see `anomaly_bench.components.flows`).
+Each level of a frozen network has its own normalising flow over the feature vectors (fibres) at its positions,
+conditioned on a position encoding. As in the authors' code: layers with strides 8, 16, 32; the loss
+-log sigmoid(log p), where the paper uses the plain likelihood; log p per channel; a single Adam, stepped for one
+level's flow at a time (with their torch 1.8, momentum also moved the others); no blur. Couplings use the clamp of the
+FrEIA version that the code pins, 1.9 * tanh(s) (see `anomaly_bench.components.flows`).
 
-Where this differs:
+Differences:
 
-- The code measures each level's likelihood against the largest on the whole test set, which weighs the levels by test
-  images. Here it is the largest on the training images, or theirs with `oracle=true`.
-- The code adds exp(log p - largest) of the levels; here the sum's logarithm is taken, which orders pixels alike and
+- The code normalises each level's likelihood by its maximum over the whole test set, so test images affect the weights
+  of the levels. Here it is the maximum over the training images, or over the test set with `oracle=true`.
+- The code sums exp(log p - largest) over levels; here the logarithm of the sum is taken, which ranks pixels alike but
   does not tie strong anomalies at 0. Between grid points log p is interpolated, not its exp.
-- Rotated images: a seeded set of `views` versions, passed through the network once; `views=0` draws and passes new ones
-  in each epoch, as the code does.
-- The code tests the model after each of 25 parts of the training and keeps the best of each metric, and its input size
+- Rotated images: a seeded set of `views` versions, passed through the network once; `views=0` draws new rotations in
+  each epoch, as the code does.
+- The code tests the model after each of 25 training stages and keeps the best value of each metric, and its input size
   was chosen per category on the test set (128, 256 or 512). Here the last epoch counts, at one size.
 """
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import FeatureArray, Features, TrainingSet
 
 _CLAMP = 1.9  # of the couplings' log-scales
-MOST_FIBRES = 8192  # fibres that are scored together
-PARTS, WARM = 25, 2  # of the training: learning rates, and those of the warm-up
+MOST_FIBRES = 8192  # most fibres scored at once
+PARTS, WARM = 25, 2  # stages of training with one learning rate each, and stages of warm-up
 
 
 class CFlowAD(nn.Module):
@@ -51,17 +51,17 @@ class CFlowAD(nn.Module):
 
     Args:
         backbone: a frozen network.
-        epochs: of the training; the code's 25 parts of 8 are 200.
-        views: rotated versions of the training images that the epochs take in turn; 0: new ones in each epoch.
-        degrees: the largest angle of a rotation.
-        blocks: of each level's flow.
-        code: channels of the position code, a multiple of 4.
-        fibres: vectors per step of the training.
+        epochs: of training; the code has 25 stages of 8 = 200.
+        views: rotated versions of the training images, used by the epochs in turn; 0: new rotations in each epoch.
+        degrees: largest rotation angle.
+        blocks: coupling blocks in each level's flow.
+        code: channels of the position encoding, a multiple of 4.
+        fibres: vectors per training step.
         batch: images whose fibres are shuffled together.
         lr: the first learning rate after the warm-up, see `rate`.
     """
 
-    largest: Tensor  # (L,) of each level, the largest log p of the training images
+    largest: Tensor  # (L,) largest log p on the training images, per level
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class CFlowAD(nn.Module):
         self.blocks, self.code, self.fibres, self.batch, self.lr = blocks, code, fibres, batch, lr
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make one flow per level of these (C, h, w) shapes; the rotations of wide levels take seconds."""
+        """Create one flow per (C, h, w) level; drawing rotations takes seconds for levels with many channels."""
         self.channels = [shape[0] for shape in shapes]
         self.flows = self.draw_flows()
         self.register_buffer("largest", torch.zeros(len(shapes)))
@@ -97,9 +97,9 @@ class CFlowAD(nn.Module):
         )
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train each flow on shuffled fibres (equation 9, within -log sigmoid), then find the largest likelihoods."""
+        """Train each flow on shuffled fibres (equation 9, inside -log sigmoid), then find the largest likelihoods."""
         views = None
-        if self.views:  # whose angles revision 1 draws before the flows
+        if self.views:  # revision 1 draws the angles before the flows
             torch.manual_seed(torch.initial_seed())
             views = normals.feature_array(self.versions, self.batch)
             self.flows = self.draw_flows().to(normals.device)
@@ -116,11 +116,11 @@ class CFlowAD(nn.Module):
         self.oracle(normals.images(self.batch))
 
     def versions(self, images: Tensor) -> list[Tensor]:
-        """The levels of `views` rotations of each image, those of the first version first."""
+        """The levels of `views` rotations of each image, version by version."""
         return [level for _ in range(self.views) for level in self.backbone(self.turned(images))]
 
     def version(self, views: FeatureArray, numbers: Tensor, epoch: Epoch) -> list[Tensor]:
-        """The levels of the chosen images in the version whose turn it is."""
+        """The levels of the chosen images in this epoch's version."""
         first = epoch.number % self.views * len(self.flows)
         return [level[numbers].to(views.device) for level in views.levels[first : first + len(self.flows)]]
 
@@ -134,7 +134,7 @@ class CFlowAD(nn.Module):
         return augmentation.rotate_images(images, self.degrees * (2 * torch.rand(len(images), generator=generator) - 1))
 
     def train_level(self, index: int, level: Tensor, epoch: Epoch) -> None:
-        """A step for each `fibres` of a (B, C, h, w) level's shuffled vectors; what remains is left out."""
+        """Step once per `fibres` shuffled vectors of a (B, C, h, w) level; an incomplete last group is dropped."""
         fibres, codes = self.fibres_of(level)
         whole = len(fibres) - len(fibres) % self.fibres or len(fibres)
         order = torch.randperm(len(fibres), generator=epoch.generator)[:whole]
@@ -142,37 +142,37 @@ class CFlowAD(nn.Module):
             epoch.step(self.loss(index, fibres[part], codes[part % len(codes)]))
 
     def loss(self, index: int, fibres: Tensor, codes: Tensor) -> Tensor:
-        """The mean of -log sigmoid(log p) over a level's vectors, see `log_likelihood`: ()."""
+        """Mean of -log sigmoid(log p) over a level's vectors, see `log_likelihood`: ()."""
         return -F.logsigmoid(self.log_likelihood(index, fibres, codes)).mean()
 
     def fibres_of(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors (B * h * w, C) of a level, and the codes (h * w, code) of its positions."""
+        """The vectors (B * h * w, C) of a level and the encodings (h * w, code) of its positions."""
         code = position_code.position_code(self.code, level.shape[2], level.shape[3]).to(level.device)
         return level.permute(0, 2, 3, 1).flatten(0, 2), code.permute(1, 2, 0).flatten(0, 1)
 
     def log_likelihood(self, index: int, fibres: Tensor, codes: Tensor) -> Tensor:
-        """log p per channel (M,) of a level's vectors (M, C), given the codes (M, code) of their positions."""
+        """log p per channel (M,) of a level's vectors (M, C), given their position encodings (M, code)."""
         z, log_det = self.flows[index](fibres, codes)
-        found: Tensor = log_det / fibres.shape[1] - energy(z) - 0.5 * math.log(2 * math.pi)
-        return found
+        likelihood: Tensor = log_det / fibres.shape[1] - energy(z) - 0.5 * math.log(2 * math.pi)
+        return likelihood
 
     def log_likelihoods(self, images: Tensor) -> Iterator[Tensor]:
         """log p of each level: (B, h, w)."""
         for index, level in enumerate(self.backbone(images)):
             fibres, codes = self.fibres_of(level)
-            parts = [torch.split(each, MOST_FIBRES) for each in (fibres, codes.repeat(len(level), 1))]
-            found = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
-            yield found.view(len(level), *level.shape[2:])
+            parts = [torch.split(rows, MOST_FIBRES) for rows in (fibres, codes.repeat(len(level), 1))]
+            likelihoods = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
+            yield likelihoods.view(len(level), *level.shape[2:])
 
     @torch.no_grad()
     def oracle(self, images: Iterable[Tensor]) -> None:
-        """Find each level's largest log p on these batches; `fit` gives the training images', oracle=true the tests."""
-        found = [torch.stack([each.amax() for each in self.log_likelihoods(batch)]) for batch in images]
-        self.largest = torch.stack(found).amax(dim=0)
+        """Find each level's largest log p on these batches: training images from `fit`, test images if oracle=true."""
+        maxima = [torch.stack([level.amax() for level in self.log_likelihoods(batch)]) for batch in images]
+        self.largest = torch.stack(maxima).amax(dim=0)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """-log of the mean of the levels' p / largest p, upsampled; the image score is the map's maximum.
+        """-log of the mean of p / largest p over levels, upsampled; the image score is the map's maximum.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -181,21 +181,20 @@ class CFlowAD(nn.Module):
             NotFittedError: before `fit`.
         """
         check_fitted(self)
-        below = [peak - each for each, peak in zip(self.log_likelihoods(images), self.largest, strict=True)]
-        maps = join([upsample(each, images.shape[2:]) for each in below])
+        gaps = [peak - level for level, peak in zip(self.log_likelihoods(images), self.largest, strict=True)]
+        maps = join([upsample(gap, images.shape[2:]) for gap in gaps])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
 def linear_subnet(inputs: int, outputs: int) -> nn.Sequential:
-    """Scales and shifts of one block."""
+    """Predicts scales and shifts of one block."""
     return nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
 
 
 def rate(lr: float, progress: float) -> float:
-    """The learning rate when a part of the training, 0 to 1, is done.
+    """The learning rate at a training progress of 0 to 1.
 
-    A cosine from lr to lr / 1000 in PARTS stairs; over the first WARM of them instead a line from lr / 10 to the stair
-    that follows.
+    Stepwise cosine decay from lr to lr / 1000 in PARTS stages; the first WARM stages are a linear warm-up from lr / 10.
     """
 
     def cosine(part: int) -> float:
@@ -206,5 +205,5 @@ def rate(lr: float, progress: float) -> float:
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, h, w) -> (B, H, W), bilinear with the corners' centres kept, as in the authors' code."""
+    """(B, h, w) -> (B, H, W), bilinear with aligned corners, as in the authors' code."""
     return F.interpolate(maps[:, None], list(size), mode="bilinear", align_corners=True)[:, 0]

@@ -2,14 +2,14 @@
 
 Marco Rudolph, Tom Wehrbein, Bodo Rosenhahn, Bastian Wandt; 2021 (WACV 2022), arXiv 2110.02855.
 
-A network sees the image at three sizes; one normalising flow learns the joint density of the three feature maps, in
-couplings whose subnets pass information between the scales. The score of an image is the mean of z^2 / 2 over all that
-the flow makes of it; the map is that of the largest scale. As in the authors' code: the image is halved by nearest
-neighbours, and the log-determinant counts in training and not in the score. The code tests the model after each of
-four parts of the training and returns the last and the best; here the last counts.
+A network reads the image at three sizes; one normalising flow learns the joint density of the three feature maps, with
+couplings whose subnets pass information between scales. The image score is the mean of z^2 / 2 over all latent
+elements; the map is that of the largest scale. As in the authors' code: the image is downsampled by nearest neighbour,
+and the log-determinant enters the training loss but not the score. The code tests the model after each of four training
+stages and reports the last and the best; here the last counts.
 
-On EfficientNet-B5 the code's flow has 275,227,288 parameters. Zheng et al. (seed 001's Table 3) print 148.2 million,
-without saying why: exactly this flow with a kernel of 1 instead of 5 in its last block has 148,218,520.
+On EfficientNet-B5 the code's flow has 275,227,288 parameters. Zheng et al. 2022 (Table 3) report 148.2 million without
+explanation; the same flow with a kernel of 1 instead of 5 in its last block has 148,218,520.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class CSFlow(nn.Module):
 
     Args:
         backbone: a frozen network, read at one level.
-        epochs: of the training; the code's 4 parts of 60 are 240.
-        kernels: side of the convolutions, for each coupling block.
+        epochs: of training; the code has 4 stages of 60 = 240.
+        kernels: kernel size for each coupling block.
         hidden: channels in the subnets.
         clamp: of the log-scales.
-        clip: the largest norm of the gradient.
+        clip: maximum gradient norm.
         batch: images per step.
         lr, eps, weight_decay: of Adam.
     """
@@ -69,10 +69,10 @@ class CSFlow(nn.Module):
         self.clip, self.batch, self.lr, self.eps, self.weight_decay = clip, batch, lr, eps, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make the flow for one level of this (C, h, w) shape, whatever its grid.
+        """Create the flow for one (C, h, w) level with any grid.
 
         Raises:
-            UsageError: several levels.
+            UsageError: more than one level.
         """
         if len(shapes) != 1:
             raise UsageError(f"method.levels: CS-Flow reads one level at three scales; found {len(shapes)} levels")
@@ -83,10 +83,10 @@ class CSFlow(nn.Module):
         self.flow = Flow(blocks)
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train the flow (equation 6) on the features of one pass.
+        """Train the flow (equation 6) on features from one pass.
 
         Raises:
-            UsageError: a size whose feature grid cannot be halved twice.
+            UsageError: image size whose feature grid cannot be halved twice.
         """
         features = normals.feature_array(self.scales, self.batch)
         optimiser = torch.optim.Adam(
@@ -107,14 +107,14 @@ class CSFlow(nn.Module):
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """The mean of z^2 / 2 over all elements; the map is the mean of z^2 over the largest scale's channels.
+        """Mean of z^2 / 2 over all elements; the map is the mean of z^2 over the largest scale's channels.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
 
         Raises:
             NotFittedError: before `fit`.
-            UsageError: a size whose feature grid cannot be halved twice.
+            UsageError: image size whose feature grid cannot be halved twice.
         """
         check_fitted(self)
         z, _ = self.flow(self.scales(images))
@@ -122,21 +122,21 @@ class CSFlow(nn.Module):
         return Scores(flat(z).square().mean(dim=1) / 2, maps)
 
     def scales(self, images: Tensor) -> list[Tensor]:
-        """The level's maps of the images, of their half and their quarter: (B, C, h, w), (B, C, h / 2, w / 2), ..."""
+        """Feature maps at full, half and quarter image size: (B, C, h, w), (B, C, h / 2, w / 2), ..."""
         height, width = images.shape[2:]
         maps = self.backbone(images)
         check_size((height, width), maps[0].shape[2:])
-        for part in (2**n for n in range(1, SCALES)):
-            maps += self.backbone(F.interpolate(images, (height // part, width // part)))
+        for factor in (2**n for n in range(1, SCALES)):
+            maps += self.backbone(F.interpolate(images, (height // factor, width // factor)))
         return maps
 
 
 class CrossConvolutions(nn.Module):
-    """Log-scales and shifts of one half of every scale from the other halves (figure 4).
+    """Predicts log-scales and shifts for one half of every scale from the other halves (figure 4).
 
-    Each scale has two convolutions; the second is joined by one of the next larger scale with stride 2, and by one of
-    the next smaller scale, upsampled. All is multiplied by a factor that starts as 0: at first the coupling changes
-    nothing.
+    Each scale has two convolutions; the output of the second is added to that of a strided convolution of the next
+    larger scale and an upsampled one of the next smaller scale. Outputs are multiplied by a factor that starts at 0, so
+    the coupling is initially the identity.
     """
 
     def __init__(self, inputs: list[int], outputs: list[int], hidden: int, kernel: int) -> None:
@@ -154,21 +154,21 @@ class CrossConvolutions(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """(B, inputs, h, w), (B, inputs, h / 2, w / 2), ... -> the same grids with `outputs` channels."""
         hidden = [F.leaky_relu(layer(x), 0.1) for layer, x in zip(self.first, maps, strict=True)]
-        found = [layer(x) for layer, x in zip(self.second, hidden, strict=True)]
+        result = [layer(x) for layer, x in zip(self.second, hidden, strict=True)]
         for larger, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
-            raised = F.interpolate(hidden[larger + 1], scale_factor=2, mode="bilinear", align_corners=False)
-            found[larger] = found[larger] + up(raised)
-            found[larger + 1] = found[larger + 1] + down(hidden[larger])
-        return [factor * x for factor, x in zip(self.gamma, found, strict=True)]
+            upsampled = F.interpolate(hidden[larger + 1], scale_factor=2, mode="bilinear", align_corners=False)
+            result[larger] = result[larger] + up(upsampled)
+            result[larger + 1] = result[larger + 1] + down(hidden[larger])
+        return [factor * x for factor, x in zip(self.gamma, result, strict=True)]
 
 
 def flat(maps: Sequence[Tensor]) -> Tensor:
-    """Every element of the scales: (B, D)."""
-    return torch.cat([each.flatten(1) for each in maps], dim=1)
+    """All elements of all scales: (B, D)."""
+    return torch.cat([x.flatten(1) for x in maps], dim=1)
 
 
 def check_size(size: Sequence[int], grid: Sequence[int]) -> None:
-    """Raise UsageError where the (h, w) grid of (H, W) images does not halve as often as the images."""
+    """Raise UsageError if the (h, w) feature grid of (H, W) images cannot be halved as often as the images are."""
     pairs, part = list(zip(size, grid, strict=True)), 2 ** (SCALES - 1)
     if all(pixels % cells == 0 and cells % part == 0 for pixels, cells in pairs):
         return

@@ -2,14 +2,14 @@
 
 Marco Rudolph, Bastian Wandt, Bodo Rosenhahn; 2020 (WACV 2021), arXiv 2008.12577.
 
-A network sees the image at three sizes, and the averages of its deepest maps are one vector; a normalising flow learns
-the density of the normal images' vectors. The score of an image is the mean squared length of what the flow makes of
-it, over many rotations. As in the authors' code: the image is halved by nearest neighbours, and the log-determinant
-counts in training and not in the score. The code tests the model after each of 24 parts of the training and prints
-the best of them; here the last counts. Its pictures of gradients are not evaluated anywhere: there is no map.
+A network reads the image at three sizes, and its pooled deepest maps form one vector; a normalising flow learns the
+density of the normal images' vectors. The image score is the mean of z^2 over many rotations. As in the authors' code:
+the image is downsampled by nearest neighbour, and the log-determinant enters the training loss but not the score. The
+code tests the model after each of 24 training stages and prints the best; here the last counts. The gradient maps are
+not evaluated in the paper or the code, so there is no map.
 
-In training each image of a batch has several random rotations. The code rotates and passes the network anew each time;
-`train_views` keeps the vectors of a set of rotations instead, so that the network is passed once.
+In training, a batch holds several random rotations of each image. The code rotates and runs the network every time;
+`train_views` keeps the vectors of a fixed set of rotations instead, so the network runs only once.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from anomaly_bench.components.training import Epoch
     from anomaly_bench.protocol import Features, TrainingSet
 
-MOST_IMAGES = 32  # rotated images in one pass of the network
+MOST_IMAGES = 32  # most rotated images per forward pass
 
 
 class DifferNet(nn.Module):
     """DifferNet as in section 3, without the gradient maps of 3.4.
 
     Args:
-        backbone: a frozen network, read at its deepest level (or at several: their averages are joined).
-        epochs: of the training; the code's 24 parts of 8 are 192.
-        views: rotations of a test image, by equal parts of a full turn.
+        backbone: a frozen network, read at its deepest level (or at several, whose averages are concatenated).
+        epochs: of training; the code has 24 stages of 8 = 192.
+        views: rotations of a test image, evenly spaced over 360 degrees.
         train_views: random rotations of each training image whose vectors are kept; 0: new ones in each epoch.
         per_image: rotations of an image in a batch.
         blocks, hidden, clamp: of the flow: coupling blocks, width of the three hidden layers in each of their two
-            networks, and clamp of the log-scales.
-        batch: images per step; vectors are `per_image` times as many.
+            subnets, and clamp of the log-scales.
+        batch: images per step; there are `per_image` times as many vectors.
         lr, betas, eps, weight_decay: of Adam.
     """
 
@@ -75,12 +75,12 @@ class DifferNet(nn.Module):
         self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make the flow for the averages of levels of these (C, h, w) shapes, each at three sizes of the image."""
+        """Create the flow for the pooled features of these (C, h, w) levels at three image sizes."""
         self.dimensions = 3 * sum(shape[0] for shape in shapes)
         self.flow = self.draw_flow()
 
     def draw_flow(self) -> Flow:
-        """The flow with random weights."""
+        """A flow with random weights."""
         return Flow(
             TwoSided([self.dimensions], lambda inputs, outputs: Subnet(inputs[0], outputs[0], self.hidden), self.clamp)
             for _ in range(self.blocks)
@@ -90,11 +90,11 @@ class DifferNet(nn.Module):
         """Train the flow on rotated images (equation 4).
 
         Raises:
-            UsageError: images so small that a quarter of them is too small for the network.
+            UsageError: images whose quarter size is too small for the network.
         """
         self.check(normals)
         views = None
-        if self.train_views:  # whose angles revision 1 draws before the flow
+        if self.train_views:  # revision 1 draws the angles before the flow
             torch.manual_seed(torch.initial_seed())
             views = normals.feature_array(self.random_views, self.batch)
             self.flow = self.draw_flow().to(normals.device)
@@ -110,7 +110,7 @@ class DifferNet(nn.Module):
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """The mean of z^2 over all dimensions and `views` rotations; there is no map.
+        """Mean of z^2 over all dimensions and `views` rotations; there is no map.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -121,10 +121,10 @@ class DifferNet(nn.Module):
         check_fitted(self)
         angles = torch.arange(self.views, device=images.device) * (360 / self.views)
         total = torch.zeros(len(images), device=images.device)
-        for some in torch.split(angles, max(1, MOST_IMAGES // len(images))):
-            turned = augmentation.rotate_images(images.repeat(len(some), 1, 1, 1), some.repeat_interleave(len(images)))
-            (z,), _ = self.flow([self.vectors(turned)])
-            total += z.square().mean(dim=1).view(len(some), len(images)).sum(dim=0)
+        for part in torch.split(angles, max(1, MOST_IMAGES // len(images))):
+            rotated = augmentation.rotate_images(images.repeat(len(part), 1, 1, 1), part.repeat_interleave(len(images)))
+            (z,), _ = self.flow([self.vectors(rotated)])
+            total += z.square().mean(dim=1).view(len(part), len(images)).sum(dim=0)
         return Scores(total / self.views, None)
 
     def loss(self, vectors: Tensor) -> Tensor:
@@ -134,20 +134,20 @@ class DifferNet(nn.Module):
         return loss
 
     def vectors(self, images: Tensor) -> Tensor:
-        """(B, D): the averages of every level, for the images and their half and their quarter."""
+        """(B, D): the averages of every level, at full, half and quarter image size."""
         height, width = images.shape[2:]
-        scales = [images, *(F.interpolate(images, (height // part, width // part)) for part in (2, 4))]
+        scales = [images, *(F.interpolate(images, (height // factor, width // factor)) for factor in (2, 4))]
         return torch.cat([level.mean(dim=(2, 3)) for scale in scales for level in self.backbone(scale)], dim=1)
 
     def random_views(self, images: Tensor) -> list[Tensor]:
-        """The vectors of random rotations, as one level of `train_views` x 1 positions: (B, D, train_views, 1)."""
+        """The vectors of random rotations, shaped like a feature level: (B, D, train_views, 1)."""
         angles = 360 * torch.rand(self.train_views, len(images))
         return [
-            torch.stack([self.vectors(augmentation.rotate_images(images, each)) for each in angles], dim=2)[..., None]
+            torch.stack([self.vectors(augmentation.rotate_images(images, row)) for row in angles], dim=2)[..., None]
         ]
 
     def drawn(self, views: Tensor, epoch: Epoch) -> Tensor:
-        """Of (B, D, train_views, 1) kept vectors, `per_image` of each image: (B * per_image, D)."""
+        """Draw `per_image` of each image's (B, D, train_views, 1) vectors: (B * per_image, D)."""
         picked = torch.randint(self.train_views, (len(views), self.per_image), generator=epoch.generator)
         vectors = views[..., 0].transpose(1, 2)  # (B, train_views, D)
         return vectors.take_along_dim(picked.to(views.device)[..., None], dim=1).flatten(0, 1)
@@ -156,10 +156,10 @@ class DifferNet(nn.Module):
         """The vectors (B * per_image, D) of new rotations of the chosen images."""
         images = normals.select(numbers)
         angles = 360 * torch.rand(self.per_image, len(images), generator=epoch.generator)
-        return torch.cat([self.vectors(augmentation.rotate_images(images, each)) for each in angles])
+        return torch.cat([self.vectors(augmentation.rotate_images(images, row)) for row in angles])
 
     def check(self, normals: TrainingSet) -> None:
-        """Raise UsageError where the network's pools leave nothing of the smallest scale."""
+        """Raise UsageError if pooling reduces the smallest scale to nothing."""
         try:
             self.vectors(to_tensor(normals.pixels[:1], normals.device))
         except RuntimeError as error:
@@ -167,14 +167,14 @@ class DifferNet(nn.Module):
                 raise
             height, width = normals.size
             raise UsageError(
-                f"method=differnet also reads a quarter of the image; found images of {height} x {width} pixels, whose "
-                "quarter is too small for the backbone; expected at least 256 x 256, such as the published 448 x 448: "
-                "give input.resize"
+                f"method=differnet also reads the image at quarter size; found images of {height} x {width} pixels, "
+                "whose quarter is too small for the backbone; expected at least 256 x 256, such as the published "
+                "448 x 448: set input.resize"
             ) from error
 
 
 class Subnet(nn.Module):
-    """Log-scales and shifts of one half of a vector from the other, through three hidden layers."""
+    """Predicts log-scales and shifts for one half of a vector from the other, with three hidden layers."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
         super().__init__()

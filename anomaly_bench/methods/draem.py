@@ -2,12 +2,12 @@
 
 Vitjan Zavrtanik, Matej Kristan, Danijel Skocaj; 2021, arXiv 2108.07610.
 
-One network learns to take simulated anomalies out of an image, another to tell from both images where they were.
+One network learns to remove simulated anomalies from an image, another to locate them from the original and the result.
 
-Followed is the authors' code where it differs from the paper: noise is cut at 0.5, images turn by up to 90 degrees,
-and the rate falls at 80 and 90 % of the epochs. Differences from it: channels are RGB, not BGR; the structural
-similarity's range is 1, not guessed from the data; each epoch takes every image once, not as many with replacement;
-without a folder of photographs (DTD) textures are generated, which the record says.
+Where the authors' code differs from the paper, this follows the code: noise threshold 0.5, rotations of up to 90
+degrees, and a learning rate that drops at 80 and 90 % of the epochs. Differences from the code: channels are RGB, not
+BGR; the data range of the structural similarity is 1, not guessed from the data; each epoch uses every image once
+instead of sampling with replacement; without a folder of photographs (DTD), textures are generated, as records show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anomaly_bench.protocol import Scores
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
-WINDOW = 21  # pixels: of the mean filter before the image score's maximum
+WINDOW = 21  # pixels: side of the mean filter applied before taking the image score's maximum
 STRIDE = 32  # of the deepest stage
 
 
@@ -39,10 +39,10 @@ class DRAEM(nn.Module):
     """DRAEM as in section 3.
 
     Args:
-        epochs, lr, batch: of the training by Adam.
-        accumulate: parts that a batch is computed in, one after the other, for less memory; the batch normalisation
-            of each part knows that part only, so the result is another.
-        anomaly_source: a folder of textures; None: generated ones.
+        epochs, lr, batch: for training with Adam.
+        accumulate: parts of a batch processed one after the other to save memory; this changes the result, as batch
+            normalisation sees one part at a time.
+        anomaly_source: a folder of textures; None: generated textures.
         width, discriminative_width: channels of the networks' first stages.
     """
 
@@ -67,10 +67,10 @@ class DRAEM(nn.Module):
         self.facts: dict[str, object] = {"anomaly_source": "generated" if anomaly_source is None else "folder"}
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make both networks for images of the (3, H, W) shape.
+        """Create both networks for images of the given (3, H, W) shape.
 
         Raises:
-            UsageError: sides that cannot be halved five times.
+            UsageError: a side that cannot be halved five times.
         """
         check_sides("DRAEM", shapes[0][1:], STRIDE)
         self.reconstruct, self.discriminate = Reconstructive(self.widths[0]), Discriminative(self.widths[1])
@@ -81,34 +81,34 @@ class DRAEM(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train both networks on images with simulated anomalies, new ones in every epoch.
+        """Train both networks on images with simulated anomalies, newly drawn in every epoch.
 
         Raises:
-            ValueError: a loss that is not finite.
+            ValueError: the loss is not finite.
         """
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            lowered = (epoch.number >= 0.8 * self.epochs) + (epoch.number >= 0.9 * self.epochs)
-            optimiser.param_groups[0]["lr"] = self.lr * 0.2**lowered
+            drops = (epoch.number >= 0.8 * self.epochs) + (epoch.number >= 0.9 * self.epochs)
+            optimiser.param_groups[0]["lr"] = self.lr * 0.2**drops
             for numbers in epoch.batches(len(normals), self.batch):
                 epoch.step(self.losses(normals.select(numbers)))
         self.facts |= loop.facts
 
     def losses(self, images: Tensor) -> Iterator[Tensor]:
-        """The parts () of a batch's loss (equation 6); each is to be gone back through before the next is made."""
+        """The parts () of a batch's loss (equation 6); backpropagate each before requesting the next."""
         for part in torch.tensor_split(images, min(self.accumulate, len(images))):
             drawn = [self.draw(image) for image in part.cpu()]
-            clean, dirty, mask = (torch.stack(each).to(images.device) for each in zip(*drawn, strict=True))
+            clean, dirty, mask = (torch.stack(tensors).to(images.device) for tensors in zip(*drawn, strict=True))
             yield self.loss(clean, dirty, mask) * len(part) / len(images)
 
     def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A (3, H, W) image, turned in some cases; the same with an anomaly in some; the anomaly's (H, W) mask."""
+        """A (3, H, W) image, sometimes rotated; the same, sometimes with an anomaly; the anomaly's (H, W) mask."""
         clean = turned(image)
         return clean, *synthetic_anomalies.simulate(clean, self.texture)
 
     def loss(self, clean: Tensor, dirty: Tensor, mask: Tensor) -> Tensor:
-        """Squared error and dissimilarity of the reconstruction (equation 2), focal loss of the map (equation 5).
+        """Squared error and SSIM loss of the reconstruction (equation 2), plus focal loss of the map (equation 5).
 
         Args:
             clean, dirty: (B, 3, H, W) in [0, 1].
@@ -121,9 +121,9 @@ class DRAEM(nn.Module):
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """The log-odds of an anomaly at each pixel: they rank as the probability does, and never saturate.
+        """The log-odds of an anomaly at each pixel: same ranking as the probability, without saturation.
 
-        The image score is the maximum of the probability's mean over 21 x 21 pixels (section 3.4).
+        The image score is the maximum of the probability map after a 21 x 21 mean filter (section 3.4).
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -139,7 +139,7 @@ class DRAEM(nn.Module):
 
 
 def turned(image: Tensor) -> Tensor:
-    """A (3, H, W) image as it is, or, in three of ten cases, rotated by up to 90 degrees."""
+    """Rotate a (3, H, W) image by up to 90 degrees, with probability 0.3."""
     if float(torch.rand(())) >= 0.3:
         return image
     return synthetic_anomalies.rotated(image, synthetic_anomalies.uniform(-90, 90))
@@ -158,7 +158,7 @@ def enlarging(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Reconstructive(nn.Sequential):
-    """An encoder and decoder without shortcuts: (B, 3, H, W) -> (B, 3, H, W); `width`: of its first stage."""
+    """Encoder-decoder without skip connections: (B, 3, H, W) -> (B, 3, H, W); `width`: channels of its first stage."""
 
     def __init__(self, width: int) -> None:
         w = width
@@ -172,7 +172,7 @@ class Reconstructive(nn.Sequential):
 
 
 class Discriminative(nn.Module):
-    """A U-Net: (B, 6, H, W), reconstruction and image -> (B, 2, H, W) logits; `width`: of its first stage."""
+    """U-Net: (B, 6, H, W) reconstruction and image -> (B, 2, H, W) logits; `width`: channels of its first stage."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -183,15 +183,15 @@ class Discriminative(nn.Module):
         self.up, self.join = nn.ModuleList(), nn.ModuleList()
         outputs = [8 * width, 4 * width, 2 * width, width, width]
         inputs = [8 * width, *outputs[:-1]]
-        for before, after, skipped in zip(inputs, outputs, sizes[-2::-1], strict=True):
-            self.up.append(enlarging(before, after))
-            self.join.append(double(after + skipped, after, after))
+        for deep, shallow, skipped in zip(inputs, outputs, sizes[-2::-1], strict=True):
+            self.up.append(enlarging(deep, shallow))
+            self.join.append(double(shallow + skipped, shallow, shallow))
         self.last = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         stages = [self.first(images)]
-        for each in self.down:
-            stages.append(each(F.max_pool2d(stages[-1], 2)))
+        for stage in self.down:
+            stages.append(stage(F.max_pool2d(stages[-1], 2)))
         result = stages.pop()
         for enlarge, join in zip(self.up, self.join, strict=True):
             result = join(torch.cat([enlarge(result), stages.pop()], dim=1))

@@ -2,25 +2,25 @@
 
 Jiawei Yu, Ye Zheng, Xiang Wang, Wei Li, Yushuang Wu, Rui Zhao, Liwei Wu; 2021, arXiv 2111.07677.
 
-Each level of a frozen network has a normalising flow of its own, whose couplings are convolutions: the grid is never
-flattened. The authors released no code. The architecture is that of the common re-implementations (gathierry's, and
-anomalib's after it), which has, on WRN50 and without their layer normalisation, exactly the paper's 41.3 M parameters:
-one-sided couplings with FrEIA's clamp of its time, 2 * tanh(s) (see `anomaly_bench.components.flows`).
+Each level of a frozen network has its own normalising flow with convolutional couplings, so the grid is never
+flattened. The authors released no code. The architecture follows the common re-implementations (gathierry's, and
+anomalib's based on it), which on WRN50, without their layer normalisation, has exactly the paper's 41.3 M parameters:
+one-sided couplings with FrEIA's clamp at that time, 2 * tanh(s) (see `anomaly_bench.components.flows`).
 
-Where this differs from those re-implementations:
+Differences from those re-implementations:
 
 - No layer normalisation before a CNN's flows: the paper has none, gathierry's code needs it. With `layer_norm` each
-  level is standardised first (without trained scales, which the paper's count has no room for): at the paper's learning
-  rate that is needed where features are not of about unit size, as the 7 of lite0. A transformer is read through its
-  last norm.
+  level is standardised first (without trained scales, which would exceed the paper's parameter count): at the paper's
+  learning rate this is needed if features are far from unit scale, like lite0's of about 7. A transformer is read
+  through its final norm.
 - A transformer's subnets have 128 hidden channels for 768 (the paper's ratio of 0.16, and its 14.8 M parameters);
-  gathierry's code takes 0.16 of the half that a subnet sees, which gives 7.1 M.
-- Likelihoods stay logarithms. Their map is -mean over levels of exp(-E), E = mean of z^2 / 2 over channels, which is 0
-  in float32 from E = 104 on, and ties among strong anomalies. Here it is -log of that mean, which ranks pixels of equal
-  grids alike; between grid points E is interpolated, not exp(-E).
+  gathierry's code takes 0.16 of a subnet's input, half the channels, which gives 7.1 M.
+- Scores stay in the log domain. Their map is the negative mean over levels of exp(-E), E = mean of z^2 / 2 over
+  channels; it underflows to 0 in float32 from E = 104 on, so strong anomalies tie. Here it is -log of that mean, which
+  ranks pixels alike for equal grids; between grid points E is interpolated, not exp(-E).
 
-The image score is the map's maximum, as in anomalib; gathierry's code has none and the paper does not name its rule.
-The paper's pixel AUROCs lie where re-implementations get by choosing the epoch on the test set; here the last counts.
+The image score is the map's maximum, as in anomalib; gathierry's code has none and the paper does not state its rule.
+Re-implementations reach the paper's pixel AUROCs by choosing the epoch on the test set; here the last counts.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class FastFlow(nn.Module):
 
     Args:
         backbone: a frozen network.
-        steps: of each level's flow.
-        kernels: sides of the subnets' convolutions; the steps take them in turn.
-        hidden: channels between a subnet's two convolutions, as a part of the level's.
-        layer_norm: give each level of an image mean 0 and deviation 1 over all channels and positions.
-        epochs, batch, lr, weight_decay: of the training with Adam.
+        steps: flow steps per level.
+        kernels: kernel sizes of the subnets' convolutions, used by the steps in turn.
+        hidden: channels between a subnet's two convolutions, as a fraction of the level's.
+        layer_norm: standardise each level of an image to mean 0 and deviation 1 over all channels and positions.
+        epochs, batch, lr, weight_decay: for training with Adam.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class FastFlow(nn.Module):
         self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make one flow per level of these (C, h, w) shapes."""
+        """Create one flow per (C, h, w) level."""
         flows = nn.ModuleList(self.flow(channels) for channels, _, _ in shapes)
-        self.flows = flows.to(memory_format=torch.channels_last)  # as the features lie
+        self.flows = flows.to(memory_format=torch.channels_last)  # like the features
 
     def flow(self, channels: int) -> Flow:
-        """The steps of one level."""
+        """The flow for one level."""
         width = max(1, round(self.hidden * channels))
         sides = [self.kernels[step % len(self.kernels)] for step in range(self.steps)]
         return Flow(OneSided(channels, functools.partial(convolutional_subnet, width, side), _CLAMP) for side in sides)
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train all flows together on features that are kept (equations 1 to 3)."""
+        """Train all flows jointly on stored features (equations 1 to 3)."""
         features = normals.feature_array(self.read, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
@@ -100,12 +100,12 @@ class FastFlow(nn.Module):
         self.facts = loop.facts
 
     def read(self, images: Tensor) -> list[Tensor]:
-        """The levels that the flows see."""
+        """The input levels of the flows."""
         levels = self.backbone(images)
         return [F.layer_norm(level, level.shape[1:]) for level in levels] if self.layer_norm else levels
 
     def loss(self, levels: Sequence[Tensor]) -> Tensor:
-        """Negative log-likelihoods without their constant, the batch's mean, summed over levels: ()."""
+        """Negative log-likelihood without its constant, batch mean, summed over levels: ()."""
         losses = []
         for level, flow in zip(levels, self.flows, strict=True):
             z, log_det = flow(level)
@@ -114,7 +114,7 @@ class FastFlow(nn.Module):
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
-        """-log of the mean of the levels' exp(-E), upsampled bilinearly; the image score is the map's maximum.
+        """-log of the mean of exp(-E) over levels, upsampled bilinearly; the image score is the map's maximum.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -124,12 +124,12 @@ class FastFlow(nn.Module):
         """
         check_fitted(self)
         energies = [energy(flow(level)[0]) for level, flow in zip(self.read(images), self.flows, strict=True)]
-        maps = join([upsampling.smooth_upsample(each, images.shape[2:], sigma=0) for each in energies])
+        maps = join([upsampling.smooth_upsample(level, images.shape[2:], sigma=0) for level in energies])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
 
 def convolutional_subnet(width: int, side: int, inputs: int, outputs: int) -> nn.Sequential:
-    """Scales and shifts of one step."""
+    """Predicts scales and shifts of one step."""
     return nn.Sequential(
         nn.Conv2d(inputs, width, side, padding="same"), nn.ReLU(), nn.Conv2d(width, outputs, side, padding="same")
     )

@@ -2,11 +2,11 @@
 
 Oliver Rippel, Patrick Mertens, Dorit Merhof; 2020, arXiv 2005.14140.
 
-Every level of the network has one Gaussian of its pooled features; an image's score is the sum over levels of its
-Mahalanobis distances sqrt((x - mean)^T covariance^-1 (x - mean)). There is no anomaly map. Where the authors' code
-differs: it takes the mean over levels (the same ranking), fits on four fifths of the normal images (five folds,
-averaged) instead of all, and rounds the precision matrix, not its factor, to float32. Their tables read all nine
-levels of EfficientNet-B4, as here; their README's example drops the last.
+One Gaussian is fitted to the pooled features of each level; the image score is the sum over levels of the Mahalanobis
+distances sqrt((x - mean)^T covariance^-1 (x - mean)). There is no anomaly map. The authors' code differs: it takes the
+mean over levels (same ranking), fits on four fifths of the normal images (average of five folds) instead of all, and
+rounds the precision matrix, not its factor, to float32. Their tables use all nine levels of EfficientNet-B4, as here;
+the example in their README omits the last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anomaly_bench.protocol import Scores
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
-LEAST = 3  # images: around their mean, two are each other's mirror image and leave nothing to estimate a shrinkage from
+LEAST = 3  # images: two are symmetric about their mean, so the shrinkage cannot be estimated
 
 
 class MahalanobisAD(nn.Module):
@@ -42,14 +42,14 @@ class MahalanobisAD(nn.Module):
         self.backbone, self.batch = backbone, batch
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make room for the Gaussians of feature levels of these (C, h, w) shapes."""
+        """Allocate one Gaussian per (C, h, w) level."""
         self.gaussians = nn.ModuleList(Gaussian(shape[0]) for shape in shapes)
 
     def fit(self, normals: TrainingSet) -> None:
         """Pool all images' features and fit each level's Gaussian.
 
         Raises:
-            ValueError: fewer than three images, or images that are all alike.
+            ValueError: fewer than three images, or all images identical.
         """
         check_count(normals, LEAST, "MahalanobisAD")
         batches = [pool_levels(levels) for levels in normals.features(self.backbone, self.batch)]
@@ -57,7 +57,7 @@ class MahalanobisAD(nn.Module):
         for gaussian, level in zip(self.gaussians, levels, strict=True):
             if torch.equal(level, level[:1].expand_as(level)):
                 raise ValueError(
-                    f"{normals.name}: all {len(normals)} training images are the same to the backbone; add others"
+                    f"{normals.name}: all {len(normals)} training images have the same features; add different images"
                 )
             gaussian.load_state_dict(estimate(level))
 
@@ -78,7 +78,7 @@ class MahalanobisAD(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """What is kept of a level of D channels."""
+    """Statistics of a level with D channels."""
 
     mean: Tensor  # (1, D)
     whitener: Tensor  # (1, D, D), W with W W^T = covariance^-1
@@ -94,18 +94,18 @@ class Gaussian(nn.Module):
 
 
 def estimate(features: Tensor) -> dict[str, Tensor]:
-    """The state of a Gaussian of (N, D) features, in float64.
+    """State dict of the Gaussian of (N, D) features, computed in float64.
 
-    The covariance is shrunk as Ledoit and Wolf do, which makes it regular for fewer images than dimensions too.
+    Ledoit-Wolf shrinkage makes the covariance invertible even with fewer images than dimensions.
     """
-    from sklearn.covariance import LedoitWolf  # its import takes a second
+    from sklearn.covariance import LedoitWolf  # slow to import (about 1 s)
 
-    found = LedoitWolf(store_precision=False).fit(features.cpu().double().numpy())
-    whitener = torch.from_numpy(found.covariance_)[None]
+    estimator = LedoitWolf(store_precision=False).fit(features.cpu().double().numpy())
+    whitener = torch.from_numpy(estimator.covariance_)[None]
     whiten_(whitener, divisor=1, eps=0)
-    return {"mean": torch.from_numpy(found.location_)[None], "whitener": whitener}
+    return {"mean": torch.from_numpy(estimator.location_)[None], "whitener": whitener}
 
 
 def pool_levels(levels: Sequence[Tensor]) -> list[Tensor]:
-    """(B, C, h, w) levels -> their averages over positions, (B, C)."""
+    """(B, C, h, w) levels -> averages over positions, (B, C)."""
     return [level.mean(dim=(2, 3)) for level in levels]

@@ -2,10 +2,10 @@
 
 Thomas Defard, Aleksandr Setkov, Angelique Loesch, Romaric Audigier; 2020, arXiv 2011.08785.
 
-Each position of the feature grid has one Gaussian over the normal images' patch embeddings; the anomaly score of a
-patch is its Mahalanobis distance. The authors released no code. Where common re-implementations differ: the subset
-of dimensions is a seeded permutation here (others: Python's `random.sample`), eps is added once (anomalib adds
-another 1e-5), and the blur mirrors the border pixel, as scipy does.
+A Gaussian is fitted to the normal images' patch embeddings at each position of the feature grid; the anomaly score of a
+patch is its Mahalanobis distance. The authors released no code. Differences from common re-implementations: dimensions
+are selected by a seeded permutation (others use Python's `random.sample`), eps is added once (anomalib adds another
+1e-5), and the blur reflects at borders, as in scipy.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PaDiM(nn.Module):
     Args:
         backbone: a frozen network read at three levels.
         dimensions: of the embedding, drawn at random (section III.A): 100 for R18, 550 for WR50.
-        seed: decides the draw, which is the same for all positions, categories and images.
+        seed: for the draw, which is the same for all positions, categories and images.
         eps: added to the diagonal of each covariance (section III.B).
-        sigma: of the Gaussian blur of the map, in pixels.
+        sigma: of the map's Gaussian blur, in pixels.
         batch: images per step of fitting.
     """
 
@@ -55,7 +55,7 @@ class PaDiM(nn.Module):
         self.eps, self.sigma, self.batch = eps, sigma, batch
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make room for the statistics of feature levels of these (C, h, w) shapes, the largest grid first.
+        """Allocate the statistics for these (C, h, w) levels, the largest grid first.
 
         Raises:
             UsageError: fewer channels than dimensions.
@@ -75,10 +75,10 @@ class PaDiM(nn.Module):
         self.register_buffer("whitener", torch.empty(positions, self.dimensions, self.dimensions))
 
     def fit(self, normals: TrainingSet) -> None:
-        """Stream mean and covariance (equation 1) and factorise the covariances.
+        """Accumulate means and covariances (equation 1) and factorise the covariances.
 
         Raises:
-            ValueError: fewer than two images; a covariance that `eps` does not make regular.
+            ValueError: fewer than two images; a covariance that is singular despite `eps`.
         """
         check_count(normals, 2, "PaDiM's covariance")
         moments = gaussian.Moments(self.mean, self.whitener)
@@ -88,17 +88,17 @@ class PaDiM(nn.Module):
         try:
             gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{normals.name}: a covariance is singular; give a method.eps above {self.eps}") from error
+            raise ValueError(f"{normals.name}: a covariance is singular; set method.eps above {self.eps}") from error
 
     def score(self, images: Tensor) -> Scores:
         """Mahalanobis distances (equation 2), upsampled and blurred; the image score is the map's maximum.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], of the size that was fitted.
+            images: (B, 3, H, W) in [0, 1], of the size used in `fit`.
 
         Raises:
             NotFittedError: before `fit`.
-            ValueError: images of another size.
+            ValueError: images of a different size.
         """
         check_fitted(self)
         levels = self.backbone(images)
@@ -108,7 +108,7 @@ class PaDiM(nn.Module):
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
-        """Patch embeddings (h * w, B, D) of the chosen dimensions."""
+        """Patch embeddings (h * w, B, D), reduced to the chosen dimensions."""
         starts = [sum(self.channels[:index]) for index in range(len(self.channels))]
         parts = [
             self.chosen[(self.chosen >= start) & (self.chosen < start + count)] - start

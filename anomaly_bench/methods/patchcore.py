@@ -3,15 +3,15 @@
 Karsten Roth, Latha Pemula, Joaquin Zepeda, Bernhard Schoelkopf, Thomas Brox, Peter Gehler; 2021 (CVPR 2022),
 arXiv 2106.08265.
 
-The patch embeddings of all normal images are thinned to a coreset, the memory bank; the anomaly score of a patch is its
-squared distance to the nearest entry. Where the authors' code and the paper differ, the code is followed: squared
-distances, and the image score is the largest patch score, before upsampling, without the paper's re-weighting
-(`reweight`). What differs from both is the selection: exact greedy k-centre of the embeddings themselves, its first
-centre drawn; the code measures in a random projection to 128 dimensions and keeps the mean distance to ten random
-points as an upper bound.
+The patch embeddings of all normal images are subsampled to a coreset, the memory bank; the anomaly score of a patch is
+its squared distance to the nearest entry. Where the authors' code and the paper differ, this follows the code: squared
+distances, and the image score is the largest patch score before upsampling, without the paper's re-weighting
+(`reweight`). The coreset selection differs from both: exact greedy k-centre on the embeddings themselves, with a random
+first centre; the code measures distances in a random projection to 128 dimensions, starting from the mean distance to
+ten random points as an upper bound.
 
 anomalib differs from all of these: no pooling to 1024 dimensions, a sparse random projection for the selection, plain
-distances, a re-weighting over 9 neighbours, a map upsampled by replication.
+distances, re-weighting over 9 neighbours, a map upsampled by replication.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anomaly_bench.components.neighbours import Neighbours
     from anomaly_bench.protocol import Features, TrainingSet
 
-AROUND = 9  # bank entries around the nearest one that the re-weighting looks at; the paper prints no number
+AROUND = 9  # bank entries near the nearest one used for re-weighting; the paper states no number
 
 
 class PatchCore(nn.Module):
@@ -43,11 +43,11 @@ class PatchCore(nn.Module):
 
     Args:
         backbone: a frozen network; the paper reads levels 2 and 3.
-        ratio: of the training patches that are kept.
-        seed: draws the first of them.
-        dimensions: of the embedding where the levels have at least as many channels together; see `embed`.
+        ratio: fraction of the training patches kept.
+        seed: for drawing the first of them.
+        dimensions: of the embedding if the levels have at least that many channels in total; see `embed`.
         reweight: image scores as in equation 7 instead of the code's maximum.
-        sigma: of the Gaussian blur of the map, in pixels.
+        sigma: of the map's Gaussian blur, in pixels.
         batch: images per step of fitting.
     """
 
@@ -65,13 +65,13 @@ class PatchCore(nn.Module):
         batch: int = 32,
     ) -> None:
         if not 0 < ratio <= 1:
-            raise UsageError(f"method.ratio={ratio}: expected a part of the patches, above 0 and at most 1")
+            raise UsageError(f"method.ratio={ratio}: expected a fraction of the patches, above 0 and at most 1")
         super().__init__()
         self.backbone, self.ratio, self.seed, self.dimensions = backbone, ratio, seed, dimensions
         self.reweight, self.sigma, self.batch = reweight, sigma, batch
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make an empty bank for feature levels of these (C, h, w) shapes, the largest grid first."""
+        """Create an empty bank for these (C, h, w) levels, the largest grid first."""
         channels = sum(shape[0] for shape in shapes)
         self.grid, self.pooled = shapes[0][1:], channels >= self.dimensions
         self.register_buffer("bank", torch.empty(0, self.dimensions if self.pooled else channels))
@@ -80,12 +80,12 @@ class PatchCore(nn.Module):
     def fit(self, normals: TrainingSet) -> None:
         """Embed every patch and keep the coreset.
 
-        The embedding is one float32 array (N * h * w, D); besides it the memory takes one batch's features, the bank,
-        and what `k_centre` needs, about 16 bytes a patch.
+        Memory holds the embedding, a float32 array (N * h * w, D), plus one batch's features, the bank, and about 16
+        bytes per patch for `k_centre`.
 
         Raises:
-            TooLarge: the embedding would not fit.
-            ValueError: the coreset is less than one patch, or less than two to re-weight with.
+            TooLarge: the embedding does not fit in memory.
+            ValueError: the coreset has no patch, or fewer than two with `reweight`.
         """
         embedding, count = self.reserve(normals)
         start = 0
@@ -99,7 +99,7 @@ class PatchCore(nn.Module):
         self.norms = squared_lengths(self.bank)
 
     def reserve(self, normals: TrainingSet) -> tuple[Tensor, int]:
-        """An array for the embeddings of all images, and the number of them to keep."""
+        """An empty array for the embeddings of all images, and the number of embeddings to keep."""
         rows, dimensions = len(normals) * self.grid[0] * self.grid[1], self.bank.shape[1]
         count, least = int(self.ratio * rows), 2 if self.reweight else 1
         if count < least:
@@ -111,7 +111,7 @@ class PatchCore(nn.Module):
             (rows + count) * 4 * dimensions + 16 * rows,
             self.bank.device,
             f"{normals.name}: the embedding of {rows} patches x {dimensions}, with a bank of {count},",
-            "give a smaller input.resize or input.crop, deeper method.levels, or fewer training images",
+            "use a smaller input.resize or input.crop, deeper method.levels, or fewer training images",
         )
         return self.bank.new_empty(rows, dimensions), count
 
@@ -119,11 +119,11 @@ class PatchCore(nn.Module):
         """Squared distances to the bank, upsampled and blurred; the image score is the largest before that.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], of the size that was fitted.
+            images: (B, 3, H, W) in [0, 1], of the size used in `fit`.
 
         Raises:
             NotFittedError: before `fit`.
-            ValueError: images of another size.
+            ValueError: images of a different size.
         """
         check_fitted(self)
         levels = self.backbone(images)
@@ -137,13 +137,13 @@ class PatchCore(nn.Module):
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """Locally aware patch embeddings (B * h * w, D), section 3.1.
 
-        Every patch is averaged with its eight neighbours (zeros beyond the border count), deeper levels are resized
-        bilinearly to the first one's grid, and the levels are concatenated.
+        Every patch is averaged with its eight neighbours (with zero padding), deeper levels are resized bilinearly to
+        the first level's grid, and the levels are concatenated.
 
-        Where the levels have fewer channels than `dimensions`, that is all, and as in anomalib. Else the averages are
-        the authors' adaptive ones: of a level's C x 9 values, channel by channel, in `dimensions` (overlapping) bins,
-        and then of the concatenated levels in `dimensions` bins again. For the 512 channels of WR50's level 2 this
-        weighs the centre double; of the 1024 of its level 3, pairs of channels are averaged.
+        If the levels have fewer channels than `dimensions`, that is all, as in anomalib. Otherwise the authors'
+        adaptive averages are used: over a level's C x 9 values, in channel-major order, in `dimensions` (overlapping)
+        bins, and then over the concatenated levels in `dimensions` bins again. With the 512 channels of WR50's level 2
+        this gives the centre double weight; with the 1024 of its level 3, pairs of channels are averaged.
         """
         levels = [adaptive(level, self.dimensions) if self.pooled else average(level) for level in levels]
         grid = levels[0].shape[-2:]
@@ -156,8 +156,8 @@ class PatchCore(nn.Module):
     def reweighted(self, patches: Tensor, found: Neighbours, batch: int) -> Tensor:
         """Image scores (B,) of equations 6 and 7, in plain (not squared) distances.
 
-        The largest patch distance s* is multiplied by one minus its part in a softmax over the distances of that patch
-        to the AROUND entries nearest to its own nearest entry, which is one of them.
+        The largest patch distance s* is multiplied by 1 minus its softmax weight among the distances of that patch to
+        the AROUND entries nearest to its own nearest entry, which is one of them.
         """
         distances, images = found.distances.view(batch, -1), torch.arange(batch, device=patches.device)
         place = images * distances.shape[1] + distances.argmax(dim=1)  # of the farthest patch of each image
@@ -175,15 +175,15 @@ class PatchCore(nn.Module):
 
 
 def average(level: Tensor) -> Tensor:
-    """(B, C, h, w) means over 3 x 3 patches; zeros beyond the border count."""
+    """(B, C, h, w) means over 3 x 3 patches, with zero padding."""
     return F.avg_pool2d(level, 3, stride=1, padding=1)
 
 
 def adaptive(level: Tensor, dimensions: int) -> Tensor:
-    """(B, C, h, w) -> (B, dimensions, h, w): the C x 9 values of each 3 x 3 patch in so many bins.
+    """(B, C, h, w) -> (B, dimensions, h, w): the C x 9 values of each 3 x 3 patch averaged in bins.
 
-    The authors resize the C x 9 values and then average; both are linear and act on other axes, so this is the same,
-    with fewer maps to resize. Image by image: 9 copies of a level are large.
+    The authors resize the C x 9 values and then average; both are linear and act on different axes, so averaging first
+    is equivalent, with fewer maps to resize. Done image by image, as 9 copies of a level are large.
     """
     shape = (1, -1, *level.shape[2:])
     return torch.cat([shrink(F.unfold(one, 3, padding=1).view(shape), dimensions) for one in torch.split(level, 1)])

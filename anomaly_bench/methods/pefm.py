@@ -1,14 +1,15 @@
 """PEFM: Position Encoding Enhanced Feature Mapping for Image Anomaly Detection and Localization.
 
-Qian Wan, Yunkang Cao, Liang Gao, Weiming Shen, Xinyu Li; 2022 (IEEE CASE); after their PFM, "Unsupervised Image Anomaly
-Detection and Segmentation Based on Pretrained Feature Mapping" (IEEE Transactions on Industrial Informatics 2022).
+Qian Wan, Yunkang Cao, Liang Gao, Weiming Shen, Xinyu Li; 2022 (IEEE CASE); builds on their PFM, "Unsupervised Image
+Anomaly Detection and Segmentation Based on Pretrained Feature Mapping" (IEEE Transactions on Industrial Informatics
+2022).
 
-Two frozen networks see the image. At each level a projector learns to predict the second's features from the first's
-and the first's from the second's; where the two networks do not agree as they do on normal images, there is an anomaly.
+Two frozen networks read the image. At each level a projector learns to predict the features of each network from those
+of the other; large prediction errors indicate an anomaly.
 
-As in the authors' code: features of unit length, a position code added to what a projector is given and not to what
-it predicts, squared errors, no smoothing. The paper's pixel AUROC of 98.3 takes for each category the best of three
-input sizes on the test set; the code's own logs give 97.96 at 256 pixels, and that is what `protocol=paper` is.
+As in the authors' code: features of unit length, a position encoding added to the projectors' inputs but not to their
+targets, squared errors, no smoothing. The paper's pixel AUROC of 98.3 takes the best of three input sizes on the test
+set for each category; the code's logs give 97.96 at 256 pixels, which is what `protocol=paper` reproduces.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class PEFM(nn.Module):
 
     Args:
         backbone: two frozen networks (`Networks`) with the same grids, read at the same levels.
-        latents: channels in the middle of each level's projector; None: 5/8 of both networks' channels together,
-            which is 200, 400, 800 for R34 and R50, as in the logs of the authors' 256-pixel runs.
-        epochs, batch, lr, weight_decay: of the training with Adam.
+        latents: channels in the middle of each level's projector; None: 5/8 of both networks' total channels, which is
+            200, 400, 800 for R34 and R50, as in the logs of the authors' 256-pixel runs.
+        epochs, batch, lr, weight_decay: for training with Adam.
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class PEFM(nn.Module):
         self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make projectors for the (C, h, w) levels of the first network and, after them, of the second.
+        """Create projectors for the (C, h, w) levels of the first network, followed by those of the second.
 
         Raises:
-            UsageError: levels that are not those of two networks; another number of latents.
+            UsageError: levels not from two networks with the same grids; wrong number of latents.
         """
         first, second = halves(shapes)
         if [shape[1:] for shape in first] != [shape[1:] for shape in second]:
             raise UsageError(
-                f"method=pefm compares two networks by level; found the grids {[shape[1:] for shape in shapes]}; "
+                f"method=pefm compares two networks level by level; found the grids {[shape[1:] for shape in shapes]}; "
                 "expected two networks with the same grids: backbone=r34_r50 or backbone=lite0_lite1"
             )
         pairs = [(a[0], b[0]) for a, b in zip(first, second, strict=True)]
@@ -74,7 +75,7 @@ class PEFM(nn.Module):
         self.projectors = nn.ModuleList(Projector(*pair, latent) for pair, latent in zip(pairs, latents, strict=True))
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train all projectors together; each has gradients and a state of Adam of its own."""
+        """Train all projectors in one loop; their gradients are independent."""
         features = normals.feature_array(self.read, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
@@ -84,7 +85,7 @@ class PEFM(nn.Module):
         self.facts = loop.facts
 
     def loss(self, levels: Sequence[Tensor]) -> Tensor:
-        """The mean squared errors of both predictions, summed over the levels: ()."""
+        """Mean squared errors of both predictions, summed over levels: ()."""
         errors = [error for pair in self.errors(levels) for error in pair]
         return torch.stack([error.square().mean() for error in errors]).sum()
 
@@ -102,30 +103,30 @@ class PEFM(nn.Module):
         levels = self.read(images)
         large = []
         for pair, level in zip(self.errors(levels), levels[: len(self.projectors)], strict=True):
-            error = torch.stack([each.square().sum(dim=1) for each in pair]).mean(dim=0)  # (B * h * w,)
+            error = torch.stack([errors.square().sum(dim=1) for errors in pair]).mean(dim=0)  # (B * h * w,)
             small = error.view(len(images), *level.shape[2:])
             large.append(upsampling.smooth_upsample(small, images.shape[2:], sigma=0))
         mean = torch.stack(large).mean(dim=0)
         return Scores(mean.amax(dim=(1, 2)), mean)
 
     def read(self, images: Tensor) -> list[Tensor]:
-        """The levels of both networks, each position's features of unit length."""
+        """The levels of both networks, with unit-length features at each position."""
         return [F.normalize(level, dim=1) for level in self.backbone(images)]
 
     def errors(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Of each level, features of the first and of the second network less what was predicted: (B * h * w, C)."""
-        found = []
+        """For each level, the features of the first and second network minus their predictions: (B * h * w, C)."""
+        errors = []
         for first, second, projector in zip(*halves(levels), self.projectors, strict=True):
             predicted_first, predicted_second = projector(to_rows(with_position(first)), to_rows(with_position(second)))
-            found.append((to_rows(first) - predicted_first, to_rows(second) - predicted_second))
-        return found
+            errors.append((to_rows(first) - predicted_first, to_rows(second) - predicted_second))
+        return errors
 
 
 class Projector(nn.Module):
-    """Two networks' features at one level -> what each predicts of the other, position by position.
+    """Predicts each network's features at one level from the other's, position by position.
 
-    The code's 1 x 1 convolutions are linear maps of rows here, which is the same and on a CPU 1.4 times as fast. Both
-    ways share the middle one; all but it and the last ones have batch normalisation and ReLU.
+    The code's 1 x 1 convolutions are linear layers on rows here: equivalent, and 1.4 times as fast on a CPU. Both
+    directions share the middle layer; all layers but this and the last have batch normalisation and ReLU.
     """
 
     def __init__(self, first: int, second: int, latent: int) -> None:
@@ -135,7 +136,7 @@ class Projector(nn.Module):
         self.decode_first, self.decode_second = decoder(latent, first), decoder(latent, second)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, C1) and (P, C2) rows -> the same shapes: the first from the second, and the second from the first."""
+        """(P, C1) and (P, C2) rows -> the same shapes, each predicted from the other."""
         predicted_second = self.decode_second(self.shared(self.encode_first(first)))
         predicted_first = self.decode_first(self.shared(self.encode_second(second)))
         return predicted_first, predicted_second
@@ -156,7 +157,7 @@ def layer(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def with_position(level: Tensor) -> Tensor:
-    """(B, C, h, w) features plus the code of their positions."""
+    """(B, C, h, w) features plus their position encoding."""
     code = position_code.position_code(level.shape[1], level.shape[2], level.shape[3])
     return level + code.to(level.device)
 
@@ -167,5 +168,5 @@ def to_rows(level: Tensor) -> Tensor:
 
 
 def halves(levels: Sequence[_Level]) -> tuple[Sequence[_Level], Sequence[_Level]]:
-    """What comes from the first and what from the second network."""
+    """The levels of the first and of the second network."""
     return levels[: len(levels) // 2], levels[len(levels) // 2 :]

@@ -2,12 +2,12 @@
 
 Hanqiu Deng, Xingyu Li; 2022, arXiv 2201.10703.
 
-A decoder learns to make the teacher's features of normal images from their narrow one-class embedding; where the
-teacher's features of an image are others than the decoder's, the image is abnormal.
+A decoder learns to reconstruct the teacher's features of normal images from a compact one-class embedding; where the
+decoder's features differ from the teacher's, the image is anomalous.
 
-Followed is the authors' code where it differs from the paper: the loss compares whole feature maps as vectors, where
-the paper averages the cosine distances of positions. The authors' bottleneck declares a 1 x 1 convolution of 4096 to
-2048 channels that is never called; its 8.39 M parameters (of WRN50), which the paper's memory includes, are left out.
+Where the authors' code differs from the paper, this follows the code: the loss compares whole feature maps as vectors,
+while the paper averages cosine distances over positions. The authors' bottleneck declares a 1 x 1 convolution from 4096
+to 2048 channels that is never called; its 8.39 M parameters (on WRN50), counted in the paper's memory, are omitted.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class ReverseDistillation(nn.Module):
     """Reverse Distillation as in section 3.
 
     Args:
-        backbone: the teacher, a frozen network read at three levels, each of half the side of the one before.
-        epochs, lr, batch: of the training by Adam.
-        block: "basic" or "bottleneck", as in the ResNet whose mirror image the decoder is.
-        blocks: of each of the decoder's stages, the deepest first.
-        embedding_blocks: of the one-class embedding.
+        backbone: the teacher, a frozen network read at three levels, each with half the side of the previous one.
+        epochs, lr, batch: for training with Adam.
+        block: "basic" or "bottleneck", as in the ResNet that the decoder mirrors.
+        blocks: number per decoder stage, the deepest first.
+        embedding_blocks: number in the one-class embedding.
         base_width: of a bottleneck, for 64 planes; 128 in a Wide ResNet.
-        sigma: of the Gaussian blur of the map, in pixels.
+        sigma: of the map's Gaussian blur, in pixels.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class ReverseDistillation(nn.Module):
         self.sigma = sigma
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make bottleneck and decoder for three feature levels of these (C, h, w) shapes, the largest grid first.
+        """Create bottleneck and decoder for three (C, h, w) levels, the largest grid first.
 
         Raises:
-            UsageError: other levels, or grids that cannot be halved.
+            UsageError: unsuitable levels, or grids that cannot be halved.
         """
         check_levels(shapes)
         channels = [shape[0] for shape in shapes]
@@ -75,14 +75,14 @@ class ReverseDistillation(nn.Module):
         self.bottleneck = Bottleneck(channels, self.embedding_blocks, expansion, width)
         self.decoder = Decoder(channels, self.blocks, expansion, width)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # transposed ones keep torch's start, as in the authors' code
+            if isinstance(module, nn.Conv2d):  # transposed ones keep torch's initialisation, as in the authors' code
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train bottleneck and decoder; the teacher sees every image once.
+        """Train bottleneck and decoder; the teacher processes every image once.
 
         Raises:
-            ValueError: a loss that is not finite.
+            ValueError: the loss is not finite.
         """
         teacher = normals.feature_array(self.backbone, self.batch)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, betas=(0.5, 0.999), fused=True)
@@ -114,26 +114,26 @@ class ReverseDistillation(nn.Module):
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def decode(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The decoder's features, of the levels' shapes."""
+        """The decoder's features, with the shapes of the levels."""
         decoded: list[Tensor] = self.decoder(self.bottleneck(levels))
         return decoded
 
 
 def distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """The loss (): cosine distances of whole feature maps, mean over the batch, summed over the levels."""
+    """The loss (): cosine distances between whole feature maps, batch mean, summed over levels."""
     pairs = zip(teacher, student, strict=True)
     cosines = [F.cosine_similarity(theirs.flatten(1), ours.flatten(1)) for theirs, ours in pairs]
     return torch.stack([1 - cosine.mean() for cosine in cosines]).sum()
 
 
 def check_levels(shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Raise UsageError unless each of three grids is half of the one before, and the last can be halved."""
+    """Raise UsageError unless there are three grids, each half of the previous one, and the last can be halved."""
     grids = [shape[1:] for shape in shapes]
     halved = all((2 * low[0], 2 * low[1]) == high for high, low in itertools.pairwise(grids))
     if len(shapes) != 3 or not halved or grids[-1][0] % 2 or grids[-1][1] % 2:
         raise UsageError(
             f"method.levels: grids {', '.join(f'{h} x {w}' for h, w in grids)}; Reverse Distillation needs three "
-            "levels, each of half the side of the one before, and the last of even sides: levels 1, 2, 3 of a CNN "
+            "levels, each with half the side of the previous one, the last with even sides: levels 1, 2, 3 of a CNN "
             "and input sides that are multiples of 32, such as 224 or 256"
         )
 
@@ -143,8 +143,8 @@ class Bottleneck(nn.Module):
 
     Args:
         channels: of the three levels.
-        blocks: residual ones of the embedding, the first of which halves the grid.
-        expansion, width: see `residual`.
+        blocks: residual blocks in the embedding; the first halves the grid.
+        expansion, width: see `Residual`.
     """
 
     def __init__(self, channels: Sequence[int], blocks: int, expansion: int, width: float) -> None:
@@ -162,19 +162,19 @@ class Bottleneck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The teacher's mirror image: three stages, each doubling the grid (section 3.2). Arguments as `Bottleneck`'s."""
+    """Mirrors the teacher: three stages, each doubling the grid (section 3.2). Arguments as in `Bottleneck`."""
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int], expansion: int, width: float) -> None:
         super().__init__()
         inputs = [2 * channels[2], channels[2], channels[1]]
         stages = zip(inputs, reversed(channels), blocks, strict=True)
-        self.stages = nn.ModuleList([stage(*each, expansion, width, up=True) for each in stages])
+        self.stages = nn.ModuleList([stage(*sizes, expansion, width, up=True) for sizes in stages])
 
     def forward(self, embedded: Tensor) -> list[Tensor]:
         """The embedding -> the three levels, the largest grid first."""
         levels = []
-        for each in self.stages:
-            embedded = each(embedded)
+        for decode in self.stages:
+            embedded = decode(embedded)
             levels.append(embedded)
         return levels[::-1]
 
@@ -185,18 +185,18 @@ def halving(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def stage(inputs: int, outputs: int, blocks: int, expansion: int, width: float, up: bool) -> nn.Sequential:
-    """Residual blocks, the first of which doubles (`up`) or halves the grid."""
+    """Residual blocks; the first doubles (`up`) or halves the grid."""
     first = Residual(inputs, outputs, expansion, width, "up" if up else "down")
     return nn.Sequential(first, *(Residual(outputs, outputs, expansion, width, "same") for _ in range(blocks - 1)))
 
 
 class Residual(nn.Module):
-    """ResNet's basic block (expansion 1) or bottleneck (expansion 4); `grid` "up": by 2 x 2 transposed convolutions.
+    """ResNet's basic block (expansion 1) or bottleneck (expansion 4).
 
     Args:
         inputs, outputs: channels.
-        width: of a bottleneck's inner channels, over outputs / expansion.
-        grid: "up", "down" or "same".
+        width: inner channels of a bottleneck, as a multiple of outputs / expansion.
+        grid: "up" (by 2 x 2 transposed convolutions), "down" or "same".
     """
 
     def __init__(self, inputs: int, outputs: int, expansion: int, width: float, grid: str) -> None:
@@ -218,7 +218,7 @@ class Residual(nn.Module):
 
 
 def resize(inputs: int, outputs: int, kernel: int, grid: str) -> nn.Sequential:
-    """A convolution and its batch normalisation; "up": transposed, 2 x 2, whatever the kernel."""
+    """A convolution with batch normalisation; "up": transposed, 2 x 2, regardless of `kernel`."""
     if grid == "up":
         layer: nn.Module = nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
     else:

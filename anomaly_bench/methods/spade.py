@@ -3,12 +3,13 @@
 Niv Cohen, Yedid Hoshen; 2020, arXiv 2005.02357.
 
 An image's score is its mean squared distance to the K nearest training images in pooled deep features; a patch's score
-is its squared distance to the nearest patch, anywhere, of those K images, in features of several levels together. The
-authors released no code; how a deeper level is brought to the finest grid the paper leaves open, here by replication.
+is its squared distance to the nearest patch, at any position, of those K images, in the concatenated features of
+several levels. The authors released no code; the paper does not say how deeper levels are brought to the finest grid,
+here by replication.
 
 The common re-implementation differs: K = 5 instead of 50, distances that are not squared, one search per level and the
-mean of the levels' maps (`pyramid: mean` here, but squared), and a gallery cut into chunks of 100 patches of which the
-remainder is never looked at.
+mean of the levels' maps (`pyramid: mean` here, but squared), and a gallery split into chunks of 100 patches, with the
+remainder ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PYRAMIDS = ("joined", "mean")
-FEW = 32  # one pair of cells in so many is looked up; more are had sooner by a matrix product
+FEW = 32  # above one pair of cells in 32, a matrix product is faster than looking up pairs
 
 
 class SPADE(nn.Module):
@@ -41,17 +42,17 @@ class SPADE(nn.Module):
 
     Args:
         backbone: a frozen network; its last level, pooled, describes the image, the levels before it make the map.
-        neighbours: K, the nearest training images.
-        pyramid: "joined": levels are concatenated; "mean": searched one by one, their maps averaged.
-        sigma: of the Gaussian blur of the map, in pixels.
+        neighbours: K, the number of nearest training images.
+        pyramid: "joined": levels are concatenated; "mean": levels are searched separately and their maps averaged.
+        sigma: of the map's Gaussian blur, in pixels.
         batch: images per step of fitting.
 
     Attributes:
-        facts: {"neighbours": K as used}, at most the number of training images; kept in the record.
+        facts: {"neighbours": K as used}, at most the number of training images; stored in the record.
     """
 
     pooled: Tensor  # (N, C)
-    parts: Tensor  # (cells of the second level, m) positions of the first level in each, some repeated
+    parts: Tensor  # (cells of the second level, m) positions of the first level in each cell, some repeated
 
     def __init__(
         self, backbone: Features, neighbours: int, pyramid: str = "joined", sigma: float = 4.0, batch: int = 32
@@ -65,14 +66,14 @@ class SPADE(nn.Module):
         self.facts: dict[str, int] = {}
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make an empty gallery for feature levels of these (C, h, w) shapes, the largest grid first.
+        """Create an empty gallery for these (C, h, w) levels, the largest grid first.
 
         Raises:
             UsageError: fewer than three levels.
         """
         if len(shapes) < 3:
             raise UsageError(
-                f"method.levels: {len(shapes)} levels; SPADE needs two or more for the map and a last one, pooled"
+                f"method.levels: {len(shapes)} levels; SPADE needs at least two for the map, plus a last one, pooled"
             )
         *pyramid, deepest = shapes
         self.grid, self.depth = pyramid[0][1:], len(pyramid)
@@ -87,10 +88,10 @@ class SPADE(nn.Module):
         return [getattr(self, f"gallery_{index}") for index in range(self.depth)]
 
     def fit(self, normals: TrainingSet) -> None:
-        """Keep the features of every image, in float32; besides them the memory takes one batch's.
+        """Store the features of every image, in float32; extra memory: one batch's features.
 
         Raises:
-            TooLarge: the gallery would not fit.
+            TooLarge: the gallery does not fit in memory.
         """
         self.reserve(normals)
         start = 0
@@ -108,7 +109,7 @@ class SPADE(nn.Module):
             )
 
     def reserve(self, normals: TrainingSet) -> None:
-        """Give the empty gallery a row for each image."""
+        """Resize the empty gallery to one row per image."""
         buffers = {name: buffer for name, buffer in self.named_buffers() if name in self.state_dict()}
         shapes = {name: (len(normals), *buffer.shape[1:]) for name, buffer in buffers.items()}
         floats = sum(torch.Size(shape).numel() for shape in shapes.values())
@@ -116,7 +117,7 @@ class SPADE(nn.Module):
             4 * floats,
             self.pooled.device,
             f"{normals.name}: the gallery of {len(normals)} images",
-            "give a smaller input.resize or input.crop, fewer or deeper method.levels, or fewer training images",
+            "use a smaller input.resize or input.crop, fewer or deeper method.levels, or fewer training images",
         )
         for name, shape in shapes.items():
             setattr(self, name, self.pooled.new_empty(shape))
@@ -125,21 +126,21 @@ class SPADE(nn.Module):
         """Image scores (equation 1) and maps (equation 2), upsampled and blurred.
 
         Args:
-            images: (B, 3, H, W) in [0, 1], of the size that was fitted.
+            images: (B, 3, H, W) in [0, 1], of the size used in `fit`.
 
         Raises:
             NotFittedError: before `fit`.
-            ValueError: images of another size.
+            ValueError: images of a different size.
         """
         check_fitted(self)
         *pyramid, deepest = self.backbone(images)
         check_grid(pyramid[0].shape[-2:], self.grid)
         found = nearest(deepest.mean(dim=(2, 3)), self.pooled, min(self.neighbours, len(self.pooled)))
         search = self.search_joined if self.pyramid == "joined" else self.search_each
-        each = [search([level[[i]] for level in pyramid], row) for i, row in enumerate(found.indices.tolist())]
+        per_image = [search([level[[i]] for level in pyramid], row) for i, row in enumerate(found.indices.tolist())]
         smooth = [
             upsampling.smooth_upsample(torch.stack(maps), images.shape[2:], self.sigma)
-            for maps in zip(*each, strict=True)
+            for maps in zip(*per_image, strict=True)
         ]
         return Scores(found.distances.mean(dim=1), torch.stack(smooth).mean(dim=0))
 
@@ -153,14 +154,14 @@ class SPADE(nn.Module):
         return maps
 
     def search_joined(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
-        """The (h, w) map of one image, in a list: squared distances to the nearest patch, in all levels together.
+        """The (h, w) map of one image, in a list: squared distances to the nearest patch, summed over levels.
 
-        The distance of two patches is the sum of the distances in each level, and deeper levels are the same for all
-        patches in a cell of the second level's grid. So the matrix product is taken between cells, for one image of the
-        gallery after the other; only pairs of cells that are nearer to each other than the best patches found so far
-        are compared in the first level too. That is exact, and about a tenth of the work of a product between patches.
+        Deeper levels are the same for all patches in a cell of the second level's grid. So distances are computed
+        between cells by a matrix product, one gallery image at a time; only pairs of cells closer than the best patches
+        so far are compared in the first level too. This is exact and takes about a tenth of the work of a product
+        between patches.
 
-        Memory: one block of distances between cells, and as much again for the patches that are compared.
+        Memory: one block of distances between cells, and as much again for the patches compared.
         """
         first, *deeper = self.gallery
         patches, coarse = (
@@ -186,16 +187,16 @@ class SPADE(nn.Module):
 
 
 def lower_(best: Tensor, distances: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """Lower the best distances of patches by those to the patches of another image.
+    """Lower the best distances of patches using the patches of another image.
 
     Args:
-        best: (q, m) of the m patches in each of q cells, overwritten.
+        best: (q, m) best distances of the m patches in each of q cells, updated in place.
         distances: (q, cells) between cells, in the deeper levels.
-        ours, theirs: (q, m, C) and (cells, m, C), the first level's features of the patches in each cell.
+        ours, theirs: (q, m, C) and (cells, m, C) first-level features of the patches in each cell.
     """
     near = (distances.amin(dim=1) < best.amax(dim=1)).nonzero()[:, 0]
     rows = distances[near]
-    if best.isinf().any():  # of the first image all pairs would be near enough
+    if best.isinf().any():  # for the first image, all pairs would be close enough
         by_pairs_(best, near, rows.argmin(dim=1), distances, ours, theirs)
     enough = rows < best[near].amax(dim=1, keepdim=True)
     if enough.count_nonzero() * FEW < enough.numel():
@@ -206,31 +207,31 @@ def lower_(best: Tensor, distances: Tensor, ours: Tensor, theirs: Tensor) -> Non
 
 
 def by_pairs_(best: Tensor, row: Tensor, other: Tensor, distances: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """`lower_` by some pairs of cells, (n,) and (n,)."""
+    """`lower_` for the given pairs of cells, (n,) and (n,)."""
     step = max(1, cache_bytes(best.device) // (8 * ours[0].numel()))
-    for some, each in zip(torch.split(row, step), torch.split(other, step), strict=True):
-        pairs = torch.cdist(ours[some], theirs[each], compute_mode="donot_use_mm_for_euclid_dist").square_()
-        lowest = pairs.amin(dim=2) + distances[some, each, None]  # (n, m)
-        best.scatter_reduce_(0, some[:, None].expand_as(lowest), lowest, "amin")
+    for cell, match in zip(torch.split(row, step), torch.split(other, step), strict=True):
+        pairs = torch.cdist(ours[cell], theirs[match], compute_mode="donot_use_mm_for_euclid_dist").square_()
+        lowest = pairs.amin(dim=2) + distances[cell, match, None]  # (n, m)
+        best.scatter_reduce_(0, cell[:, None].expand_as(lowest), lowest, "amin")
 
 
 def by_product_(best: Tensor, near: Tensor, rows: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """`lower_` by all pairs with some of our cells: `near` (n,), and `rows` (n, cells) their distances."""
+    """`lower_` for all pairs with the cells `near` (n,), whose distances are `rows` (n, cells)."""
     count, parts = theirs.shape[:2]
     norms = squared_lengths(theirs.flatten(0, 1)).view(count, parts)
     step = max(1, cache_bytes(best.device) // (4 * parts * count))
-    for some, deeper in zip(torch.split(near, step), torch.split(rows, step), strict=True):
-        patches = ours[some].flatten(0, 1)  # (n * m, C)
+    for cell, deeper in zip(torch.split(near, step), torch.split(rows, step), strict=True):
+        patches = ours[cell].flatten(0, 1)  # (n * m, C)
         products = (torch.addmm(norms[:, part], patches, theirs[:, part].T, alpha=-2) for part in range(parts))
-        pairs = functools.reduce(lambda a, b: torch.minimum(a, b, out=a), products).view(len(some), parts, count)
+        pairs = functools.reduce(lambda a, b: torch.minimum(a, b, out=a), products).view(len(cell), parts, count)
         lowest = pairs.add_(deeper[:, None]).amin(dim=2) + squared_lengths(patches).view(-1, parts)
-        best[some] = torch.minimum(best[some], lowest)
+        best[cell] = torch.minimum(best[cell], lowest)
 
 
 def positions_of_cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
     """(cells, m): the positions of a fine grid that `upsampling.align` fills from each position of a coarse one.
 
-    Where cells differ in size, a smaller one's last positions are repeated.
+    If cells differ in size, the last positions of smaller ones are repeated.
     """
 
     def along(axis: int) -> Tensor:

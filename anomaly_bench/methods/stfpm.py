@@ -2,11 +2,12 @@
 
 Guodong Wang, Shumin Han, Errui Ding, Di Huang; 2021, arXiv 2103.04257.
 
-A student of the teacher's architecture learns the teacher's features of normal images; where it fails is abnormal.
+A student with the teacher's architecture learns to match the teacher's features on normal images; large differences
+indicate anomalies.
 
-Followed is the authors' code where it differs from the paper: the loss has no factor 1/2, and the levels' maps are
-multiplied on the grid of the first level, not at the image's size. Its student keeps a last stage that is never read;
-here it is cut off. Elsewhere: anomalib sums the loss over the batch, so that its step grows with the batch.
+Where the authors' code differs from the paper, this follows the code: the loss has no factor 1/2, and the levels' maps
+are multiplied on the first level's grid, not at image size. Their student has a last stage that is never read; here it
+is removed. anomalib, in contrast, sums the loss over the batch, so its step size grows with the batch size.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class STFPM(nn.Module):
 
     Args:
         backbone: the teacher, a frozen network read at three levels.
-        epochs, lr, momentum, weight_decay, batch: of the training by stochastic gradient descent.
-        held_out: the share of the training images on which the best epoch is chosen.
-        seed: decides which those are.
+        epochs, lr, momentum, weight_decay, batch: for training with SGD.
+        held_out: fraction of the training images held out to choose the best epoch.
+        seed: for this split.
     """
 
     def __init__(
@@ -54,18 +55,18 @@ class STFPM(nn.Module):
         self.held_out, self.seed = held_out, seed
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
-        """Make the student, with random weights."""
+        """Create the student, with random weights."""
         self.student = self.backbone.trainable_copy()
 
     def fit(self, normals: TrainingSet) -> None:
-        """Train on most images, and keep the epoch whose maps of the others are lowest (as the authors' code does).
+        """Train on most images and keep the epoch with the lowest maps on the held-out ones, as in the authors' code.
 
         Raises:
-            ValueError: fewer than two images, or a loss that is not finite.
+            ValueError: fewer than two images, or the loss is not finite.
         """
-        trained, others = normals.split(self.held_out, self.seed)
+        trained, held_out = normals.split(self.held_out, self.seed)
         teacher = trained.feature_array(self.directions, self.batch)
-        known = others.feature_array(self.directions, self.batch)
+        targets = held_out.feature_array(self.directions, self.batch)
         optimiser = torch.optim.SGD(
             self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
         )
@@ -75,11 +76,11 @@ class STFPM(nn.Module):
             for numbers in epoch.batches(len(trained), self.batch):
                 distances = self.distances(trained.select(numbers), teacher[numbers])
                 epoch.step(torch.stack([distance.mean() for distance in distances]).sum())
-            level = self.eval().mean_map(others, known)
+            score = self.eval().mean_map(held_out, targets)
             self.train()
-            if level < loop.memo["lowest"]:
+            if score < loop.memo["lowest"]:
                 best = {name: value.clone() for name, value in self.state_dict().items()}
-                loop.memo |= {"lowest": level, "state": best, "epoch": epoch.number + 1}
+                loop.memo |= {"lowest": score, "state": best, "epoch": epoch.number + 1}
         if "state" in loop.memo:
             self.load_state_dict(loop.memo["state"])
         self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
@@ -100,24 +101,25 @@ class STFPM(nn.Module):
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def directions(self, images: Tensor) -> list[Tensor]:
-        """The teacher's features at unit length, (B, C, h, w) per level."""
+        """The teacher's features, normalised to unit length, (B, C, h, w) per level."""
         return [F.normalize(level, dim=1) for level in self.backbone(images)]
 
     def distances(self, images: Tensor, teacher: Sequence[Tensor]) -> list[Tensor]:
-        """Squared distances (B, h, w) of unit features per level (equation 1, twice)."""
+        """Squared distances (B, h, w) between unit features per level (twice equation 1)."""
         pairs = zip(self.student(images), teacher, strict=True)
         return [(F.normalize(ours, dim=1) - theirs).square().sum(dim=1) for ours, theirs in pairs]
 
     def product(self, distances: Sequence[Tensor]) -> Tensor:
-        """(B, h, w): of the levels' maps on the grid of the first."""
+        """(B, h, w): product of the levels' maps on the first level's grid."""
         grid = distances[0].shape[1:]
         maps = [F.interpolate(distance[:, None], grid, mode="bilinear")[:, 0] for distance in distances]
         return torch.stack(maps).prod(dim=0)
 
     @torch.no_grad()
-    def mean_map(self, others: TrainingSet, known: FeatureArray) -> float:
-        """The mean score of all patches of images that were not trained on."""
+    def mean_map(self, held_out: TrainingSet, targets: FeatureArray) -> float:
+        """The mean score over all patches of held-out images."""
         total = 0.0
-        for numbers in torch.split(torch.arange(len(others)), self.batch):
-            total += float(self.product(self.distances(others.select(numbers), known[numbers])).mean(dim=(1, 2)).sum())
-        return total / len(others)
+        for numbers in torch.split(torch.arange(len(held_out)), self.batch):
+            maps = self.product(self.distances(held_out.select(numbers), targets[numbers]))
+            total += float(maps.mean(dim=(1, 2)).sum())
+        return total / len(held_out)
