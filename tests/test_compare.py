@@ -28,7 +28,7 @@ STEPS = [1.0, 2.0, 3.0, 0.0, -4.0, 5.0, 5.5]  # B - A
 
 
 def fill(folder, points, method="padim", seeds=(0,), categories=CATEGORIES, **more):
-    """Records of one method; each seed is off the mean by its place, so that their mean is `points`."""
+    """Records of one method whose mean over seeds is `points`."""
     middle = (len(seeds) - 1) / 2
     for name, value in zip(categories, points, strict=True):
         for place, seed in enumerate(seeds):
@@ -49,7 +49,7 @@ def values(text, table="compare-pairs"):
 
 
 def enumerated(differences):
-    """The two-sided p-value of the signed-rank test by all signs, zeros left out and ties sharing their rank."""
+    """The two-sided p-value of the signed-rank test by enumerating signs; zeros dropped, ties share their rank."""
     kept = [value for value in differences if value]
     ranks = rankdata(np.abs(kept))
     sums = [sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign) for signs in all_signs(len(kept))]
@@ -122,14 +122,14 @@ def test_formats_and_a_file(two, command, tmp_path, format):
     printed = command(*words)[1]
     assert command(*words, f"out={tmp_path / 'x'}")[:2] == (0, "")
     assert (tmp_path / "x").read_text(encoding="utf-8") == printed
-    assert "no pair has values of a common category" in " ".join(printed.split()), "PRO has no values"
+    assert "no pair shares a category with values" in " ".join(printed.split()), "PRO has no values"
 
 
 def test_no_p_value_under_six_categories(tmp_path, command):
     a, b = (fill(tmp_path / key, points[:5], categories=CATEGORIES[:5]) for key, points in (("a", A), ("b", B)))
     status, out, _ = command("compare", f"a={a}", f"b={b}", "metric=image_auroc")
     assert status == 0
-    assert "No p-value under 6 categories: with 5 the smallest that the test can give is 0.0625" in out
+    assert "No p-value below 6 categories: with 5 the smallest the test can give is 0.0625" in out
     assert out.splitlines()[-3].split()[-1] != "p"
     assert (
         values(command("compare", f"a={a}", f"b={b}", "format=csv")[1])[

@@ -49,7 +49,7 @@ def table(records: list[Record], layout: Layout = PADIM, source: str = "both", *
 
 
 def cell_at(grid: Table, row: str, column: str) -> Cell:
-    """The cell of a row label and of a column whose lowest labels end so."""
+    """The cell at a row label and a column whose last labels match."""
     (found,) = [
         cells[at]
         for head, cells in zip(grid.rows, grid.cells, strict=True)
@@ -65,7 +65,7 @@ def notes_at(grid: Table, row: str, column: str) -> list[str]:
 
 
 def said(grid: Table) -> str:
-    """Its notes without a letter."""
+    """The table's notes without a letter."""
     return " ".join(text for mark, text in grid.notes if not mark)
 
 
@@ -117,7 +117,7 @@ def test_the_source_and_whose_numbers_they_are() -> None:
     assert "arXiv 2011.08785" in said(grid)
     assert "quoted by the paper unless marked" in said(grid)
     assert notes_at(grid, "carpet", "WR50-Rd550") == ["the paper's own result"]
-    assert notes_at(grid, "carpet", "VAE") == ["run again by the paper's authors"]
+    assert notes_at(grid, "carpet", "VAE") == ["re-run by the paper's authors"]
 
 
 def test_best_and_second_are_computed() -> None:
@@ -308,7 +308,7 @@ def test_mixed_setups_of_one_method_are_columns() -> None:
 
 
 def test_a_wrong_source() -> None:
-    with pytest.raises(UsageError, match="source=reported: per_class is no paper's table; expected source=measured"):
+    with pytest.raises(UsageError, match="source=reported: per_class is not a paper's table; expected source=measured"):
         build_tables([record()], load_layout("per_class", [FOLDER]), source="reported")
     with pytest.raises(UsageError, match="source=bot: unknown; did you mean both"):
         build_tables([record()], PADIM, source="bot")
@@ -412,7 +412,7 @@ def test_csv_has_a_line_for_each_value() -> None:
 
 
 class Tags(HTMLParser):
-    """Fails on tags that are not closed in order, and counts the columns of every row."""
+    """Fail on unbalanced tags, and count the columns of every row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -511,7 +511,7 @@ def test_a_method_that_the_paper_does_not_have(command: Any, folder: Path) -> No
     assert re.search(r"bottle +99\.0\n", out)
     assert re.search(r"carpet +–\n", out)
     status, _, err = command("tables", "table=zheng2022_2", *words)
-    assert (status, "zheng2022_2: no published method and no record with its numbers is left" in err) == (2, True)
+    assert (status, "zheng2022_2: no published method and no matching record is left" in err) == (2, True)
     status, _, err = command("tables", *words, "backbone=r18")
     assert (status, "backbone=r18: no record of it; valid: wrn50" in err) == (2, True)
 

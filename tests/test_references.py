@@ -247,7 +247,7 @@ def test_loading_a_paper_or_a_table():
         ("spade2020_1,geom,Geom,,mean:all,,image_auroc,1,2,points,,own", "value 2 of a printed 1 without a comment"),
         ("spade2020_1,geom,Geom,,mean:all,,image_auroc,-,2,points,,own", "value 2 of a printed - without a comment"),
         ("spade2020_1,geom,Geom,,mean:all,,image_auroc,1,,points,,own", "value None of a printed 1 without a comment"),
-        ("spade2020_1,geom,Geom,,mean:all,,image_auroc,67.2,67.2,points,,own", "again, as on line 2"),
+        ("spade2020_1,geom,Geom,,mean:all,,image_auroc,67.2,67.2,points,,own", "repeats line 2"),
         ("spade2020_1,geom,Geom", "3 fields; expected 12"),
         ('spade2020_1,"geom', "no CSV"),
     ],
@@ -274,7 +274,7 @@ def test_a_wrong_file_is_named(tmp_path):
         load_references(folder=folder)
     with (folder / "aliases.csv").open("a", encoding="utf-8") as file:
         file.write("SPADE,padim\n")
-    with pytest.raises(DataError, match=r"aliases\.csv:\d+: SPADE stands there a second time"):
+    with pytest.raises(DataError, match=r"aliases\.csv:\d+: SPADE is listed twice"):
         load_references(folder=folder)
 
 

@@ -50,7 +50,7 @@ def record(
     settings: dict[str, Any] | None = None,
     **others: Any,
 ) -> Record:
-    """A record with (image AUROC, pixel AUROC, PRO) in points; `others` replace fields as they are."""
+    """A record with (image AUROC, pixel AUROC, PRO) in %; `others` replace fields directly."""
     names = MVTEC if categories is None else categories
     config = {"method": {"name": method, "seed": seed, **(settings or {})}, "backbone": {"network": backbone}}
     content: dict[str, Any] = {
@@ -100,7 +100,7 @@ def only(records: list[Record], layout: Layout = PER_CLASS, cells: list[str] | N
 
 
 def texts(grid: Table) -> dict[str, list[str]]:
-    """Row label -> its cells as in the console, without notes."""
+    """Row label -> its cells as printed to the console, without note letters."""
     rows = zip(grid.rows, grid.cells, strict=True)
     return {" ".join(head.labels).strip(): [shown(cell) for cell in cells] for head, cells in rows}
 
@@ -504,10 +504,9 @@ PatchCore   WRN50      30.00    37.5       20.0     41.30    165.2      0.0     
 
 Mean of 2 of 15 categories (bottle, cable). Seed 0. Speed: EPYC, 2 threads, batch 32, fp32. Fit
 and memory: EPYC, 2 threads.
-FPS: in batches. Latency: median over single images; of it the backbone, timed alone. MB = 10⁶
+FPS: in batches. Latency: median over single images; backbone: its share, timed alone. MB = 10⁶
 bytes.
-Extra parameters: trained ones besides the backbone's. Stored: statistics kept of the normal
-images.
+Extra parameters: trained, not counting the backbone's. Stored: statistics of the normal images.
 """
     )
     assert texts(only(records, COMPLEXITY))["PatchCore WRN50"][:3] == ["30.00*", "37.5*", "20.0"]
@@ -544,7 +543,7 @@ def test_a_fit_whose_features_were_kept_is_marked() -> None:
     pair[1].cost = {**pair[1].cost, "extraction": {"images": 0, "s": 1.0, "cached": True}}
     grid = only(pair, COMPLEXITY)
     notes = [[marked(grid)[each] for each in row[-1].notes] for row in grid.cells]
-    assert notes == [[], ["fit: the backbone's part was timed when features were put into the cache"]]
+    assert notes == [[], ["fit: the backbone's share was timed when the features were cached"]]
     assert not grid.cells[1][-2].notes, "memory was measured"
 
 
@@ -563,7 +562,7 @@ def test_a_speed_that_was_not_timed_alone_is_marked() -> None:
     beside = timed(10)
     beside.speed[0] |= {"alone": False}
     grid = only([beside, timed(9, "spade"), timed(8, "zero")], COMPLEXITY)
-    (mark,) = [mark for mark, text in grid.notes if text == "timed while other jobs computed on the machine"]
+    (mark,) = [mark for mark, text in grid.notes if text == "timed while other jobs were running on the machine"]
     assert [head.notes for head in grid.rows] == [(mark,), (), ()]
     mended = timed(11, speed=[*beside.speed, timed(11).speed[0] | {"alone": True}])
     assert not [text for _, text in only([mended], COMPLEXITY).notes if "other jobs" in text], "the latest counts"
@@ -695,7 +694,7 @@ def test_hostile_names_keep_the_lines_of_the_console() -> None:
 
 
 def pdf(text: str, folder: Path) -> str:
-    """Compile a document with every warning of a too wide line as an error, and return the log."""
+    """Compile a document, fail on overfull lines, and return the log."""
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed (apt-get install texlive-latex-recommended)")
     (folder / "table.tex").write_text(text, encoding="utf-8")

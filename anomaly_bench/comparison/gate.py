@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 CONDITION = re.compile(r"(?P<any>any\s+)?(?P<metric>[^\s;]+)\s+drops\s+(?P<points>\d+(\.\d+)?)")
 EXPECTED = (
-    "expected METRIC drops POINTS, or any METRIC drops POINTS of single categories, such as image_auroc drops 0.5"
+    "expected METRIC drops POINTS, or any METRIC drops POINTS for single categories, such as image_auroc drops 0.5"
 )
 
 
 @dataclass(frozen=True)
 class Condition:
-    """It holds where b is at least `points` of 100 below a: in the mean over categories, or `single` ones."""
+    """True if b is at least `points` percentage points below a, on average or in a `single` category."""
 
     metric: str
     points: float
@@ -31,10 +31,10 @@ class Condition:
 
 
 def read_conditions(value: Any) -> list[Condition]:
-    """The key `fail_if`: conditions as a list, or in one text with semicolons between.
+    """The key `fail_if`: a list of conditions, or one string separated by semicolons.
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: an invalid condition.
     """
     if value is None:
         return []
@@ -50,15 +50,15 @@ def read_condition(text: str) -> Condition:
         raise UsageError(f"fail_if={text}: cannot be read; {EXPECTED}")
     points = float(found["points"])
     if not 0 < points <= 100:
-        raise UsageError(f"fail_if={text}: found {points:g}, expected points above 0, of 100")
+        raise UsageError(f"fail_if={text}: found {points:g}, expected points above 0, at most 100")
     return Condition(found["metric"], points, found["any"] is not None)
 
 
 def broken(condition: Condition, found: Sequence[Difference], where: str) -> Iterator[str]:
-    """A line for each pair of which the condition holds, and for each whose b lacks categories.
+    """A line per pair that meets the condition, and per pair whose b lacks categories.
 
     Args:
-        found: of the condition's metric; `where` it was measured, a setup's name.
+        found: differences in the condition's metric; where: the setup's name.
     """
     for each in found:
         name = f"{each.pair.first.entry.name}, {where}"

@@ -1,4 +1,4 @@
-"""Which records a comparison pairs."""
+"""Pair up the records to compare."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
 
 COUNTS = {"test images": "test", "defective test images": "defects"}
-_MIX = "; allow_mixed=true compares them all the same"
+_MIX = "; allow_mixed=true compares them anyway"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared with what in one setup.
+    """The pairs to compare in one setup.
 
     Attributes:
-        name: of the setup; title: of dataset and setup, above a table.
+        name: the setup's; title: dataset and setup, above a table.
         records: of all sides; mixed: of several setups.
-        notes: what is to be said below the tables; missing: what a has and b has not, for the gate.
+        notes: printed below the tables; missing: what a has and b lacks, for the gate.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def chosen_parts(config: Any, key: str, mixed: bool) -> dict[str, list[Record]]:
-    """Setup, or dataset where they are mixed -> the records of a key's folders that `only` and `setup` leave."""
+    """Setup (or dataset, if mixed) -> the selected records of a key's folders."""
     known = query.read_records(config, outlines.outlines, key)
     try:
         parts = setups(query.choose(known, [], config)[0], mixed)
@@ -57,10 +57,10 @@ def chosen_parts(config: Any, key: str, mixed: bool) -> dict[str, list[Record]]:
 
 
 def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
-    """Every pair of the methods in one setup; a setup of a single method is passed over.
+    """All pairs of methods in each setup; setups with one method are skipped.
 
     Raises:
-        UsageError: no setup has two methods, or their test images are unlike.
+        UsageError: no setup has two methods, or their test images differ.
     """
     mixed = truth(config, "allow_mixed")
     parts = chosen_parts(config, "results", mixed)
@@ -79,10 +79,10 @@ def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
 
 
 def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
-    """The methods of `a` with those of `b`, setup by setup.
+    """Compare the methods of `a` with those of `b`, setup by setup.
 
     Raises:
-        UsageError: they share no setup or no method, or their test images are unlike.
+        UsageError: they share no setup or no method, or their test images differ.
     """
     for key in ("a", "b"):
         if config[key] is None:
@@ -117,11 +117,11 @@ def matched(
 ) -> tuple[list[Pair], list[str], list[str]]:
     """Pairs of equal method, backbone and settings; what only a has; and other remarks.
 
-    Where one of a method is left on both sides, these are a pair of unlike settings; and where a and b have one
-    method each, whatever it is, these are.
+    Then, if one entry of a method is left on both sides, these two, despite different settings; and if a and b have
+    just one entry each, these two, whatever the method.
 
     Raises:
-        UsageError: nothing fits.
+        UsageError: nothing matches.
     """
     left, right = list(ours), list(theirs)
     found: list[tuple[ResultGroup, ResultGroup]] = []
@@ -136,7 +136,9 @@ def matched(
                 right.remove(fits[0])
     if not found:
         have = [", ".join(entry.name for entry in part) for part in (ours, theirs)]
-        raise UsageError(f"{where}: a has {have[0]}; b has {have[1]}: no two fit; choose one by method= and backbone=")
+        raise UsageError(
+            f"{where}: a has {have[0]}; b has {have[1]}: no two match; choose one with method= and backbone="
+        )
     found.sort(key=lambda pair: ours.index(pair[0]))
     remarks = [f"{two.name}: in b only" for two in right]
     remarks += [said for one, two in found if (said := changed_settings(one, two))]
@@ -157,7 +159,7 @@ def paired(one: ResultGroup, two: ResultGroup) -> Pair:
 
 
 def changed_settings(one: ResultGroup, two: ResultGroup) -> str:
-    """'PaDiM on R18: dimensions 100 in a, 50 in b' of one method with unlike settings; else nothing."""
+    """'PaDiM on R18: dimensions 100 in a, 50 in b' for one method with different settings; else ''."""
     ours, theirs = settings_of(one.sample), settings_of(two.sample)
     if not same_method(one, two) or ours == theirs:
         return ""
@@ -167,10 +169,10 @@ def changed_settings(one: ResultGroup, two: ResultGroup) -> str:
 
 
 def incomparable(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
-    """What makes the numbers of two sides no numbers of the same: other test images, another revision of a metric.
+    """Why two sides are not comparable: different test images or revisions of a metric.
 
     Raises:
-        UsageError: something does, and `mixed` does not allow it.
+        UsageError: there is a reason, and `mixed` is false.
     """
     found: dict[str, None] = {}
     for pair in pairs:
@@ -180,12 +182,12 @@ def incomparable(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[
                 found[f"{category}: {what} {ours} of {pair.first.name}, {theirs} of {pair.second.name}"] = None
     if found and not mixed:
         more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
-        raise UsageError(f"numbers that cannot be compared: {next(iter(found))}{more}; run the older again{_MIX}")
+        raise UsageError(f"numbers are not comparable: {next(iter(found))}{more}; rerun the older one{_MIX}")
     return list(found)
 
 
 def unequal(ours: Sequence[Record], theirs: Sequence[Record], metrics: Set[str]) -> Iterator[tuple[str, str, str]]:
-    """What is counted or computed otherwise in two sets of records of one category, and how in each."""
+    """What differs in counts or metric revisions between two sets of records of one category: (name, ours, theirs)."""
     facts: list[dict[str, set[Any]]] = []
     for part in (ours, theirs):
         facts.append({name: {each.counts[key] for each in part} for name, key in COUNTS.items()})

@@ -1,8 +1,8 @@
-"""Paired differences over categories, with their tests. No torch here.
+"""Paired differences over categories and their significance tests. Does not import torch.
 
-Categories are the observations (Demšar, JMLR 7, 2006): each metric is averaged over seeds first, the differences of a
-pair over the categories that both have go through Wilcoxon's signed-rank test (two-sided), and the p-values of all
-pairs of one metric through Holm's correction.
+Categories are the observations (Demšar, JMLR 7, 2006): each metric is averaged over seeds, the differences over the
+categories that a pair shares are tested by Wilcoxon's signed-rank test (two-sided), and the p-values of all pairs of
+one metric are adjusted by Holm's method.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
 
-LEAST_CATEGORIES, LEAST_METHODS = 6, 3  # of a p-value; of a ranking
-PERMUTED = 13  # categories up to which scipy tries all signs where differences are 0 or equal
+LEAST_CATEGORIES, LEAST_METHODS = 6, 3  # for a p-value; for a ranking
+PERMUTED = 13  # categories up to which scipy enumerates all signs if there are zeros or ties
 SIGNIFICANT = 0.05
-EXACTLY = 9  # digits to which points are rounded, so that equal ones tie whatever the order of their sums
+EXACTLY = 9  # digits to round to, so equal values tie whatever the summation order
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared: what it is called, and its records."""
+    """One side of a comparison: its name and records."""
 
     name: str
     entry: ResultGroup
@@ -57,7 +57,7 @@ class Side:
 
 
 class Pair(NamedTuple):
-    """Differences are of `second` minus `first`."""
+    """Differences are `second` minus `first`."""
 
     name: str
     first: Side
@@ -66,12 +66,12 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of one pair.
+    """The difference of one pair in one metric.
 
     Attributes:
         first, second: category -> value in %, averaged over seeds.
-        values: category -> second minus first, of the categories that both have.
-        p: of the test; None where there are too few categories. corrected: by Holm's method.
+        values: category -> second minus first, over the shared categories.
+        p: the test's p-value; None with too few categories. corrected: Holm-adjusted.
     """
 
     pair: Pair
@@ -89,24 +89,24 @@ class Difference:
 
     @property
     def mean(self) -> float | None:
-        """Points of 100; None where the sides share no category."""
+        """In %; None if the sides share no category."""
         return round(fmean(self.values.values()), EXACTLY) if self.values else None
 
     @property
     def means(self) -> tuple[float | None, float | None]:
-        """Of both sides, over the categories that both have."""
+        """Of both sides, over the shared categories."""
         first, second = ([part[name] for name in self.values] for part in (self.first, self.second))
         return (fmean(first), fmean(second)) if self.values else (None, None)
 
 
 def metric_title(name: str) -> str:
-    """'image AUROC'; of a user's own metric its name."""
+    """'image AUROC'; the name for a user's own metric."""
     metric = metric_of(name)
     return metric.title if metric else name
 
 
 def paired_differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
-    """Of each pair of which one side has the metric, tested and corrected over all of them."""
+    """Tested differences of all pairs in which a side has the metric; p-values corrected over them."""
     points = {side.name: side.points(metric) for pair in pairs for side in (pair.first, pair.second)}
     found = [Difference(pair, metric, points[pair.first.name], points[pair.second.name]) for pair in pairs]
     found = [replace(each, p=p_value([*each.values.values()])) for each in found if each.first or each.second]
@@ -115,9 +115,9 @@ def paired_differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
 
 
 def p_value(values: Sequence[float]) -> float | None:
-    """Two-sided, of Wilcoxon's signed-rank test of paired differences; None for fewer than `LEAST_CATEGORIES`.
+    """Two-sided p-value of Wilcoxon's signed-rank test; None below `LEAST_CATEGORIES` differences.
 
-    As `scipy.stats.wilcoxon(values)` has it: zeros are left out, ties share their rank.
+    As `scipy.stats.wilcoxon(values)`: zeros are dropped, ties share their rank.
     """
     if len(values) < LEAST_CATEGORIES:
         return None
@@ -132,10 +132,10 @@ def p_value(values: Sequence[float]) -> float | None:
 
 
 def permuted_p_value(values: NDArray[np.float64]) -> float:
-    """Exact over all signs of differences that are not 0; scipy lists these signs one by one, which takes seconds."""
+    """Exact over all signs of nonzero differences; scipy enumerates them one by one, which takes seconds."""
     from scipy.stats import rankdata
 
-    ranks = np.rint(2 * rankdata(np.abs(values))).astype(int)  # shared ranks are halves
+    ranks = np.rint(2 * rankdata(np.abs(values))).astype(int)  # tied ranks are multiples of 1/2
     ways = np.ones(1)  # of each sum of the ranks of positive differences
     for rank in ranks:
         ways = np.convolve(ways, np.eye(rank + 1)[0] + np.eye(rank + 1)[rank])
@@ -154,13 +154,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class MeanRanks:
-    """What a critical-difference diagram shows of one metric and k methods.
+    """The data of a critical-difference diagram: one metric, k methods.
 
     Attributes:
-        title: of the metric.
-        ranks: method -> mean rank over categories; 1 is the best.
-        p: (k, k) Holm-corrected p-values of all pairs, in the order of `ranks`; 1 on the diagonal.
-        friedman: p-value of Friedman's test that all methods are alike.
+        title: the metric's.
+        ranks: method -> mean rank over categories; 1 is best.
+        p: (k, k) Holm-adjusted p-values of all pairs, in the order of `ranks`; 1 on the diagonal.
+        friedman: p-value of Friedman's test that all methods are equal.
         left_out: methods without the metric.
     """
 
@@ -173,7 +173,7 @@ class MeanRanks:
 
 
 def mean_ranks(sides: Sequence[Side], metric: str) -> MeanRanks:
-    """Rank methods on the categories that all of them have.
+    """Rank methods on the categories they all share.
 
     Raises:
         UsageError: fewer than three methods have the metric, or they share fewer than six categories.

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from anomaly_bench.comparison.significance import Difference
 
 DIGITS = 2
-MEAN = "mean of those in both"
+MEAN = "mean of shared categories"
 TEST = (
-    "p: Wilcoxon's signed-rank test over categories, two-sided, of means over seeds (scipy). Categories without a "
-    "difference are left out, equal differences share their rank; exact, but beyond 13 categories with either, and "
-    "beyond 50, the normal approximation."
+    "p: Wilcoxon's two-sided signed-rank test over categories, on means over seeds (scipy). Zero differences are "
+    "dropped, ties share their rank. Exact, except beyond 13 categories with zeros or ties, or beyond 50 categories, "
+    "where the normal approximation is used."
 )
 TOO_FEW = (
-    f"No p-value under {LEAST_CATEGORIES} categories: with {LEAST_CATEGORIES - 1} the smallest that the test can give "
+    f"No p-value below {LEAST_CATEGORIES} categories: with {LEAST_CATEGORIES - 1} the smallest the test can give "
     f"is {2 ** (2 - LEAST_CATEGORIES):g}, whatever the numbers."
 )
 
 
 def comparison_tables(found: Comparison, metrics: Sequence[str], folders: bool) -> Iterator[Table]:
-    """For each metric the categories, with a and b side by side or all methods; then all pairs."""
+    """Per metric a table by category, with a and b side by side or all methods; then the table of pairs."""
     values = {metric: paired_differences(found.pairs, metric) for metric in metrics}
     for metric, compared in values.items():
         if compared:
@@ -39,7 +39,7 @@ def comparison_tables(found: Comparison, metrics: Sequence[str], folders: bool) 
 
 
 def methods_table(found: Comparison, metric: str) -> Table:
-    """The table of `tables`, of one metric."""
+    """All methods by category, as `anomaly-bench tables` prints them."""
     caption = "{dataset}, {setup}: {cells} (in %)"
     layout = Layout(f"compare-{metric}", caption, "categories", "methods", [metric], scale=100, digits=DIGITS)
     (table,) = build_tables(found.records, layout, mixed=found.mixed)
@@ -47,7 +47,7 @@ def methods_table(found: Comparison, metric: str) -> Table:
 
 
 def folders_table(found: Comparison, metric: str, values: Sequence[Difference]) -> Table:
-    """a, b and b − a of every pair; the means are of the categories that both have."""
+    """a, b and b − a of every pair; means are over shared categories."""
     heads: list[tuple[str, ...]] = []
     columns: list[Mapping[str, str]] = []
     for each in values:
@@ -66,7 +66,7 @@ def folders_table(found: Comparison, metric: str, values: Sequence[Difference]) 
 
 
 def seed_notes(values: Sequence[Difference]) -> list[str]:
-    """Which seeds are averaged; by side where these are not alike."""
+    """Which seeds are averaged; per side if they differ."""
     sides = {side.name: side.seeds(each.metric) for each in values for side in (each.pair.first, each.pair.second)}
     facts = {name: seeds_fact(seeds) if seeds else "no value" for name, seeds in sides.items()}
     if len(set(facts.values())) == 1:
@@ -76,7 +76,7 @@ def seed_notes(values: Sequence[Difference]) -> list[str]:
 
 
 def pairs_table(found: Comparison, values: Mapping[str, Sequence[Difference]]) -> Table:
-    """The mean difference of every pair, in how many categories it is higher or lower, and its p-value."""
+    """Every pair's mean difference, number of categories where it is higher or lower, and p-value."""
     tests = max(sum(each.p is not None for each in part) for part in values.values())
     heads = [("", "Mean"), *(("Categories", name) for name in ("all", "higher", "equal", "lower")), ("", "Seeds")]
     heads += [("Wilcoxon", "p"), *([("Wilcoxon", "p (Holm)")] if tests > 1 else [])]
@@ -98,18 +98,18 @@ def pair_texts(each: Difference) -> list[str]:
 
 
 def test_notes(values: Mapping[str, Sequence[Difference]], tests: int) -> Iterator[str]:
-    """How p-values are made, and why some are not; `tests`: the most pairs of one metric that have one."""
+    """How p-values are computed, and why some are missing; `tests`: the maximum number of tested pairs per metric."""
     if tests:
         yield f"{TEST} Holm: corrected for the {tests} pairs of a metric." if tests > 1 else TEST
     if any(each.values and each.p is None for part in values.values() for each in part):
         yield TOO_FEW
     for metric, part in values.items():
         if not any(each.values for each in part):
-            yield f"{metric_title(metric)}: no pair has values of a common category"
+            yield f"{metric_title(metric)}: no pair shares a category with values"
 
 
 def seed_counts(each: Difference) -> str:
-    """How many seeds each side's categories have: '3', '3, 1', '1–3, 3'."""
+    """Seeds per category on each side: '3', '3, 1', '1–3, 3'."""
     said = []
     for side in (each.pair.first, each.pair.second):
         counts = [len(seeds) for name, seeds in side.seeds(each.metric).items() if name in each.values]

@@ -1,8 +1,8 @@
 """Published numbers: every cell of every table of five papers, one CSV per paper.
 
-`printed` is the text as it stands there, `value` the number to compare with: in % for accuracies, empty for
-a dash, and repaired where the paper contradicts itself or another one; a repaired cell has a comment, and so has one
-that is doubtful but kept. `audit` looks for the contradictions. No torch here.
+`printed` is the text in the paper, `value` the number to compare with: in % for accuracies, empty for a dash, and
+repaired where the paper contradicts itself or another one. Repaired and doubtful cells have a comment. `audit` finds
+contradictions. Does not import torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from anomaly_bench.errors import DataError, UsageError, closest
 
 CSV_FOLDER = Path(__file__).parent
 PRINTED_DASH = "-"
-TEXT = ""  # the unit of a cell that is no number, such as a backbone's name
+TEXT = ""  # the unit of a text cell, such as a backbone's name
 ORIGINS = {
     "own": "the paper's own result",
     "quoted": "quoted by the paper",
-    "re-run": "run again by the paper's authors",
+    "re-run": "re-run by the paper's authors",
 }
 UNITS = {
     "image_auroc": "points",
@@ -39,7 +39,7 @@ MEANS = {"mean:textures": "mean of textures", "mean:objects": "mean of objects",
 
 
 class PaperTable(NamedTuple):
-    """One table of a paper. paper: a key of PAPERS; fractions: it prints accuracies as 0.975, not as 97.5."""
+    """One table of a paper. paper: a key of PAPERS; fractions: accuracies are printed as 0.975, not 97.5."""
 
     paper: str
     number: str
@@ -86,10 +86,10 @@ class Reference:
         method, printed_name: our id, and the name in the table's header.
         backbone: our id, empty where the table names none.
         category: our name, a key of MEANS, or empty where the table has no categories.
-        variant: what else tells columns apart, such as the input "3d only/voxel"; mostly empty.
+        variant: further distinction between columns, such as the input "3d only/voxel"; mostly empty.
         value: in `unit`; None for a dash and for text.
-        comment: why the value is repaired, or why it is doubtful.
-        origin: the paper's own method, quoted from elsewhere, or a method of others that the paper ran again.
+        comment: why the value is repaired or doubtful.
+        origin: a key of ORIGINS: the paper's own method, quoted, or another method re-run by the authors.
     """
 
     table: str
@@ -120,7 +120,7 @@ class Reference:
 
     @property
     def number(self) -> Decimal | None:
-        """What is printed, in `unit` and as precise as printed; None for a dash and for text."""
+        """The printed number in `unit`, with its printed precision; None for a dash or text."""
         if self.printed == PRINTED_DASH or self.unit == TEXT:
             return None
         number = Decimal(self.printed)
@@ -128,19 +128,19 @@ class Reference:
 
 
 class Publication(NamedTuple):
-    """What a method is called, and its arXiv number 'YYMM.number', empty where it has no paper of its own there."""
+    """A method's title and arXiv number 'YYMM.number', empty if its paper is not on arXiv."""
 
     title: str
     arxiv: str
 
     @property
     def month(self) -> tuple[int, int] | None:
-        """(year, month) of the arXiv number, in which it became public."""
+        """(year, month) of publication, from the arXiv number."""
         return (2000 + int(self.arxiv[:2]), int(self.arxiv[2:4])) if self.arxiv else None
 
 
 def publications() -> dict[str, Publication]:
-    """Our id of each method (the name of its YAML) -> its publication; `methods.csv`."""
+    """Our id of each method (the name of its YAML) -> its publication, from `methods.csv`."""
     with (CSV_FOLDER / "methods.csv").open(newline="", encoding="utf-8") as file:
         return {row.pop("method"): Publication(**row) for row in csv.DictReader(file)}
 
@@ -149,11 +149,11 @@ COLUMNS = [field.name for field in fields(Reference)]
 
 
 def load_references(name: str | None = None, folder: Path = CSV_FOLDER) -> list[Reference]:
-    """The cells of one paper ("zheng2022") or table ("zheng2022_1") in the order in which they are printed; None: all.
+    """The cells of one paper ("zheng2022") or table ("zheng2022_1") in printed order; None: all.
 
     Raises:
         UsageError: no such paper or table.
-        DataError: a line that cannot be: file, line, what was found and what was expected.
+        DataError: an invalid line; the message says file, line, what was found and what was expected.
     """
     sources = sorted({table.rpartition("_")[0] for table in TABLES})
     if name is not None and name not in (*sources, *TABLES):
@@ -165,16 +165,16 @@ def load_references(name: str | None = None, folder: Path = CSV_FOLDER) -> list[
 
 
 def aliases(folder: Path = CSV_FOLDER) -> dict[str, str]:
-    """Every name that a table prints -> our id of the method.
+    """Printed method name -> our id.
 
     Raises:
-        DataError: the file lacks, a column does, or a name stands there twice.
+        DataError: the file or a column is missing, or a name is listed twice.
     """
     methods: dict[str, str] = {}
     path = folder / "aliases.csv"
     for line, row in _rows(path, ["printed_name", "method"]):
         if row["printed_name"] in methods:
-            raise DataError(f"{path.name}:{line}: {row['printed_name']} stands there a second time; keep one line")
+            raise DataError(f"{path.name}:{line}: {row['printed_name']} is listed twice; keep one line")
         methods[row["printed_name"]] = row["method"]
     return methods
 
@@ -192,9 +192,9 @@ def _rows(path: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]
                     raise DataError(f"{path.name}:{reader.line_num}: {len(row)} fields; expected {len(columns)}")
                 yield reader.line_num, dict(zip(columns, row, strict=True))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; it is part of the package, install it again") from error
+        raise DataError(f"{path}: {error.strerror}; it is part of the package; reinstall it") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}:{reader.line_num}: no CSV in UTF-8: {error}") from error
+        raise DataError(f"{path.name}:{reader.line_num}: not a UTF-8 CSV file: {error}") from error
 
 
 def _read(path: Path, methods: Mapping[str, str]) -> list[Reference]:
@@ -207,14 +207,14 @@ def _read(path: Path, methods: Mapping[str, str]) -> list[Reference]:
             raise DataError(f"{path.name}:{line}: {error}") from error
         key = (cell.table, cell.printed_name, cell.variant, cell.category, cell.metric)
         if key in known:
-            raise DataError(f"{path.name}:{line}: {' '.join(filter(None, key))} again, as on line {known[key]}")
+            raise DataError(f"{path.name}:{line}: {' '.join(filter(None, key))} repeats line {known[key]}")
         known[key] = line
         cells.append(cell)
     return cells
 
 
 def _cell(row: Mapping[str, str], source: str, methods: Mapping[str, str]) -> Reference:
-    """One checked row; ValueError: what is wrong with it."""
+    """A validated row; ValueError says what is wrong with it."""
     tables = [table for table in TABLES if table.startswith(f"{source}_")]
     _one_of("table", row["table"], tables)
     _one_of("printed_name", row["printed_name"], methods)

@@ -1,7 +1,7 @@
-"""`anomaly-bench report`: everything that records hold on one HTML page that fetches nothing. No torch here.
+"""`anomaly-bench report`: all records on one self-contained HTML page. Does not import torch.
 
-Records that no table may compare (another dataset, protocol or input) get sections of their own. Every number comes
-through `tables`, so that page and tables agree, footnotes included; the figures are those of `report.figures`.
+Records that are not comparable (different dataset, protocol or input) get separate sections. All numbers come from
+`tables`, so page and tables agree, footnotes included; figures come from `report.figures`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "rec
 
 
 def write_page(config: Any) -> None:
-    """Write the page to `out`, and the figures into the folder `figures` if one is named.
+    """Write the page to `out`, and the figures to the folder `figures`, if given.
 
     Raises:
-        UsageError: a results folder without records, or no record of a wanted name.
+        UsageError: a results folder without records, or a selected name without records.
     """
     known = query.choose(query.read_records(config, load_all), [], config)[0]
     folders = query.results_folders(config)
@@ -71,7 +71,7 @@ def write_page(config: Any) -> None:
 
 @dataclass(frozen=True)
 class FilterColumn:
-    """Of the table of records; choices: the values by which rows can be chosen."""
+    """A column in the table of records; choices: values to filter by."""
 
     name: str
     title: str
@@ -80,7 +80,7 @@ class FilterColumn:
 
 
 def filter_columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
-    """The columns of some `table_row`s; one that holds a single value everywhere offers no choice."""
+    """The columns of `table_row`s; a column with a single value gets no filter."""
 
     def texts(titles: Mapping[str, str]) -> Iterator[FilterColumn]:
         for name, title in titles.items():
@@ -92,7 +92,7 @@ def filter_columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
 
 
 def table_row(record: Record) -> dict[str, Any]:
-    """The cells of one record by name: text, or (number or None, text); and its `path`."""
+    """A record's cells by column name: text, or (number or None, text); and its `path`."""
     row = csv_row(record)
     size = " crop ".join(filter(None, (str(row["resize"]), str(row["crop"]))))
     numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in NUMBER_COLUMNS}
@@ -105,7 +105,7 @@ def printed(measure: Column, value: float | None) -> str:
 
 
 def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
-    """The whole file as text; equal records give equal text."""
+    """The page's HTML; equal records give equal text."""
     rows = [table_row(record) for record in known]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly_bench.report"),
@@ -125,7 +125,7 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
         rows=rows,
         sections=sections,
         heat_shares=heat_shares,
-        html_table=lambda table, shares: Markup(html_table(table, shares)),  # escaped by it
+        html_table=lambda table, shares: Markup(html_table(table, shares)),  # already escaped
         numbered=enumerate,
         kinds=CASE_TITLES,
     )

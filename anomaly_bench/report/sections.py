@@ -46,7 +46,7 @@ CASE_TITLES = {
 
 @dataclass(frozen=True)
 class View:
-    """What one method makes of an image: its map (a data URI, or empty), and its place among the images."""
+    """One method's view of an image: its map (a data URI, or empty) and its rank."""
 
     series: int
     map: str
@@ -55,9 +55,9 @@ class View:
 
 @dataclass
 class Doubt:
-    """An image that is among the worst of some methods, by all of them together.
+    """An image among the worst of at least one method, as seen by all such methods.
 
-    image, mask: data URIs, or empty where no picture was kept or there is no mask.
+    image, mask: data URIs; empty if no picture was kept or there is no mask.
     """
 
     kind: str
@@ -69,18 +69,18 @@ class Doubt:
 
     @property
     def wrong(self) -> int:
-        """How many of the methods put it on the wrong side of at least one image of the other label."""
+        """Number of methods that rank it on the wrong side of at least one image with the other label."""
         return sum(view.case.crossed > 0 for view in self.views)
 
     def order(self) -> tuple[float, ...]:
-        """Of the gallery: wrong for most methods first, then by how far it is on the wrong side."""
+        """Sort key of the gallery: wrong for most methods first, then by how far it is on the wrong side."""
         shares = [view.case.crossed / max(view.case.others, 1) for view in self.views]
         return -self.wrong, -len(self.views), -sum(shares)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure on the page, the table of its numbers, the name of that of its published ones, and who is missing."""
+    """A figure, the table of its numbers, the methods missing from it, and the source of published values."""
 
     title: str
     svg: Markup
@@ -90,7 +90,7 @@ class Plot:
 
 
 class Section:
-    """The records of one setup, and the parts of the page made from them; `key` starts the ids of its elements."""
+    """The records of one setup and their part of the page; `key` prefixes its element ids."""
 
     def __init__(self, key: str, records: Sequence[Record], results: Sequence[Path]) -> None:
         self.key, self.records, self.results = key, records, results
@@ -110,7 +110,7 @@ class Section:
         return replace(build_tables(self.records, layout)[0], caption=caption)
 
     def legend(self) -> Iterator[tuple[str, Markup]]:
-        """The name of each series and its look."""
+        """The name and sample line of each series."""
         for number, label in enumerate(self.labels):
             yield label, self._inline(plots.sample(number), f"legend-{number}", "")
 
@@ -120,7 +120,7 @@ class Section:
     # accuracy against latency and against time
 
     def latency(self, metric: str) -> Iterator[tuple[str, list[Point]]]:
-        """For each machine setting: its name, and the points of its methods."""
+        """For each machine setting, its name and its methods' points."""
         parts: dict[str, list[Point]] = defaultdict(list)
         for entry in group_records(self.records, with_speed=True):
             x, y = self._mean(entry, Column("latency_ms", "")), self._mean(entry, Column(metric, "", scale=100))
@@ -130,7 +130,7 @@ class Section:
         yield from parts.items()
 
     def _mean(self, entry: ResultGroup, measure: Column) -> float | None:
-        """As in a table, over categories and seeds, but with 6 decimals."""
+        """The mean over categories and seeds as in tables, but with 6 decimals."""
         exact = replace(measure, digits=6)
         return measured(exact, AxisItem(Header(()), entry=entry), list(entry.records), averaged=True).number
 
@@ -166,7 +166,7 @@ class Section:
         return published, found
 
     def timeline_plot(self, metric: str) -> Plot | None:
-        """None where there is nothing to show, neither published nor measured."""
+        """None if there are neither published nor measured values."""
         published, found = self.timeline(metric)
         if not published and not found:
             return None
@@ -183,7 +183,7 @@ class Section:
     # curves
 
     def curves(self, category: str) -> dict[str, list[Curve]]:
-        """Panel -> lines, one for each method and seed."""
+        """Panel -> lines, one per method and seed."""
         panels: dict[str, list[Curve]] = defaultdict(list)
         for kind in plots.CURVES:
             for number, entry in enumerate(self.entries):
@@ -201,7 +201,7 @@ class Section:
     # the worst cases
 
     def doubts(self, category: str) -> list[Doubt]:
-        """The worst images of a category over all methods, of each method its first seed with pictures."""
+        """The worst images of a category over all methods, using each method's first seed with pictures."""
         found: dict[tuple[str, str], Doubt] = {}
         for number, entry in enumerate(self.entries):
             made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
@@ -217,7 +217,7 @@ class Section:
     # for print
 
     def drawings(self) -> Iterator[tuple[Path, Figure]]:
-        """Every figure, and its path below the folder of figures without a suffix."""
+        """Every figure, with its path in the figures folder, without suffix."""
         folder = Path(setup_name(self.records[0]))
         for metric, title in self.metrics.items():
             yield folder / f"heat-{metric}", plots.heat_map(self.heat[metric])
@@ -232,7 +232,7 @@ class Section:
 
 
 def data_uri(picture: PILImage.Image) -> str:
-    """A picture as text for `src`: PNG in black and white, JPEG in colours."""
+    """A picture as text for `src`: PNG for black and white, JPEG otherwise."""
     buffer = io.BytesIO()
     kind = "png" if picture.mode == "1" else "jpeg"
     picture.save(buffer, kind, optimize=True, **({} if kind == "png" else {"quality": 80}))

@@ -1,4 +1,4 @@
-"""What stands in a cell: measured means over categories and seeds, published numbers, and which of them is the best."""
+"""Cell contents: measured means over categories and seeds, published numbers, and which is best."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
-EXTRACTION = "fit: the backbone's part was timed when features were put into the cache"
+EXTRACTION = "fit: the backbone's share was timed when the features were cached"
 
 
 def measured(measure: Column, item: AxisItem, wanted: Sequence[str], averaged: bool) -> CellValue:
-    """The mean over categories of the mean over seeds, of what was measured."""
+    """The measured mean over categories of the mean over seeds."""
     made = CellValue(title=measure.title, best=measure.best)
     entry = item.entry
     if entry is None:
@@ -42,7 +42,7 @@ def measured(measure: Column, item: AxisItem, wanted: Sequence[str], averaged: b
 
 
 def by_seed(entry: ResultGroup, name: str, wanted: Iterable[str]) -> tuple[dict[str, dict[int, float]], list[Record]]:
-    """Category -> seed -> one number of an entry's records, where they have it; and these records."""
+    """Category -> seed -> one number of an entry's records, and the records that have it."""
     values: dict[str, dict[int, float]] = {}
     used: list[Record] = []
     for category in wanted:
@@ -55,7 +55,7 @@ def by_seed(entry: ResultGroup, name: str, wanted: Iterable[str]) -> tuple[dict[
 
 
 def _deviation(measure: Column, values: Mapping[str, Mapping[int, float]]) -> str:
-    """' ± 0.3': the sample standard deviation over seeds of the mean over categories, where these share their seeds."""
+    """' ± 0.3': the sample standard deviation over seeds of the mean over categories, if all share the same seeds."""
     seeds = set.intersection(*(set(each) for each in values.values()))
     if not measure.deviation or len(seeds) < 2 or any(len(each) != len(seeds) for each in values.values()):
         return ""
@@ -64,7 +64,7 @@ def _deviation(measure: Column, values: Mapping[str, Mapping[int, float]]) -> st
 
 
 def _count_fact(covered: Iterable[str], wanted: Sequence[str], averaged: bool) -> str:
-    """'mean of 2 of 15 categories', with names where no row shows which; '' for a full mean among rows."""
+    """'mean of 2 of 15 categories', with names if no row shows them; '' for a complete mean among rows."""
     names, missing = list(covered), [name for name in wanted if name not in covered]
     mean = "mean of " if len(names) > 1 else ""
     if not missing:
@@ -75,7 +75,7 @@ def _count_fact(covered: Iterable[str], wanted: Sequence[str], averaged: bool) -
 
 
 def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
-    """'mean of 3 seeds (0, 1, 2)', or that categories have different ones."""
+    """'mean of 3 seeds (0, 1, 2)', or that seeds vary by category."""
     kinds = {tuple(sorted(seeds)) for seeds in values.values()}
     least, most = min(map(len, kinds)), max(map(len, kinds))
     if len(kinds) == 1:
@@ -87,11 +87,11 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
-    """The setup, where a speed or cost was measured, and whether a metric was computed by an earlier revision."""
+    """The setup, where speed or cost was measured, and whether a metric's revision is outdated."""
     facts = {"setup": describe(records[0])}
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
-        facts |= {"alone": "timed while other jobs computed on the machine" if shared else ""}
+        facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
         return facts if item.section else {**facts, "speed": f"speed: {item.entry.setting}" if item.entry else ""}
     if name in COSTS:
         places = {place(str(each.cost.get("device")), each.cost.get("threads")) for each in records}
@@ -107,7 +107,7 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
 
 
 def reported(measure: Column, item: AxisItem, key: str) -> CellValue:
-    """What the paper prints."""
+    """The paper's printed value."""
     made = CellValue(title=measure.title, best=measure.best)
     cell = item.printed.find(key, measure) if item.printed else None
     if cell is None or item.printed is None:
@@ -121,7 +121,7 @@ def reported(measure: Column, item: AxisItem, key: str) -> CellValue:
 def measured_and_reported(
     measure: Column, item: AxisItem, key: str, wanted: Sequence[str], averaged: bool
 ) -> CellValue:
-    """What was measured, what the paper prints (repaired), and the gap."""
+    """The measured value, the published one (repaired), and the gap."""
     made, cell = measured(measure, item, wanted, averaged), item.printed.find(key, measure) if item.printed else None
     if cell is None or item.printed is None:
         return made
@@ -145,7 +145,7 @@ def _grade(gap: float, best: str) -> str:
 
 
 def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]], second: bool) -> None:
-    """Rank values over the methods of a section; `second`: mark the second best too."""
+    """Rank values across the methods of a section; `second`: also mark the second best."""
     for cells in across:
         for section in {item.section for item in methods}:
             compared = [cell for item, cell in zip(methods, cells, strict=True) if item.section == section]
@@ -154,7 +154,7 @@ def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]
 
 
 def _rank(values: Sequence[CellValue], second: bool) -> None:
-    """As printed, so that equal prints tie; only what covers the most categories, and the same, on one machine."""
+    """Rank printed values, so equal prints tie; only those with the most, and the same, categories on one machine."""
     widest = max((len(value.covered) for value in values), default=0)
     compared = [value for value in values if len(value.covered) == widest]
     kinds = ("cost", "speed", "setup")

@@ -1,4 +1,4 @@
-"""The rows and columns of a table as items, each with what it picks of the records and of a paper's numbers."""
+"""The rows and columns of a table as items that select records and published numbers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone"), "cell
 
 @dataclass(frozen=True)
 class AxisItem:
-    """A row or column and what it picks; an empty pick leaves the choice to the other axis, or takes all.
+    """A row or column and what it selects; an empty field leaves the choice to the other axis, or selects all.
 
     Attributes:
-        over: header lines above it, as a column.
-        section: values are compared with those of the same section.
-        entry, printed: of a method: our records, and the paper's cells.
-        key: a category, or a mean as in `published.MEANS`; categories: what it is the mean of.
+        over: header lines above a column.
+        section: values are ranked within a section.
+        entry, printed: a method's records, and its cells in the paper.
+        key: a category, or a mean as in `published.MEANS`; categories: those it averages.
     """
 
     head: Header
@@ -51,11 +51,11 @@ class AxisItem:
 
 @dataclass(frozen=True)
 class TableInput:
-    """What one table is made of.
+    """The data of one table.
 
     Attributes:
-        records: of one setup, unless they are mixed on purpose; those of a paper's table may be none.
-        references: the published cells of the methods that a paper's table shows; its rows do not depend on them.
+        records: of one setup, unless mixed on purpose; may be empty for a paper's table.
+        references: published cells of the methods to show in a paper's table; they do not affect its rows.
         source: "measured", "reported" or "both".
     """
 
@@ -67,12 +67,12 @@ class TableInput:
 
     @cached_property
     def categories(self) -> dict[str, str]:
-        """Category -> group of the dataset, in its order."""
+        """Category -> group, in the dataset's order."""
         return all_categories(self.records)
 
 
 def axis_items(axis: str, material: TableInput) -> list[AxisItem]:
-    """The rows, or the columns, of a table."""
+    """The rows or columns of a table."""
     if axis == "cells":
         return [
             AxisItem(Header((measure.title,)), (measure.over,), measures=(measure,)) for measure in material.measures
@@ -83,7 +83,7 @@ def axis_items(axis: str, material: TableInput) -> list[AxisItem]:
 
 
 def _categories(material: TableInput) -> list[AxisItem]:
-    """Categories with records, each group followed by its mean, and the mean of all at the end."""
+    """Categories with records, each group followed by its mean, and the overall mean last."""
     everything = material.categories
     recorded = {record.category for record in material.records}
     groups: dict[str, list[str]] = defaultdict(list)
@@ -98,7 +98,7 @@ def _categories(material: TableInput) -> list[AxisItem]:
 
 
 def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> AxisItem:
-    """The item of a category or mean; `everything` is category -> group of the dataset."""
+    """The item of a category or mean; `everything` maps the dataset's categories to groups."""
     kind, colon, group = key.partition(":")
     mean = bool(colon) and kind == "mean" and key not in everything
     members = tuple(name for name in everything if key == ALL or everything[name] == group) if mean else (key,)
@@ -107,7 +107,7 @@ def _category(key: str, everything: Mapping[str, str], label: str = "", over: st
 
 
 def _ruled(made: Sequence[AxisItem]) -> list[AxisItem]:
-    """A rule stands before the mean of all, after other means, and between groups."""
+    """Put a rule before the overall mean, after other means, and between groups."""
     ruled = list(made[:1])
     for before, item in itertools.pairwise(made):
         opens = item.key == ALL or before.head.mean or item.over != before.over
@@ -116,7 +116,7 @@ def _ruled(made: Sequence[AxisItem]) -> list[AxisItem]:
 
 
 def _methods(material: TableInput) -> list[AxisItem]:
-    """Methods by title and backbone; with several speed settings, in a section for each."""
+    """Methods by title and backbone; one section per speed setting if there are several."""
     found = _entries(material)
     settings = {entry.setting for entry in found if entry.setting}
     if len(settings) < 2:
@@ -137,7 +137,7 @@ def _entries(material: TableInput) -> list[ResultGroup]:
 
 
 def _printed_categories(material: TableInput) -> list[AxisItem]:
-    """The paper's categories and means in its order."""
+    """The paper's categories and means, in its order."""
     layout, everything = material.layout, material.categories
     keys = list(dict.fromkeys(cell.category or ALL for cell in load_references(layout.published)))
     over = layout.header("categories")
@@ -146,7 +146,7 @@ def _printed_categories(material: TableInput) -> list[AxisItem]:
 
 
 def _printed_methods(material: TableInput) -> list[AxisItem]:
-    """The paper's methods in its order, and then those of the records that it does not have."""
+    """The paper's methods in its order, then recorded methods that it lacks."""
     printed = printed_methods(material.references, {**MEANS, **material.layout.labels})
     over = material.layout.header("methods")
     ours = {each.method for each in printed}
@@ -161,7 +161,7 @@ def _printed_methods(material: TableInput) -> list[AxisItem]:
 
 
 def _names(printed: Printed | None, entry: ResultGroup | None, source: str) -> tuple[str, str]:
-    """A method's name and backbone: the paper's name, or ours above a column of nothing but our numbers."""
+    """A method's name and backbone: the paper's name, or ours if only our numbers are shown."""
     if entry is None:
         return (printed.name if printed else "", "")
     if printed is None or source == "measured":

@@ -1,7 +1,6 @@
 """Records and published numbers -> tables. A pure function of both and a layout.
 
-Records of unlike setups never share a table unless they are mixed on purpose, and what a value leaves out stands in a
-footnote.
+Records of different setups never share a table unless mixed on purpose; footnotes say what a value leaves out.
 """
 
 from __future__ import annotations
@@ -39,23 +38,22 @@ def build_tables(
     references: Sequence[Reference] | None = None,
     mixed: bool = False,
 ) -> list[Table]:
-    """One table for each setup of the records; of a paper's a single one.
+    """One table per setup; a single one for a paper's table.
 
     Args:
-        cells: metrics to show instead of the layout's, where these are a tuple; where they are rows or columns
-            the layout's stay.
-        source: "measured"; of a paper's table also "reported" (as printed) or "both" (with the gap).
-        references: published cells of the methods to show, instead of the whole paper's.
-        mixed: records of unlike setups share a table and are marked.
+        cells: metrics to show instead of the layout's; ignored if the layout has cells as rows or columns.
+        source: "measured"; for a paper's table also "reported" (as printed) or "both" (with the gap).
+        references: published cells of the methods to show; None: all of the paper's.
+        mixed: records of different setups share a table and are marked.
 
     Raises:
-        UsageError: a metric that is not known and in no record; a source that the layout does not have; a paper's
-            table of several setups that are not to be mixed.
+        UsageError: an unknown metric; a source the layout does not have; a paper's table with several setups that
+            may not be mixed.
     """
     if source not in TABLE_SOURCES:
         raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
     if source != "measured" and not layout.published:
-        raise UsageError(f"source={source}: {layout.name} is no paper's table; expected source=measured")
+        raise UsageError(f"source={source}: {layout.name} is not a paper's table; expected source=measured")
     if layout.published and references is None:
         references = published.load_references(layout.published)
     found = list(records)
@@ -79,8 +77,8 @@ def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) 
         kinds = {setup_name(part[0]): f"{describe(part[0])} ({len(part)} records)" for part in parts}
         listed = "; ".join(f"setup={name}: {text}" for name, text in kinds.items())
         raise UsageError(
-            f"{layout.name}: found records of {len(parts)} setups, expected one; choose it, or let allow_mixed=true "
-            f"mark them: {listed}"
+            f"{layout.name}: found records of {len(parts)} setups, expected one; choose one, or set "
+            f"allow_mixed=true to mix and mark them: {listed}"
         )
     return parts or ([[]] if layout.published else [])
 
@@ -90,7 +88,7 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
     layout = material.layout
     axes = {axis: axis_items(axis, material) for axis in (layout.rows, layout.columns)}
     if not axes["methods"]:
-        raise UsageError(f"{name}: no published method and no record with its numbers is left; name fewer of them")
+        raise UsageError(f"{name}: no published method and no matching record is left; relax the selection")
     matrix = _matrix(axes[layout.rows], axes[layout.columns], material)
     methods_down = layout.rows == "methods"
     across = _turned(matrix) if methods_down else matrix  # [category or cell][method]
@@ -128,14 +126,14 @@ def _turned(table: Sequence[Sequence[_T]]) -> list[list[_T]]:
 
 
 def _column_heads(columns: Sequence[AxisItem]) -> list[Header]:
-    """With the headers that stand above, each column as many."""
+    """Column headers with the lines above them, padded to equal height."""
     most = max((len(item.over) for item in columns), default=0)
     padded = [item.over + ("",) * (most - len(item.over)) for item in columns]
     return [replace(item.head, labels=(*over, *item.head.labels)) for over, item in zip(padded, columns, strict=True)]
 
 
 def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: TableInput) -> Matrix:
-    """The values of every row and column; what neither picks is all categories, or all measures."""
+    """The values of every row and column; all categories or measures where neither axis selects any."""
     averaged = not any(item.categories for item in (*rows, *columns))
     everything = tuple(material.categories)
 
@@ -156,7 +154,7 @@ def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: Tab
 
 
 def _without_empty(heads: Sequence[Header], corner: tuple[str, ...]) -> tuple[list[Header], tuple[str, ...]]:
-    """Drop the label levels that are empty in every head."""
+    """Drop label levels that are empty in every header."""
     kept = [level for level, labels in enumerate(zip(*(head.labels for head in heads), strict=True)) if any(labels)]
     shorter = [replace(head, labels=tuple(head.labels[level] for level in kept)) for head in heads]
     return shorter, tuple(corner[level] for level in kept if corner)

@@ -1,4 +1,4 @@
-"""Which records belong together: setups that one table may compare, and entries that one line of it averages."""
+"""Groups of records: those that one line of a table averages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Setting(NamedTuple):
-    """What a speed depends on besides the method."""
+    """The conditions of a speed measurement."""
 
     device: str
     threads: int | None
@@ -44,10 +44,10 @@ def place(device: str, threads: int | None) -> str:
 
 @dataclass(frozen=True)
 class ResultGroup:
-    """A method with one backbone, one set of hyper-parameters and, where speed is shown, one speed setting.
+    """A method with one backbone, one set of hyper-parameters and, if speed is shown, one speed setting.
 
     Attributes:
-        title, backbone: as printed; `label` tells its hyper-parameters from those of its namesakes.
+        title, backbone: as printed; `label`: the hyper-parameters that differ between groups with the same title.
         records: by category, all of one setup.
         sample: any of them.
     """
@@ -69,7 +69,7 @@ class ResultGroup:
         return f"{self.full_title} on {self.backbone}" if self.backbone else self.full_title
 
     def read(self, record: Record, name: str) -> float | None:
-        """One number of one of its records; None where it is undefined or was not measured."""
+        """One number of a record; None if undefined or not measured."""
         source: Mapping[str, Any] = {name: record.value(name)}
         if name in SPEEDS:
             source = self.timing(record)
@@ -79,7 +79,7 @@ class ResultGroup:
         return number if number is not None and math.isfinite(number) else None
 
     def timing(self, record: Record) -> Mapping[str, Any]:
-        """The latest speed entry of one of its records; empty: not measured in this setting."""
+        """A record's latest speed entry in this setting; empty if there is none."""
         return next((each for each in reversed(record.speed) if Setting.of(each) == self.setting), {})
 
     def text(self, name: str) -> str:
@@ -88,7 +88,7 @@ class ResultGroup:
 
 
 def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
-    """Sorted by title and backbone, hyper-parameters and speed setting."""
+    """Groups sorted by title, backbone, hyper-parameters and speed setting."""
     pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
     methods, backbones = _titles(records, "method"), _titles(records, "backbone")
     for record in records:
@@ -106,7 +106,7 @@ def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGro
 
 
 def _titles(records: Sequence[Record], part: str) -> dict[str, str]:
-    """Name -> title of methods or backbones; two with one title are told apart by their names."""
+    """Name -> title of methods or backbones; duplicate titles get the name appended."""
     names = {getattr(record, part): record for record in records}
     titles = {name: record.titles.get(part) or name for name, record in names.items()}
     shared = Counter(titles.values())
@@ -115,7 +115,7 @@ def _titles(records: Sequence[Record], part: str) -> dict[str, str]:
 
 
 def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Records of one method and backbone by hyper-parameters, labelled 'dims=50'; one part has the label ''."""
+    """Records of one method and backbone by hyper-parameters, labelled 'dims=50'; '' if there is one part."""
     keys: dict[tuple[Any, ...], str] = {}  # records share their configuration, see `records.outlines`
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -141,7 +141,7 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
-    """Records that claim the same category and seed with equal settings, by the start of their fingerprints."""
+    """Split duplicates (same category, seed and settings) by the start of their fingerprints."""
     keys = [(record.category, record.seed) for record in records]
     counts = Counter(keys)
     parts: dict[str, list[Record]] = defaultdict(list)
@@ -151,7 +151,7 @@ def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """Dotted path -> value of what the record says of method, backbone and setup, as far as it can change a score."""
+    """Dotted path -> value of every setting of method, backbone and setup that can change a score."""
     method = dict(record.config.get("method") or {})
     about, _ = method.pop("about", {}), method.pop("seed", None)  # the seed is the record's own
     method |= {"revision": about["revision"]} if "revision" in about else {}
@@ -170,13 +170,13 @@ def _flat(content: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def as_typed(value: Any) -> str:
-    """A configured value as one would type it; of a hash the first 8 digits."""
+    """A configured value as a user would type it; hashes are cut to 8 digits."""
     if isinstance(value, str):
         return value[:8] if re.fullmatch("[0-9a-f]{64}", value) else value
     return "unset" if value is ... else json.dumps(value, default=str)
 
 
 def _natural(value: Any) -> tuple[int, float, str]:
-    """A sort key: numbers by size, then texts."""
+    """A sort key: numbers by value, then text."""
     number = isinstance(value, int | float)
     return (0, value, "") if number else (1, 0, as_typed(value))

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.axes import AxisItem, TableInput
     from anomaly_bench.tables.table import CellValue
 
-_GAP = "The gap is a comparison only where backbone, input and categories are those of the paper."
-_MARKS = "The best are chosen by the repaired values."
-# in this order below a table
+_GAP = "Gaps are meaningful only where backbone, input and categories match the paper's."
+_MARKS = "The best values are determined from the repaired ones."
+# their order below a table
 _FACTS = ("setup", "count", "seeds", "speed", "alone", "cost", "extraction", "metric", *DISAGREEMENTS)
 Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]
 
 
 def label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]]) -> list[AxisItem]:
-    """Mean lines whose values all leave out the same categories say so: 'mean of all (2 of 15)'."""
+    """Label means whose values all leave out the same categories: 'mean of all (2 of 15)'."""
     labelled = []
     for item, cells in zip(categories, across, strict=True):
         values = [value for cell in cells for value in cell if value.number is not None]
@@ -37,7 +37,7 @@ def label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[
 
 
 def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
-    """Kind of fact -> what holds for most values, and whether for all; nothing where some need no footnote."""
+    """Kind of fact -> the most common one, and whether all values share it; '' if some need no footnote."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for value in (value for row in matrix for cell in row for value in cell):
         for kind, fact in value.facts.items():
@@ -48,7 +48,7 @@ def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
 
 
 def _own_notes(cell: Sequence[CellValue], common: Mapping[str, tuple[str, bool]]) -> dict[str, list[str]]:
-    """By kind what is true of this cell and not of most; of one value of a tuple, after its title."""
+    """By kind, the facts that set this cell apart; prefixed with the title if only part of a tuple is meant."""
     notes: dict[str, list[str]] = {}
     for kind, (usual, _) in common.items():
         facts: dict[str, list[str]] = defaultdict(list)
@@ -65,7 +65,7 @@ def _own_notes(cell: Sequence[CellValue], common: Mapping[str, tuple[str, bool]]
 def cell_notes(
     by_method: Matrix, common: Mapping[str, tuple[str, bool]]
 ) -> tuple[list[list[list[str]]], list[list[str]]]:
-    """Of each cell, and of each method: what all its cells that have a kind of fact say goes to its label."""
+    """Notes of each cell, and of each method: notes that all its cells share go to its label."""
     notes, shared = [], []
     for cells in by_method:
         own = [_own_notes(cell, common) for cell in cells]
@@ -80,7 +80,7 @@ def cell_notes(
 
 
 def general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, mixed: bool) -> list[tuple[str, str]]:
-    """What holds for the table: facts of most values, where published numbers are from, the layout's own notes."""
+    """Notes on the whole table: common facts, the source of published numbers, the layout's own notes."""
     facts = {
         kind: fact if alike else fact + (" (see marks)" if ";" in fact else " unless marked")
         for kind, (fact, alike) in common.items()

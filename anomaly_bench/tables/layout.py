@@ -1,10 +1,10 @@
-"""Layouts: what the tables of `conf/table/` show, read from YAML and checked.
+"""Table layouts (`conf/table/`), read from YAML and checked.
 
 A layout puts two of three axes in rows and columns:
     categories   of the dataset, in their groups, with means
-    methods      one line for each method, backbone and set of hyper-parameters (and speed setting)
-    cells        one line for each of the layout's numbers
-Where categories are no axis a value is their mean; where cells are none they stand as a tuple in one cell.
+    methods      one line per method, backbone and set of hyper-parameters (and speed setting)
+    cells        one line per number of the layout
+Without a categories axis, values are means over categories; without a cells axis, numbers form a tuple in one cell.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool":
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a record: a metric, or a field of its speed entries, size or cost; or a text of `TEXTS`.
+    """One value of a record: a metric, a field of its speed, size or cost, or one of `TEXTS`.
 
     Attributes:
         value: its name in the record.
-        title: heads its column; a metric has its own.
-        over: a second header over neighbouring columns.
-        published: its name among the published numbers, where that is another.
-        scale, digits: multiplied by, then printed with so many decimals.
+        title: column header; defaults to the metric's title.
+        over: a second header spanning neighbouring columns.
+        published: its name among the published numbers, if different.
+        scale, digits: factor, and number of decimals.
         best: which value is set in bold: "highest", "lowest" or "" (none).
-        deviation: followed by the standard deviation over seeds.
+        deviation: print the standard deviation over seeds.
     """
 
     value: str
@@ -55,17 +55,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Layout:
-    """What `conf/table/<name>.yaml` says.
+    """The content of `conf/table/<name>.yaml`.
 
     Attributes:
         caption: with {dataset}, {setup} and {cells} filled in.
         rows, columns: two of `AXES`, one of them "methods".
         cells: metric names, or mappings with the keys of `Column`.
-        published: the paper's table that it lays out, a key of `published.TABLES`; rows and columns are the paper's.
-        groups: headers over columns of a paper's table: title -> names of methods as printed, or categories.
-        labels: of a paper's rows or columns: category, or mean as in `published.MEANS` -> what is printed.
+        published: a key of `published.TABLES`: rows and columns are those of this paper's table.
+        groups: headers over columns of a paper's table: title -> printed method names, or categories.
+        labels: category, or mean as in `published.MEANS` -> label in the paper's table.
         second: whether the second best is underlined.
-        scale, digits, deviation: of the cells that do not say their own.
+        scale, digits, deviation: defaults for cells.
         notes: printed under every table of measured values.
     """
 
@@ -84,7 +84,7 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
     def measure(self, cell: Any) -> Column:
-        """One of `cells`, with the layout's scale and digits; a metric has a title, and higher is better."""
+        """One of `cells` with the layout's defaults; for metrics, higher is better."""
         content = {"value": cell} if isinstance(cell, str) else cell
         name = content.get("value") if isinstance(content, dict) else None
         metric = metric_of(str(name))
@@ -95,18 +95,18 @@ class Layout:
         return made
 
     def header(self, axis: str) -> dict[str, str]:
-        """Name of a method or category -> the group that stands over it, if that axis is the columns."""
+        """Method or category -> the group header above it, if that axis is the columns."""
         found = self.groups.items() if axis == self.columns else ()
         return {name: title for title, members in found for name in members}
 
     def measures(self, cells: Iterable[str] | None, recorded: set[str]) -> list[Column]:
-        """Its numbers; or those that are named instead of them, where they are a tuple.
+        """The layout's numbers, or the given ones if the layout has no cells axis.
 
         Args:
-            recorded: metrics that the records have; a user's own may be among them.
+            recorded: metrics in the records, including a user's own.
 
         Raises:
-            UsageError: a metric that is not known and in no record.
+            UsageError: a metric that is neither known nor recorded.
         """
         from anomaly_bench.metrics.metrics import METRICS
 
@@ -126,7 +126,7 @@ def load_layout(name: str, folders: Iterable[Path]) -> Layout:
     """Read `<name>.yaml` from the first folder that has it.
 
     Raises:
-        UsageError: no such layout, no YAML, or a key that is unknown, missing or without effect.
+        UsageError: no such layout, invalid YAML, or a key that is unknown, missing or without effect.
     """
     from omegaconf import OmegaConf
 
@@ -145,14 +145,14 @@ def load_layout(name: str, folders: Iterable[Path]) -> Layout:
 
 
 def make_layout(content: Any, where: str) -> Layout:
-    """A layout from a YAML's content; `where` it stands, for errors. See `load_layout`."""
+    """A layout from parsed YAML; `where`: its location, for error messages. See `load_layout`."""
     layout: Layout = _make(Layout, content, where)
     _check(layout, where)
     return layout
 
 
 def _make(kind: type[Any], content: Any, where: str) -> Any:
-    """A dataclass from a mapping whose keys and types must be its own."""
+    """A dataclass from a mapping; keys and types must match."""
     if not isinstance(content, dict):
         raise UsageError(f"{where}: found {content!r}, expected a mapping")
     valid = {entry.name: str(entry.type) for entry in fields(kind)}
@@ -173,7 +173,7 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _check(layout: Layout, where: str) -> None:
-    """Refuse a layout whose axes, caption or cells cannot be printed."""
+    """Reject a layout whose axes, caption or cells cannot be printed."""
     axes = (layout.rows, layout.columns)
     for axis in axes:
         if axis not in AXES:
@@ -195,7 +195,7 @@ def _check(layout: Layout, where: str) -> None:
 
 
 def _check_paper(layout: Layout, where: str) -> None:
-    """The keys of a paper's table: those that have no effect without one, and names that are not the paper's."""
+    """Reject keys that need a paper's table, and names that the paper does not have."""
     if not layout.published:
         for key in ("groups", "labels"):
             if getattr(layout, key):

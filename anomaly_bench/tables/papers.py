@@ -1,6 +1,6 @@
-"""A paper's numbers beside measured ones: whose they are, whether the two may be compared, and their difference.
+"""Published numbers next to measured ones: their origin, and whether the two are comparable.
 
-A gap is a comparison only where method, backbone, input and categories agree; what disagrees is said in a footnote.
+A gap is meaningful only if method, backbone, input and categories agree; footnotes name what differs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DISAGREEMENTS = ("backbone", "input", "machine", "oracle", "task")
 
 @dataclass(frozen=True)
 class Printed:
-    """A method as a paper prints it: its name there, our names of it and its backbone, its cells.
+    """A method in a paper: its printed name, our names for it and its backbone, its cells.
 
     Attributes:
         cells: by (category, metric).
-        repairs: comment -> what the cells that share it should say, where that is another value.
+        repairs: comment -> the corrected values of the cells that share it.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Printed:
     repairs: Mapping[str, str]
 
     def find(self, category: str, measure: Column) -> Reference | None:
-        """The cell of a category; a table without categories has one for all."""
+        """The cell of a category, or the only one in a table without categories."""
         metric = measure.published or measure.value
         return self.cells.get((category, metric)) or self.cells.get(("", metric))
 
 
 def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) -> list[Printed]:
-    """The methods of one table in the paper's order; `labels` are of its categories."""
+    """The methods of one table in the paper's order; `labels`: those of its categories."""
     parts: dict[tuple[str, str, str, str], list[Reference]] = defaultdict(list)
     for cell in references:
         parts[cell.printed_name, cell.method, cell.backbone, cell.variant].append(cell)
@@ -58,7 +58,7 @@ def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) 
 
 
 def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str, str]:
-    """Comment -> 'carpet 98.7, grid 99.6', or of a single cell its value."""
+    """Comment -> 'carpet 98.7, grid 99.6', or just the value for a single cell."""
     changed: dict[str, dict[str, str]] = defaultdict(dict)
     for cell in cells:
         if is_repaired(cell):
@@ -70,16 +70,16 @@ def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str,
 
 
 def is_repaired(cell: Reference) -> bool:
-    """Whether another value than the printed one is compared."""
+    """Whether the value used differs from the printed one."""
     return cell.value is not None and cell.number is not None and cell.value != float(cell.number)
 
 
 def match_methods(
     printed: Sequence[Printed], entries: Sequence[ResultGroup]
 ) -> list[tuple[Printed | None, ResultGroup | None]]:
-    """The paper's methods in its order, each with our entries of it, and then the entries that it does not have.
+    """The paper's methods in its order, each with our entries for it, then entries the paper lacks.
 
-    An entry stands beside the paper's method of its backbone, or else of its name (the last one, if there are many).
+    An entry is matched by method and backbone, else by method alone (the last match).
     """
     found: list[tuple[Printed | None, ResultGroup | None]] = []
     for each in printed:
@@ -95,21 +95,21 @@ def _printed_of(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | Non
 
 
 def number_of(cell: Reference, measure: Column) -> float | None:
-    """The repaired value in the unit of the table's cells."""
+    """The repaired value in the table's unit."""
     if cell.value is None:
         return None
     return cell.value * measure.scale / 100 if cell.unit == "points" else cell.value
 
 
 def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
-    """By kind, for the footnotes: whose number it is, and what is wrong with it."""
+    """Footnotes by kind: where the number is from, and how it was repaired."""
     values = printed.repairs.get(cell.comment)
     repair = f"{cell.comment} ({values})" if values and values not in cell.comment else cell.comment
     return {"origin": ORIGINS[cell.origin], "repair": repair}
 
 
 def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
-    """By kind, for the footnotes, what forbids to compare a published value with one of records like `sample`."""
+    """Footnotes by kind: why a published value is not comparable with records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
     if words := regime_words(sample):
         found["task"] = f"task {' '.join(words)} (published: one model for each category)"
@@ -126,7 +126,7 @@ def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Co
 
 
 def _published_input(cell: Reference, sample: Record) -> Mapping[str, Any] | None:
-    """A method's own input is that of its YAML, also where others quote it; what they ran it again on is not known."""
+    """The input in the method's YAML, also for quoted values; unknown for values others re-ran."""
     about: Mapping[str, Any] = (sample.config.get("method") or {}).get("about") or {}
     shape = about.get("input") if cell.origin != "re-run" else None
     return shape if isinstance(shape, Mapping) else None

@@ -1,4 +1,4 @@
-"""Which records and published cells a table is asked for."""
+"""Select the records and published cells of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def results_folders(config: Mapping[str, Any], key: str = "results") -> list[Path]:
-    """The results folders that a key of the configuration names."""
+    """The results folders named by a key of the configuration."""
     found = [Path(name).expanduser() for name in name_list(config[key]) or () if name]
     if not found:
         raise UsageError(f"{key}={'' if config[key] is None else config[key]}: expected a folder, or [A,B]")
@@ -26,7 +26,7 @@ def results_folders(config: Mapping[str, Any], key: str = "results") -> list[Pat
 def read_records(
     config: Mapping[str, Any], read: Callable[[Path], tuple[list[Record], list[str]]], key: str = "results"
 ) -> list[Record]:
-    """What `read` finds in the results folders of a key; the same record found twice is one, with the speeds of both.
+    """All records in a key's results folders; duplicates are merged, with the speeds of both.
 
     Raises:
         UsageError: a folder without records.
@@ -47,10 +47,10 @@ def read_records(
 def choose(
     known: list[Record], cells: list[Reference], config: Mapping[str, Any]
 ) -> tuple[list[Record], list[Reference]]:
-    """The records and published cells that `only` and `setup` leave.
+    """The records and published cells selected by `only` and `setup`.
 
     Raises:
-        UsageError: a name that there is no record of.
+        UsageError: a name without records.
     """
     for key in ("dataset", "method", "backbone"):
         chosen = name_list(config["only"][key])

@@ -1,4 +1,4 @@
-"""A table as plain data: what `build` makes and `formats` print."""
+"""A table as plain data: made by `build`, printed by `formats`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ BEST, SECOND = 1, 2
 
 @dataclass
 class CellValue:
-    """One value of a cell.
+    """One value in a cell.
 
     Attributes:
-        text: as printed; `DASH` where there is nothing.
-        rank: 1 is the best of those that it is compared with, 2 the second where the layout marks it; 0 is no mark.
-        published: a paper's value of the same, printed in parentheses after it.
+        text: as printed; `DASH` if there is no value.
+        rank: 1: best; 2: second best, if the layout marks it; 0: unmarked.
+        published: the paper's value, printed in parentheses.
         gap: the text minus `published`, with its sign.
-        grade: of the gap: "better", "worse" or "even", or "unlike" where the two must not be compared.
-        title, best: of what it is a value: its name, and which is the best: "highest", "lowest" or "" (none).
-        number: in the table's unit, as precise as printed; None where there is none, or a text.
-        covered: the categories that it is a mean of.
-        facts: by kind, for the footnotes.
+        grade: of the gap: "better", "worse", "even", or "unlike" (not comparable).
+        title, best: of the measure: its name, and which value is best: "highest", "lowest" or "" (none).
+        number: in the table's unit, rounded as printed; None for a dash or text.
+        covered: the categories averaged.
+        facts: footnotes by kind.
     """
 
     text: str = DASH
@@ -44,7 +44,7 @@ class CellValue:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value or a tuple of them, and its footnotes (their letters, once the table is `lettered`)."""
+    """One value or a tuple of values, and its footnotes (letters, once the table is `lettered`)."""
 
     values: tuple[CellValue, ...]
     notes: tuple[str, ...] = ()
@@ -52,11 +52,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Header:
-    """What a row or column is called.
+    """The header of a row or column.
 
     Attributes:
         labels: header lines from the top, or label columns from the left.
-        opens: a rule stands before it.
+        opens: preceded by a rule.
         above: a title printed between that rule and the row.
         mean: a row of means.
         notes: its footnotes.
@@ -71,7 +71,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Table:
-    """cells[row][column]; parts: what the values of a tuple are; notes: below it, as (letter or "", text)."""
+    """cells[row][column]; parts: names of a tuple's values; notes: (letter or "", text) below the table."""
 
     name: str
     caption: str
@@ -92,7 +92,7 @@ class Table:
         rows: Iterable[tuple[Header, Sequence[str | Cell]]],
         notes: Iterable[str] = (),
     ) -> Table:
-        """A table of texts: `columns` are their header lines, `rows` a header with its cells, `notes` stand below."""
+        """A table of text: header lines per column, (header, cells) per row, and notes below."""
         listed = list(rows)
         cells = [[each if isinstance(each, Cell) else Cell((CellValue(each),)) for each in row] for _, row in listed]
         heads = [head for head, _ in listed]
@@ -105,11 +105,11 @@ class Table:
 
     @property
     def has_published(self) -> bool:
-        """Whether published values stand beside measured ones."""
+        """Whether published values are shown next to measured ones."""
         return any(value.published for row in self.cells for cell in row for value in cell.values)
 
     def lettered(self) -> Table:
-        """With letters in place of footnotes, in reading order, and the footnotes below."""
+        """Replace footnotes by letters in reading order, and list them below the table."""
         letters: dict[str, str] = {}
 
         def letter(notes: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def _letter(number: int) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Without line breaks, control characters and halves of surrogate pairs, which break tables and files."""
+    """Remove line breaks, control characters and lone surrogates, which break tables and files."""
     instead = {"Cc": " ", "Cs": "\N{REPLACEMENT CHARACTER}"}
     return " ".join("".join(instead.get(unicodedata.category(char), char) for char in text).split())
 
@@ -149,7 +149,7 @@ def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]
 
 
 def labels_of(head: Header, escape: Callable[[str], str], mark: str) -> list[str]:
-    """Its labels, the last one that is not empty followed by the letters of its notes."""
+    """A header's labels, with footnote letters after the last non-empty one."""
     labels = [escape(label) for label in head.labels]
     if head.notes:
         last = max((level for level, label in enumerate(labels) if label), default=0)
@@ -158,16 +158,16 @@ def labels_of(head: Header, escape: Callable[[str], str], mark: str) -> list[str
 
 
 def header_lines(labels: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
-    """Header lines from the top as (label, columns that it spans); equal neighbours under one header are merged."""
+    """Header lines from the top as (label, span); equal neighbours under one header are merged."""
     lines = []
     for level in range(len(labels[0])):
         line: list[tuple[str, int]] = []
         lowest = level == len(labels[0]) - 1
-        for column, own in enumerate(labels):
-            same = column > 0 and own[level] and own[: level + 1] == labels[column - 1][: level + 1]
+        for column, levels in enumerate(labels):
+            same = column > 0 and levels[level] and levels[: level + 1] == labels[column - 1][: level + 1]
             if same and not lowest:
-                line[-1] = (own[level], line[-1][1] + 1)
+                line[-1] = (levels[level], line[-1][1] + 1)
             else:
-                line.append((own[level], 1))
+                line.append((levels[level], 1))
         lines.append(line)
     return lines

@@ -1,9 +1,9 @@
-"""`anomaly-bench compare`: is one better than the other, or do they differ by chance? No torch here.
+"""`anomaly-bench compare`: is a difference significant, or due to chance? Does not import torch.
 
-    a=DIR b=DIR      each method of one results folder with the same method of another: before and after a change
-    results=DIR      every pair of the methods in one folder
+    a=DIR b=DIR      each method in one results folder with the same method in another: before and after a change
+    results=DIR      all pairs of methods in one folder
 
-See `comparison.significance` for the tests, and `comparison.gate` for `fail_if`.
+See `comparison.significance` for the tests and `comparison.gate` for `fail_if`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def print_comparison(config: Any) -> int:
-    """Print the comparison, draw the figure, hold the gate; the exit status.
+    """Print the comparison, draw the figure, check `fail_if`; return the exit status.
 
     Raises:
-        UsageError: folders, names, metrics or conditions that cannot be used, or nothing to compare.
+        UsageError: invalid folders, names, metrics or conditions, or nothing to compare.
     """
     conditions = read_conditions(config["fail_if"])
     folders = config["a"] is not None or config["b"] is not None
     if conditions and not folders:
-        raise UsageError(f"fail_if={config['fail_if']} needs a=DIR b=DIR: it is about b, held against a")
+        raise UsageError(f"fail_if={config['fail_if']} needs a=DIR b=DIR: it checks b against a")
     for key, usual in (("figure", None), ("results", "results")):
         if folders and config[key] != usual:
             raise UsageError(f"{key}={config[key]} has no effect with a=DIR b=DIR; give one or the other")
@@ -65,10 +65,10 @@ def print_comparison(config: Any) -> int:
 
 
 def gate_failures(conditions: Sequence[Condition], found: Sequence[Comparison]) -> Iterator[str]:
-    """A line for all that makes the gate fail; what b lacks does so whatever the condition.
+    """A line per reason to fail; anything missing in b is one.
 
     Raises:
-        UsageError: a or b has no value at all of a condition's metric.
+        UsageError: a or b has no value of a condition's metric.
     """
     for condition in conditions:
         check_metric(condition.metric, "fail_if", found)
@@ -84,7 +84,7 @@ def gate_failures(conditions: Sequence[Condition], found: Sequence[Comparison]) 
 
 
 def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
-    """UsageError: a metric to show is unknown, or none of them has a value in any record."""
+    """Raise UsageError if a metric to show is unknown, or no record has a value of any of them."""
     if not shown:
         raise UsageError("metric=[]: expected at least one, such as metric=image_auroc")
     for name in shown:
@@ -96,17 +96,17 @@ def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
 
 
 def check_metric(name: str, key: str, found: Sequence[Comparison]) -> None:
-    """UsageError: neither a metric of ours nor of the records."""
+    """Raise UsageError if a metric is neither ours nor in the records."""
     known = METRICS.keys() | {name for each in found for record in each.records for name in record.metrics}
     if name not in known:
         raise UsageError(f"{key}={name}: no such metric{closest(name, known)}")
 
 
 def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str]) -> None:
-    """The critical-difference diagram of each metric, one below the other.
+    """Draw the critical-difference diagrams of all metrics, one below the other.
 
     Raises:
-        UsageError: several setups, too few methods or categories, another suffix, or scikit-posthocs is missing.
+        UsageError: several setups, too few methods or categories, an unknown suffix, or scikit-posthocs is missing.
     """
     if path.suffix.lower() not in PICTURES:
         raise UsageError(f"figure={path}: expected a name that ends in {', '.join(PICTURES)}")

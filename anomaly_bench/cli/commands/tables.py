@@ -1,4 +1,4 @@
-"""What is shown of records: results.csv, the tables' files and the tables on the screen. No torch here."""
+"""`anomaly-bench tables`, and the tables and results.csv after a run. Does not import torch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.layout import Layout
 
 AFTER_RUN = ("per_class", "complexity")
-DEVIATION = "±: sample standard deviation over seeds; of a mean over categories, of that mean."
+DEVIATION = "±: sample standard deviation over seeds; for means over categories, of that mean."
 
 
 def write_tables(summary: Summary) -> None:
-    """Derive results.csv and all tables from the records of the results folder; print those of this run's setup."""
+    """Write results.csv and all tables of the results folder; print the tables of this run's setups."""
     results = summary.settings.results
     known, _ = outlines.outlines(results)  # damaged ones were reported when the run met them
     results_csv.write_csv(known, results)
     here = {setup_name(record) for record in summary.records}
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
-    printed = []  # when all is written: the reader of our output may be gone by then
+    printed = []  # print after writing everything: stdout may be closed early
     for part in setups(known):
         for layout in layouts:
             path, made = results / "tables" / setup_name(part[0]) / layout.name, build_tables(part, layout)
@@ -60,10 +60,10 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def print_tables(config: Any) -> None:
-    """`anomaly-bench tables`: every wanted table of the wanted records, to the screen or into `out`.
+    """`anomaly-bench tables`: print the selected tables of the selected records, or write them to `out`.
 
     Raises:
-        UsageError: no records, an unknown table, source, format, metric or name; records that do not share a table.
+        UsageError: no records; an unknown table, source, format, metric or name; records that cannot share a table.
     """
     layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
     if truth(config, "deviation"):
@@ -87,17 +87,17 @@ def print_tables(config: Any) -> None:
 
 
 def with_deviation(layout: Layout) -> Layout:
-    """The same; its numbers, but for those whose cells say otherwise, are followed by their deviation over seeds."""
+    """The layout with deviations over seeds, except in cells that set `deviation` themselves."""
     return layout if layout.deviation else replace(layout, deviation=True, notes=[*layout.notes, DEVIATION])
 
 
 def in_color(out: Any) -> bool:
-    """Whether what is shown goes to a terminal that wants its codes."""
+    """Whether to use color codes: output goes to a terminal, and NO_COLOR is unset."""
     return out is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def show(text: str, out: Any) -> None:
-    """Print a text, or write it into the file that the key `out` names.
+    """Print text, or write it to the file `out`.
 
     Raises:
         UsageError: the file cannot be written.
@@ -113,7 +113,7 @@ def show(text: str, out: Any) -> None:
 
 
 def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
-    """For each method of a paper's table without records a command that makes them, or what is not to be had here."""
+    """For each method of a paper's table without records, the command to run, or that it is unavailable."""
     if not cells:
         return []
     dataset, here = cells[0].dataset, choices("method", [conf_folder()])
@@ -132,13 +132,13 @@ def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
 
 
 def _backbone(method: str, published: str) -> list[str]:
-    """What to type for the backbone; nothing for a method in image space."""
+    """The backbone override; empty for a method without backbone."""
     node = OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")
     return [f"backbone={published or 'NAME'}"] if OmegaConf.select(node, "uses_backbone", default=True) else []
 
 
 def _overrides(record: Record) -> str:
-    """What to type for a record's setup."""
+    """The command-line overrides of a record's setup."""
     regime = record.regime or {"name": "one_class"}
     parts = [f"task={regime['name']}"] if regime["name"] != "one_class" else []
     parts += [f"task.shots={regime['shots']}"] if "shots" in regime else []

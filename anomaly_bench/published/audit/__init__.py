@@ -1,3 +1,3 @@
-"""What contradicts itself in the published numbers."""
+"""Find contradictions in the published numbers."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the checks of published tables share: columns of printed numbers, pairs of them, findings."""
+"""Shared by the checks of published tables: columns of printed numbers, pairs of columns, findings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor", "zipper")
-LEAST_ROWS = 10  # that two columns must share to be compared
-SAME_NUMBERS = 2 / 3  # of the shared rows agree: the columns are copies of one source
+LEAST_ROWS = 10  # two columns must share this many to be compared
+SAME_NUMBERS = 2 / 3  # share of equal rows from which columns count as copies of one source
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PrintedColumn:
 
     @property
     def head(self) -> Reference:
-        """A cell, for what all of them share."""
+        """Any cell, for the attributes they all share."""
         return next(iter(self.cells.values()))
 
     @property
@@ -51,17 +51,17 @@ class PrintedColumn:
         return number
 
     def step(self, category: str) -> Decimal:
-        """The last digit that the rows, or the means, are printed to; zeros at the end of all of them do not count."""
+        """The last printed digit of the rows, or the means; trailing zeros common to all do not count."""
         rows = Decimal(10) ** min(exponent(self.number(name)) for name in self.rows or self.cells)
         means = [exponent(self.number(name)) for name in self.cells if name in MEANS]
         return rows if category not in MEANS else min(rows, Decimal(10) ** min(means))
 
     def digits(self, category: str) -> int:
-        """After the point, that `step` has."""
+        """Decimals of `step`."""
         return -exponent(self.step(category))
 
     def averaged(self, mean: str) -> tuple[str, ...]:
-        """The rows that a mean is taken over."""
+        """The rows that a mean averages."""
         group = {"mean:textures": TEXTURES, "mean:objects": OBJECTS}.get(mean, self.rows)
         return tuple(name for name in self.rows if name in group)
 
@@ -70,7 +70,7 @@ class PrintedColumn:
         return sum((self.number(name) for name in rows), Decimal()) / len(rows)
 
     def read(self, order: Sequence[str]) -> dict[str, Decimal]:
-        """The printed rows from top to bottom as if the categories stood in another order."""
+        """The printed rows, read as if the categories were in another order."""
         return dict(zip(order, map(self.number, self.rows), strict=True))
 
     def printed(self) -> dict[str, Decimal]:
@@ -83,10 +83,10 @@ class Finding:
 
     Attributes:
         group: a key of CONTRADICTIONS.
-        weight: by how many points a number is wrong; infinite for a wrong unit.
-        cells: what it is about.
-        table: rows of text below a header, if any.
-        sure: not only probable.
+        weight: the error in percentage points; infinite for a wrong unit.
+        cells: the cells concerned.
+        table: text rows, the first a header; may be empty.
+        sure: certain rather than probable.
     """
 
     group: str
@@ -99,7 +99,7 @@ class Finding:
 
 
 def printed_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
-    """The columns of accuracies; dashes are left out, and so are columns that hold nothing else."""
+    """The columns of accuracies, without dashes and columns of dashes only."""
     grouped: dict[tuple[str, ...], dict[str, Reference]] = defaultdict(dict)
     for cell in references:
         if cell.metric in METRICS and cell.number is not None:
@@ -108,7 +108,7 @@ def printed_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
 
 
 def column_pairs(table: Sequence[PrintedColumn]) -> Iterator[tuple[PrintedColumn, PrintedColumn]]:
-    """Columns of one method and metric in two papers, with rows enough in common."""
+    """Columns of one method and metric in two papers with enough rows in common."""
     for one, other in itertools.combinations(table, 2):
         a, b = one.head, other.head
         alike = (a.method, a.metric, a.dataset, a.variant) == (b.method, b.metric, b.dataset, b.variant)
@@ -138,12 +138,12 @@ def label_of(category: str) -> str:
 
 
 def minus(number: float, places: int = 2) -> str:
-    """With a minus sign that is as wide as a plus, and none before zero."""
+    """Format with a typographic minus sign, and without a sign before zero."""
     return f"{number:z.{places}f}".replace("-", "−")
 
 
 def exponent(number: Decimal) -> int:
-    """The power of ten of the last digit but zeros, at most 0."""
+    """The exponent of the last nonzero digit, at most 0."""
     power = number.normalize().as_tuple().exponent
     assert isinstance(power, int), "the loader lets finite numbers in only"
     return min(power, 0)

@@ -1,6 +1,6 @@
 """Where the published tables contradict themselves and each other.
 
-What is compared is what is printed; a finding's `cells` tell what became of it in the CSV.
+Printed values are compared; a finding's `cells` show how the CSV treats them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.published.audit.columns import PrintedColumn
 
-OWN_COUNTS = {  # million trained parameters beside the backbone's, counted in networks built after the official code
+OWN_COUNTS = {  # million trained parameters without the backbone's, counted in networks built like the official code
     "cflow_ad": Decimal("81.65"),
     "cs_flow": Decimal("275.2"),
     "differnet": Decimal("172.08"),
     "fastflow": Decimal("41.34"),  # after the paper; there is no official code
 }
-SIGMAS = 3  # of the rounding of rows that a printed mean may be off
+SIGMAS = 3  # of the rows' rounding error, allowed for a printed mean
 
 
 def find_contradictions(references: Iterable[Reference]) -> list[Finding]:
-    """All of them, group by group as in CONTRADICTIONS, in each the sure before the probable, the weighty first."""
+    """All findings in the order of CONTRADICTIONS; within a group certain ones first, then by weight."""
     cells = list(references)
     table = printed_columns(cells)
     findings = [
@@ -57,7 +57,7 @@ CONTRADICTIONS = {
 
 
 def contradicting(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
-    """Cells in which copies of one column differ."""
+    """Cells that differ between copies of one column."""
     clusters: dict[tuple[str, str, str], dict[str, PrintedColumn]] = defaultdict(dict)
     copied = [pair for pair in column_pairs(table) if copies(*pair)]
     wrong = {
@@ -75,11 +75,11 @@ def contradicting(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
 
 
 def contradiction(category: str, printing: Sequence[PrintedColumn]) -> Finding:
-    """One cell in all columns that print it."""
+    """One cell, in all columns that print it."""
     values: dict[Decimal, list[PrintedColumn]] = defaultdict(list)
     for column in printing:
         values[column.number(category)].append(column)
-    numbers = sorted(values, key=lambda number: (len(values[number]), -number))  # the lonely ones first
+    numbers = sorted(values, key=lambda number: (len(values[number]), -number))  # rarest first
     evidence = [f"{number}: {'; '.join(column.place for column in values[number])}" for number in numbers]
     rarest = len(values[numbers[0]])
     for column in [each for number in numbers if len(values[number]) == rarest for each in values[number]]:
@@ -100,7 +100,7 @@ def contradiction(category: str, printing: Sequence[PrintedColumn]) -> Finding:
 
 
 def other_runs(table: Sequence[PrintedColumn]) -> list[tuple[PrintedColumn, PrintedColumn]]:
-    """Columns of one method in two papers that are no copies of each other, nor of a neighbour in those tables."""
+    """Columns of one method in two papers that are not copies of each other, nor of a neighbour in those tables."""
     found = list(column_pairs(table))
     copied = {(one.head.table, other.head.table, one.head.method) for one, other in found if copies(one, other)}
     return [pair for pair in found if (pair[0].head.table, pair[1].head.table, pair[0].head.method) not in copied]
@@ -139,7 +139,7 @@ def means(table: Iterable[PrintedColumn], known: set[Reference]) -> Iterator[Fin
 
 
 def tolerance(column: PrintedColumn, mean: str) -> float:
-    """Half the mean's last digit, and what SIGMAS standard deviations of the rows' rounding add."""
+    """Half of the mean's last digit, plus SIGMAS standard deviations of the rows' rounding error."""
     rows = column.averaged(mean)
     return float(column.step(mean)) / 2 + SIGMAS * float(column.step(rows[0])) / math.sqrt(12 * len(rows))
 
@@ -174,7 +174,7 @@ def times(references: Iterable[Reference]) -> Iterator[Finding]:
 
 
 def remainder(fps: Reference, time: Reference) -> tuple[float, float, float]:
-    """1000/FPS - time in ms: the least that rounding allows, as printed, the most."""
+    """1000/FPS - time in ms: the minimum that rounding allows, the printed value, the maximum."""
     images, milliseconds = Decimal(fps.printed), Decimal(time.printed)
     half, slack = half_digit(fps.printed), half_digit(time.printed)
     return (
@@ -185,7 +185,7 @@ def remainder(fps: Reference, time: Reference) -> tuple[float, float, float]:
 
 
 def half_digit(printed: str) -> Decimal:
-    """Half of the last digit of a text such as "5.00"."""
+    """Half of the last digit of a number such as "5.00"."""
     return Decimal("0.5").scaleb(-len(printed.partition(".")[2]))
 
 
@@ -214,7 +214,7 @@ def parameters(references: Iterable[Reference]) -> Iterator[Finding]:
 
 
 def texts(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
-    """Sentences of the papers that their own tables do not bear out (after repair, where a cell is repaired)."""
+    """Statements in the papers that their own tables contradict (after repair)."""
     yield from lead(_columns_of(table, "padim2020_IV", "pixel_auroc"), "", "PaDiM-R18-Rd100", Decimal("2.1"))
     yield from lead(_columns_of(table, "padim2020_III", "pixel_auroc"), "mean:all", "PaDiM-R18-Rd100", Decimal("0.2"))
     yield from beaten(_columns_of(table, "npad2022_1", "pixel_auroc"), "N-pad", ("carpet", "grid", "screw"))
@@ -229,7 +229,7 @@ def _columns_of(table: Iterable[PrintedColumn], name: str, metric: str) -> dict[
 
 
 def value(cell: Reference) -> Decimal:
-    """As repaired."""
+    """The repaired value."""
     return Decimal(str(cell.value))
 
 

@@ -1,4 +1,4 @@
-"""`anomaly-bench references evidence`: why a method's numbers may be believed, one row per method."""
+"""`anomaly-bench references evidence`: why a method's numbers can be trusted, one row per method."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what i
     ),
 }
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
-SHARED = {"metrics": "Metrics", "backbones": "Backbones"}  # what all methods share, as parity.json calls it
+SHARED = {"metrics": "Metrics", "backbones": "Backbones"}  # shared by all methods; keys of parity.json
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The records of a method that differ in category and seed only."""
+    """Records of a method that differ only in category and seed."""
 
     records: Sequence[Record]
 
@@ -65,7 +65,7 @@ class Measurement:
 
     @property
     def budget(self) -> str:
-        """How much it was trained, beside what is published."""
+        """The training budget compared with the published one."""
         method = self.records[0].config["method"]
         if "epochs" not in method:
             return "one pass"
@@ -75,7 +75,7 @@ class Measurement:
         return f"{method['epochs']} of {own['epochs']} epochs, {share:.2g} of the published samples"
 
     def value(self, metric: str) -> float | None:
-        """In points, the mean over categories of the mean over seeds."""
+        """In %, the mean over categories of the mean over seeds."""
         values: dict[str, list[float]] = defaultdict(list)
         for record in self.records:
             if (value := record.value(metric)) is not None:
@@ -97,7 +97,7 @@ def evidence_page(results: Path) -> str:
     """The whole page in Markdown, from the methods' YAML, results/ and the published numbers.
 
     Raises:
-        DataError: parity.json is missing or no JSON; a damaged record.
+        DataError: parity.json is missing or not JSON; a damaged record.
     """
     table = read_parity(results / "parity.json")
     records, damaged = outlines(results)
@@ -110,7 +110,7 @@ def evidence_page(results: Path) -> str:
     rows: list[tuple[str, ...]]
     rows = [("method", "status", "compared with", "largest difference", "identity tests", *_MEASURED)]
     rows += [overview(name, compared[name], measured[name], references) for name in names]
-    parts = ["# Why the numbers may be believed", preface(table["versions"]), markdown_table(rows), "## In detail"]
+    parts = ["# Why the numbers can be trusted", preface(table["versions"]), markdown_table(rows), "## In detail"]
     for name in names:
         parts += details(name, compared[name], measured[name], references)
     parts.append("## What all methods share")
@@ -123,10 +123,10 @@ _MEASURED = ("measured: " + " / ".join(METRICS.values()), "published", "on", "bu
 
 
 def read_parity(path: Path) -> Mapping[str, Any]:
-    """What `make parity` has written.
+    """The output of `make parity`.
 
     Raises:
-        DataError: no such file, or no JSON.
+        DataError: no such file, or not JSON.
     """
     try:
         table: dict[str, Any] = json.loads(path.read_bytes())
@@ -138,21 +138,21 @@ def read_parity(path: Path) -> Mapping[str, Any]:
 def preface(versions: Mapping[str, str]) -> str:
     known = "\n".join(f"- **{title}**: {meaning}." for title, meaning in STATUSES.values())
     return (
-        "Made by `anomaly-bench references evidence format=md`; do not edit. A method's status stands in its YAML "
-        "(`about.evidence`), and a test holds it to the tests and comparisons that exist.\n\n"
+        "Made by `anomaly-bench references evidence format=md`; do not edit. A method's status is set in its YAML "
+        "(`about.evidence`), and a test checks it against the existing tests and comparisons.\n\n"
         f"{known}\n\n"
         "A difference is the largest |ours - theirs| over the largest |theirs| of an array, in float64, from equal "
-        "weights and inputs; `make parity` computes it anew (results/parity.json; versions "
+        "weights and inputs; `make parity` recomputes it (results/parity.json; versions "
         f"{', '.join(f'{name} {number}' for name, number in versions.items())}). Measurements are the records of "
-        "`results/`, in points, the mean over categories of the mean over seeds; the published numbers beside them are "
-        "means over the same categories. They may be compared only where backbone, input and budget agree."
+        "`results/`, in %, the mean over categories of the mean over seeds; the published numbers next to them are "
+        "means over the same categories. They are comparable only where backbone, input and budget agree."
     )
 
 
 def overview(
     name: str, compared: Sequence[Mapping[str, Any]], measured: Sequence[Measurement], references: Sequence[Reference]
 ) -> tuple[str, ...]:
-    """A method's row of the first table, with its measurement of the most records."""
+    """A method's row in the first table, with its measurement that has the most records."""
     evidence = packaged_node("method", name)["about"]["evidence"]
     tests = evidence["tests"]
     row = (
@@ -179,7 +179,7 @@ def package(peer: str) -> str:
 
 
 def measured_cells(measured: Measurement, name: str, references: Sequence[Reference]) -> tuple[str, str, str, str]:
-    """Measured, published, on what, budget."""
+    """The columns measured, published, on, and budget."""
     published = [published_value(name, metric, measured.categories, references) for metric in METRICS]
     backbones = sorted({cell.backbone or "backbone not stated" for _, cell in published if cell})
     return (
@@ -197,9 +197,9 @@ def points(value: float | None) -> str:
 def published_value(
     name: str, metric: str, categories: Sequence[str], references: Iterable[Reference]
 ) -> tuple[float | None, Reference | None]:
-    """The mean over the categories in the first table that has them all, the papers' own results before others.
+    """The mean over the categories in the first table that has them all, and one of its cells.
 
-    And one of its cells.
+    A paper's own results come before quoted or re-run ones.
     """
     tables: dict[tuple[str, str], dict[str, Reference]] = defaultdict(dict)
     for cell in references:
@@ -250,7 +250,7 @@ def details(
 
 
 def comparisons(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table of what was compared."""
+    """The table of comparisons."""
     keys = ("part", "quantity", "peer", "difference", "remark")
     cells = [tuple(small(row[key]) if key == "difference" else str(row[key]) for key in keys) for row in rows]
     return markdown_table([("part", "quantity", "compared with", "largest difference", "remark"), *cells])

@@ -1,4 +1,4 @@
-"""Is a column printed beside the wrong rows? Named orders of the categories are tried, not all that there are."""
+"""Detect columns printed next to the wrong rows, by trying a few named category orders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDERS = {
 
 
 class Own(NamedTuple):
-    """The row order of a method's own paper, and a value of that paper that is known from elsewhere."""
+    """The row order of a method's own paper, and a value from it that is known from elsewhere."""
 
     order: str
     basis: str
@@ -47,14 +47,14 @@ OWN_ORDERS = {
         "issue 12 of marco-rudolph/differnet on GitHub quotes the paper's value for",
     )
 }
-DOUBTFUL = 0.5  # correlation below which two papers' columns of one method are looked into
+DOUBTFUL = 0.5  # correlation below which two papers' columns of one method are examined
 DRAWS = 10_000  # random orders
-RARE = 0.01  # share of them that may fit another paper's column as well as a named order does
-PROBABLE = 0.05  # share of them that may fit the other methods as well as the order of the method's own paper does
+RARE = 0.01  # share of random orders that may fit another paper's column as well as a named order
+PROBABLE = 0.05  # share that may fit the other methods as well as the own paper's order
 
 
 def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
-    """Columns that fit another paper's column of the same method in another order of the rows only."""
+    """Columns that match another paper's column of the same method only when the rows are reordered."""
     for pair in column_pairs(table):
         if fit(pair[0].printed(), pair[1].printed()) >= DOUBTFUL:
             continue
@@ -79,7 +79,7 @@ def shuffled(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
 
 
 def own_orders(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
-    """Columns that may stand in the row order of the method's own paper, with nothing but other methods to test it."""
+    """Columns probably in the row order of the method's own paper, tested only against other methods."""
     for column in table:
         own = OWN_ORDERS.get(column.head.method)
         if own is None or own.order not in orders_of(column):
@@ -103,14 +103,14 @@ def own_orders(table: Sequence[PrintedColumn]) -> Iterator[Finding]:
 
 
 def orders_of(column: PrintedColumn) -> dict[str, tuple[str, ...]]:
-    """The named orders of just its rows."""
+    """The named orders that have exactly its rows."""
     return {name: order for name, order in ORDERS.items() if set(order) == set(column.rows)}
 
 
 def profile_evidence(
     table: Sequence[PrintedColumn], column: PrintedColumn, order: str, *, groups: bool
 ) -> tuple[int, str]:
-    """How well a column fits the other methods in an order: the random orders that do as well, and a sentence."""
+    """How well a reordered column fits: the number of random orders that fit as well, and a sentence."""
     printed, read = profile_fit(table, column), profile_fit(table, column, ORDERS[order])
     chance = chance_fits(ranks(column.printed()), profile(table, column), read, groups=groups)
     kept = " that keep textures and objects apart" if groups else ""
@@ -125,7 +125,7 @@ def fit_sentence(what: str, printed: float, read: float, order: str, chance: int
 
 
 def gain(table: Sequence[PrintedColumn], column: PrintedColumn) -> float:
-    """By how much the best order lifts the rank correlation of a column that is not repaired."""
+    """How much the best order raises the rank correlation of an unrepaired column."""
     if not orders_of(column) or any(cell.comment for cell in column.cells.values()):
         return 0.0
     others = profile(table, column)
@@ -136,7 +136,7 @@ def gain(table: Sequence[PrintedColumn], column: PrintedColumn) -> float:
 def misplaced(
     column: PrintedColumn, order: str, evidence: tuple[str, ...], witness: PrintedColumn | None = None
 ) -> Finding:
-    """A shuffled column; without a witness probably."""
+    """The finding of a shuffled column; only probable without a witness."""
     read = column.read(ORDERS[order])
     header = ("category", "printed", f"in {order}", *([witness.place] if witness else []))
     rows = [
@@ -155,14 +155,14 @@ def misplaced(
 
 
 def fit(one: Mapping[str, Decimal | float], other: Mapping[str, Decimal | float]) -> float:
-    """Pearson's correlation over the categories of both; 0 where one of them does not vary."""
+    """Pearson's correlation over shared categories; 0 if either is constant."""
     rows = [row for row in one if row in other]
     left, right = [float(one[row]) for row in rows], [float(other[row]) for row in rows]
     return correlation(left, right) if len(set(left)) > 1 and len(set(right)) > 1 else 0.0
 
 
 def ranks(numbers: Mapping[str, Decimal | float]) -> dict[str, float]:
-    """Category -> rank from 1; equals share the mean of their ranks."""
+    """Category -> rank from 1; ties share their mean rank."""
     values = sorted(numbers.values())
     return {name: values.index(value) + (values.count(value) + 1) / 2 for name, value in numbers.items()}
 
@@ -185,9 +185,9 @@ def profile_fit(table: Sequence[PrintedColumn], column: PrintedColumn, order: Se
 
 
 def chance_fits(column: Mapping[str, float], witness: Mapping[str, float], reached: float, *, groups: bool) -> int:
-    """How many of DRAWS random orders of a column correlate as well; groups: textures and objects stay apart.
+    """How many of DRAWS random orders correlate as well; groups: textures and objects are shuffled separately.
 
-    An order changes neither mean nor spread, so it is told by its sum of products.
+    Reordering changes neither mean nor variance, so comparing sums of products suffices.
     """
     rows = sorted(column, key=lambda name: groups and name not in TEXTURES)
     left, right = [column[row] for row in rows], [witness[row] for row in rows]

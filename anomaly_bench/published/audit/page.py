@@ -1,4 +1,4 @@
-"""`anomaly-bench references check`: the contradictions of the published tables as a page."""
+"""`anomaly-bench references check`: a page of contradictions in the published tables."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 _FORMATS = ("console", "md")
 HEAVY = 0.25  # points
-WIDTH = 120  # of what is not printed to a terminal
+WIDTH = 120  # columns, if the output is not a terminal
 
 
 def print_contradictions(config: Any) -> None:
     """Print the page, or write it into `out`.
 
     Raises:
-        UsageError: no such format, or a CSV that cannot be read.
+        UsageError: no such format, or an unreadable CSV.
     """
     publish(config, lambda: contradictions_page(load_references()))
 
 
 def publish(config: Any, page: Callable[[], str]) -> None:
-    """Print a page in Markdown as config's `format` says, or write it into its `out`.
+    """Print a Markdown page in the config's `format`, or write it to its `out`.
 
     Raises:
-        UsageError: no such format, or something that the page is made from cannot be read.
+        UsageError: no such format, or unreadable input.
     """
     if config["format"] not in _FORMATS:
         raise UsageError(f"format={config['format']}: unknown{closest(str(config['format']), _FORMATS)}")
@@ -59,17 +59,17 @@ def publish(config: Any, page: Callable[[], str]) -> None:
 
 
 def _terminal_text(text: str) -> str:
-    """What a terminal of WIDTH columns shows, without its codes."""
+    """The text as a terminal WIDTH columns wide shows it, without codes."""
     file = StringIO()
     Console(file=file, width=WIDTH, color_system=None).print(Markdown(text))
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def contradictions_page(references: Sequence[Reference]) -> str:
-    """All contradictions in Markdown, the heavy ones in front."""
+    """All contradictions in Markdown, with a summary of the largest ones."""
     findings = find_contradictions(references)
     parts = [
-        "# What the published tables contradict",
+        "# Contradictions in the published tables",
         preface(references),
         "## In short",
         bullets(finding.title for finding in findings if finding.weight >= HEAVY),
@@ -78,9 +78,9 @@ def contradictions_page(references: Sequence[Reference]) -> str:
         parts.append(f"## {title}")
         chosen = [finding for finding in findings if finding.group == group]
         parts += [part for finding in chosen for part in section(finding)] or ["None."]
-    parts += ["## Other runs, no contradiction", *runs(references)]
-    parts += ["## Repaired or doubtful cells that no check can see", *_uncheckable(references, findings)]
-    parts += ["## How it is checked", bullets(criteria())]
+    parts += ["## Different runs, no contradiction", *runs(references)]
+    parts += ["## Repaired or doubtful cells that no check detects", *_uncheckable(references, findings)]
+    parts += ["## How the tables are checked", bullets(criteria())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,7 +116,7 @@ def runs(references: Sequence[Reference]) -> Iterator[str]:
 
 
 def compared(one: PrintedColumn, other: PrintedColumn) -> tuple[str, ...]:
-    """A row of the table of other runs, of repaired values."""
+    """A row in the table of different runs, with repaired values."""
     left, right = ({row: value(column.cells[row]) for row in shared(one, other)} for column in (one, other))
     apart = {row: abs(left[row] - right[row]) for row in left}
     worst = max(apart, key=lambda row: apart[row])

@@ -1,4 +1,4 @@
-"""Points with a label each, placed so that it covers no other."""
+"""Labelled points, with labels placed so they do not overlap."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSETS: list[tuple[float, float, int]] = [
 
 @dataclass(frozen=True)
 class Point:
-    """A method in a plane; series: the number of its style, None for a published value; method: our id of it."""
+    """A method in a scatter plot; series: the number of its style, None for a published value; method: our id."""
 
     x: float
     y: float
@@ -37,7 +37,7 @@ class Point:
 
 
 def label_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each point's label where it covers no point and no other label; far ones get a thin line."""
+    """Place each label where it covers no point or other label; distant ones get a thin line."""
     scale = points_to_pixels(axes)
     left, bottom, right, top = axes.get_window_extent().extents
     places = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
@@ -72,7 +72,7 @@ def _write(axes: Axes, point: Point, offset: tuple[float, float, int]) -> None:
 
 
 def _label_box(label: str, x: float, y: float, offset: tuple[float, float, int], scale: float) -> Box:
-    """What a label of the point at pixel (x, y) would cover."""
+    """The box that a label of the point at pixel (x, y) would cover."""
     dx, dy, side = offset
     width, height = text_width(label) * scale, 1.15 * FONT * scale
     left, bottom = x + dx * scale + (side - 1) / 2 * width, y + dy * scale - height / 2
@@ -80,14 +80,14 @@ def _label_box(label: str, x: float, y: float, offset: tuple[float, float, int],
 
 
 def _shared_area(first: Box, second: Box) -> float:
-    """The area that two boxes share."""
+    """The overlap area of two boxes."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     return max(width, 0) * max(height, 0)
 
 
 def text_width(label: str) -> float:
-    """Of a text, in points: about, as the reader's font is not known."""
+    """Approximate text width in points; the reader's font is unknown."""
     return 0.63 * FONT * len(label)
 
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from anomaly_bench.comparison.significance import MeanRanks
     from anomaly_bench.tables.table import Table
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its remarks on fonts tell a user nothing
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font warnings do not help users
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a panel; only the first line of a series has markers and a place in the legend."""
+    """One line of a panel; only the first of a series has markers and a legend entry."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -68,7 +68,7 @@ def latency(points: Sequence[Point], y_title: str) -> Figure:
 def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str) -> Figure:
     """Accuracy (in %) against the month of publication (x: `month_number`).
 
-    Published values are rings, the line is the best of them so far; a dotted line leads to a method's measured value.
+    Published values are rings, and the line is their running best; dotted lines lead to measured values.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = _plane(8.0, 4.4)
@@ -91,7 +91,7 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
 
 
 def _last_day(axes: Axes, points: Sequence[Point]) -> float:
-    """The end of the timeline, so that the latest point has its label beside it."""
+    """The end of the timeline, leaving room for the latest point's label."""
     latest, first = max(points, key=lambda point: point.x), min(point.x for point in points) - 45
     share = min(0.4, (text_width(latest.label) + 16) / (axes.get_window_extent().width / points_to_pixels(axes)))
     return first + max(latest.x - first, 90) / (1 - share)
@@ -107,7 +107,7 @@ def month_number(year: int, month: int) -> float:
 
 
 def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figure:
-    """ROC and PRO curves side by side: the name of each of `CURVES` -> its lines."""
+    """ROC and PRO curves side by side; `panels`: name in `CURVES` -> lines."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend))
         for number, (kind, lines) in enumerate(panels.items()):
@@ -152,7 +152,7 @@ def sample(series: int) -> Figure:
 
 
 def critical_difference(rankings: Sequence[MeanRanks], title: str) -> Figure:
-    """Mean ranks of methods for each metric, with bars that join what the tests do not tell apart (Demšar 2006).
+    """Mean ranks of methods per metric; bars join methods without a significant difference (Demšar 2006).
 
     Raises:
         ModuleNotFoundError: scikit-posthocs is not installed.
@@ -160,7 +160,7 @@ def critical_difference(rankings: Sequence[MeanRanks], title: str) -> Figure:
     import pandas
     from scikit_posthocs import critical_difference_diagram
 
-    heights = [0.9 + 0.2 * len(each.ranks) for each in rankings]  # inches: half as many labels a side, and bars
+    heights = [0.9 + 0.2 * len(each.ranks) for each in rankings]  # inches: half of the labels per side, and bars
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure((7.5, 0.8 + sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
         figure.suptitle(_ranked_caption(rankings, title), x=0.02, ha="left", fontsize=FONT)
@@ -188,19 +188,19 @@ def critical_difference(rankings: Sequence[MeanRanks], title: str) -> Figure:
 
 
 BARS = (
-    "Mean ranks over categories, 1 is best. Bars join methods that Wilcoxon's signed-rank test does not tell apart "
-    f"(p ≥ {SIGNIFICANT:g}, Holm's correction)."
+    "Mean ranks over categories, 1 is best. Bars join methods that do not differ significantly "
+    f"(Wilcoxon's signed-rank test, p ≥ {SIGNIFICANT:g} after Holm's correction)."
 )
 
 
 def _ranked_caption(rankings: Sequence[MeanRanks], title: str) -> str:
-    """What the diagrams show, by which test, and which methods some of them cannot show."""
+    """What the diagrams show, the test used, and which methods some of them lack."""
     lacking = [f"{each.title}: without {', '.join(each.left_out)}." for each in rankings if each.left_out]
     return "\n".join(line for text in (title, BARS, *lacking) for line in textwrap.wrap(clean(text), 96))
 
 
 def _ranked_title(ranking: MeanRanks) -> str:
-    """Over how many categories, and whether there is a difference at all."""
+    """The metric, the number of categories, and Friedman's test."""
     nothing = " (no difference found)" if ranking.friedman >= SIGNIFICANT else ""
     return clean(f"{ranking.title}, {ranking.categories} categories, Friedman p = {ranking.friedman:.2g}{nothing}")
 
@@ -232,7 +232,7 @@ def heat_map(table: Table) -> Figure:
 
 
 def heat_shares(table: Table) -> list[list[float | None]]:
-    """Where each first value of a cell, as printed, lies between the table's lowest (0) and highest (1)."""
+    """The first value of each cell, scaled from the table's lowest (0) to its highest (1)."""
     values = [[cell.values[0] for cell in row] for row in table.cells]
     numbers = [[None if value.empty else float(value.text) for value in row] for row in values]
     known = [number for row in numbers for number in row if number is not None]

@@ -1,6 +1,6 @@
-"""How figures look: each series (a method with a backbone) has one colour, marker and dashes in every figure.
+"""Figure styles: each series (a method with a backbone) has the same colour, marker and dashes in every figure.
 
-So no line is told from another by its colour alone.
+No two lines differ in colour alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Shade(NamedTuple):
-    """A colour on light and on dark paper; both have a contrast of at least 3 to it."""
+    """A colour on light and dark backgrounds, each with a contrast of at least 3."""
 
     light: str
     dark: str
@@ -31,7 +31,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5
 FONT = 10.0  # points
 STYLE: Any = {
     "font.size": FONT,
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # dollar signs in names are literal
     "text.color": INK.light,
     "axes.edgecolor": MUTED.light,
     "axes.labelcolor": INK.light,
@@ -49,8 +49,8 @@ STYLE: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "svg.fonttype": "none",  # texts stay texts
-    "svg.hashsalt": "anomaly-bench",  # the same bytes every time
+    "svg.fonttype": "none",  # keep text as text
+    "svg.hashsalt": "anomaly-bench",  # reproducible bytes
     "pdf.fonttype": 42,
     "path.simplify_threshold": 0.2,
 }

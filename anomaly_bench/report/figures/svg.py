@@ -1,4 +1,4 @@
-"""Figures as files: for a page as SVG that follows its colours, for a paper as SVG, PDF or PNG."""
+"""Export figures: as inline SVG in the page's colours, or as SVG, PDF or PNG files for print."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def clean(text: str) -> str:
-    """Without the characters that no HTML, SVG or PDF may hold: control characters and halves of surrogate pairs."""
+    """Remove characters that HTML, SVG and PDF forbid: control characters and lone surrogates."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
 
 
 def save_for_print(figure: Figure, stem: Path) -> None:
-    """Write `<stem>.svg` and `<stem>.pdf`, on white paper as they are for print."""
+    """Write `<stem>.svg` and `<stem>.pdf` on white, for print."""
     for kind in ("svg", "pdf"):
         write_figure(figure, stem.with_name(f"{stem.name}.{kind}"))
 
@@ -33,7 +33,7 @@ _NO_DATES: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write one file of the kind that its suffix says, svg, pdf or png; equal figures give equal bytes."""
+    """Write an svg, pdf or png file, chosen by the suffix; equal figures give equal bytes."""
     kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
     look: dict[str, Any] = {"dpi": 200, "facecolor": PAPER.light} if kind == "png" else {}
     with matplotlib.rc_context(STYLE):
@@ -49,8 +49,8 @@ _COLOURS = {shade.light: f"var(--{name})" for name, shade in VARIABLES.items()}
 def inline(figure: Figure, name: str, title: str) -> str:
     """An `<svg>` element for a page.
 
-    Its colours are the page's variables (`VARIABLES`), its font the page's, its numbers have 2 decimals, its size is
-    left to the style sheet; groups of a series have the class `series-N`, and ids start with `name`.
+    Colours are the page's `VARIABLES`, the font is the page's, numbers have 2 decimals, the style sheet sets the size;
+    groups of a series have the class `series-N`, and ids start with `name`.
     """
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
@@ -72,7 +72,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
 
 
 def _adapt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """One element of a figure for a page that holds many; see `inline`."""
+    """Adapt one element to a page with many figures; see `inline`."""
     own = element.attrib.pop("id", "")
     if own.startswith("series-"):
         element.set("class", own)

@@ -1,6 +1,6 @@
 "use strict";
 {
-  // Table of records: one click on a head sorts by it, the next one the other way round.
+  // Table of records: clicking a header sorts by it, clicking again reverses the order.
   const table = document.getElementById("table"), body = table.tBodies[0], rows = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
   const order = new Intl.Collator(undefined, { numeric: true });
@@ -20,7 +20,7 @@
     body.append(...rows.sort((a, b) => compare(a, b, column, next === "ascending" ? 1 : -1)));
   }));
 
-  // ... shows the rows that have every word of the search and the chosen values.
+  // Show the rows that match every search word and the chosen values.
   const form = document.getElementById("filters"), search = document.getElementById("search");
   const choices = [...form.querySelectorAll("select")], count = document.getElementById("count");
   const texts = new Map(rows.map((row) => [row, row.innerText.toLowerCase()]));
@@ -34,10 +34,10 @@
     count.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} records`;
   }
   for (const event of ["input", "change"]) form.addEventListener(event, filter);
-  form.addEventListener("reset", () => setTimeout(filter)); // after the fields are empty
+  form.addEventListener("reset", () => setTimeout(filter)); // once the fields are cleared
   form.addEventListener("submit", (event) => event.preventDefault());
 
-  // Of the panels of a group, only the chosen one is shown.
+  // Show only the chosen panel of each group.
   for (const choice of document.querySelectorAll("select[data-group]")) {
     const panels = [...document.querySelectorAll("[data-panel]")].filter((panel) => panel.dataset.panel === choice.dataset.group);
     const show = () => panels.forEach((panel) => { panel.hidden = panel.dataset.value !== choice.value; });
@@ -45,7 +45,7 @@
     show();
   }
 
-  // Legends hide the lines, points and maps of a method.
+  // Legend checkboxes hide a method's lines, points and maps.
   for (const box of document.querySelectorAll("[data-legend] input")) {
     const section = box.closest("section");
     const parts = [...section.querySelectorAll(`.plot .series-${box.value}, .views .series-${box.value}`)];

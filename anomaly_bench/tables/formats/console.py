@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """A text in a line of the console's table. side: "<", "^", ">", or a character that fills its place."""
+    """A piece of text in a console line. side: "<", "^", ">", or a fill character."""
 
     plain: str
     side: str = "<"
     span: int = 1
-    text: str = ""  # printed instead of `plain`: the same with terminal codes
+    text: str = ""  # `plain` with terminal codes
 
 
 _RULE: list[Piece] = []
@@ -88,7 +88,7 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def _widths(lines: Iterable[Sequence[Piece]], columns: int) -> list[int]:
-    """Of columns: the widest single piece, then more for the last column under a wider span."""
+    """Column widths: the widest single piece; the last column under a wider span grows to fit."""
     from rich.cells import cell_len
 
     widths = [0] * columns

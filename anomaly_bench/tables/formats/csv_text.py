@@ -1,4 +1,4 @@
-"""Tables as CSV, one line per cell."""
+"""Tables as CSV, one line per value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CSV_HEADER = ("table", "row", "column", "metric", "value", "published", "gap", "
 
 
 def csv_text(made: Sequence[Table]) -> str:
-    """One line for each value of each cell, with what its footnotes say; rank 1 is the best."""
+    """One line per value, with its footnotes; rank 1 is best."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)

@@ -1,4 +1,4 @@
-"""A table in the format that was asked for."""
+"""Render tables in a chosen format."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "
 
 
 def draw(made: Sequence[Table], format: str, *, color: bool = False, standalone: bool = False) -> str:
-    """Tables as text of one format.
+    """Render tables in one format.
 
     Args:
         format: one of `FORMATS`.
-        color: console only: set marks and gaps with terminal codes; for a terminal, not a file.
-        standalone: LaTeX: a whole document instead of a part to \\input. HTML: a whole page.
+        color: console only: color marks and gaps with terminal codes.
+        standalone: a complete LaTeX document or HTML page, instead of a fragment to \\input.
 
     Raises:
         UsageError: an unknown format, or `standalone` where it has no effect.

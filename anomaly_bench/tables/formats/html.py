@@ -34,7 +34,7 @@ tr.mean th { font-style: italic; }
 
 
 def html_page(made: Sequence[Table]) -> str:
-    """A whole HTML page of tables, which needs nothing else."""
+    """A self-contained HTML page of tables."""
     title = html.escape(made[0].caption if made else "no tables")
     head = f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
     style = f"<style>{CSS}</style>\n</head>\n<body>\n"
@@ -42,7 +42,7 @@ def html_page(made: Sequence[Table]) -> str:
 
 
 def html_table(table: Table, shares: Sequence[Sequence[float | None]] | None = None) -> str:
-    """A <table> and a list of its notes; classes say what is best, a mean, or a gap of which kind.
+    """A <table> and a list of its notes; classes mark best values, means and gap grades.
 
     Args:
         shares: of each cell, for the shades of a heat map; the style sheet reads it as the variable `--share`.

@@ -1,4 +1,4 @@
-"""Tables as LaTeX: parts to \\input, or a whole document. They need booktabs, and xcolor where gaps are coloured."""
+"""Tables as LaTeX: fragments to \\input, or a complete document. Needs booktabs, and xcolor for coloured gaps."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def _latex_text(text: str) -> str:
 
 
 def _latex_char(char: str) -> str:
-    """Escaped; what the default fonts have no glyph for as its code, U+6F22."""
+    """Escape a character; one without a glyph in the default fonts becomes its code point, U+6F22."""
     letters = unicodedata.normalize("NFD", char)  # the letter, then its accents
     accented = char <= "ſ" and letters[0].isascii() and OGONEK not in letters
     return TEX.get(char) or (char if accented else f"U+{ord(char):04X}")
 
 
 def latex(table: Table) -> str:
-    """A `table` environment; needs \\usepackage{booktabs}, and xcolor where published values stand beside."""
+    """A `table` environment; needs booktabs, and xcolor if published values are shown."""
     sides = "l" * len(table.corner) + ("c" if table.paired else "r") * len(table.columns)
     notes = [(MARK.format(mark) + "~" if mark else "") + _latex_text(text) for mark, text in table.notes]
     below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
@@ -116,7 +116,7 @@ def _latex_number(text: str) -> str:
 
 
 def document(made: Sequence[Table], widest: int) -> str:
-    """A whole LaTeX document, one table a page, the paper as wide as `widest` characters need."""
+    """A complete LaTeX document, one table per page, the paper wide enough for `widest` characters."""
     width = max(21, round(widest * 0.19 + 4))  # cm; a bold digit is 0.19 cm wide
     lines = (
         "\\documentclass{article}",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub-flavoured table: header lines and letters of notes as <br> and <sup>."""
+    """A GitHub-flavored table: header lines joined by <br>, note letters as <sup>."""
     titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in table.columns]
     rows = [[*map(_markdown_text, table.corner), *titles]]
     for head, cells in zip(table.rows, table.cells, strict=True):
@@ -38,7 +38,7 @@ def _markdown_cell(cell: Cell, with_published: bool) -> str:
 
 
 def _markdown_value(value: CellValue) -> str:
-    """GitHub shows no colour: a gap that is no comparison is in italics."""
+    """GitHub shows no color: gaps that are not comparable are in italics."""
     text, published, gap = (_markdown_text(each) for each in (value.text, value.published, value.gap))
     styled = {BEST: f"**{text}**", SECOND: f"<ins>{text}</ins>"}.get(value.rank, text)
     gap = f"*{gap}*" if gap and value.grade == "unlike" else gap
@@ -46,5 +46,5 @@ def _markdown_value(value: CellValue) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Escaped; underscores within words are left, as they mean nothing there."""
+    """Escape Markdown, except underscores within words, which have no effect."""
     return re.sub(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", safe_text(text))
