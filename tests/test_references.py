@@ -249,7 +249,7 @@ def test_loading_a_paper_or_a_table():
         ("spade2020_1,geom,Geom,,mean:all,,image_auroc,1,,points,,own", "value None of a printed 1 without a comment"),
         ("spade2020_1,geom,Geom,,mean:all,,image_auroc,67.2,67.2,points,,own", "repeats line 2"),
         ("spade2020_1,geom,Geom", "3 fields; expected 12"),
-        ('spade2020_1,"geom', "no CSV"),
+        ('spade2020_1,"geom', "not a UTF-8 CSV"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
@@ -367,7 +367,7 @@ def test_the_page_on_a_screen_and_as_text(command, tmp_path):
     status, out, _ = command("references", "check")
     assert status == 0
     words = " ".join(out.split())
-    assert words.index("In short") < words.index("CFlow in Zheng") < words.index("How it is checked")
+    assert words.index("In short") < words.index("CFlow in Zheng") < words.index("How the tables are checked")
     assert "**" not in out
     assert max(map(len, out.splitlines())) <= 120
     command("references", "check", f"out={tmp_path / 'page.txt'}")
