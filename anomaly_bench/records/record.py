@@ -42,7 +42,7 @@ class Record:
         metrics: name -> {"value": fraction or None where undefined, "revision": int}.
         curves: name -> {"x": [...], "y": [...]}, at most 500 points.
         images: [{"file": ..., "defect": name or None, "score": ...}] in the test set's order.
-        speed: one entry per machine setting, see `anomaly_bench.speed`; empty with `speed=false`.
+        speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`.
         size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
         cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
             of a backbone "extraction": {"images": passed through it by this job, "s": seconds of it in fit and scoring

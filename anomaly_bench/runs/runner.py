@@ -238,9 +238,8 @@ class Runner:
 
     def compute(self, job: Job, where: str) -> list[Record]:
         """Make what is wanted and missing of one category, and keep it."""
-        found = [self.existing(expected) for expected in job.expected.values()]
-        known = [record for record in found if record is not None]
-        if self.settings.overwrite or len(known) < len(found) or any(map(self.lacks_files, known)):
+        known = None if self.settings.overwrite else self.known(job)
+        if known is None:
             made = self.evaluator(job).evaluate(job)
         else:
             self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
@@ -254,11 +253,15 @@ class Runner:
 
     def done(self, job: Job) -> list[Record] | None:
         """The records of a category that lacks nothing of what is wanted; None: it does."""
+        known = self.known(job)
+        timed = not self.settings.speed or all(self.has_speed(job, record) for record in known or ())
+        return known if timed else None
+
+    def known(self, job: Job) -> list[Record] | None:
+        """The records of all test sets, their files beside them; None: something is missing."""
         found = [self.existing(expected) for expected in job.expected.values()]
-        known = [record for record in found if record is not None]
-        if len(known) < len(found) or any(map(self.lacks_files, known)):
-            return None
-        return known if not self.settings.speed or all(self.has_speed(job, record) for record in known) else None
+        whole = [record for record in found if record is not None and not self.lacks_files(record)]
+        return whole if len(whole) == len(found) else None
 
     def existing(self, expected: Record) -> Record | None:
         """The record of this fingerprint; a damaged one is reported and counts as none."""
