@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 from anomaly_bench.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    import os
+
+    from pandas import DataFrame
+
     from anomaly_bench.records.record import Record
 
 
@@ -29,3 +33,14 @@ def evaluate(*overrides: str, **keys: Any) -> list[Record]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
         raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} are written: {reasons}")
     return summary.records
+
+
+def load_results(results: str | os.PathLike[str] = "results", long: bool = False) -> DataFrame:
+    """The records of a results folder as a tidy pandas DataFrame; see `anomaly_bench.records.frame.load_results`.
+
+    Args:
+        long: one row per record and metric instead of one per record.
+    """
+    from anomaly_bench.records.frame import load_results
+
+    return load_results(results, long)

@@ -23,7 +23,6 @@ import numpy as np
 import timm  # noqa: F401 - imported here so that no timed part imports it
 import torch
 
-from anomaly_bench import metrics
 from anomaly_bench.backbones import backbone
 from anomaly_bench.backbones.build import find_weights
 from anomaly_bench.config.compose import compose
@@ -32,6 +31,7 @@ from anomaly_bench.data import decoding
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.files import image_files
 from anomaly_bench.hardware import devices, timing
+from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.runs.runner import Runner
 from anomaly_bench.testing.setup import Setup
@@ -165,7 +165,7 @@ def metrics_over_sort() -> None:
     maps = random.normal(size=masks.shape).astype(np.float32) + masks
     outcome = Outcome(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks)
     scores = torch.from_numpy(maps).flatten()
-    found = in_turn(7, metrics=lambda: metrics.evaluate(outcome), sort=lambda: torch.sort(scores))
+    found = in_turn(7, metrics=lambda: evaluate(outcome), sort=lambda: torch.sort(scores))
     ratio = found["metrics"] / found["sort"]
     show("(e) all metrics of 83 maps of 256x256 over one torch.sort", found, ratio, "at most 2", ratio <= 2)
 

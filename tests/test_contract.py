@@ -321,7 +321,7 @@ def test_the_contract_as_a_command(tree, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing to check: give --method NAME, --backbone NAME or --dataset NAME"),
+        ([], "nothing to check: give --method, --backbone, --dataset or --metric and a NAME"),
         (["--method", "padimm"], "method=padimm: no such method; did you mean padim"),
         (["--method", "padim", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["--method", "padim", "--device", "cuda:9"], "device=cuda:9: this machine has cpu"),

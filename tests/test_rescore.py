@@ -112,11 +112,11 @@ def test_kept_maps_give_the_metrics_of_their_records(made, rescore, tmp_path):
 
 def test_one_record_one_category_some_metrics(made, rescore, cog):
     folder = made[1] / cog[0].path.with_suffix("")
-    status, text, err = rescore(folder, "metrics=pro")
+    status, text, err = rescore(folder, "metric=pro")
     assert (status, err) == (0, "")
     assert f"{100 * cog[0].value('pro'):.1f}" in text
     assert "AUROC" not in text
-    status, text, _ = rescore(made[1], "category=mat", "metrics=[image_auroc,pro]")
+    status, text, _ = rescore(made[1], "category=mat", "metric=[image_auroc,pro]")
     assert status == 0
     assert "PaDiM" in text
     assert "PatchCore" not in text
@@ -413,7 +413,7 @@ def test_images_of_one_stem_have_maps_with_their_suffix(command, tmp_path):
     maps = {name: picture(number)[..., 0] for number, name in enumerate(("good/000.png", "good/000.bmp", "good/001"))}
     write({**maps, "spot/000": np.full((48, 48), 300)}, tmp_path / "maps" / "cog" / "test")
     words = ["dataset=folder", f"data_root={tmp_path / 'data'}"]
-    status, text, err = command("score", f"maps={tmp_path / 'maps'}", *words, "metrics=image_auroc")
+    status, text, err = command("score", f"maps={tmp_path / 'maps'}", *words, "metric=image_auroc")
     assert (status, err) == (0, "")
     assert "100.0" in text
     (tmp_path / "maps" / "cog" / "test" / "good" / "000.png.npy").rename(tmp_path / "maps/cog/test/good/000.npy")
@@ -427,7 +427,7 @@ def test_undefined_metrics_are_dashes_and_means_say_so(command, tmp_path):
         write({**maps, "test/spot/000": np.eye(48)}, tmp_path / "maps" / name)
     shutil.rmtree(tmp_path / "data" / "mat" / "ground_truth")
     words = ["dataset=folder", f"data_root={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]
-    status, text, _ = command("score", f"maps={tmp_path / 'maps'}", *words, "metrics=[image_auroc,pixel_auroc]")
+    status, text, _ = command("score", f"maps={tmp_path / 'maps'}", *words, "metric=[image_auroc,pixel_auroc]")
     assert status == 0
     lines = {line.split("   ")[0].strip(): line.split()[-2:] for line in text.splitlines() if line}
     assert lines["mat"] == ["100.0", "–"]
@@ -443,8 +443,8 @@ def test_wrong_usage(rescore, made, cog, command, tmp_path):
     (tmp_path / "full" / "file").write_text("")
     theirs = tmp_path / "theirs"
     cases = {
-        (theirs, "metrics=[prro]"): "metrics=prro: no such metric; did you mean pro",
-        (theirs, "metrics=[]"): "metrics=[]: expected at least one of image_auroc",
+        (theirs, "metric=[prro]"): "metric=prro: no such metric; did you mean pro",
+        (theirs, "metric=[]"): "metric=[]: expected at least one",
         (theirs, "category=cock"): "category=cock: data has no such category or group; did you mean cog",
         (theirs, "input.crop=48"): "input.crop=48 needs input.resize",
         (theirs, "input.resize=5"): "input.resize=5: expected pixels of at least 32",

@@ -323,7 +323,7 @@ def test_wrong_usage(padim, models, command, tmp_path):
         ("-m", model, images, out): "score: takes no --multirun",
         (model, images): "out=DIR is missing",
         (model, out): "images=DIR is missing: expected a folder of images to score",
-        (model, images, out, "metrics=[pro]"): "metrics has no effect with model=DIR",
+        (model, images, out, "metric=[pro]"): "metric has no effect with model=DIR",
         (model, images, out, "input.resize=64"): "input has no effect with model=DIR",
         (model, images, out, "batch_size=0"): "batch_size=0: expected a whole number of at least 1",
         (model, images, out, "scale=[2,1]"): "scale=[2, 1]: expected the lowest and the highest map value",

@@ -14,7 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from anomaly_bench.errors import UsageError
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.records.record import Record
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
@@ -70,7 +70,7 @@ def record(
         "input": {"resize": [256, 256], "crop": None},
         "counts": {"fit": 10, "test": 10, "defects": 5},
         "metrics": {
-            name: {"value": None if value is None else value / 100, "revision": METRICS[name].revision}
+            name: {"value": None if value is None else value / 100, "revision": packaged_metrics()[name].revision}
             for name, value in zip(("image_auroc", "pixel_auroc", "pro"), points, strict=True)
         },
         "curves": {},
@@ -395,7 +395,7 @@ def test_results_csv_and_tables_call_a_category_the_same() -> None:
 
 def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [record(), record(method="patchcore")]
-    monkeypatch.setitem(METRICS, "pro", dataclasses.replace(METRICS["pro"], revision=3))
+    monkeypatch.setitem(packaged_metrics(), "pro", dataclasses.replace(packaged_metrics()["pro"], revision=3))
     new = record(method="patchcore")
     assert "outdated" not in render_tables([new], PER_CLASS)
     grid = only([records[0], new])

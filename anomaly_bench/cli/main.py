@@ -30,7 +30,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {  # of each command, which has a module 
     "compare": (),
     "verify": (),
     "score": (),
-    "list": ("datasets", "methods", "backbones", "tables"),
+    "list": ("datasets", "methods", "backbones", "metrics", "tables"),
+    "new": ("method", "dataset", "metric"),
     "data": ("check", "download"),
     "references": ("check", "evidence"),
     "records": ("convert",),
@@ -52,6 +53,7 @@ commands
   score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
                       maps=DIR dataset=NAME: metrics from kept anomaly maps, one's own or another program's
   list WHAT           {lists}
+  new WHAT NAME       method, dataset or metric: write a module, YAML and test of your own into out=DIR (NAME)
   data check          list a dataset's files and say what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
   references check    what the papers' published tables contradict, in themselves and in each other

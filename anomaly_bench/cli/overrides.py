@@ -48,9 +48,15 @@ def as_sweep(arguments: Sequence[str]) -> list[str]:
     return [*(word for word in arguments if word not in SWEEPING), "-m"]
 
 
-def as_choices(arguments: Sequence[str]) -> list[str]:
-    """`method=padim` names the records to show; Hydra would look for a method to run."""
-    return [f"only.{word}" if word.partition("=")[0] in GROUPS else word for word in arguments]
+def as_choices(arguments: Sequence[str], metrics: str = "only.metric") -> list[str]:
+    """`method=padim` names the records to show, `metric=pro` what is shown; Hydra would look for parts of a run.
+
+    Args:
+        metrics: the key that names metrics.
+    """
+    keys = {group: f"only.{group}" for group in GROUPS} | {"metric": metrics}
+    words = [word.partition("=") for word in arguments]
+    return ["".join((keys.get(key, key), *rest)) for key, *rest in words]
 
 
 def readable(override: str, groups: Sequence[str], sweep: bool) -> str:

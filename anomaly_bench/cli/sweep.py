@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -198,8 +198,8 @@ def show_tables(found: Sequence[SweepJob]) -> None:
     summaries: dict[Path, Summary] = {}
     for job in found:
         if job.runner is not None:
-            settings = job.runner.settings
-            summaries.setdefault(settings.results, Summary(settings)).records += job.records
+            empty = replace(job.runner.summary, records=[])
+            summaries.setdefault(empty.settings.results, empty).records += job.records
     for summary in summaries.values():
         if summary.records:
             tables.write_tables(summary)

@@ -8,7 +8,7 @@ one metric are adjusted by Holm's method.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_bench.errors import UsageError
+from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.records.setups import all_categories
 from anomaly_bench.tables.aggregate import by_seed
-from anomaly_bench.tables.layout import metric_of
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -44,10 +44,12 @@ class Side:
         return [record for part in self.entry.records.values() for record in part]
 
     def seeds(self, metric: str) -> dict[str, dict[int, float]]:
-        """Category -> seed -> value in %, in the dataset's order of categories."""
+        """Category -> seed -> value in % (of one's own metric in its unit), in the dataset's order of categories."""
         if metric not in self._kept:
             found, _ = by_seed(self.entry, metric, all_categories(self.records))
-            points = {name: {seed: 100 * value for seed, value in each.items()} for name, each in found.items()}
+            told = find_metric(metric, (record.metrics for record in self.records))
+            scale = told.scale if told else 1.0
+            points = {name: {seed: scale * value for seed, value in each.items()} for name, each in found.items()}
             self._kept[metric] = points
         return self._kept[metric]
 
@@ -99,9 +101,9 @@ class Difference:
         return (fmean(first), fmean(second)) if self.values else (None, None)
 
 
-def metric_title(name: str) -> str:
-    """'image AUROC'; the name for a user's own metric."""
-    metric = metric_of(name)
+def metric_title(name: str, records: Iterable[Record]) -> str:
+    """'image AUROC'; the name where no record describes the metric."""
+    metric = find_metric(name, (record.metrics for record in records))
     return metric.title if metric else name
 
 
@@ -198,4 +200,11 @@ def mean_ranks(sides: Sequence[Side], metric: str) -> MeanRanks:
     friedman = 1.0 if alike else float(friedmanchisquare(*values.T).pvalue)
     ranks = dict(zip(points, rankdata(-values, axis=1).mean(axis=0).tolist(), strict=True))
     left_out = tuple(side.name for side in sides if side.name not in points)
-    return MeanRanks(metric_title(metric), ranks, matrix, friedman, len(shared), left_out)
+    return MeanRanks(
+        metric_title(metric, (record for side in sides for record in side.records)),
+        ranks,
+        matrix,
+        friedman,
+        len(shared),
+        left_out,
+    )

@@ -61,7 +61,7 @@ def folders_table(found: Comparison, metric: str, values: Sequence[Difference]) 
         (Header((name,), opens=name == MEAN, mean=name == MEAN), [column.get(name, DASH) for column in columns])
         for name in (*categories, MEAN)
     ]
-    caption = f"{found.title}: {metric_title(metric)} (in %)"
+    caption = f"{found.title}: {metric_title(metric, found.records)} (in %)"
     return Table.of_rows(f"compare-{metric}", caption, ("Category",), heads, rows, sentences(seed_notes(values)))
 
 
@@ -81,12 +81,13 @@ def pairs_table(found: Comparison, values: Mapping[str, Sequence[Difference]]) -
     heads = [("", "Mean"), *(("Categories", name) for name in ("all", "higher", "equal", "lower")), ("", "Seeds")]
     heads += [("Wilcoxon", "p"), *([("Wilcoxon", "p (Holm)")] if tests > 1 else [])]
     rows: list[tuple[Header, Sequence[str]]] = []
+    titles = {metric: metric_title(metric, found.records) for metric in values}
     for metric, part in values.items():
         for place, each in enumerate(each for each in part if each.values):
-            head = Header((metric_title(metric), each.pair.name), opens=place == 0 and bool(rows))
+            head = Header((titles[metric], each.pair.name), opens=place == 0 and bool(rows))
             rows.append((head, pair_texts(each)[: len(heads)]))
     caption = f"{found.title}: mean differences (in %)"
-    notes = sentences([*test_notes(values, tests), *found.notes])
+    notes = sentences([*test_notes({titles[metric]: part for metric, part in values.items()}, tests), *found.notes])
     return Table.of_rows("compare-pairs", caption, ("Metric", "Difference"), heads, rows, notes)
 
 
@@ -103,9 +104,9 @@ def test_notes(values: Mapping[str, Sequence[Difference]], tests: int) -> Iterat
         yield f"{TEST} Holm: corrected for the {tests} pairs of a metric." if tests > 1 else TEST
     if any(each.values and each.p is None for part in values.values() for each in part):
         yield TOO_FEW
-    for metric, part in values.items():
+    for title, part in values.items():
         if not any(each.values for each in part):
-            yield f"{metric_title(metric)}: no pair shares a category with values"
+            yield f"{title}: no pair shares a category with values"
 
 
 def seed_counts(each: Difference) -> str:

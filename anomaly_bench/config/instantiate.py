@@ -52,16 +52,27 @@ def construct(node: Mapping[str, Any], kind: str, **extra: Any) -> Any:
     """
     keys = {**arguments(node), **extra}
     target = keys.pop("_target_", None)
-    try:
-        made = get_object(str(target))
-        inspect.signature(made).bind(**keys)
-    except ImportError as error:
-        raise UsageError(f"{kind}._target_={target}: cannot be imported ({one_line(str(error))})") from error
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{kind}={node.get('name')}: {target}: {one_line(str(error))}") from error
+    made = find_target(target, f"{kind}={node.get('name')}", **keys)
     if kind == "method":
         check_values(made, keys)
     return made(**keys)
+
+
+def find_target(target: Any, where: str, *values: Any, **keys: Any) -> Any:
+    """What a `_target_` names, if it can be called with these arguments.
+
+    Raises:
+        UsageError: no such target, or keys that it does not take.
+    """
+    try:
+        made = get_object(str(target))
+        inspect.signature(made).bind(*values, **keys)
+    except ImportError as error:
+        kind = where.partition("=")[0]
+        raise UsageError(f"{kind}._target_={target}: cannot be imported ({one_line(str(error))})") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {target}: {one_line(str(error))}") from error
+    return made
 
 
 def check_values(method: Any, keys: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.devices import cores
 
-GROUPS = ("dataset", "method", "backbone", "protocol", "task")
+GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
 REGIMES = ("one_class", "multi_class", "few_shot")  # of conf/task
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")

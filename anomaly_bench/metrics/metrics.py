@@ -10,25 +10,44 @@ Letters: P positives, Q negatives, T thresholds, R regions, V vertices of a curv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_bench.metrics.ranking import _rank_images, _rank_pixels
+from anomaly_bench.metrics.registry import standard_metrics
 
 if TYPE_CHECKING:
     from anomaly_bench.metrics.ranking import Floats, Ranking, Steps
+    from anomaly_bench.metrics.registry import Metric, MetricLevel
     from anomaly_bench.protocol import Outcome
 
-PRO_LIMIT = 0.3  # false positive rate at which the PRO integral ends
+PRO_LIMIT = 0.3  # false positive rate at which a returned PRO curve ends
 CURVE_POINTS = 500  # of a returned curve
 RUN_POINTS = 20_000  # of a run's piece of a curve, before the whole curve is thinned
-MetricLevel = Literal["image", "pixel"]
 
 
+class Ranked:
+    """A metric that is read off its level's ranking: `of` gives the part of each run of thresholds, `total` joins them.
+
+    All metrics of a level share one ranking. Any other metric is a function of an `Outcome`.
+    """
+
+    def __init__(self, of: Callable[..., float], total: Callable[[Iterable[float]], float] = sum) -> None:
+        self.of, self.total = of, total
+        functools.update_wrapper(self, of)
+
+    def __call__(self, runs: Iterable[Steps], **settings: Any) -> float:
+        """The value of one ranking's `steps()`."""
+        return self.total(self.of(steps, **settings) for steps in runs)
+
+
+@Ranked
 def auroc(steps: Steps) -> float:
     """Area under the ROC curve: P(positive > negative) + P(tied) / 2, the trapezoid with ties merged."""
     new = np.diff(steps.hits)
@@ -36,19 +55,22 @@ def auroc(steps: Steps) -> float:
     return (float(new.sum()) - not_below / steps.negatives) / steps.positives
 
 
+@Ranked
 def average_precision(steps: Steps) -> float:
     """Sum of (R_n - R_{n-1}) P_n over thresholds, as scikit-learn's; not the (optimistic) trapezoid."""
     precision = steps.hits[1:] / (steps.hits[1:] + steps.reached)
     return float(np.diff(steps.hits) @ precision) / steps.positives
 
 
+@functools.partial(Ranked, total=max)
 def f1_max(steps: Steps) -> float:
     """Largest F1 = 2 TP / (TP + FP + P) over thresholds: an oracle's, as it is chosen on the test labels."""
     return float(np.max(2 * steps.hits[1:] / (steps.hits[1:] + steps.reached + steps.positives)))
 
 
-def pro(steps: Steps) -> float:
-    """Area under the per-region overlap curve up to false positive rate L = 0.3, divided by L.
+@Ranked
+def pro(steps: Steps, limit: float = PRO_LIMIT) -> float:
+    """Area under the per-region overlap curve up to a false positive rate of `limit`, L, divided by L.
 
     Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, and its evaluation code: regions are
     8-connected, per image; negatives are the defect-free pixels of all test images; PRO at L is interpolated. A
@@ -57,89 +79,90 @@ def pro(steps: Steps) -> float:
     """
     low, high = steps.above / steps.negatives, steps.reached / steps.negatives
     width = np.maximum(high - low, 1 / steps.negatives)  # a ramp that L cuts is no narrower
-    cut = np.maximum(PRO_LIMIT - low, 0) ** 2 / (2 * width)
-    area = np.where(high <= PRO_LIMIT, PRO_LIMIT - (low + high) / 2, cut)
-    return float(np.diff(steps.overlap) @ area) / PRO_LIMIT
-
-
-@dataclass(frozen=True)
-class Metric:
-    """`of` gives the part of each run of thresholds, `total` joins the parts.
-
-    Raise `revision` whenever a value can change.
-    """
-
-    title: str  # heads its column in tables
-    level: MetricLevel
-    of: Callable[[Steps], float]
-    total: Callable[[Iterable[float]], float] = sum
-    revision: int = 1
-
-
-METRICS: dict[str, Metric] = {
-    "image_auroc": Metric("image AUROC", "image", auroc),
-    "image_ap": Metric("image AP", "image", average_precision),
-    "image_f1_max": Metric("image F1-max (test oracle)", "image", f1_max, max),
-    "pixel_auroc": Metric("pixel AUROC", "pixel", auroc),
-    "pixel_ap": Metric("pixel AP", "pixel", average_precision),
-    "pixel_f1_max": Metric("pixel F1-max (test oracle)", "pixel", f1_max, max),
-    "pro": Metric("PRO", "pixel", pro),
-}
+    cut = np.maximum(limit - low, 0) ** 2 / (2 * width)
+    area = np.where(high <= limit, limit - (low + high) / 2, cut)
+    return float(np.diff(steps.overlap) @ area) / limit
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns.
 
-    values: each name of METRICS -> a fraction, None where undefined. curves: "image_roc", "pixel_roc" (x false, y
-    true positive rate, x from 0 to 1) and "pro" (x false positive rate from 0 to 0.3, y overlap) -> {"x": [...],
-    "y": [...]}, at most 500 points, rounded to 6 digits; an undefined curve is left out.
+    values: name of a metric -> a fraction (of one's own: any number), None where undefined.
+    curves: "image_roc", "pixel_roc" (x false, y true positive rate, x from 0 to 1) and "pro" (x false positive rate
+    from 0 to 0.3, y overlap) -> {"x": [...], "y": [...]}, at most 500 points, rounded to 6 digits; an undefined curve
+    is left out.
     """
 
     values: dict[str, float | None]
     curves: dict[str, dict[str, list[float]]]
+    metrics: Mapping[str, Metric]
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
         """The values as a record holds them, each with the revision of its metric."""
-        return {name: {"value": value, "revision": METRICS[name].revision} for name, value in self.values.items()}
+        return {name: self.metrics[name].entry(value) for name, value in self.values.items()}
 
 
-def evaluate(outcome: Outcome) -> Evaluation:
-    """Compute every metric that is defined, and its curves.
+def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> Evaluation:
+    """Compute every metric that is defined (those of `metric=standard` unless others are given), and the curves.
 
     Image metrics need normal and defective images; pixel metrics need maps, masks, and pixels of both kinds.
     Beside the outcome it takes 5 bytes a pixel, or 28 a defect pixel where these prevail.
 
     Raises:
         ValueError: a shape or type is wrong, or a score is NaN (it has no rank) or infinite (an overflow ties
-            scores that differ).
+            scores that differ); one's own metric is not finite.
     """
     _check(outcome)
-    values: dict[str, float | None] = dict.fromkeys(METRICS)
+    chosen = standard_metrics() if metrics is None else metrics
+    values: dict[str, float | None] = dict.fromkeys(chosen)
     curves: dict[str, dict[str, list[float]]] = {}
     rankings: dict[MetricLevel, Ranking | None] = {"image": _rank_images(outcome), "pixel": _rank_pixels(outcome)}
     for level, ranking in rankings.items():
         if ranking is not None:
-            level_values, level_curves = _sweep(ranking, level)
+            level_values, level_curves = _sweep(ranking, level, chosen)
             values |= level_values
             curves |= level_curves
-    return Evaluation(values, curves)
+    values |= {name: _call(each, outcome) for name, each in chosen.items() if not isinstance(each.function, Ranked)}
+    return Evaluation(values, curves, chosen)
 
 
-def _sweep(ranking: Ranking, level: MetricLevel) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+def _call(metric: Metric, outcome: Outcome) -> float | None:
+    """The value of a function of the outcome.
+
+    Raises:
+        ValueError: neither None nor a finite number.
+    """
+    if any(getattr(outcome, need) is None for need in metric.needs):
+        return None
+    value = metric.function(outcome, **metric.settings)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+        raise ValueError(f"metric {metric.name}: found {value!r}, expected a finite number, or None where undefined")
+    return float(value)
+
+
+def _sweep(
+    ranking: Ranking, level: MetricLevel, chosen: Mapping[str, Metric]
+) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
     """Values and curves of one level, in one pass over the thresholds."""
-    metrics = {name: metric for name, metric in METRICS.items() if metric.level == level}
+    metrics = {
+        name: (metric.function, metric.settings)
+        for name, metric in chosen.items()
+        if metric.level == level and isinstance(metric.function, Ranked)
+    }
     parts: dict[str, list[float]] = {name: [] for name in metrics}
     roc, overlap = [], []
     for steps in ranking.steps():
-        for name, metric in metrics.items():
-            parts[name].append(metric.of(steps))
+        for name, (function, settings) in metrics.items():
+            parts[name].append(function.of(steps, **settings))
         x = np.column_stack((steps.above, steps.reached)).ravel() / steps.negatives  # the ends of each ramp
         roc.append(_thin(x, _ends(steps.hits) / steps.positives, RUN_POINTS))
         overlap.append(_thin(x, _ends(steps.overlap), RUN_POINTS))
     # a perfect score is 1, though its parts are rounded
-    values = {name: min(float(metric.total(parts[name])), 1.0) for name, metric in metrics.items()}
+    values = {name: min(float(function.total(parts[name])), 1.0) for name, (function, _) in metrics.items()}
     curves = {f"{level}_roc": _curve(roc, 1.0)}
     if level == "pixel":
         curves["pro"] = _curve(overlap, PRO_LIMIT)

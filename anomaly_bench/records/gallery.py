@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL import ImageDraw
 
 from anomaly_bench.files import safe_filename, write_atomically
 from anomaly_bench.heatmap import heat
@@ -22,6 +23,7 @@ from anomaly_bench.heatmap import heat
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
+OUTLINE = (96, 255, 224)  # of masks on maps: no colour of heat is near
 PICTURE = 128  # pixels: the side of each of the three squares of a gallery picture
 
 
@@ -47,8 +49,8 @@ def save_pictures(
 ) -> None:
     """Pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
 
-    Each is the image, its mask and its map side by side; maps share one scale, that of the test set. `images` are a
-    record's.
+    Each is the image, its mask and its map side by side; maps share one scale, that of the test set, and the mask is
+    outlined on them. `images` are a record's.
     """
     cases = worst([image["defect"] is not None for image in images], [image["score"] for image in images])
     alarms = cases["alarm"][: (count + 1) // 2]
@@ -61,8 +63,10 @@ def save_pictures(
                 squares.append(np.repeat(masks[index][..., None], 3, axis=-1) * np.uint8(255))
             if maps is not None:
                 squares.append(heat(maps[index], low, high))
-            buffer = io.BytesIO()
-            beside(squares).save(buffer, "PNG", compress_level=1)
+            sheet, buffer = beside(squares), io.BytesIO()
+            if maps is not None and masks is not None:
+                draw_outlines(sheet, masks[index], left=PICTURE * (len(squares) - 1))
+            sheet.save(buffer, "PNG", compress_level=1)
             write_atomically(folder / picture_name(kind, rank, images[index]["file"]), buffer.getvalue())
 
 
@@ -81,6 +85,19 @@ def beside(squares: Sequence[NDArray[np.uint8]]) -> PILImage.Image:
     for position, square in enumerate(squares):
         sheet.paste(PILImage.fromarray(square).resize((PICTURE, PICTURE)), (position * PICTURE, 0))
     return sheet
+
+
+def draw_outlines(sheet: PILImage.Image, mask: NDArray[np.bool_], left: int) -> None:
+    """The edges of an (H, W) mask on the square that begins `left` pixels from the left."""
+    from skimage.measure import find_contours
+
+    if not mask.any():
+        return
+    pen = ImageDraw.Draw(sheet)
+    scale = PICTURE / np.array(mask.shape)
+    for line in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):  # (V, 2) rows and columns of pixel centres
+        rows, columns = np.clip((line - 0.5) * scale, 0, PICTURE - 1).T
+        pen.line(list(zip((left + columns).tolist(), rows.tolist(), strict=True)), fill=OUTLINE)
 
 
 @dataclass(frozen=True)

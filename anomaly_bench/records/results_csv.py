@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from anomaly_bench.files import write_atomically
+from anomaly_bench.metrics.registry import own_names
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -24,8 +25,13 @@ CSV_COLUMNS = (
 )
 
 
-def csv_row(record: Record) -> Mapping[str, Any]:
-    """The flat row of one record in results.csv; the latest speed entry counts."""
+def columns_of(records: Iterable[Record]) -> list[str]:
+    """Those of results.csv: `CSV_COLUMNS`, then the metrics of one's own."""
+    return [*CSV_COLUMNS, *(name for name in own_names(record.metrics for record in records))]
+
+
+def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str, Any]:
+    """The flat row of one record in results.csv, and whatever else of it is asked for; the latest speed counts."""
     speed = record.speed[-1] if record.speed else {}
     flat: dict[str, Any] = {
         **vars(record),
@@ -39,7 +45,7 @@ def csv_row(record: Record) -> Mapping[str, Any]:
         "fit_images": record.counts["fit"],
         "test_images": record.counts["test"],
     }
-    return {name: flat.get(name) for name in CSV_COLUMNS}
+    return {name: flat.get(name) for name in dict.fromkeys((*CSV_COLUMNS, *columns))}
 
 
 def write_csv(records: Iterable[Record], results: Path) -> Path:
@@ -47,9 +53,11 @@ def write_csv(records: Iterable[Record], results: Path) -> Path:
     path = results / "results.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    found = list(records)
+    columns = columns_of(found)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(csv_row(record) for record in records)
+    writer.writerows(csv_row(record, columns) for record in found)
     with FileLock(path.with_name(".results.csv.lock")):
         write_atomically(path, text.getvalue())
     return path

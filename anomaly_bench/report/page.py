@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from anomaly_bench.files import write_atomically
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import find_metric, own_names, packaged_metrics
 from anomaly_bench.records.record import load_all
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 LEADING = {"category": "Category", "method": "Method", "backbone": "Backbone"}  # columns of the table of records
 NUMBER_COLUMNS = (
-    Column("seed", "Seed", digits=0),
-    *(Column(name, METRICS[name].title, scale=100, digits=2) for name in (*ACCURACIES, "image_ap", "pixel_ap")),
     Column("latency_ms", "latency (ms)"),
     Column("fps", "FPS"),
     Column("fit_s", "fit (s)"),
@@ -79,7 +77,16 @@ class FilterColumn:
     choices: tuple[str, ...] = ()
 
 
-def filter_columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
+def number_columns(known: Sequence[Record]) -> list[Column]:
+    """Seed, accuracies, metrics of one's own, speed and cost."""
+    entries = [record.metrics for record in known]
+    ours = [packaged_metrics()[name] for name in (*ACCURACIES, "image_ap", "pixel_ap")]
+    theirs = [metric for name in own_names(entries) if (metric := find_metric(name, entries))]
+    accuracies = [Column(each.name, each.title, scale=each.scale, digits=each.digits + 1) for each in (*ours, *theirs)]
+    return [Column("seed", "Seed", digits=0), *accuracies, *NUMBER_COLUMNS]
+
+
+def filter_columns(rows: Sequence[Mapping[str, Any]], numbers: Sequence[Column]) -> list[FilterColumn]:
     """The columns of `table_row`s; a column with a single value gets no filter."""
 
     def texts(titles: Mapping[str, str]) -> Iterator[FilterColumn]:
@@ -87,15 +94,15 @@ def filter_columns(rows: Sequence[Mapping[str, Any]]) -> list[FilterColumn]:
             values = sorted({row[name] for row in rows})
             yield FilterColumn(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
 
-    numbers = (FilterColumn(measure.value, measure.title, number=True) for measure in NUMBER_COLUMNS)
-    return [*texts(LEADING), *numbers, *texts(TRAILING)]
+    filters = (FilterColumn(measure.value, measure.title, number=True) for measure in numbers)
+    return [*texts(LEADING), *filters, *texts(TRAILING)]
 
 
-def table_row(record: Record) -> dict[str, Any]:
+def table_row(record: Record, columns: Sequence[Column]) -> dict[str, Any]:
     """A record's cells by column name: text, or (number or None, text); and its `path`."""
-    row = csv_row(record)
+    row = csv_row(record, [column.value for column in columns])
     size = " crop ".join(filter(None, (str(row["resize"]), str(row["crop"]))))
-    numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in NUMBER_COLUMNS}
+    numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in columns}
     texts = {name: str(row[name]) for name in ("category", "method", "backbone", "dataset", "protocol")}
     return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
 
@@ -106,7 +113,8 @@ def printed(measure: Column, value: float | None) -> str:
 
 def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     """The page's HTML; equal records give equal text."""
-    rows = [table_row(record) for record in known]
+    numbers = number_columns(known)
+    rows = [table_row(record, numbers) for record in known]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("anomaly_bench.report"),
         autoescape=True,
@@ -121,7 +129,7 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
         variables=VARIABLES,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        columns=filter_columns(rows),
+        columns=filter_columns(rows, numbers),
         rows=rows,
         sections=sections,
         heat_shares=heat_shares,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
 from anomaly_bench.files import safe_filename
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import find_metric, own_names
 from anomaly_bench.published import TABLES, load_references, publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.setups import setup_name, setup_title
@@ -96,12 +96,15 @@ class Section:
         self.key, self.records, self.results = key, records, results
         self.entries = group_records(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
-        known = [name for name in ACCURACIES if any(record.value(name) is not None for record in records)]
-        self.metrics = {name: METRICS[name].title for name in known}
+        entries = [record.metrics for record in records]
+        names = (*ACCURACIES, *own_names(entries))
+        self.known = {name: metric for name in names if (metric := find_metric(name, entries))}
+        valued = [name for name in names if any(record.value(name) is not None for record in records)]
+        self.metrics = {name: self.known[name].title for name in valued}
         self.title = setup_title(records)
         self.heat = {
-            name: self._table(f"heat-{name}", f"{METRICS[name].title} by category", "categories", "methods", [name])
-            for name in ACCURACIES
+            name: self._table(f"heat-{name}", f"{metric.title} by category", "categories", "methods", [name])
+            for name, metric in self.known.items()
         }
         self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
 
@@ -123,7 +126,10 @@ class Section:
         """For each machine setting, its name and its methods' points."""
         parts: dict[str, list[Point]] = defaultdict(list)
         for entry in group_records(self.records, with_speed=True):
-            x, y = self._mean(entry, Column("latency_ms", "")), self._mean(entry, Column(metric, "", scale=100))
+            x, y = (
+                self._mean(entry, Column("latency_ms", "")),
+                self._mean(entry, Column(metric, "", scale=self.known[metric].scale)),
+            )
             if x is not None and y is not None:
                 number = self._series(entry)
                 parts[str(entry.setting)].append(Point(x, y, self.labels[number], number))
@@ -160,7 +166,7 @@ class Section:
         ]
         found = []
         for number, entry in enumerate(self.entries):
-            method, value = entry.sample.method, self._mean(entry, Column(metric, "", scale=100))
+            method, value = entry.sample.method, self._mean(entry, Column(metric, "", scale=self.known[metric].scale))
             if method in months and value is not None:
                 found.append(Point(months[method], value, self.labels[number], number, method))
         return published, found

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from anomaly_bench import metrics
 from anomaly_bench.backbones.build import identify, make_backbone, make_method, make_network
 from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
 from anomaly_bench.backbones.feature_store import FeatureCache
@@ -21,6 +20,8 @@ from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
+from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.records import gallery
 from anomaly_bench.records.provenance import provenance
@@ -54,6 +55,7 @@ class Evaluator:
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
+        self.metrics = standard_metrics() | chosen_metrics(config)
         self.device = set_up(settings.device, settings.threads, settings.precision)
         self.ledger = ExtractionLog(self.device)
         self.weights = weights
@@ -181,7 +183,7 @@ class Evaluator:
         cost |= {"device": devices.device_name(str(self.device)), "threads": self.settings.threads}
         masks = job.masks(images) if maps is not None else None
         labels = np.array([image.label is not None for image in images])
-        result = metrics.evaluate(Outcome(labels, scores, maps, masks))
+        result = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
         expected = job.expected[test]
         record = replace(
             expected,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.data.dataset import Dataset, Sample
     from anomaly_bench.metrics.metrics import Evaluation
+    from anomaly_bench.metrics.registry import Metric
     from anomaly_bench.records.record import Record
 
 
@@ -49,11 +50,21 @@ class KeptMaps:
 
     Args:
         kept: the records' files.
+        metrics: what is computed.
         update: write new values of metrics into records that lack them or hold those of an older revision.
     """
 
-    def __init__(self, dataset: Dataset, kept: list[Path], threads: int, update: bool, reporter: Reporter) -> None:
-        self.dataset, self.threads, self.update, self.reporter = dataset, threads, update, reporter
+    def __init__(
+        self,
+        dataset: Dataset,
+        kept: list[Path],
+        metrics: Mapping[str, Metric],
+        threads: int,
+        update: bool,
+        reporter: Reporter,
+    ) -> None:
+        self.dataset, self.metrics, self.threads, self.update = dataset, metrics, threads, update
+        self.reporter = reporter
         self.records: dict[Path, Record] = {}
         for path in kept:
             try:
@@ -98,11 +109,13 @@ class KeptMaps:
                 "give the data_root that it was made from"
             )
         resize, crop = input_size(record.input)
-        masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
-        maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
+        maps, masks = None, None
+        if record.localises and any(metric.needs for metric in self.metrics.values()):
+            masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
+            maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
         scores = np.array([each["score"] for each in record.images], np.float32)
         labels = np.array([image.label is not None for image in images])
-        made = evaluate(Outcome(labels, scores, maps, masks))
+        made = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
         self.compare(path, record, made)
         maker = self.makers[path]
         return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), made)]
@@ -122,7 +135,8 @@ class KeptMaps:
                 + ("; the record is not updated" if stale and self.update else "")
             )
         elif stale and self.update:
-            records.write_record(replace(record, metrics={**record.metrics, **made.entries}, curves=made.curves), path)
+            metrics, curves = {**record.metrics, **made.entries}, {**record.curves, **made.curves}
+            records.write_record(replace(record, metrics=metrics, curves=curves), path)
             self.reporter.say(f"{path.stem}: updated ({', '.join(stale)})")
         elif stale:
             self.reporter.warn(

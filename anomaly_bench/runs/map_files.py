@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.data.anomaly_maps import MapValues
     from anomaly_bench.data.dataset import Dataset, Sample
+    from anomaly_bench.metrics.registry import Metric
 
 
 class MapFiles:
@@ -41,12 +42,14 @@ class MapFiles:
         self,
         dataset: Dataset,
         place: Path,
+        metrics: Mapping[str, Metric],
         threads: int,
         frame: Frame,
         scores: Mapping[str, float] | None,
         reporter: Reporter,
     ) -> None:
-        self.dataset, self.place, self.threads, self.frame = dataset, place, threads, frame
+        self.dataset, self.place, self.metrics = dataset, place, metrics
+        self.threads, self.frame = threads, frame
         self.scores, self.reporter = scores, reporter
         self.files = find_maps(place)
         self.alone = False
@@ -87,7 +90,8 @@ class MapFiles:
             outcome = self.outcome(test, loaded, scores)
             maker = f"maps in {self.place}, compared at {self.frame}"
             shown = category_name(category, name, self.dataset.categories)
-            results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), evaluate(outcome)))
+            made = evaluate(outcome, self.metrics)
+            results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), made))
         return results
 
     def find(self, category: str, images: Sequence[Sample]) -> dict[Sample, Path]:

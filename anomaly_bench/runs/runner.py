@@ -20,10 +20,12 @@ from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.errors import DataError, UsageError, reason
 from anomaly_bench.hardware import devices, timing
+from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
 from anomaly_bench.records import failures, load, save
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.runs import leases
 from anomaly_bench.runs.job import make_job
+from anomaly_bench.runs.kept_maps import KeptMaps
 from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Summary:
     """What a run came to: records in the order of the categories, and why the others have none.
 
     `busy` are the categories that other runs are at work on, left so with wait=false only; `stopped`: by fail_fast.
+    `cells`: the metrics to show; None: those of each table.
     """
 
     settings: Settings
@@ -66,6 +69,7 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
     stopped: bool = False
+    cells: list[str] | None = None
 
 
 class Runner:
@@ -91,7 +95,9 @@ class Runner:
         self.missing = [name for name in self.categories if name not in available]
         self.tasks = task_names(self.settings.regime, self.dataset, self.categories)
         self.weights = find_weights(self.config)
-        self.summary = Summary(self.settings)
+        self.metrics = chosen_metrics(config)
+        shown = None if self.metrics.keys() <= standard_metrics().keys() <= self.metrics.keys() else list(self.metrics)
+        self.summary = Summary(self.settings, cells=shown)
         self.waited: set[str] = set()  # for other runs
         self.damaged: set[Path] = set()  # records of which that was said
         self.remote = False  # a speed may be of any machine
@@ -213,6 +219,7 @@ class Runner:
         """Have the records of one category; True: something was computed."""
         done = self.done(job)
         if done is not None and not self.settings.overwrite:
+            done = [self.with_metrics(record, where) for record in done]
             self.summary.records += done
             self.reporter.say(f"{where}: done before ({headline(done)})")
             return False
@@ -228,6 +235,22 @@ class Runner:
             done = self.compute(job, where) if worked else done
         self.summary.records += done or []
         return worked
+
+    def with_metrics(self, record: Record, where: str) -> Record:
+        """A record with the metrics that `metric=` adds, from image scores or kept maps; without maps it says so."""
+        lacking = {name: each for name, each in self.metrics.items() if not each.is_in(record.metrics)}
+        path = self.settings.results / record.path
+        if record.localises and not (path.with_suffix("") / "maps.npy").is_file():
+            unknown = [name for name, metric in lacking.items() if metric.needs]
+            lacking = {name: metric for name, metric in lacking.items() if not metric.needs}
+            if unknown:
+                hint = "save_maps=true overwrite=true makes them"
+                self.reporter.warn(f"{where}: no kept maps to compute {', '.join(unknown)} from; {hint}")
+        if not lacking:
+            return record
+        kept = KeptMaps(self.dataset, [path], lacking, self.settings.threads, True, self.reporter)
+        kept.recompute(path, record)
+        return load(path)
 
     def busy(self, name: str, where: str) -> None:
         """Say once that another run is at work on a category; it is looked at again later."""

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import PRINTED_DASH
 from anomaly_bench.records.setups import describe
 from anomaly_bench.tables import papers
 from anomaly_bench.tables.entries import place
-from anomaly_bench.tables.layout import COSTS, SPEEDS, TEXTS, TIMES, metric_of
+from anomaly_bench.tables.layout import COSTS, SPEEDS, TEXTS, TIMES
 from anomaly_bench.tables.table import BEST, DASH, SECOND, CellValue
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
         facts["cost"] = f"fit and memory: {'; '.join(sorted(places))}"
         cached = any(each.cost.get("extraction", {}).get("cached") for each in records)
         return {**facts, "extraction": EXTRACTION if cached else ""} if name in TIMES else facts
-    metric = metric_of(name)
+    metric = find_metric(name, (record.metrics for record in records))
     if metric is None:
         return facts
     oldest = min(record.metrics[name]["revision"] for record in records)

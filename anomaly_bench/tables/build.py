@@ -57,7 +57,7 @@ def build_tables(
     if layout.published and references is None:
         references = published.load_references(layout.published)
     found = list(records)
-    measures = layout.measures(cells, {name for record in found for name in record.metrics})
+    measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
     return [

@@ -9,16 +9,17 @@ Without a categories axis, values are means over categories; without a cells axi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.metrics.registry import find_metric, packaged_metrics
 from anomaly_bench.published import TABLES, load_references
 
 if TYPE_CHECKING:
-    from anomaly_bench.metrics.metrics import Metric
+    from anomaly_bench.metrics.registry import Entries
 
 AXES = ("categories", "methods", "cells")
 SPEEDS = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
@@ -83,12 +84,17 @@ class Layout:
     deviation: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def measure(self, cell: Any) -> Column:
-        """One of `cells` with the layout's defaults; for metrics, higher is better."""
+    def measure(self, cell: Any, entries: Entries = ()) -> Column:
+        """One of `cells` with the layout's defaults; for metrics, higher is better.
+
+        A user's own metric brings its scale and digits in the records.
+        """
         content = {"value": cell} if isinstance(cell, str) else cell
         name = content.get("value") if isinstance(content, dict) else None
-        metric = metric_of(str(name))
+        metric = find_metric(str(name), entries)
         known = {name: getattr(self, name) for name in ("scale", "digits", "deviation")}
+        if metric and metric.name not in packaged_metrics():
+            known |= {"scale": metric.scale, "digits": metric.digits}
         known["title"] = metric.title if metric else str(name)
         known["best"] = "" if name in (*SPEEDS, *SIZES, *COSTS, *TEXTS) else "highest"
         made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
@@ -99,27 +105,27 @@ class Layout:
         found = self.groups.items() if axis == self.columns else ()
         return {name: title for title, members in found for name in members}
 
-    def measures(self, cells: Iterable[str] | None, recorded: set[str]) -> list[Column]:
+    def measures(self, cells: Iterable[str] | None, entries: Collection[Mapping[str, Any]]) -> list[Column]:
         """The layout's numbers, or the given ones if the layout has no cells axis.
 
         Args:
-            recorded: metrics in the records, including a user's own.
+            entries: the records' metrics; a user's own may be among them.
 
         Raises:
             UsageError: a metric that is neither known nor recorded.
         """
-        from anomaly_bench.metrics.metrics import METRICS
-
         chosen = None if "cells" in (self.rows, self.columns) else cells
-        own = {measure.value: measure for measure in map(self.measure, self.cells)}
+        own = {measure.value: measure for measure in (self.measure(cell, entries) for cell in self.cells)}
         names = list(own if chosen is None else chosen)
-        valid = {*METRICS, *recorded} | ({*SPEEDS, *SIZES, *COSTS, *TEXTS} if chosen is None else set())
+        valid = {*packaged_metrics(), *set().union(*entries)} | (
+            {*SPEEDS, *SIZES, *COSTS, *TEXTS} if chosen is None else set()
+        )
         if not names:
             raise UsageError("cells is empty, expected at least one metric")
         for name in names:
             if name not in valid:
                 raise UsageError(f"cells: unknown metric {name}{closest(name, valid)}")
-        return [own.get(name) or self.measure(name) for name in names]
+        return [own.get(name) or self.measure(name, entries) for name in names]
 
 
 def load_layout(name: str, folders: Iterable[Path]) -> Layout:
@@ -220,9 +226,3 @@ def _check_names(names: Iterable[Any], valid: set[str], where: str) -> None:
     for name in names:
         if name not in valid:
             raise UsageError(f"{where}: the paper's table has no {name}{closest(str(name), valid)}")
-
-
-def metric_of(name: str) -> Metric | None:
-    from anomaly_bench.metrics.metrics import METRICS
-
-    return METRICS.get(name)

@@ -30,6 +30,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     group.addoption("--method", help="check this method on --backbone")
     group.addoption("--backbone", help="check this backbone, and --method on it (default for --method: lite0)")
     group.addoption("--dataset", help="check this dataset")
+    group.addoption("--metric", help="check this metric")
     group.addoption("--data-root", help="folder of the dataset")
     group.addoption("--config-dir", type=Path, help="folder of your own YAML files")
     group.addoption("--override", action="append", default=[], metavar="KEY=VALUE", help="as for anomaly-bench")
@@ -66,11 +67,13 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
     from anomaly_bench.hardware.torch_setup import find_device
     from anomaly_bench.testing.contract import BACKBONE_CHECKS, CHECKS
     from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
+    from anomaly_bench.testing.metric_checks import METRIC_CHECKS, find
     from anomaly_bench.testing.setup import READS_ALL, Setup
 
-    method, backbone, dataset = (config.getoption(name) for name in ("--method", "--backbone", "--dataset"))
-    if not (method or backbone or dataset):
-        raise UsageError("nothing to check: give --method NAME, --backbone NAME or --dataset NAME")
+    parts = ("--method", "--backbone", "--dataset", "--metric")
+    method, backbone, dataset, metric = (config.getoption(name) for name in parts)
+    if not (method or backbone or dataset or metric):
+        raise UsageError("nothing to check: give --method, --backbone, --dataset or --metric and a NAME")
     folders = [folder] if (folder := config.getoption("--config-dir")) else []
     make = functools.partial(
         Setup,
@@ -95,6 +98,8 @@ def checks(config: pytest.Config) -> Iterator[tuple[str, Callable[[], None]]]:
         node = compose("config", [f"dataset={dataset}", *of_dataset], folders)["dataset"]
         opened = open_dataset(node, config.getoption("--data-root"))
         yield from label(dataset, DATASET_CHECKS, opened)
+    if metric:
+        yield from label(metric, METRIC_CHECKS, find(metric, folders))
 
 
 def label(name: str, run: Iterable[Callable[[_T], None]], subject: _T) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -21,7 +21,7 @@ from anomaly_bench.comparison.pairing import compare_folders, compare_methods
 from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
 from anomaly_bench.comparison.tables import comparison_tables
 from anomaly_bench.errors import Exit, UsageError, closest
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
 
@@ -34,7 +34,7 @@ PICTURES = (".svg", ".pdf", ".png")
 
 def command(arguments: Sequence[str]) -> int:
     words = [f"method={word.removeprefix('methods=')}" if word.startswith("methods=") else word for word in arguments]
-    return hydra("compare", as_choices(words), print_comparison)
+    return hydra("compare", as_choices(words, "shown"), print_comparison)
 
 
 def print_comparison(config: Any) -> int:
@@ -50,7 +50,7 @@ def print_comparison(config: Any) -> int:
     for key, usual in (("figure", None), ("results", "results")):
         if folders and config[key] != usual:
             raise UsageError(f"{key}={config[key]} has no effect with a=DIR b=DIR; give one or the other")
-    shown = query.name_list(config["metric"]) or []
+    shown = query.name_list(config["shown"]) or []
     metrics = {*shown, *(condition.metric for condition in conditions)}
     found = list(compare_folders(config, metrics) if folders else compare_methods(config, metrics))
     check_shown(shown, found)
@@ -97,7 +97,7 @@ def check_shown(shown: Sequence[str], found: Sequence[Comparison]) -> None:
 
 def check_metric(name: str, key: str, found: Sequence[Comparison]) -> None:
     """Raise UsageError if a metric is neither ours nor in the records."""
-    known = METRICS.keys() | {name for each in found for record in each.records for name in record.metrics}
+    known = packaged_metrics().keys() | {name for each in found for record in each.records for name in record.metrics}
     if name not in known:
         raise UsageError(f"{key}={name}: no such metric{closest(name, known)}")
 
@@ -127,4 +127,4 @@ def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str])
         write_figure(drawn, path)
     except OSError as error:
         raise UsageError(f"figure={path}: cannot be written ({error.strerror}); give another file") from error
-    print(f"{path}: {', '.join(map(metric_title, metrics))}", file=sys.stderr)
+    print(f"{path}: {', '.join(metric_title(metric, found[0].records) for metric in metrics)}", file=sys.stderr)

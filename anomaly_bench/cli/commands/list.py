@@ -1,4 +1,4 @@
-"""`anomaly-bench list datasets|methods|backbones|tables`: the choices of a group of the configuration."""
+"""`anomaly-bench list datasets|methods|backbones|metrics|tables`: the choices of a group of the configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anomaly_bench.config.compose import config_folders
 from anomaly_bench.config.settings import choices
 from anomaly_bench.errors import Exit, UsageError
 
-LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "tables": "table"}
+LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "metrics": "metric", "tables": "table"}
 
 
 def command(subject: str, arguments: Sequence[str]) -> int:

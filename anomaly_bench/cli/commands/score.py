@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import SWEEPING
+from anomaly_bench.config.parts import packaged
 from anomaly_bench.config.settings import conf_folder
 from anomaly_bench.errors import Exit, UsageError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
-MAPS_KEYS = ("category", "data_root", "input", "scores", "metrics", "update")  # of score maps=
+MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # of score maps=
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -31,9 +32,10 @@ def score_job(config: DictConfig) -> int:
     if (values["model"] is None) == (values["maps"] is None):
         raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
     defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score.yaml"))
+    defaults["metric"] = {"standard": packaged("metric", "standard")}
     given, unused = ("maps", MODEL_KEYS) if values["model"] is None else ("model", MAPS_KEYS)
     for key in unused:
-        if values[key] != defaults[key]:
+        if values.get(key) != defaults[key]:
             raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
     if given == "model":
         from anomaly_bench.cli.commands.score_images import score_images as work

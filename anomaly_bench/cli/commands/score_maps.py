@@ -32,20 +32,20 @@ from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.anomaly_maps import covered_crop
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
 from anomaly_bench.data.geometry import Frame
-from anomaly_bench.errors import UsageError, closest, shorten
+from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import write_atomically
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
 from anomaly_bench.runs.kept_maps import KeptMaps, kept_maps
 from anomaly_bench.runs.map_files import MapFiles
 from anomaly_bench.runs.rescoring import carried_out
-from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.console import console
 from anomaly_bench.tables.table import DASH, Cell, CellValue, Header, Table
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Dataset
+    from anomaly_bench.metrics.registry import Metric
     from anomaly_bench.runs.rescoring import Result
 
 
@@ -60,7 +60,10 @@ def score_maps(values: Mapping[str, Any]) -> bool:
     place = existing_folder(
         values, "maps", "anomaly maps in the layout of the test images, or a results folder with kept maps"
     )
-    picked = read_metrics(values["metrics"])
+    picked = chosen_metrics(values)
+    if not picked:
+        raise UsageError("metric=[]: expected at least one, such as metric=pro")
+    metrics = standard_metrics() | picked
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
     categories = chosen(dataset, values["category"])
     threads = cores() if values["threads"] is None else whole_number(values, "threads", 1)
@@ -68,10 +71,10 @@ def score_maps(values: Mapping[str, Any]) -> bool:
     refuse_unused(values, bool(kept))
     source: KeptMaps | MapFiles
     if kept:
-        source = KeptMaps(dataset, kept, threads, truth(values, "update"), reporter)
+        source = KeptMaps(dataset, kept, metrics, threads, truth(values, "update"), reporter)
     else:
         frame = read_frame(values["input"], place)
-        source = MapFiles(dataset, place, threads, frame, read_scores(values["scores"]), reporter)
+        source = MapFiles(dataset, place, metrics, threads, frame, read_scores(values["scores"]), reporter)
     work, lacking = source.work(categories)
     if not work:
         raise UsageError(f"maps={place}: {source.nothing(categories)}")
@@ -87,16 +90,6 @@ def score_maps(values: Mapping[str, Any]) -> bool:
         write_atomically(out / "metrics.json", as_json(results, dataset, picked))
         print(f"\nmetrics.csv and metrics.json (with curves) are in {out}")
     return not (lacking or failed)
-
-
-def read_metrics(value: Any) -> list[str]:
-    picked = list(METRICS) if value is None else query.name_list(value) or []
-    for name in picked:
-        if name not in METRICS:
-            raise UsageError(f"metrics={name}: no such metric{closest(name, METRICS)}")
-    if not picked:
-        raise UsageError(f"metrics=[]: expected at least one of {', '.join(METRICS)}")
-    return picked
 
 
 def read_frame(node: Mapping[str, Any], place: Path) -> Frame:
@@ -154,16 +147,18 @@ def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:
     return parts
 
 
-def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Table:
+def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> Table:
     """Categories, each group followed by its mean, against metrics, in %."""
     rows: list[tuple[Header, list[Cell]]] = []
 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
         cells = []
-        for name in picked:
+        for name, metric in picked.items():
             found = [value for each in part if (value := each.evaluation.values[name]) is not None]
             notes = (f"mean of {len(found)} of {len(part)}",) if 0 < len(found) < len(part) else ()
-            cells.append(Cell((CellValue(f"{100 * fmean(found):.1f}" if found else DASH),), notes))
+            cells.append(
+                Cell((CellValue(f"{metric.scale * fmean(found):.{metric.digits}f}" if found else DASH),), notes)
+            )
         rows.append((Header((label,), opens=opens, mean=mean), cells))
 
     groups = list(dict.fromkeys(dataset.categories.values()))
@@ -176,7 +171,7 @@ def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: 
             add(mean_of(group, shown, len(names)), shown, opens=False, mean=True)
     if len(dataset.categories) > 1 and results:
         add(mean_of("all", results, len(dataset.categories)), results, opens=True, mean=True)
-    columns = [(METRICS[name].level, METRICS[name].title.removeprefix(f"{METRICS[name].level} ")) for name in picked]
+    columns = [(metric.level, metric.short_title) for metric in picked.values()]
     caption = f"{dataset.title}, {maker} (in %)"
     return Table.of_rows("maps", caption, ("Category",), columns, rows).lettered()
 
@@ -187,7 +182,7 @@ def mean_of(what: str, part: Sequence[Result], categories: int) -> str:
     return f"mean of {what}" + (f" ({have} of {categories})" if have < categories else "")
 
 
-def result_rows(results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> Iterator[dict[str, Any]]:
+def result_rows(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> Iterator[dict[str, Any]]:
     """One for each result; metrics as fractions, None where undefined."""
     for each in results:
         counts = {"images": each.images, "defects": each.defects}
@@ -195,7 +190,7 @@ def result_rows(results: Sequence[Result], dataset: Dataset, picked: Sequence[st
         yield {"maps": each.maker, **about, **counts, **{name: each.evaluation.values[name] for name in picked}}
 
 
-def as_csv(results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> str:
+def as_csv(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> str:
     text = io.StringIO(newline="")
     columns = ("maps", "dataset", "category", "group", "images", "defects", *picked)
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -204,11 +199,11 @@ def as_csv(results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -
     return text.getvalue()
 
 
-def as_json(results: Sequence[Result], dataset: Dataset, picked: Sequence[str]) -> str:
+def as_json(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> str:
     """The rows with their curves, and the revisions of the metrics."""
     listed = [
         {**row, "curves": each.evaluation.curves}
         for row, each in zip(result_rows(results, dataset, picked), results, strict=True)
     ]
-    revisions = {name: METRICS[name].revision for name in picked}
+    revisions = {name: metric.revision for name, metric in picked.items()}
     return json.dumps({"revisions": revisions, "results": listed}, indent=1, allow_nan=False) + "\n"

@@ -16,6 +16,7 @@ from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import choices, conf_folder, truth
 from anomaly_bench.errors import UsageError
+from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import load_references
 from anomaly_bench.records import outlines, results_csv
 from anomaly_bench.records.setups import setup_name, setups
@@ -43,11 +44,13 @@ def write_tables(summary: Summary) -> None:
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
     printed = []  # print after writing everything: stdout may be closed early
     for part in setups(known):
+        cells = [name for name in summary.cells or () if find_metric(name, (record.metrics for record in part))]
         for layout in layouts:
             path, made = results / "tables" / setup_name(part[0]) / layout.name, build_tables(part, layout)
             for kind in ("md", "latex"):
                 files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), draw(made, kind))
             if setup_name(part[0]) in here:
+                made = build_tables(part, layout, cells) if cells else made
                 printed.append(f"{draw(made, 'console')}\n")
     if here:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
@@ -56,7 +59,7 @@ def write_tables(summary: Summary) -> None:
 
 
 def command(arguments: Sequence[str]) -> int:
-    return hydra("tables", as_choices(arguments), print_tables)
+    return hydra("tables", as_choices(arguments, "cells"), print_tables)
 
 
 def print_tables(config: Any) -> None:

@@ -10,11 +10,11 @@ from anomaly_bench import records
 from anomaly_bench.cli.hydra_app import composed_once
 from anomaly_bench.config.compose import config_folders
 from anomaly_bench.errors import DataError, Exit, UsageError, shorten
+from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.records.record import DamagedRecord, OlderRecord
 from anomaly_bench.records.setups import describe
 from anomaly_bench.runs.verification import DIFFERENT, SCORE_TOLERANCE, judge, recompute
 from anomaly_bench.tables.formats.console import console
-from anomaly_bench.tables.layout import metric_of
 from anomaly_bench.tables.table import DASH, Header, Table
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def metric_table(record: Record, again: Record, verdict: Verdict) -> Table:
     """Metrics as fractions, recorded and present; a value of another revision of its metric is not compared."""
     rows, names = [], list(dict.fromkeys((*record.metrics, *again.metrics)))
     for name in names:
-        metric = metric_of(name)
+        metric = find_metric(name, (record.metrics, again.metrics))
         texts = [DASH if value is None else f"{value:.6f}" for value in (record.value(name), again.value(name))]
         texts.append(gap(*verdict.metrics.get(name, (None, None))))
         rows.append((Header((metric.title if metric else name,)), texts))

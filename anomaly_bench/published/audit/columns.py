@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from anomaly_bench.metrics.metrics import METRICS
+from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.published import MEANS, TABLES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class PrintedColumn:
 
     @property
     def metric(self) -> str:
-        return METRICS[self.head.metric].title
+        return packaged_metrics()[self.head.metric].title
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def printed_columns(references: Iterable[Reference]) -> list[PrintedColumn]:
     """The columns of accuracies, without dashes and columns of dashes only."""
     grouped: dict[tuple[str, ...], dict[str, Reference]] = defaultdict(dict)
     for cell in references:
-        if cell.metric in METRICS and cell.number is not None:
+        if cell.metric in packaged_metrics() and cell.number is not None:
             grouped[cell.table, cell.printed_name, cell.variant, cell.metric][cell.category] = cell
     return [PrintedColumn(cells) for cells in grouped.values()]
 

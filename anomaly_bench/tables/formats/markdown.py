@@ -14,22 +14,23 @@ if TYPE_CHECKING:
 
 def markdown(table: Table) -> str:
     """A GitHub-flavored table: header lines joined by <br>, note letters as <sup>."""
+    from tabulate import tabulate
+
     titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in table.columns]
     rows = [[*map(_markdown_text, table.corner), *titles]]
     for head, cells in zip(table.rows, table.cells, strict=True):
         if head.above:
             rows.append([f"*{_markdown_text(head.above)}*", *[""] * (len(rows[0]) - 1)])
-        stubs = labels_of(head, _markdown_text, SUP)
+        names = labels_of(head, _markdown_text, SUP)
         shown = [_markdown_cell(cell, table.has_published) for cell in cells]
-        rows.append([f"*{stubs[0]}*" if head.mean else stubs[0], *stubs[1:], *shown])
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<" * len(table.corner) + ">" * len(table.columns)
-    shapes = list(zip(sides, widths, strict=True))
-    padded = [[f"{text:{side}{width}}" for text, (side, width) in zip(row, shapes, strict=True)] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    dashes = "|".join(f":{'-' * (width + 1)}" if side == "<" else f"{'-' * (width + 1)}:" for side, width in shapes)
+        rows.append([f"*{names[0]}*" if head.mean else names[0], *names[1:], *shown])
+    stubs = len(table.corner)  # a line below a header has three dashes at least
+    rows[0] = [f"{text:<3}" if place < stubs else f"{text:>3}" for place, text in enumerate(rows[0])]
+    sides = ["left"] * stubs + ["right"] * len(table.columns)
+    text = tabulate(rows, tablefmt="pipe", colalign=sides, disable_numparse=True, preserve_whitespace=True)
+    dashes, *lines = text.split("\n")
     notes = [f"- {SUP.format(mark) + ' ' if mark else ''}{_markdown_text(text)}" for mark, text in table.notes]
-    parts = (f"**{_markdown_text(table.caption)}**", "", lines[0], f"|{dashes}|", *lines[1:], *([""] if notes else []))
+    parts = (f"**{_markdown_text(table.caption)}**", "", lines[0], dashes, *lines[1:], *([""] if notes else []))
     return "\n".join((*parts, *notes)) + "\n"
 
 
