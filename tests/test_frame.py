@@ -30,7 +30,7 @@ def results(tmp_path_factory):
     (record,), _ = records.load_all(folder / "results")
     own = {"value": 0.25, "revision": 3, "title": "Mine", "level": "image", "unit": "%", "digits": 1}
     metrics = {**record.metrics, "pro": {"value": None, "revision": 1}, "mine": own}
-    records.save_record(replace(record, seed=1, fingerprint="0" * 64, metrics=metrics), folder / "results")
+    records.save(replace(record, seed=1, fingerprint="0" * 64, metrics=metrics), folder / "results")
     return folder / "results"
 
 

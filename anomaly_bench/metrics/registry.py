@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from anomaly_bench.config.instantiate import find_target, require_keys
-from anomaly_bench.config.parts import packaged
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.errors import UsageError, closest
 
@@ -75,14 +75,16 @@ class Metric:
 @functools.cache
 def packaged_metrics() -> dict[str, Metric]:
     """The package's metrics by name, those of `metric=standard` first."""
-    names = packaged("metric", "standard")["metrics"]
-    nodes = {name: packaged("metric", name) for name in dict.fromkeys([*names, *choices("metric", [conf_folder()])])}
+    names = packaged_node("metric", "standard")["metrics"]
+    nodes = {
+        name: packaged_node("metric", name) for name in dict.fromkeys([*names, *choices("metric", [conf_folder()])])
+    }
     return {name: make_metric(node) for name, node in nodes.items() if "metrics" not in node}
 
 
 def standard_metrics() -> dict[str, Metric]:
     """What every run computes and stores."""
-    return {name: packaged_metrics()[name] for name in packaged("metric", "standard")["metrics"]}
+    return {name: packaged_metrics()[name] for name in packaged_node("metric", "standard")["metrics"]}
 
 
 Entries = Iterable[Mapping[str, Mapping[str, Any]]]  # `metrics` of records
@@ -131,7 +133,7 @@ def one_of(name: str, group: str) -> Metric:
 
 def own(node: Mapping[str, Any]) -> Metric:
     """The metric of a node; a name stands for one definition, whatever the command line says."""
-    ours = packaged("metric", node["name"])
+    ours = packaged_node("metric", node["name"])
     if not ours:
         return make_metric(node)
     changed = [key for key in {**ours, **node} if ours.get(key) != node.get(key)]

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import SWEEPING
-from anomaly_bench.config.parts import packaged
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.config.settings import conf_folder
 from anomaly_bench.errors import Exit, UsageError
 
@@ -32,7 +32,7 @@ def score_job(config: DictConfig) -> int:
     if (values["model"] is None) == (values["maps"] is None):
         raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
     defaults: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "score.yaml"))
-    defaults["metric"] = {"standard": packaged("metric", "standard")}
+    defaults["metric"] = {"standard": packaged_node("metric", "standard")}
     given, unused = ("maps", MODEL_KEYS) if values["model"] is None else ("model", MAPS_KEYS)
     for key in unused:
         if values.get(key) != defaults[key]:
