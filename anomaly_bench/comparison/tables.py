@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DIGITS = 2
 MEAN = "mean of shared categories"
 TEST = (
-    "p: Wilcoxon's two-sided signed-rank test over categories, on means over seeds (scipy). Zero differences are "
+    "p: Wilcoxon's signed-rank test over categories, two-sided, on means over seeds (scipy). Zero differences are "
     "dropped, ties share their rank. Exact, except beyond 13 categories with zeros or ties, or beyond 50 categories, "
     "where the normal approximation is used."
 )
