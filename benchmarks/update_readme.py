@@ -1,4 +1,4 @@
-"""Make the tables of README.md and docs/results.md from results/; `make results` ends with it."""
+"""Make the tables of README.md and docs/results.md, and docs/evidence.md; `make results` ends with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anomaly_bench import records
 from anomaly_bench.config.settings import conf_folder
+from anomaly_bench.published.audit.evidence import evidence_page
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
@@ -38,6 +39,7 @@ def updated(page: str, one: bool) -> str:
 def main() -> None:
     for page, one in PAGES.items():
         (ROOT / page).write_text(updated(page, one), encoding="utf-8")
+    (ROOT / "docs" / "evidence.md").write_text(evidence_page(ROOT / "results"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from anomaly_bench.config.parts import packaged_node, without_target
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.errors import DataError
 from anomaly_bench.published.audit.evidence import SHARED, STATUSES, read_parity
+from anomaly_bench.tables.aggregate import RECONSTRUCTION
 
 ROOT = Path(__file__).parents[1]
 METHODS = choices("method", [conf_folder()])
@@ -92,3 +93,14 @@ def test_a_missing_table_is_said(tmp_path, command):
     status, _, err = command("references", "evidence", f"results={tmp_path}")
     assert status == 2
     assert "make parity" in err
+
+
+def test_tables_mark_reconstructions_and_nothing_else(command):
+    status, out, _ = command("tables", f"results={ROOT / 'results'}", "table=summary", "allow_mixed=true", "format=md")
+    assert status == 0
+    note = next(line for line in out.splitlines() if RECONSTRUCTION in line)
+    mark = note.partition("<sup>")[2].partition("</sup>")[0]
+    marked = {
+        name for name in METHODS if f"| {packaged_node('method', name)['about']['title']}<sup>{mark}</sup> " in out
+    }
+    assert marked == {name for name in METHODS if evidence(name)["status"] == "reconstruction"}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import PRINTED_DASH
 from anomaly_bench.records.setups import describe
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
+RECONSTRUCTION = "a reconstruction: without the authors' code, with choices of ours (docs/evidence.md)"
 EXTRACTION = "fit: the backbone's share was timed when the features were cached"
 
 
@@ -88,8 +90,8 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
-    """The setup, where speed or cost was measured, and whether a metric's revision is outdated."""
-    facts = {"setup": describe(records[0])}
+    """The setup, the status, where speed or cost was measured, and whether a metric's revision is outdated."""
+    facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
         facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
@@ -105,6 +107,12 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
     oldest = min(record.metrics[name]["revision"] for record in records)
     outdated = f"outdated (revision {oldest}, now {metric.revision})" if oldest < metric.revision else ""
     return {**facts, "metric": outdated}
+
+
+def _status_fact(method: str) -> str:
+    """Whether what changes a method's numbers is partly our choice; '' also for methods that are not ours."""
+    evidence = packaged_node("method", method).get("about", {}).get("evidence", {})
+    return RECONSTRUCTION if evidence.get("status") == "reconstruction" else ""
 
 
 def reported(measure: Column, item: AxisItem, key: str) -> CellValue:
