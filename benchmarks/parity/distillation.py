@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from anomaly_bench.methods.reverse_distillation import distance
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 BORDER = 16  # pixels where anomalib's blur mirrors the border another way
 LAYERS = ["layer1", "layer2", "layer3"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.components.coreset import k_centre
 from anomaly_bench.protocol import TrainingSet, to_tensor
-from anomaly_bench.testing.contract import pictures
+from anomaly_bench.testing.setup import pictures
 
 BORDER = 16  # pixels that anomalib's blur mirrors without repeating the last one, as scipy's does, which is ours
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.config.instantiate import construct
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 EXACT = 1e-9  # two orders of the same float64 operations
 SINGLE = 1e-5  # one side keeps or reads numbers in float32

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomaly_bench.metrics import PRO_LIMIT, evaluate
 from anomaly_bench.protocol import Outcome
-from anomaly_bench.testing.contract import Setup
+from anomaly_bench.testing.setup import Setup
 
 
 def comparisons() -> Iterator[Comparison]:
