@@ -112,7 +112,7 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
     config |= {
         "dataset": dataset_node(record.dataset, folders),
         "method": with_target("method", record.config["method"]),
-        "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"]),
+        "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"]) or config["backbone"],
         "category": regime.get("categories", [record.task]),
         "task": {key: value for key, value in regime.items() if key != "categories"},
         "data_root": wanted["data_root"],
