@@ -16,7 +16,7 @@ def test_the_mask_is_outlined_on_the_map(tmp_path):
         {"file": "good/0.png", "defect": None, "score": 1.0},
         {"file": "bad/0.png", "defect": "cut", "score": 2.0},
     ]
-    gallery.save(tmp_path, images, pixels, maps, masks, 2)
+    gallery.save_pictures(tmp_path, images, pixels, maps, masks, 2)
     side = gallery.PICTURE
     for kind, file in (("alarm", "good/0.png"), ("miss", "bad/0.png")):
         found = gallery.squares(tmp_path / gallery.picture_name(kind, 1, file))
