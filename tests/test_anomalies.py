@@ -12,7 +12,7 @@ from anomaly_bench.errors import UsageError
 
 
 def slow_perlin(size, angles):
-    """Pixel by pixel: dot products with the gradients of the cell's corners, blended by the fade curve."""
+    """Pixel by pixel: dot products with the cell's corner gradients, blended by the fade curve."""
     rows, columns = angles.shape[0] - 1, angles.shape[1] - 1
     result = np.zeros(size)
     for i in range(size[0]):

@@ -1,4 +1,4 @@
-"""AE-L2 and AE-SSIM, and the network that they share."""
+"""AE-L2 and AE-SSIM, and their shared network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_sizes_that_it_cannot_take():
 
 
 class Plus(nn.Module):
-    """A network that adds a tenth."""
+    """A network that adds 0.1."""
 
     def forward(self, images):
         return images + 0.1
@@ -60,7 +60,7 @@ def test_patches_cover_the_image_and_are_averaged(size):
     assert all(b - a <= 30 for a, b in itertools.pairwise(autoencoder.starts(size[0])))
     numbers = iter(range(1, 10_000))
 
-    def numbered(output, patch):  # each patch has a residual of its own
+    def numbered(output, patch):  # a different residual for each patch
         return torch.full((len(patch), 128, 128), float(next(numbers)))
 
     found = autoencoder.residual_map(Plus(), torch.rand(1, 3, *size), numbered, True, 8)[0].numpy()
@@ -104,7 +104,7 @@ def test_views_of_objects_are_whole_images_moved_a_little():
 
 
 def test_views_of_textures_are_patches_at_the_images_scale():
-    """A ramp stays a ramp of the same slope, in any direction."""
+    """A linear ramp keeps its slope, in any direction."""
     torch.manual_seed(0)
     ramp = torch.arange(300.0).expand(1, 3, 256, 300).repeat(40, 1, 1, 1) / 300
     views = autoencoder.view(ramp, patches=True)[:, 0]

@@ -1,4 +1,4 @@
-"""Backbones: levels, cut, sizes, weights, and what happens without a network."""
+"""Backbones: levels, truncation, sizes, weights, and behaviour offline."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CHANNELS = {
     "vgg19": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
     "alexnet": dict(zip("1234", (64, 192, 256, 256), strict=True)),
 }
-TRANSFORMERS = {  # name: (blocks, channels, patch, sizes that it takes)
+TRANSFORMERS = {  # name: (blocks, channels, patch, supported sizes)
     "deit_base": (12, 768, 16, [(384, 384), (224, 160)]),
     "cait_m48": (48, 768, 16, [(448, 448)]),
     "dinov2_s": (12, 384, 14, [(518, 518), (224, 168)]),
@@ -61,7 +61,7 @@ def node(name):
 
 
 def on_meta(name, levels="all", **changed):
-    """The backbone without memory for its weights."""
+    """The backbone on the meta device, which allocates no weights."""
     with torch.device("meta"):
         return construct({**node(name), **changed}, "backbone", levels=levels)
 
@@ -81,7 +81,7 @@ def test_level_n_has_stride_two_to_the_n_plus_one(name):
     for (level, channels), shape in zip(CHANNELS[name].items(), shapes, strict=True):
         assert shape[0] == channels, level
         sides = (224 // stride(level), 160 // stride(level))
-        if name == "alexnet":  # its first convolution and its pools lose up to a position at the border
+        if name == "alexnet":  # its first convolution and pooling lose up to one position at the border
             assert all(side - 1 <= found <= side for found, side in zip(shape[1:], sides, strict=True)), level
         else:
             assert shape[1:] == sides, level
@@ -103,14 +103,14 @@ def test_the_cut_drops_what_lies_behind(name, level):
 
 
 def timms(indices):
-    """A reference that is not ours: timm's own reading of an uncut network."""
+    """An independent reference: timm's own features of the whole network."""
     return lambda network, images: network.forward_intermediates(
         images, indices=indices, norm=False, intermediates_only=True
     )
 
 
 def efficientnet(network, images):
-    """Every stage by itself, then what timm calls the features."""
+    """Every stage, then what timm calls the features."""
     outputs = [network.bn1(network.conv_stem(images))]
     for stage in network.blocks:
         outputs.append(stage(outputs[-1]))
@@ -153,7 +153,7 @@ def test_cut_equals_uncut(name, network, levels, reference):
 )
 @torch.no_grad()
 def test_levels_through_the_last_normalisation(name, network):
-    """As timm's own reading with norm=True, for more than one block."""
+    """Equals timm's own features with norm=True, for more than one block."""
     options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
     made = {**node(name), "network": network, "options": options, "norm": "norm"}
     ours = construct(made, "backbone", levels=["block4", "block1"])
@@ -237,7 +237,7 @@ def fingerprint(tree, word):
 
 
 def test_padim_on_efficientnet_b5():
-    """Stages 2, 4, 5: 40 + 128 + 176 = 344 channels at strides 4, 16, 16; the command line still wins."""
+    """Stages 2, 4, 5: 40 + 128 + 176 = 344 channels at strides 4, 16, 16; the command line takes precedence."""
     method = Setup("padim", "effb5").config["method"]
     assert method["dimensions"] == 344
     assert on_meta("effb5", method["levels"]).shapes((224, 224)) == [(40, 56, 56), (128, 14, 14), (176, 14, 14)]
@@ -271,7 +271,7 @@ def test_a_size_that_a_transformer_cannot_take(name, size, expected):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_and_normalisation_are_those_of_the_library(name):
-    """timm's own table of pretrained networks (torchvision's for AlexNet), as far as it goes without a network."""
+    """Compared with timm's table of pretrained networks (torchvision's for AlexNet), as far as possible offline."""
     import timm
 
     made, where = node(name), source(name)
@@ -298,7 +298,7 @@ def source(name):
 
 @pytest.mark.parametrize(("name", "side", "count"), [("lite0", 224, 247), ("lite1", 240, 322), ("lite2", 260, 322)])
 def test_packaged_weights_know_an_espresso(name, side, count):
-    """They load by order and are ImageNet's: scikit-image's coffee is class 967 with high probability."""
+    """They load by order and are trained on ImageNet: scikit-image's coffee is class 967 with high probability."""
     skimage_data = pytest.importorskip("skimage.data")
     if importlib.util.find_spec(source(name)["package"]) is None:
         pytest.skip(f"needs the package of {name}'s weights")
@@ -385,7 +385,7 @@ def test_a_file_put_by_hand_is_found(monkeypatch, tmp_path):
 
 @pytest.fixture
 def address(monkeypatch):
-    """A server that has one file, and one that never comes."""
+    """A server with one file, and another that never arrives."""
     over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""CFLOW-AD against a slow version written from its equations, and its training's schedule."""
+"""CFLOW-AD against a slow version written from its equations, and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fitted():
 
 
 def numbers(flow):
-    """Of each block its subnet's weights and biases, scale, offset and rotation, in float64."""
+    """Each block's subnet weights and biases, scale, offset and rotation, in float64."""
     for block in flow:
         first, _, second = block.subnet
         tensors = (first.weight, first.bias, second.weight, second.bias, block.scale, block.offset, block.rotation)
@@ -49,7 +49,7 @@ def slow_log_p(blocks, vector, x, y):
 
 
 def slow_log_ps(method, images):
-    """Of each level (B, h, w)."""
+    """(B, h, w) for each level."""
     found = []
     for flow, level in zip(method.flows, method.backbone(images), strict=True):
         blocks, values = list(numbers(flow)), level.double().numpy()
@@ -74,7 +74,7 @@ def test_maps_and_scores_follow_the_equations(fitted):
 
 
 class Recorded(Epoch):
-    """An epoch that keeps its losses and takes no step."""
+    """An epoch that records losses without stepping."""
 
     def step(self, loss):
         self.losses = [*getattr(self, "losses", []), float(loss.detach())]
@@ -131,7 +131,7 @@ def test_views_are_rotated_a_little_and_taken_in_turn():
         whole.copy_(level)
     assert len(seen) == 3
     assert len({float(each.sum()) for each in seen}) == 3, "different angles"
-    for each in seen:  # black corners, but of no more than five degrees: tan(5 degrees) * 32 pixels
+    for each in seen:  # black corners from at most five degrees: tan(5 degrees) * 32 pixels
         assert 0 < float((each == 0).float().mean()) < 0.05
         assert (each[:, :, 4:-4, 4:-4] == 1).all()
     method.flows = [None]
@@ -146,7 +146,7 @@ def test_no_views_are_new_rotations_in_each_epoch():
     method = setup.new()
     method.backbone = lambda images: passed.append(images) or setup.network(images)
     setup.fit(method, TrainingSet("cog", pictures(4)))
-    first, second, _ = passed  # the last asks for the largest likelihoods
+    first, second, _ = passed  # the last pass finds the largest likelihoods
     assert not first.sort(dim=0).values.equal(second.sort(dim=0).values)
 
 
@@ -161,7 +161,7 @@ def test_strong_anomalies_stay_finite_and_ordered(fitted):
 
 
 def test_extra_parameters_on_wrn50():
-    """The 81.65 M of the authors' code; the rotations, once and not with their inverses, are stored statistics."""
+    """81.65 M, as in the authors' code; rotations (without their inverses) count as stored statistics."""
     config = Setup("cflow_ad", "wrn50", ("backbone.weights=random", "protocol=paper")).config
     with torch.device("meta"):
         network = construct(config["backbone"], "backbone", levels=config["method"]["levels"])
@@ -178,7 +178,7 @@ def test_wrong_keys(key, message):
 
 
 def test_the_oracle_takes_the_test_images_largest_likelihoods(tree, tmp_path, command, monkeypatch):
-    """Through the command: another record, with other maps, that is marked; the training's maxima are replaced."""
+    """From the command line: a separate, marked record with different maps; the training maxima are replaced."""
     from anomaly_bench import records
     from anomaly_bench.methods.cflow_ad import CFlowAD
 

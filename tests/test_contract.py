@@ -1,5 +1,5 @@
-"""Every method in conf/method passes the contract on every kind of backbone that runs without a network; who breaks
-the contract is told what to do."""
+"""Every method in conf/method passes the contract on every kind of backbone that runs without a network; breaking
+the contract gives an error that says what to do."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_files_carry_their_names(group):
     from omegaconf import OmegaConf
 
     for name in choices(group, [conf_folder()]):
-        if name != "folder":  # its name is that of the user's folder
+        if name != "folder":  # named after the user's folder
             assert OmegaConf.load(conf_folder() / group / f"{name}.yaml").name == name
 
 
@@ -82,7 +82,7 @@ def test_every_module_of_a_method_has_a_configuration():
 
 
 class Pool:
-    """A backbone without a network: colours of 4 x 4 pixels."""
+    """A backbone without a network: mean colours of 4 x 4 pixel patches."""
 
     def __call__(self, images):
         return [torch.nn.functional.avg_pool2d(images, 4)]
@@ -92,7 +92,7 @@ class Pool:
 
 
 class Mean(torch.nn.Module):
-    """Keeps the contract: the distance to the mean colour of each position."""
+    """Fulfils the contract: the distance to the mean colour at each position."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -118,7 +118,7 @@ class Mean(torch.nn.Module):
 
 
 class OfMethod(Setup):
-    """The setup of a method that has no YAML; `method` is its class."""
+    """A setup for a method without YAML; `method` is its class."""
 
     network = Pool()
 
@@ -127,7 +127,7 @@ class OfMethod(Setup):
 
 
 def changed(**functions):
-    """A Mean with other functions: they are given the module, and what they stand for gets."""
+    """A Mean with some functions replaced; each takes the module and the arguments of the original."""
     return type("Changed", (Mean,), functions)
 
 
@@ -137,7 +137,7 @@ def remembering(self, shapes):
         self.mean.zero_()
 
 
-BROKEN = {  # check: (method, what its author is told)
+BROKEN = {  # check: (method, error message)
     "check_is_a_method": (lambda network: object(), "object is not a torch.nn.Module: derive it"),
     "check_shapes_and_values": (
         changed(scores=lambda self, maps: Scores(maps.amax(dim=(1, 2)), maps[:, ::4, ::4])),
@@ -192,7 +192,7 @@ def test_every_check_can_fail_and_says_what_to_do():
 
 
 class Sensitive(Mean):
-    """A score that takes gradients: how fast each pixel changes the distance."""
+    """A score that uses gradients: the sensitivity of the distance to each pixel."""
 
     def score(self, images):
         check_fitted(self)

@@ -1,4 +1,4 @@
-"""Greedy k-centre against the naive one, on points with and without ties."""
+"""Greedy k-centre against a naive version, on points with and without ties."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def random(*shape, seed=0):
 
 
 def naive(points, count, first):
-    """One pass per centre, by differences in float64; a centre is not chosen twice."""
+    """One pass per centre, by differences in float64; no centre is chosen twice."""
     points = points.numpy().astype(np.float64)
     chosen, distances = [first], np.full(len(points), np.inf)
     for _ in range(count - 1):
         distances = np.minimum(distances, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
         distances[chosen[-1]] = -1
-        chosen.append(int(distances.argmax()))  # the first of equals
+        chosen.append(int(distances.argmax()))  # the first of ties
     return chosen
 
 
@@ -35,7 +35,7 @@ def check(points, count, **options):
 
 @pytest.fixture(params=[1, 5, 4096])
 def candidates(request, monkeypatch):
-    """Few candidates make many passes, and candidates that fall back among the others."""
+    """With few candidates there are many passes, and candidates that are overtaken by other points."""
     monkeypatch.setattr(coreset, "CANDIDATES", request.param)
 
 
@@ -49,7 +49,7 @@ def test_as_the_naive_greedy_for_every_block(block_bytes):
 @pytest.mark.usefixtures("candidates")
 @pytest.mark.parametrize("sides", [(5, 5, 4), (30,), (2,) * 8])
 def test_ties_go_to_the_lowest_index(sides):
-    """On a grid of whole numbers nearly all distances are equal to others."""
+    """On an integer grid nearly all distances are tied."""
     axes = torch.meshgrid(*(torch.arange(side) for side in sides), indexing="ij")
     points = torch.stack([axis.flatten() for axis in axes], dim=1).float()
     check(points, len(points))
@@ -71,7 +71,7 @@ def test_all_the_same_point():
 
 @pytest.mark.parametrize("dimensions", [1, 3, 152, 1024, 1536])
 def test_distances_are_exact(dimensions):
-    """Sums in any order are one number, and it is the one of Python's whole numbers."""
+    """Sums in any order agree, and equal those of Python integers."""
     points = random(40, dimensions) * 10**-3 + 5
     cover = coreset.Cover(points, 10**6)
     cover.add([0, 7, 11])

@@ -36,7 +36,7 @@ def method():
 
 
 def convolve(x, layer):
-    """A convolution with zero padding, number by number: (C, h, w) float64."""
+    """A zero-padded convolution, element by element: (C, h, w) float64."""
     weight, bias, stride = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy(), layer.stride[0]
     side = weight.shape[-1]
     padded = np.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2)))
@@ -54,7 +54,7 @@ def double(x):
 
 
 def subnet(net, maps):
-    """The three outputs written out: own convolutions, one from the smaller scale, one from the larger."""
+    """The three outputs written out: own convolution, plus one from the smaller scale and one from the larger."""
     hidden = [convolve(x, layer) for x, layer in zip(maps, net.first, strict=True)]
     hidden = [np.where(x > 0, x, 0.1 * x) for x in hidden]
     large = convolve(hidden[0], net.second[0]) + convolve(double(hidden[1]), net.up[0])
@@ -65,7 +65,7 @@ def subnet(net, maps):
 
 
 def slow(method, maps):
-    """The flow's z and log-determinant of one image's maps."""
+    """The flow's z and log-determinant for one image's maps."""
     total = 0.0
     for block in method.flow:
         maps = [x[order.numpy()] for x, order in zip(maps, block.orders, strict=True)]
@@ -128,7 +128,7 @@ def test_every_scale_hears_of_its_neighbours_only(kernel):
 
 @pytest.mark.parametrize(("kernels", "count"), [("[3,3,3,5]", 275_227_288), ("[3,3,3,1]", 148_218_520)])
 def test_extra_parameters_of_the_published_backbone(kernels, count):
-    """The second is what seed 001's table prints: 148.2 million."""
+    """The second is what Table 3 of Zheng et al. 2022 reports: 148.2 million."""
     setup = Setup("cs_flow", "effb5", ("backbone.weights=random", f"method.kernels={kernels}"))
     with torch.device("meta"):
         method = setup.new()

@@ -36,13 +36,13 @@ def method():
 
 
 def vectors(images):
-    """(B, 15): averages for the image and every second and fourth pixel of it."""
+    """(B, 15): averages over the image and over every second and fourth pixel."""
     scales = [images, images[..., ::2, ::2], images[..., ::4, ::4]]
     return np.concatenate([network(scale)[0].double().numpy().mean(axis=(2, 3)) for scale in scales], axis=1)
 
 
 def halves_through(subnet, x):
-    """Log-scale and shift that a subnet gives for rows x, in float64."""
+    """Log-scale and shift predicted by a subnet for rows x, in float64."""
     for layer in subnet.layers:
         if isinstance(layer, torch.nn.ReLU):
             x = np.maximum(x, 0)
@@ -53,7 +53,7 @@ def halves_through(subnet, x):
 
 
 def slow(method, x):
-    """The flow's z and log-determinants of rows x."""
+    """The flow's z and log-determinants for rows x."""
     total = np.zeros(len(x))
     for block in method.flow:
         x = x[:, block.order0.numpy()]
@@ -124,7 +124,7 @@ def test_a_batch_has_some_rotations_of_each_image():
 
 
 def passes(epochs, train_views):
-    """How many images the network sees in a training of 3 images."""
+    """Number of images the network processes when training on 3 images."""
     seen = []
 
     def counting(images):

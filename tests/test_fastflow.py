@@ -20,7 +20,7 @@ SMALL = ("method.steps=3", "method.epochs=2", "method.layer_norm=false")
 
 
 def slow_flow(flow, level):
-    """z and log-determinants of (B, C, h, w), in float64: positions and channels one by one."""
+    """z and log-determinants for (B, C, h, w), in float64, one position and channel at a time."""
     x = level.double().numpy()
     log_det = np.zeros(len(x))
     for step in flow:
@@ -63,7 +63,7 @@ def test_loss_maps_and_scores_follow_the_equations(fitted):
 
 
 def test_the_map_ranks_pixels_as_the_sum_of_likelihoods_does():
-    """On one grid, where nothing is interpolated and exp does not underflow."""
+    """On a single grid, without interpolation or underflow of exp."""
     energies = [3 * torch.rand(2, 5, 5, dtype=torch.float64) for _ in range(3)]
     summed = -sum(torch.exp(-each) for each in energies)
     assert join(energies).flatten().argsort().equal(summed.flatten().argsort())
@@ -71,7 +71,7 @@ def test_the_map_ranks_pixels_as_the_sum_of_likelihoods_does():
 
 
 def test_strong_anomalies_stay_finite_and_ordered(fitted):
-    """Where exp(-E) is 0 in float32, and where z^2 would overflow."""
+    """Even if exp(-E) is 0 in float32 or z^2 would overflow."""
     strengths = torch.tensor([1e2, 1e4, 1e8, 1e16, 1e30])
     maps = join([strengths, 2 * strengths, 3 * strengths])
     assert maps.isfinite().all()
@@ -119,7 +119,7 @@ def test_steps_take_the_kernels_in_turn():
     ],
 )
 def test_extra_parameters_of_the_papers_networks(backbone, expected, side, within):
-    """Counted on the meta device; input, levels, steps and kernels are those of method + backbone."""
+    """Counted on the meta device; input, levels, steps and kernels come from method + backbone."""
     config = Setup("fastflow", backbone, ("backbone.weights=random", "protocol=paper")).config
     assert config["input"] == {"resize": side, "crop": None}
     with torch.device("meta"):

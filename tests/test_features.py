@@ -1,4 +1,4 @@
-"""Features on disk: the same bits as without, one pass for many jobs, and nothing wrong from a damaged or full disk."""
+"""The feature cache: bit-identical features, one pass for many jobs, and no errors from a damaged or full disk."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cache(empty_cache: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
-    """A cache that a job has filled, and the job's record; not to be changed."""
+    """A cache filled by a job, and the job's record; do not modify."""
     with pytest.MonkeyPatch.context() as patched:
         folder = tmp_path_factory.mktemp("filled")
         patched.setenv("ANOMALY_BENCH_CACHE", str(folder))
@@ -64,7 +64,7 @@ def first(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, R
 
 @pytest.fixture
 def filled(first: tuple[Path, Record], cache: Path) -> Record:
-    """The record of the job that has filled the cache."""
+    """The record of the job that filled the cache."""
     shutil.copytree(first[0], cache)
     return first[1]
 
@@ -88,7 +88,7 @@ def evaluate(data: Path, *words: str, category: str = "cog") -> Record:
 
 
 def passed(record: Record) -> int:
-    """Images that the job put through a network."""
+    """Number of images the job ran through a network."""
     return record.cost["extraction"]["images"]
 
 
@@ -102,7 +102,7 @@ def levels(entry: Path) -> set[str]:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ae_l2", "ae_ssim", "draem")])
 def test_every_feature_method_scores_the_same(method, data):
-    """Without a cache, from one that it fills itself, and from one that another method has filled."""
+    """Without a cache, with one that it fills itself, and with one filled by another method."""
     batch = 2 if method == "differnet" else 4
     words = [*SMALL[:-1], f"method.batch={batch}", f"method={method}", *SMALLER.get(method, ())]
     words += ["backbone=lite0_lite1"] if method == "pefm" else []
@@ -127,7 +127,7 @@ def test_every_feature_method_scores_the_same(method, data):
 
 @pytest.mark.parametrize("levels", ["[block3,block7]", "all"])
 def test_a_transformers_features_lie_in_memory_as_they_did(levels, data):
-    """Bits of sums depend on strides, and those of tokens without their class tokens are unusual."""
+    """Exact sums depend on strides, which are unusual for tokens without class tokens."""
     words = [*SMALL, "cache=on", "backbone=deit_base", "backbone.network=deit_tiny_distilled_patch16_224"]
     words += ["backbone.weights=random", f"method.levels={levels}"]
     made = evaluator(*words)
@@ -168,7 +168,7 @@ def test_a_pass_stores_what_most_methods_read_and_what_its_own_reads(data, cache
 
 
 def test_parts_and_changed_images_go_through_the_network(data):
-    """STFPM holds images out; CS-Flow reads smaller ones too; DifferNet turns them."""
+    """STFPM holds out images; CS-Flow also reads smaller ones; DifferNet rotates them."""
     words = [*SMALL, "cache=on", "method.epochs=1"]
     for method, own in (("stfpm", FIT), ("cs_flow", 2 * (FIT + TEST))):
         for _ in range(2):
@@ -181,7 +181,7 @@ def test_parts_and_changed_images_go_through_the_network(data):
 
 @pytest.fixture
 def watched() -> tuple[CachedBackbone, list[torch.Tensor]]:
-    """lite0 at levels 2 and 3, and the batches that go through it."""
+    """lite0 at levels 2 and 3, and the batches it processes."""
     made = evaluator(*PADIM)
     seen: list[torch.Tensor] = []
     inner = made.backbone.inner
@@ -210,7 +210,7 @@ def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
     assert len(seen) == 1
     assert torch.equal(backbone(images.clone())[0], stored[0])
     assert len(seen) == 2, "another tensor of the same values"
-    stored[0].zero_()  # a method may do so: the next reads what was stored
+    stored[0].zero_()  # methods may do this; the next read returns what was stored
     assert backbone(images)[0].any()
     images.mul_(0.5)
     backbone(images)
@@ -231,7 +231,7 @@ def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
 
 
 def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
-    """A clock that moves by 5 s with each batch that passes the network, and by 100 s with each that is read."""
+    """With a clock that advances by 5 s for each computed batch and by 100 s for each batch read."""
     now = [0.0]
 
     def moving(owner: Any, name: str, by: float) -> None:
@@ -391,7 +391,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
         for path in (data / name / "test").rglob("*.png"):
             save(picture(1000 * number + 500 + int(path.stem), 64), path)
     evaluate(data, *PADIM)
-    limit = f"cache_gb={2.2 * size(cache):.6f}"  # of two categories, not of three
+    limit = f"cache_gb={2.2 * size(cache):.6f}"  # room for two categories, not three
     evaluate(data, *PADIM, limit, category="mat")
     for age, entry in enumerate(entries(cache)):  # cog's first
         os.utime(entry / "pass.json", (1e9 + age, 1e9 + age))
@@ -475,7 +475,7 @@ def test_a_sweep_passes_once(command, data, tmp_path, cache):
 
 
 def test_on_and_off_are_truths_in_yaml():
-    """`cache: off` in a YAML file of one's own is False."""
+    """`cache: off` in a user's YAML file is False."""
     for word, expected in (("cache=false", "off"), ("cache=true", "on"), ("cache=off", "off"), ("cache=auto", "auto")):
         assert read_settings(compose.compose("config", [word])).cache == expected
     assert read_settings(compose.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5

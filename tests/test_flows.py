@@ -1,4 +1,4 @@
-"""Couplings against a slow version of their equations, autograd's Jacobian, and a round trip."""
+"""Couplings against a slow version of their equations, autograd's Jacobian, and round trips."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Jointly(nn.Module):
 
 
 def shaken(make):
-    """A flow in float64, every parameter away from its start."""
+    """A flow in float64 with all parameters perturbed."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)  # rotations are as orthogonal as their numbers are fine
+    torch.set_default_dtype(torch.float64)  # rotations are only as orthogonal as their precision allows
     try:
         flow = Flow(make())
     finally:
@@ -76,7 +76,7 @@ CASES = {
 
 
 def flat(x):
-    """(B, all numbers)"""
+    """(B, all elements)"""
     return torch.cat([each.flatten(1) for each in x], dim=1) if isinstance(x, list) else x.flatten(1)
 
 

@@ -13,7 +13,7 @@ def images(seed, shape=(2, 3, 24, 31)):
 
 
 def reference(a, b):
-    """scikit-image's, image by image and channel by channel: means and maps."""
+    """scikit-image's means and maps, image by image and channel by channel."""
     keys = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
     pairs = [
         [structural_similarity(x, y, **keys) for x, y in zip(c, d, strict=True)] for c, d in zip(a, b, strict=True)

@@ -1,4 +1,4 @@
-"""MahalanobisAD against scipy, scikit-learn and cases worked out by hand."""
+"""MahalanobisAD against scipy, scikit-learn and hand-computed cases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pooled(levels):
 
 @pytest.mark.parametrize("levels", ["all", [1, "3a"]])
 def test_scores_follow_the_equations(levels):
-    """With 24 images of levels of up to 1280 channels: shrinkage makes every covariance regular."""
+    """With 24 images and levels of up to 1280 channels: shrinkage makes every covariance invertible."""
     setup = Setup("mahalanobis_ad", overrides=(f"method.levels={levels}".replace("'", ""),))
     train, test = to_tensor(pictures(24)), to_tensor(pictures(3, first=900))
     expected = np.zeros(3)
@@ -43,7 +43,7 @@ def test_scores_follow_the_equations(levels):
 
 
 def test_by_hand():
-    """One channel: nothing to shrink, the distance is |x - mean| / deviation; levels add up."""
+    """One channel: no shrinkage, the distance is |x - mean| / deviation; levels are summed."""
     method = MahalanobisAD(lambda images: [images[:, :1], 3 * images[:, 1:2]])
     greys = np.array([0, 120, 240], np.uint8)
     pixels = np.broadcast_to(greys[:, None, None, None], (3, 4, 4, 3)).copy()

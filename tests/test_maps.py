@@ -45,7 +45,7 @@ def test_where_an_image_is_looked_for(known, alone, written):
 
 
 def test_a_map_at_the_size_of_the_comparison():
-    """Half-pixel bilinear when enlarged, averages when reduced, the centre of a crop."""
+    """Half-pixel bilinear for upsampling, averaging for downsampling, and cropping."""
     ramp = np.array([[0, 1, 2, 3]], np.float32).repeat(4, axis=0)
     own, run, crop = Frame(None, None), Frame((4, 4), None), Frame((4, 4), (2, 2))
     assert own.map(ramp, (4, 4)) is ramp

@@ -41,13 +41,13 @@ def test_as_brute_force_for_every_block(k, rows, block_bytes):
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_far_from_the_origin_nothing_is_lost(k):
-    """In float32, 1e8 + 1 is 1e8: the matrix product alone would see nothing here."""
+    """In float32, 1e8 + 1 is 1e8: the matrix product alone would fail here."""
     bank = random(300, 8) + 1e4
     check(bank[::7] + 0.01 * random(43, 8, seed=1), bank, k)
 
 
 def test_two_far_clusters():
-    """Whatever is subtracted first, one of them is far from the origin."""
+    """No offset brings both close to the origin."""
     bank = torch.cat([random(200, 6), random(200, 6, seed=1) + 3e4])
     check(bank[::9] + 0.1 * random(45, 6, seed=2), bank, 2)
 
@@ -96,7 +96,7 @@ def test_k_out_of_range(k):
 
 
 def test_no_array_of_all_distances():
-    """2,000 x 10,000 distances are 80 MB; the largest array made is a fiftieth of that."""
+    """2,000 x 10,000 distances are 80 MB; the largest array allocated is a fiftieth of that."""
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -132,7 +132,7 @@ def test_rows_are_loaded_whatever_their_number():
 
 
 def test_rounding_cannot_hide_the_nearest_row():
-    """Between far clusters a product is rounded by more than neighbours lie apart: such queries are looked at again."""
+    """For distant clusters the product's rounding exceeds the gaps between neighbours: such queries are rechecked."""
     fine = 0.05 * random(GROUP * 30, 4)
     shuffled = torch.randperm(GROUP * 60, generator=torch.Generator().manual_seed(2))
     check(0.05 * random(200, 4, seed=1) + 1000, torch.cat([fine + 1000, fine - 1000])[shuffled], 1)

@@ -1,4 +1,4 @@
-"""Shared tensor maths against scipy, torch and slow loops in float64."""
+"""Shared tensor operations against scipy, torch and slow float64 loops."""
 
 from __future__ import annotations
 

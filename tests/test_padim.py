@@ -18,7 +18,7 @@ from anomaly_bench.testing.setup import Setup, pictures
 
 
 def embeddings(setup, method, pixels):
-    """(N, h, w, D) float64: every position's levels, read and picked one by one."""
+    """(N, h, w, D) float64: levels read and dimensions picked position by position."""
     levels = [level.double().numpy() for level in setup.network(to_tensor(pixels))]
     count, (height, width) = len(pixels), levels[0].shape[-2:]
     rows = np.empty((count, height, width, sum(level.shape[1] for level in levels)))
@@ -80,7 +80,7 @@ def test_another_image_size_is_refused():
 
 
 def test_stored_statistics_are_counted_without_data():
-    """R18-Rd100 at 224 px: 3136 means and factors, 121 MiB as padim.md computes."""
+    """R18-Rd100 at 224 px: 3136 means and factors, 121 MiB."""
     setup = Setup("padim", "r18", ("backbone.weights=random",))
     method = setup.new()
     with torch.device("meta"):
@@ -105,7 +105,7 @@ print(timing.peak_ram_mb())
 
 @pytest.mark.slow
 def test_memory_of_wrn50_is_its_statistics_and_little_more():
-    """At 96 px a quarter of the floats at 224 px: one copy of them, the network and one batch's features."""
+    """At 96 px: one copy of the statistics, the network and one batch's features."""
     code = MEMORY.format(images=40, side=96)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     statistics = 24 * 24 * 550 * 551 * 4 / 1e6  # MB

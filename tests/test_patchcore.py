@@ -1,4 +1,4 @@
-"""PatchCore against a slow version written from the paper's equations and the facts of the authors' code."""
+"""PatchCore against a slow version written from the paper's equations and the behaviour of the authors' code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anomaly_bench.testing.setup import Setup, pictures
 
 
 def joined(levels):
-    """(B, h, w, D) float64: means over 3 x 3 patches, one after the other; deeper levels resized."""
+    """(B, h, w, D) float64: means over 3 x 3 patches, one at a time; deeper levels resized."""
     parts = []
     for level in levels:
         padded = np.pad(level.double().numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -94,7 +94,7 @@ def equation_7(distances, bank, patches):
 
 
 def test_reweighting_survives_large_distances():
-    """exp(1000) is no float; the weight lies between 1 - 1/9 and 1 all the same."""
+    """exp(1000) overflows, but the weight still lies between 1 - 1/9 and 1."""
     method = Setup("patchcore", overrides=("method.reweight=true",)).fitted()
     method.bank *= 1000
     method.norms *= 1e6
@@ -106,7 +106,7 @@ def test_reweighting_survives_large_distances():
 
 
 def test_embeddings_of_wrn50_are_1024_and_the_bank_is_as_large_as_computed():
-    """patchcore.md: 240 images, 1 %: 7.4 MiB."""
+    """240 images, 1 %: 7.4 MiB."""
     setup = Setup("patchcore", "wrn50", ("backbone.weights=random",))
     method = setup.new()
     with torch.device("meta"):

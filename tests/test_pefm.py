@@ -18,7 +18,7 @@ KERNELS = [torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(c
 
 
 def networks(images):
-    """Two tiny frozen networks, two levels each: grids of a quarter and an eighth of the image."""
+    """Two tiny frozen networks with two levels each, of strides 4 and 8."""
     return [F.relu(F.conv2d(images, kernel, stride=4 + 4 * (n % 2))) for n, kernel in enumerate(KERNELS)]
 
 
@@ -36,7 +36,7 @@ def method():
 
 
 def slow(network, x, training):
-    """A chain of linear maps, each of all but the last normalised over rows and cut off at 0, in float64."""
+    """A chain of linear layers, all but the last followed by batch norm and ReLU, in float64."""
     layers = [each for each in network if not isinstance(each, torch.nn.ReLU)]
     for layer in layers:
         weights = {name: value.detach().double().numpy() for name, value in layer.state_dict().items()}
@@ -51,7 +51,7 @@ def slow(network, x, training):
 
 
 def errors(method, pixels, training=False):
-    """Of each level the differences (B, h, w, C) of the first and of the second network's features."""
+    """For each level, the errors (B, h, w, C) of the first and second network's features."""
     levels = [level.double().numpy() for level in networks(to_tensor(pixels))]
     levels = [level / np.sqrt((level**2).sum(axis=1, keepdims=True)) for level in levels]
     found = []
@@ -93,7 +93,7 @@ def test_loss_is_the_sum_of_both_mean_squared_errors():
 
 
 def test_levels_are_trained_apart():
-    """One optimiser for all is one for each: a level alone comes to the same projector."""
+    """A shared optimiser is equivalent to one per level: a level trained alone gives the same projector."""
     method, alone = unfitted(), unfitted()
     alone.load_state_dict(method.state_dict())
     levels = method.read(to_tensor(pictures(4)))
@@ -150,7 +150,7 @@ def test_a_single_network_is_refused_in_one_line(command, tree):
 def test_strong_anomalies_have_finite_and_larger_scores(method):
     images = to_tensor(pictures(1, first=900)).repeat(3, 1, 1, 1)
     images[1, :, 10:50, 10:50] = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
-    images[2] = 1e6  # no image at all
+    images[2] = 1e6  # not an image at all
     scores = method.score(images).image
     assert scores.isfinite().all()
     assert scores[0] < scores[1:].min()

@@ -21,7 +21,7 @@ def count(backbone: str) -> int:
 
 
 def test_parameters_of_the_published_network():
-    """WRN50's checkpoint of 352 MB has 8.39 M parameters more that are never used (4096 -> 2048, and their norm's)."""
+    """WRN50's 352 MB checkpoint has 8.39 M more, unused parameters (4096 -> 2048, and its norm)."""
     trained = count("wrn50")
     assert trained == pytest.approx(83.8e6, rel=1e-3)
     dead = 4096 * 2048 + 2 * 2048
@@ -29,7 +29,7 @@ def test_parameters_of_the_published_network():
 
 
 def test_parameters_of_the_basic_blocks_by_hand():
-    """R18: fusion, embedding and decoder written out; each convolution has a batch normalisation."""
+    """R18: fusion, embedding and decoder written out; each convolution has a batch norm."""
 
     def conv(inputs, outputs, kernel):
         return inputs * outputs * kernel**2 + 2 * outputs
@@ -43,7 +43,7 @@ def test_parameters_of_the_basic_blocks_by_hand():
 
 
 def test_the_loss_is_that_of_whole_maps():
-    """1 - cos of flattened maps: mean over the batch, sum over the levels; not the paper's mean over positions."""
+    """1 - cos of flattened maps: batch mean, summed over levels; not the paper's mean over positions."""
     generator = torch.Generator().manual_seed(0)
     pairs = [[torch.randn(3, c, 4, 4, generator=generator) for c in (2, 5)] for _ in range(2)]
     expected = 0.0
@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_whole_maps():
 
 
 class Fixed(ReverseDistillation):
-    """Whose decoder is a given list of levels."""
+    """A method whose decoder returns given levels."""
 
     def decode(self, levels):
         return self.decoded
@@ -79,7 +79,7 @@ def test_scores_follow_the_equations():
 
 
 def corners_kept(grid: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, the corners' centres on each other (align_corners=True)."""
+    """Bilinear with align_corners=True."""
     places, known = np.linspace(0, len(grid) - 1, size), np.arange(len(grid))
     rows = np.stack([np.interp(places, known, column) for column in grid.T], 1)
     return np.stack([np.interp(places, known, row) for row in rows])

@@ -19,20 +19,20 @@ from anomaly_bench.testing.setup import Setup, pictures
 
 
 def replicated(values, height, width):
-    """(B, h, w, C) on a larger grid."""
+    """(B, h, w, C) replicated to a larger grid."""
     rows = np.arange(height) * values.shape[1] // height
     columns = np.arange(width) * values.shape[2] // width
     return values[:, rows][:, :, columns]
 
 
 def features(setup, pixels):
-    """Of the map's levels (B, h, w, C) float64, and the pooled last level (B, C)."""
+    """The map's levels (B, h, w, C) float64, and the pooled last level (B, C)."""
     *levels, deepest = [level.double().permute(0, 2, 3, 1).numpy() for level in setup.network(to_tensor(pixels))]
     return levels, deepest.mean(axis=(1, 2))
 
 
 def together(levels):
-    """(B, h, w, D): each level brought to the grid of the one before it, and so on to the first."""
+    """(B, h, w, D): each level brought to the previous level's grid, up to the first."""
     whole = levels[-1]
     for level in reversed(levels[:-1]):
         whole = np.concatenate([level, replicated(whole, *level.shape[1:3])], axis=-1)
@@ -40,7 +40,7 @@ def together(levels):
 
 
 def distance_map(queries, gallery):
-    """(h, w) squared distances of (h, w, D) to the nearest of (K, h, w, D)."""
+    """(h, w) squared distances from (h, w, D) to the nearest in (K, h, w, D)."""
     patches = gallery.reshape(-1, gallery.shape[-1])
     flat = [np.square(patches - query).sum(axis=1).min() for query in queries.reshape(-1, queries.shape[-1])]
     return np.array(flat).reshape(queries.shape[:2])
@@ -54,7 +54,7 @@ def smooth(values, size):
 @pytest.mark.parametrize("pyramid", ["joined", "mean"])
 @pytest.mark.parametrize("size", [(64, 64), (68, 72)])
 def test_scores_and_maps_follow_the_equations(pyramid, size):
-    """At 68 x 72 the grids are 17 x 18, 9 x 9 and 5 x 5: cells of several sizes."""
+    """At 68 x 72 the grids are 17 x 18, 9 x 9 and 5 x 5, so cell sizes vary."""
     setup = Setup("spade", overrides=("method.neighbours=4", f"method.pyramid={pyramid}"))
     images = np.pad(pictures(12), ((0, 0), (0, size[0] - 64), (0, size[1] - 64), (0, 0)), mode="reflect")
     train, test = images[:10], images[10:].copy()
@@ -116,7 +116,7 @@ def test_cells_are_the_positions_that_a_coarse_one_fills(fine, coarse):
 
 
 def test_stored_features_are_as_large_as_computed():
-    """spade.md: WR50 at 224 px, levels 1 to 3 and 2048 pooled channels: 5.37 MiB an image."""
+    """WR50 at 224 px, levels 1 to 3 and 2048 pooled channels: 5.37 MiB per image."""
     setup = Setup("spade", "wrn50", ("backbone.weights=random",))
     method = setup.new()
     with torch.device("meta"):
@@ -126,7 +126,7 @@ def test_stored_features_are_as_large_as_computed():
 
 
 def test_more_neighbours_than_images(caplog, tree, tmp_path):
-    """A warning, K reduced, and the record says so."""
+    """K is reduced with a warning and recorded."""
     with caplog.at_level(logging.WARNING):
         words = {"data_root": str(tree), "category": "cog", "results": str(tmp_path), "speed": False, "gallery": 0}
         (record,) = evaluate("input.resize=64", method="spade", dataset="folder", **words)

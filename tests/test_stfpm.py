@@ -19,7 +19,7 @@ def levels(seed):
 
 
 class Given(nn.Module):
-    """A student whose features are given."""
+    """A student with fixed features."""
 
     def __init__(self, levels):
         super().__init__()
@@ -36,7 +36,7 @@ def method(teacher, student):
 
 
 def slow_distances(teacher, student):
-    """Squared distances of features divided by their length, position by position."""
+    """Squared distances between unit-length features, position by position."""
     made = []
     for a, b in zip(teacher, student, strict=True):
         x, y = (level.double().numpy() for level in (a, b))
@@ -91,7 +91,7 @@ def test_the_loss_falls_and_the_teacher_sees_every_image_once():
 
 
 def test_the_best_epoch_on_images_held_out_is_kept():
-    """With a rate that drives the student away, the weights are those of an early epoch, not of the last."""
+    """If held-out scores worsen after an early epoch, its weights are kept, not the last."""
     levels = []
     original = STFPM.mean_map
 

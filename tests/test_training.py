@@ -24,7 +24,7 @@ def normals(**keys):
 
 
 def fit(epochs=5, stop_in=None, seed=3, make_nan_in=None, batch=4, dropout=0.5, **keys):
-    """A small training with dropout; `stop_in`: killed in that epoch."""
+    """A small training run with dropout, killed in epoch `stop_in`."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1))
     loop = Loop(module, torch.optim.Adam(module.parameters(), 0.05, fused=True), normals(**keys), epochs)
@@ -67,7 +67,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_a_damaged_or_foreign_checkpoint_counts_as_none(tmp_path, content, caplog):
-    if content is None:  # the right module, another optimiser
+    if content is None:  # the right module, a different optimiser
         module, _ = fit(epochs=1)
         state = {"module": module.state_dict(), "optimisers": [{}], "losses": [1.0], "memo": {}}
         torch.save(state, tmp_path / "c")
@@ -101,7 +101,7 @@ def test_no_epochs_are_refused():
 
 
 class Adversaries(nn.Module):
-    """A GAN of single numbers: one network makes them of noise, the other tells them from those around 3."""
+    """A GAN on single numbers: one network generates them from noise, the other tells them from values around 3."""
 
     def __init__(self):
         super().__init__()
@@ -180,7 +180,7 @@ def pixels(count=7):
 @pytest.mark.parametrize("large", [False, True])
 def test_kept_features_are_those_of_one_pass(large, monkeypatch):
     if large:
-        monkeypatch.setattr(FeatureArray, "LARGE", 100)  # into a file
+        monkeypatch.setattr(FeatureArray, "LARGE", 100)  # forces a file
     calls = []
 
     def backbone(images):

@@ -1,4 +1,4 @@
-"""What every method with `method.epochs` must do, besides the contract."""
+"""Requirements on every method with `method.epochs`, beyond the contract."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Killed(Exception):
 
 
 def stages(kill_after=None):
-    """Stages of `TrainingSet` that raise once so many epochs are done."""
+    """Stages of `TrainingSet` that raise after a number of epochs."""
 
     @contextlib.contextmanager
     def stage(title, total):
@@ -40,7 +40,7 @@ def stages(kill_after=None):
 
 
 def make(method, **changed):
-    """An unfitted method that trains a little."""
+    """An unfitted method with few epochs."""
     made = setup(method, "lite0").new()
     made.epochs, made.batch = EPOCHS, BATCH
     for name, value in changed.items():
@@ -88,7 +88,7 @@ def test_epochs_after_the_first_pass_no_backbone(method):
     assert passes(1) == passes(EPOCHS)
 
 
-@pytest.mark.parametrize("method", [method for method in TRAINING if method != "stfpm"])  # which holds some out
+@pytest.mark.parametrize("method", [method for method in TRAINING if method != "stfpm"])  # which holds out images
 def test_one_training_image_is_enough(method):
     made = fit(method, make(method), TrainingSet("cog", pictures(1)))
     assert made.score(new_images()).image.isfinite().all()

@@ -124,7 +124,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors raise a dozen kinds
         raise UsageError(
-            f"{file}: not a weights file that can be loaded safely ({one_line(str(error)).split('. ')[0]}); "
+            f"{file}: not a weights file that can be read safely ({one_line(str(error)).split('. ')[0]}); "
             "expected safetensors, or a state dict that torch.load reads with weights_only=True"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else None
