@@ -38,7 +38,7 @@ LINES = dict.fromkeys(
     for line in block.splitlines()
     if line.startswith("anomaly-bench")
 )
-COMMANDS = [line for line in LINES if "data download" not in line]  # tests/test_download.py has a server for that
+COMMANDS = [line for line in LINES if "data download" not in line]  # tests/data/test_download.py has a server for that
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from test_contract import METHODS, setup
+from setups import METHODS, setup
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet

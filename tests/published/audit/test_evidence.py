@@ -14,7 +14,7 @@ from anomaly_bench.errors import DataError
 from anomaly_bench.published.audit.evidence import SHARED, STATUSES, read_parity
 from anomaly_bench.tables.aggregate import RECONSTRUCTION
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 METHODS = choices("method", [conf_folder()])
 COMPARISONS = json.loads((ROOT / "results" / "parity.json").read_text(encoding="utf-8"))["comparisons"]
 

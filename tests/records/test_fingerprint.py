@@ -143,12 +143,12 @@ def test_a_new_key_orphans_no_record(print_of, monkeypatch):
 def test_a_changed_default_raises_the_revision(group):
     """Keys at their default are left out of fingerprints, so a default may not change under the same revision.
 
-    A new key's default must be what was done without it. `tests/defaults.json` holds what each revision said; a new
-    part, key or revision is added there: python tests/test_fingerprint.py
+    A new key's default must be what was done without it. `tests/records/defaults.json` holds what each revision
+    said; a new part, key or revision is added there: python tests/records/test_fingerprint.py
     """
     known = json.loads(DEFAULTS_FILE.read_text())[group]
     for name, (revision, keys) in defaults(group).items():
-        assert name in known, f"{name} is new: call python tests/test_fingerprint.py"
+        assert name in known, f"{name} is new: call python tests/records/test_fingerprint.py"
         assert revision >= known[name][0], name
         if revision == known[name][0]:
             then = known[name][1]

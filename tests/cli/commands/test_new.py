@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.testing.setup import pictures
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 KINDS = ("method", "dataset", "metric")
 
 

@@ -167,7 +167,7 @@ def test_verdicts(made):
 @pytest.mark.real
 @pytest.mark.slow
 def test_a_committed_record(real, command):
-    folder = Path(__file__).parents[1] / "results" / "records" / "mvtec" / "padim-lite0"
+    folder = Path(__file__).parents[2] / "results" / "records" / "mvtec" / "padim-lite0"
     path = min(folder.glob("bottle-s0-*.json"))
     status, out, err = command("verify", f"record={path}", f"data_root={real}")
     assert status == 0, out + err

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tables import FOUR, SPEED, record
+from test_build import FOUR, SPEED, record
 
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.published import publications
@@ -208,7 +208,7 @@ def test_published_values_stay_with_their_dataset(tmp_path):
 
 
 def test_arxiv_numbers_are_those_of_the_configurations():
-    folder = Path(__file__).parents[1] / "conf" / "method"
+    folder = Path(__file__).parents[2] / "conf" / "method"
     known = publications()
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")

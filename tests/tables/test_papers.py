@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_tables import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, render_tables, shown, texts, timed
+from test_build import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, render_tables, shown, texts, timed
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.published import TABLES, load_references

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import friedmanchisquare, rankdata, wilcoxon
-from test_tables import MVTEC, record
+from test_build import MVTEC, record
 
 from anomaly_bench import records
 from anomaly_bench.comparison.gate import read_conditions

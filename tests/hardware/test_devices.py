@@ -24,7 +24,7 @@ DEVICES = (
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
     pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")),
 )
-TEMPLATE = Path(__file__).parents[1] / "anomaly_bench" / "cli" / "templates" / "method"
+TEMPLATE = Path(__file__).parents[2] / "anomaly_bench" / "cli" / "templates" / "method"
 
 
 def once(method: str, device: str = "cpu") -> Setup:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.layout import Layout
     from anomaly_bench.tables.table import Table
 
-FOLDER = Path(__file__).parents[1] / "conf" / "table"
+FOLDER = Path(__file__).parents[2] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
 COMPLEXITY = load_layout("complexity", [FOLDER])
 MVTEC = {

@@ -22,7 +22,7 @@ from anomaly_bench.published.audit.contradictions import find_contradictions, re
 from anomaly_bench.published.audit.orders import ORDERS, chance_fits, fit, orders_of, ranks
 from anomaly_bench.published.audit.page import contradictions_page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SEEDS = ROOT.parent / "shared" / "seeds"
 CELLS = {
     "padim2020_III": 18 * 8 * 2,

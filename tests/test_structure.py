@@ -1,0 +1,28 @@
+"""tests/ mirrors the packages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "anomaly_bench"
+ROW = re.compile(r"^\| `([\w/]+\.py)` \| `([\w/]+\.py)` \| (.+) \|$", re.MULTILINE)
+
+
+def test_every_module_has_its_test_file_or_a_reason():
+    listed = ROW.findall((HERE / "README.md").read_text(encoding="utf-8"))
+    modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "templates" not in path.parts}
+    modules = {path for path in modules if path.name != "__init__.py"}
+    own = {path for path in modules if (HERE / path.parent / f"test_{path.name}").is_file()}
+    elsewhere = [Path(module) for module, _, _ in listed]
+    assert sorted(elsewhere) == sorted(modules - own), "list the modules without a test file in tests/README.md, once"
+    assert [file for _, file, _ in listed if not (HERE / file).is_file()] == []
+
+
+def test_test_files_have_names_of_modules():
+    files = [path.relative_to(HERE) for path in HERE.rglob("test_*.py") if path.parent not in (HERE, HERE / "cluster")]
+    strays = [file for file in files if not (PACKAGE / file.parent / file.name.removeprefix("test_")).is_file()]
+    assert strays == [], "tests of no single module stand at the top of tests/"
+    names = [file.name for file in files]
+    assert len(set(names)) == len(names), "pytest needs different names"
