@@ -27,6 +27,8 @@ def modules() -> dict[str, ast.Module]:
     """'tables.build' -> its syntax tree; a package is known by its name."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        if "templates" in path.parts:  # what `anomaly-bench new` copies
+            continue
         name = ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
         found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
@@ -167,7 +169,7 @@ def route(results: Path) -> tuple[set[str], set[tuple[str, str]]]:
     def watch(frame: FrameType, event: str, _argument: Any) -> None:
         if event == "call":
             called, caller = place(frame), place(frame.f_back)
-            if called and caller and called.partition(".")[0] != caller.partition(".")[0] and "<module>" not in called:
+            if called and caller and package(called) != package(caller) and "<module>" not in called:
                 edges.add((caller, called))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +185,12 @@ def route(results: Path) -> tuple[set[str], set[tuple[str, str]]]:
             finally:
                 sys.setprofile(None)
     inner = {edge for edge in edges if not any(end.startswith(("cli", "config", "errors")) for end in edge)}
-    return {end.split(":")[0].partition(".")[0] for edge in inner for end in edge}, inner
+    return {package(end) for edge in inner for end in edge}, inner
+
+
+def package(place: str) -> str:
+    """'tables' of 'tables.build:build_tables'."""
+    return place.partition(":")[0].partition(".")[0]
 
 
 def table_call(words: list[str]) -> Callable[[], int]:

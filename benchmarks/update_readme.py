@@ -7,8 +7,8 @@ from pathlib import Path
 
 from anomaly_bench import records
 from anomaly_bench.config.settings import conf_folder
-from anomaly_bench.published.audit.evidence import evidence_page
 from anomaly_bench.tables.build import build_tables
+from anomaly_bench.tables.evidence import evidence_page
 from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
 

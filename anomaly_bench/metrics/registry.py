@@ -13,9 +13,9 @@ from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.errors import UsageError, closest
 
 MetricLevel = Literal["image", "pixel"]
-NEEDED = {"name": str, "title": str, "level": str, "revision": int, "_target_": str}
+_NEEDED = {"name": str, "title": str, "level": str, "revision": int, "_target_": str}
 KINDS: dict[str, tuple[str, ...]] = {"level": ("image", "pixel"), "needs": ("maps", "masks")}
-OWN_KEYS = (*NEEDED, "unit", "digits", "needs")  # all other keys are arguments of the function
+OWN_KEYS = (*_NEEDED, "unit", "digits", "needs")  # all other keys are arguments of the function
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ def chosen_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
                 f"metric.{name}={node}: expected a metric; start metric/NAME.yaml with the lines "
                 "'# @package metric.NAME' and 'name: NAME'"
             )
-        found |= {each: one_of(each, name) for each in node["metrics"]} if "metrics" in node else {name: own(node)}
+        found |= {each: _one_of(each, name) for each in node["metrics"]} if "metrics" in node else {name: own(node)}
     return found
 
 
-def one_of(name: str, group: str) -> Metric:
+def _one_of(name: str, group: str) -> Metric:
     """A metric that a set names."""
     if name not in packaged_metrics():
         raise UsageError(f"metric.{group}.metrics: no metric {name} in the package{closest(name, packaged_metrics())}")
@@ -152,7 +152,7 @@ def make_metric(node: Mapping[str, Any]) -> Metric:
         UsageError: a key is missing or has a value that it cannot have.
     """
     where = f"metric.{node.get('name')}"
-    require_keys(node, where, NEEDED)
+    require_keys(node, where, _NEEDED)
     for key, valid in KINDS.items():
         value = node.get(key, [])
         for each in value if isinstance(value, list) else [value]:

@@ -52,7 +52,7 @@ def outcomes() -> Iterator[Outcome]:
         yield Outcome(labels, scores, maps.astype(np.float32), masks)
 
 
-def arrays(outcome: Outcome) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+def outcome_arrays(outcome: Outcome) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     return tuple(np.asarray(each) for each in (outcome.labels, outcome.scores, outcome.maps, outcome.masks))  # type: ignore[return-value]
 
 
@@ -66,30 +66,32 @@ def check_range(metric: Metric) -> None:
 
 def check_monotone(metric: Metric) -> None:
     for outcome in outcomes():
-        labels, scores, maps, masks = arrays(outcome)
+        labels, scores, maps, masks = outcome_arrays(outcome)
         raised = Outcome(labels, np.exp(scores / 3) - 7, np.exp(maps.astype(np.float64) / 3) - 7, masks)
         one, two = value_of(metric, outcome), value_of(metric, raised)
-        assert same(one, two), f"{one}, and {two} of a strictly increasing function of all scores: use ranks only"
+        assert equal_values(one, two), (
+            f"{one}, and {two} of a strictly increasing function of all scores: use ranks only"
+        )
 
 
 def check_ties(metric: Metric) -> None:
     for outcome in outcomes():
         order = np.random.default_rng(0).permutation(len(outcome.labels))
-        mixed = Outcome(*(each[order] for each in arrays(outcome)))
+        mixed = Outcome(*(each[order] for each in outcome_arrays(outcome)))
         one, two = value_of(metric, outcome), value_of(metric, mixed)
-        assert same(one, two), f"{one}, and {two} of the images in another order: tied scores are one threshold"
+        assert equal_values(one, two), f"{one}, and {two} of the images in another order: tied scores are one threshold"
 
 
 def check_inputs(metric: Metric) -> None:
     for outcome in outcomes():
-        before = [each.copy() for each in arrays(outcome)]
+        before = [each.copy() for each in outcome_arrays(outcome)]
         value_of(metric, outcome)
-        changed = [not np.array_equal(one, two) for one, two in zip(before, arrays(outcome), strict=True)]
+        changed = [not np.array_equal(one, two) for one, two in zip(before, outcome_arrays(outcome), strict=True)]
         assert not any(changed), "labels, scores, maps or masks were changed: work on copies"
 
 
 def check_undefined(metric: Metric) -> None:
-    labels, scores, maps, masks = arrays(next(outcomes()))
+    labels, scores, maps, masks = outcome_arrays(next(outcomes()))
     if metric.needs:
         value = value_of(metric, Outcome(labels, scores, None, None))
         assert value is None, f"{value} without maps and masks, expected None"
@@ -102,10 +104,10 @@ def check_brute_force(metric: Metric, brute_force: Callable[..., float]) -> None
     """Compare with a slow and obvious `brute_force(outcome, **settings)`, with and without ties."""
     for outcome in outcomes():
         one, two = value_of(metric, outcome), brute_force(outcome, **metric.settings)
-        assert same(one, two), f"{one}, expected {two} by brute force"
+        assert equal_values(one, two), f"{one}, expected {two} by brute force"
 
 
-def same(one: float | None, two: float | None) -> bool:
+def equal_values(one: float | None, two: float | None) -> bool:
     return one is two if one is None or two is None else abs(one - two) <= CLOSE
 
 

@@ -13,7 +13,7 @@ from anomaly_bench.errors import Exit, UsageError, shorten
 from anomaly_bench.files import write_atomically
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-RUN = {
+_RUN = {
     "method": "method={name} category=weave",
     "dataset": "dataset={name} data_root=DIR",
     "metric": "metric={name} category=weave",
@@ -42,7 +42,7 @@ def command(kind: str, words: Sequence[str]) -> int:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
         print(path)
-    print(f"\ncd {folder}\npytest test_{name}.py\nanomaly-bench --config-dir . {RUN[kind].format(name=name)}")
+    print(f"\ncd {folder}\npytest test_{name}.py\nanomaly-bench --config-dir . {_RUN[kind].format(name=name)}")
     return Exit.DONE
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anomaly_bench.cli.hydra_app import hydra
-from anomaly_bench.published.audit.evidence import print_evidence
 from anomaly_bench.published.audit.page import print_contradictions
+from anomaly_bench.tables.evidence import print_evidence
 
 
 def command(subject: str, arguments: Sequence[str]) -> int:

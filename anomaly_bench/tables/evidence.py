@@ -39,7 +39,7 @@ STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what i
     ),
 }
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
-SHARED = {"metrics": "Metrics", "backbones": "Backbones"}  # shared by all methods; keys of parity.json
+SHARED_PARTS = {"metrics": "Metrics", "backbones": "Backbones"}  # shared by all methods; keys of parity.json
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,17 @@ def evidence_page(results: Path) -> str:
     references = load_references()
     names = choices("method", [conf_folder()])
     measured = {name: measurements(each for each in records if each.method == name) for name in names}
-    compared = {name: [row for row in table["comparisons"] if row["method"] == name] for name in (*names, *SHARED)}
+    compared = {
+        name: [row for row in table["comparisons"] if row["method"] == name] for name in (*names, *SHARED_PARTS)
+    }
     rows: list[tuple[str, ...]]
     rows = [("method", "status", "compared with", "largest difference", "identity tests", *_MEASURED)]
     rows += [overview(name, compared[name], measured[name], references) for name in names]
-    parts = ["# Why the numbers can be trusted", preface(table["versions"]), markdown_table(rows), "## In detail"]
+    parts = ["# Why the numbers can be trusted", _preface(table["versions"]), markdown_table(rows), "## In detail"]
     for name in names:
         parts += details(name, compared[name], measured[name], references)
     parts.append("## What all methods share")
-    for name, title in SHARED.items():
+    for name, title in SHARED_PARTS.items():
         parts += [f"### {title}", comparisons(compared[name])]
     return "\n\n".join(parts) + "\n"
 
@@ -135,7 +137,7 @@ def read_parity(path: Path) -> Mapping[str, Any]:
     return table
 
 
-def preface(versions: Mapping[str, str]) -> str:
+def _preface(versions: Mapping[str, str]) -> str:
     known = "\n".join(f"- **{title}**: {meaning}." for title, meaning in STATUSES.values())
     return (
         "Made by `anomaly-bench references evidence format=md`; do not edit. A method's status is set in its YAML "
