@@ -439,7 +439,7 @@ def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatc
         words.append("cache_gb=1e-4")
         says += r": 0.00 GB do not fit into cache_gb=0.0001"
     elif reason == "disk":
-        monkeypatch.setattr(cached.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 100))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40, 100))
         says += ": 0.00 GB do not fit on the disk"
     elif reason == "memory":
         require = memory.require
