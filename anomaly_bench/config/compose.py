@@ -14,7 +14,7 @@ from anomaly_bench.errors import UsageError, closest
 def explain(error: Exception, primary: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
     """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
     text = str(error)
-    choice = re.search(r"Could not find '(.+)/([^'/]*)'", text)
+    choice = re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text)
     if choice:
         group, name = choice.groups()
         known = choices("hydra/launcher_defaults" if group == "hydra/launcher" else group, folders)
@@ -38,7 +38,7 @@ def known_keys(primary: str, arguments: Sequence[str]) -> list[str]:
         config = composed(primary, wanted)
     except Exception:  # a choice of the user's own folder, or a command that has no such group
         config = composed(primary, [])
-    return sorted(set(dotted(config)))
+    return sorted({*dotted(config), *GROUPS})
 
 
 def dotted(config: Any, prefix: str = "") -> Iterator[str]:
