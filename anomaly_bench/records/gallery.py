@@ -93,9 +93,12 @@ def draw_outlines(sheet: PILImage.Image, mask: NDArray[np.bool_], left: int) -> 
 
     if not mask.any():
         return
+    lines = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)  # (V, 2) rows and columns of pixel centres
+    if sum(map(len, lines)) > mask.size / 4:
+        return  # a mask of specks: its outline would hide the map
     pen = ImageDraw.Draw(sheet)
     scale = PICTURE / np.array(mask.shape)
-    for line in find_contours(np.pad(mask, 1).astype(np.float32), 0.5):  # (V, 2) rows and columns of pixel centres
+    for line in lines:
         rows, columns = np.clip((line - 0.5) * scale, 0, PICTURE - 1).T
         pen.line(list(zip((left + columns).tolist(), rows.tolist(), strict=True)), fill=OUTLINE)
 
