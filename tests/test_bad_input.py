@@ -345,7 +345,7 @@ USAGE = [
     (f"backbone.weights={Path(__file__).name}", "no such file; expected pretrained, random or a weights file"),
     ("method._target_=nope.Nope", "method._target_=nope.Nope: cannot be imported"),
     ("tabels", "tabels: no such command; did you mean tables"),
-    ("list", "list: expected one of datasets, methods, backbones, tables"),
+    ("list", "list: expected one of datasets, methods, backbones, metrics, tables"),
     ("list method", "did you mean methods?"),
     ("list methods seed=1", "list methods: takes --config-dir DIR only, found seed=1"),
     ("cache clear all=true", "takes no keys"),
@@ -569,7 +569,7 @@ LITTLE_MEMORY = """
 import resource
 from pathlib import Path
 import timm, torch, torchvision
-import anomaly_bench.run
+import anomaly_bench.runs.runner
 from anomaly_bench.cli.main import main
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 400_000_000,) * 2)

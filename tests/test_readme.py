@@ -103,11 +103,13 @@ def test_the_readme_is_short():
 
 
 def test_python_door(quick, capsys):
-    first, second = blocks("python", "docs/python.md")
+    first, frame, second = blocks("python", "docs/python.md")
     exec(first, {})
     out = capsys.readouterr().out
     assert re.search(r"^weave 0\.\d+ 0\.\d+$", out, re.MULTILINE)
     assert len(first.strip().splitlines()) <= 14
+    exec(frame, {})
+    assert re.search(r"^padim +lite0 +0\.\d+ +0\.\d+$", capsys.readouterr().out, re.MULTILINE)
     exec(second, {})
     assert "'pro': 0." in capsys.readouterr().out
 
