@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.utils.checkpoint  # asks for the accelerator when it is imported: before one is pretended
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
