@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.utils.checkpoint  # noqa: F401 (it keeps the accelerator of its import: before one is pretended)
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
