@@ -230,7 +230,9 @@ def details(
     about = packaged_node("method", name)["about"]
     evidence = about["evidence"]
     status, meaning = STATUSES[evidence["status"]]
-    arxiv = publications()[name].arxiv
+    if name not in (papers := publications()):
+        raise DataError(f"published/methods.csv has no line for {name}: add its name, title and arXiv number")
+    arxiv = papers[name].arxiv
     yield f"### {title(name)}"
     yield f"{status}: {meaning}. Paper: {f'arXiv {arxiv}' if arxiv else 'not on arXiv'}."
     if evidence.get("choices"):

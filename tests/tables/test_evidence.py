@@ -77,6 +77,13 @@ def test_the_committed_page_is_what_the_command_makes(command, monkeypatch):
     assert all(f"| [{title}](#" in rows and f"\n### {title}\n" in out for title in titles)
 
 
+def test_a_method_without_a_line_of_its_paper_is_named(command, monkeypatch):
+    monkeypatch.setattr("anomaly_bench.tables.evidence.publications", dict)
+    status, _, err = command("references", "evidence", "format=md")
+    assert status == 2
+    assert "published/methods.csv has no line for ae_l2: add its name, title and arXiv number" in err
+
+
 def test_records_do_not_keep_the_evidence():
     kept = without_target("method", packaged_node("method", "padim"))
     assert kept["about"].keys() == evidence_free("padim")
