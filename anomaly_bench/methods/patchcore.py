@@ -10,7 +10,7 @@ distances, and the image score is the largest patch score before upsampling, wit
 first centre; the code measures distances in a random projection to 128 dimensions, starting from the mean distance to
 ten random points as an upper bound.
 
-anomalib differs from all of these: no pooling to 1024 dimensions, a sparse random projection for the selection, plain
+anomalib differs from all of these: no pooling to 1024 dimensions (`pooling: mean`), a sparse random projection for the selection, plain
 distances, re-weighting over 9 neighbours, a map upsampled by replication.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.coreset import k_centre
 from anomaly_bench.components.neighbours import nearest, squared_lengths, take_row_counts
-from anomaly_bench.components.validation import check_fitted, check_grid
+from anomaly_bench.components.validation import check_choice, check_fitted, check_grid
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anomaly_bench.components.neighbours import Neighbours
     from anomaly_bench.protocol import Features, TrainingSet
 
+POOLINGS = ("authors", "mean")
 AROUND = 9  # bank entries near the nearest one used for re-weighting; the paper states no number
 
 
@@ -45,7 +46,8 @@ class PatchCore(nn.Module):
         backbone: a frozen network; the paper reads levels 2 and 3.
         ratio: fraction of the training patches kept.
         seed: for drawing the first of them.
-        dimensions: of the embedding if the levels have at least that many channels in total; see `embed`.
+        pooling: "authors": to `dimensions` values, whatever the number of channels; "mean": one for each channel.
+        dimensions: of the embedding with pooling "authors".
         reweight: image scores as in equation 7 instead of the code's maximum.
         sigma: of the map's Gaussian blur, in pixels.
         batch: images per step of fitting.
@@ -59,6 +61,7 @@ class PatchCore(nn.Module):
         backbone: Features,
         ratio: float,
         seed: int,
+        pooling: str = "authors",
         dimensions: int = 1024,
         reweight: bool = False,
         sigma: float = 4.0,
@@ -66,15 +69,19 @@ class PatchCore(nn.Module):
     ) -> None:
         if not 0 < ratio <= 1:
             raise UsageError(f"method.ratio={ratio}: expected a fraction of the patches, above 0 and at most 1")
+        if dimensions < 1:
+            raise UsageError(f"method.dimensions={dimensions}: expected at least 1")
+        check_choice("pooling", pooling, POOLINGS)
         super().__init__()
-        self.backbone, self.ratio, self.seed, self.dimensions = backbone, ratio, seed, dimensions
+        self.backbone, self.ratio, self.seed = backbone, ratio, seed
+        self.pooling, self.dimensions = pooling, dimensions
         self.reweight, self.sigma, self.batch = reweight, sigma, batch
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create an empty bank for these (C, h, w) levels, the largest grid first."""
-        channels = sum(shape[0] for shape in shapes)
-        self.grid, self.pooled = shapes[0][1:], channels >= self.dimensions
-        self.register_buffer("bank", torch.empty(0, self.dimensions if self.pooled else channels))
+        width = self.dimensions if self.pooling == "authors" else sum(shape[0] for shape in shapes)
+        self.grid = shapes[0][1:]
+        self.register_buffer("bank", torch.empty(0, width))
         self.register_buffer("norms", torch.empty(0), persistent=False)
 
     def fit(self, normals: TrainingSet) -> None:
@@ -137,19 +144,23 @@ class PatchCore(nn.Module):
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """Locally aware patch embeddings (B * h * w, D), section 3.1.
 
-        Every patch is averaged with its eight neighbours (with zero padding), deeper levels are resized bilinearly to
+        A patch is described with its eight neighbours (zeros beyond the border), deeper levels are resized bilinearly to
         the first level's grid, and the levels are concatenated.
 
-        If the levels have fewer channels than `dimensions`, that is all, as in anomalib. Otherwise the authors'
-        adaptive averages are used: over a level's C x 9 values, in channel-major order, in `dimensions` (overlapping)
-        bins, and then over the concatenated levels in `dimensions` bins again. With the 512 channels of WR50's level 2
-        this gives the centre double weight; with the 1024 of its level 3, pairs of channels are averaged.
+        Pooling "authors" takes their adaptive averages: over a level's C x 9 values, in channel-major order, in
+        `dimensions` bins, then over the concatenated levels in `dimensions` bins again; half of the result describes
+        each of two levels. Bins overlap where they do not divide the values, as with the 512 channels of WR50's level 2,
+        and repeat them where there are fewer, as with lite0's 40 and 112 channels. "mean" averages over the nine
+        positions only.
         """
-        levels = [adaptive(level, self.dimensions) if self.pooled else average(level) for level in levels]
+        if self.pooling == "authors":
+            levels = [adaptive(level, self.dimensions) for level in levels]
+        else:
+            levels = [F.avg_pool2d(level, 3, stride=1, padding=1) for level in levels]
         grid = levels[0].shape[-2:]
         deeper = [F.interpolate(level, grid, mode="bilinear", align_corners=False) for level in levels[1:]]
         joined = torch.cat([levels[0], *deeper], dim=1)
-        if self.pooled:
+        if self.pooling == "authors":
             joined = shrink(joined, self.dimensions)
         return joined.permute(0, 2, 3, 1).reshape(-1, joined.shape[1])
 
@@ -172,11 +183,6 @@ class PatchCore(nn.Module):
         take_row_counts(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.norms = squared_lengths(self.bank)
-
-
-def average(level: Tensor) -> Tensor:
-    """(B, C, h, w) means over 3 x 3 patches, with zero padding."""
-    return F.avg_pool2d(level, 3, stride=1, padding=1)
 
 
 def adaptive(level: Tensor, dimensions: int) -> Tensor:

@@ -80,7 +80,7 @@ def padim() -> Iterator[Comparison]:
 def patchcore() -> Iterator[Comparison]:
     layers = ["layer2", "layer3"]
     network = Levels(layers)
-    ours, _, test = fitted("patchcore", network, "method.ratio=0.2", "method.reweight=true")
+    ours, _, test = fitted("patchcore", network, "method.ratio=0.2", "method.reweight=true", "method.pooling=mean")
     theirs = PatchcoreModel(layers, "resnet18", pre_trained=False, num_neighbors=9).eval()
     theirs.feature_extractor, theirs.memory_bank = network.extractor, ours.bank
     features = {name: theirs.feature_pooler(each) for name, each in network.extractor(test.double()).items()}

@@ -51,10 +51,11 @@ def greedy(points, count, first):
     return chosen
 
 
-@pytest.mark.parametrize("dimensions", [1024, 64])
+@pytest.mark.parametrize(("pooling", "dimensions"), [("authors", 1024), ("authors", 64), ("mean", 152)])
 @pytest.mark.parametrize("reweight", [False, True])
-def test_scores_and_maps_follow_the_equations(dimensions, reweight):
-    words = (f"method.dimensions={dimensions}", "method.ratio=0.05", f"method.reweight={str(reweight).lower()}")
+def test_scores_and_maps_follow_the_equations(pooling, dimensions, reweight):
+    words = (f"method.pooling={pooling}", "method.ratio=0.05", f"method.reweight={str(reweight).lower()}")
+    words += (f"method.dimensions={dimensions}",) if pooling == "authors" else ()
     setup = Setup("patchcore", overrides=words)
     train, test = pictures(24), pictures(3, first=900)
     test[0, 20:30, 20:30] = 0
@@ -62,9 +63,9 @@ def test_scores_and_maps_follow_the_equations(dimensions, reweight):
 
     def embed(pixels):
         levels = setup.network(to_tensor(pixels))
-        return joined(levels) if dimensions == 1024 else pooled(levels, dimensions)
+        return joined(levels) if pooling == "mean" else pooled(levels, dimensions)
 
-    known, tested = embed(train).reshape(-1, min(dimensions, 152)), embed(test)
+    known, tested = embed(train).reshape(-1, dimensions), embed(test)
     count = int(0.05 * len(known))
     first = int(np.square(known - method.bank[0].numpy()).sum(axis=1).argmin())
     bank = known[greedy(known, count, first)]
@@ -116,11 +117,23 @@ def test_embeddings_of_wrn50_are_1024_and_the_bank_is_as_large_as_computed():
 
 
 @pytest.mark.parametrize(("backbone", "dimensions"), [("lite0", 152), ("r18", 384)])
-def test_fewer_channels_are_kept_as_they_are(backbone, dimensions):
-    setup = Setup("patchcore", backbone, ("backbone.weights=random",))
-    method = setup.new()
-    method.build(setup.network.shapes((64, 64)))
-    assert method.bank.shape[1] == dimensions
+def test_fewer_channels_are_pooled_to_as_many_values_or_kept(backbone, dimensions):
+    """The authors' code pools to 1024 whatever the number of channels; `mean` keeps their number."""
+    for words, expected in (((), 1024), (("method.pooling=mean",), dimensions)):
+        setup = Setup("patchcore", backbone, ("backbone.weights=random", *words))
+        method = setup.new()
+        method.build(setup.network.shapes((64, 64)))
+        assert method.bank.shape[1] == method.embed(setup.network(setup.new_images()))[0].numel() == expected
+
+
+def test_adaptive_averages_by_hand():
+    """Two channels x 9 values in 4 bins (of 5 with one shared), then two levels' 8 values in 4 bins."""
+    level = torch.arange(18.0).view(1, 2, 3, 3)  # the middle patch is 0, 1, ..., 17
+    assert patchcore.adaptive(level, 4)[0, :, 1, 1].tolist() == [2.0, 6.0, 11.0, 15.0]
+    assert patchcore.adaptive(level[:, :, 1:2, 1:2], 36)[0, :, 0, 0].tolist() == [0.0] * 8 + [4.0] * 2 + [0.0] * 16 + [
+        13.0
+    ] * 2 + [0.0] * 8
+    assert patchcore.shrink(torch.arange(8.0).view(1, 8, 1, 1), 4).flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
 
 
 def test_the_seed_draws_the_first_entry():
@@ -131,7 +144,7 @@ def test_the_seed_draws_the_first_entry():
 
 def test_one_training_image_is_enough():
     method = Setup("patchcore", overrides=("method.ratio=0.1",)).fitted(TrainingSet("single", pictures(1)))
-    assert method.bank.shape == (6, 152)
+    assert method.bank.shape == (6, 1024)
     assert method.score(to_tensor(pictures(2))).map.isfinite().all()
 
 
@@ -146,6 +159,13 @@ def test_one_patch_cannot_be_reweighted():
         Setup("patchcore", overrides=words).fitted(TrainingSet("single", pictures(1)))
 
 
+def test_a_wrong_pooling_or_width():
+    with pytest.raises(UsageError, match=r"method.pooling=authros: no such choice; did you mean authors"):
+        Setup("patchcore", overrides=("method.pooling=authros",)).new()
+    with pytest.raises(UsageError, match="method.dimensions=0: expected at least 1"):
+        Setup("patchcore", overrides=("method.dimensions=0",)).new()
+
+
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
 def test_a_ratio_that_is_none(ratio):
     with pytest.raises(UsageError, match=f"method.ratio={ratio}: expected a fraction"):
@@ -153,9 +173,9 @@ def test_a_ratio_that_is_none(ratio):
 
 
 def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 9 * 10**5)
+    monkeypatch.setattr(memory, "free", lambda device: 6 * 10**6)
     seen = []
-    with pytest.raises(TooLarge, match=r"1536 patches x 152, with a bank of 15, needs 1 MB.*input.resize"):
+    with pytest.raises(TooLarge, match=r"1536 patches x 1024, with a bank of 15, needs 6 MB.*input.resize"):
         Setup("patchcore", overrides=("method.batch=8",)).fitted(
             TrainingSet("many", pictures(24), advance=lambda images: seen.append(images))
         )
