@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.metrics.registry import find_metric
@@ -90,8 +90,9 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
-    """The setup, the status, where speed or cost was measured, and whether a metric's revision is outdated."""
+    """The setup, the status, settings with a footnote, where speed or cost was measured, and whether a metric's revision is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
+    facts |= {"settings": _settings_fact(records[0])}
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
         facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
@@ -113,6 +114,14 @@ def _status_fact(method: str) -> str:
     """Whether what changes a method's numbers is partly our choice; '' also for methods that are not ours."""
     evidence = packaged_node("method", method).get("about", {}).get("evidence", {})
     return RECONSTRUCTION if evidence.get("status") == "reconstruction" else ""
+
+
+def _settings_fact(record: Record) -> str:
+    """The footnotes of `about.footnotes` in the method's YAML whose setting has their value in this record."""
+    method: Mapping[str, Any] = record.config.get("method") or {}
+    about = (packaged_node("method", record.method) or method).get("about") or {}
+    told = about.get("footnotes") or []
+    return "; ".join(each["note"] for each in told if method.get(each["setting"], ...) == each["value"])
 
 
 def reported(measure: Column, item: AxisItem, key: str) -> CellValue:

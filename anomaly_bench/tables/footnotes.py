@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 _GAP = "Gaps are meaningful only where backbone, input and categories match the paper's."
 _MARKS = "The best is chosen from the repaired values."
 # their order below a table
-_FACTS = ("setup", "status", "count", "seeds", "speed", "alone", "cost", "extraction", "metric", *DISAGREEMENTS)
+_FACTS = (
+    *("setup", "status", "settings", "count", "seeds", "speed", "alone", "cost", "extraction", "metric"),
+    *DISAGREEMENTS,
+)
 Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]
 
 

@@ -130,9 +130,10 @@ def test_adaptive_averages_by_hand():
     """Two channels x 9 values in 4 bins (of 5 with one shared), then two levels' 8 values in 4 bins."""
     level = torch.arange(18.0).view(1, 2, 3, 3)  # the middle patch is 0, 1, ..., 17
     assert patchcore.adaptive(level, 4)[0, :, 1, 1].tolist() == [2.0, 6.0, 11.0, 15.0]
-    assert patchcore.adaptive(level[:, :, 1:2, 1:2], 36)[0, :, 0, 0].tolist() == [0.0] * 8 + [4.0] * 2 + [0.0] * 16 + [
-        13.0
-    ] * 2 + [0.0] * 8
+    assert (
+        patchcore.adaptive(level[:, :, 1:2, 1:2], 36)[0, :, 0, 0].tolist()
+        == [0.0] * 8 + [4.0] * 2 + [0.0] * 16 + [13.0] * 2 + [0.0] * 8
+    )
     assert patchcore.shrink(torch.arange(8.0).view(1, 8, 1, 1), 4).flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
 
 

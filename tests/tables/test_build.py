@@ -224,6 +224,26 @@ def test_the_same_record_twice_counts_once() -> None:
     assert render_tables([*SMALL, *SMALL], PER_CLASS) == CONSOLE
 
 
+def test_a_setting_with_a_footnote_is_marked_and_others_are_not() -> None:
+    """`about.footnotes` of the method's own YAML, or of the record's where the package has no such method."""
+    note = "without the authors' pooling to 1024 values"
+    as_authors, mean = (
+        record(method="patchcore", settings={"pooling": pooling}, task=task, categories=FOUR)
+        for pooling, task in (("authors", "weave"), ("mean", "gear"))
+    )
+    assert note not in render_tables([as_authors], PER_CLASS)
+    assert "Without the authors' pooling to 1024 values." in render_tables([mean], PER_CLASS)
+    table = build_tables([as_authors, mean], PER_CLASS)[0]
+    found = {" ".join(head.labels): [marked(table)[letter] for letter in head.notes] for head in table.columns}
+    assert {name: note in notes for name, notes in found.items()} == {
+        "PatchCore (pooling=authors) WRN50": False,
+        "PatchCore (pooling=mean) WRN50": True,
+    }
+    about = {"footnotes": [{"setting": "wet", "value": None, "note": "of rain"}]}
+    own = record(method="own", settings={"wet": None, "about": about}, task="weave", categories=FOUR)
+    assert "Of rain." in render_tables([own], PER_CLASS)
+
+
 def test_rows_stand_in_the_datasets_order() -> None:
     grid = only([record(task=name) for name in reversed(MVTEC)])
     means = ["mean of textures", "mean of objects", "mean of all"]
