@@ -10,8 +10,8 @@ distances, and the image score is the largest patch score before upsampling, wit
 first centre; the code measures distances in a random projection to 128 dimensions, starting from the mean distance to
 ten random points as an upper bound.
 
-anomalib differs from all of these: no pooling to 1024 dimensions (`pooling: mean`), a sparse random projection for the selection, plain
-distances, re-weighting over 9 neighbours, a map upsampled by replication.
+anomalib differs from all of these: no pooling to 1024 dimensions (`pooling: mean`), a sparse random projection for the
+selection, plain distances, re-weighting over 9 neighbours, a map upsampled by replication.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ class PatchCore(nn.Module):
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """Locally aware patch embeddings (B * h * w, D), section 3.1.
 
-        A patch is described with its eight neighbours (zeros beyond the border), deeper levels are resized bilinearly to
-        the first level's grid, and the levels are concatenated.
+        A patch is described with its eight neighbours (zeros beyond the border), deeper levels are resized bilinearly
+        to the first level's grid, and the levels are concatenated.
 
         Pooling "authors" takes their adaptive averages: over a level's C x 9 values, in channel-major order, in
         `dimensions` bins, then over the concatenated levels in `dimensions` bins again; half of the result describes
-        each of two levels. Bins overlap where they do not divide the values, as with the 512 channels of WR50's level 2,
-        and repeat them where there are fewer, as with lite0's 40 and 112 channels. "mean" averages over the nine
+        each of two levels. Bins overlap where they do not divide the values, as with the 512 channels of WR50's level
+        2, and repeat them where there are fewer, as with lite0's 40 and 112 channels. "mean" averages over the nine
         positions only.
         """
         if self.pooling == "authors":

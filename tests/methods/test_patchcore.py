@@ -163,7 +163,7 @@ def test_one_patch_cannot_be_reweighted():
 def test_a_wrong_pooling_or_width():
     with pytest.raises(UsageError, match=r"method.pooling=authros: no such choice; did you mean authors"):
         Setup("patchcore", overrides=("method.pooling=authros",)).new()
-    with pytest.raises(UsageError, match="method.dimensions=0: expected at least 1"):
+    with pytest.raises(UsageError, match=r"method.dimensions=0: expected at least 1"):
         Setup("patchcore", overrides=("method.dimensions=0",)).new()
 
 
