@@ -90,7 +90,7 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
-    """The setup, status and settings with a footnote, where speed or cost was measured, whether a metric is outdated."""
+    """The setup, status and settings with a footnote, where speed or cost was measured, if a metric is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
     facts |= {"settings": _settings_fact(records[0])}
     if name in SPEEDS:
