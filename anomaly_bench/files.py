@@ -15,10 +15,13 @@ from PIL import Image as PILImage
 
 from anomaly_bench.errors import DataError
 
+LONGEST = 100  # characters of a name: with those beside it in a file's it stays below the 255 that systems take
 
-def safe_filename(name: str) -> str:
-    """A file name that every system takes: letters, digits, '._-'; a changed name ends in 6 digits of its hash."""
+
+def safe_filename(name: str, longest: int = LONGEST) -> str:
+    """A file name that every system takes: letters, digits, '._-'; one that is changed ends in digits of its hash."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(". ") or "_"
+    plain = plain if len(plain) <= longest else plain[: longest - 7]
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)
     return plain if plain == name and not reserved else f"{'_' if reserved else ''}{plain}_{digest(name)[:6]}"
 

@@ -14,9 +14,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from anomaly_bench.errors import UsageError, one_line
 
+LOADING = {  # arguments of timm's and torchvision's networks
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+    *("weights", "weights_backbone"),
+}
+
 
 def create(network: str, options: Mapping[str, Any]) -> Any:
-    """The whole network with random weights."""
+    """The whole network with random weights.
+
+    Raises:
+        UsageError: no such network, or an option that loads weights.
+    """
+    loading = sorted(LOADING & options.keys())
+    if loading:
+        raise UsageError(f"backbone.options.{loading[0]}: loads weights; give them as backbone.weights=FILE")
     library, _, name = network.rpartition(".")
     if library == "torchvision":
         from torchvision import models

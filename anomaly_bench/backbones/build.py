@@ -35,6 +35,50 @@ def find_weights(config: Mapping[str, Any]) -> dict[str, Weights]:
     return {name: network_weights(name, node) for name, node in networks(config["backbone"]).items()}
 
 
+def recorded_weights(
+    backbone: Mapping[str, Any] | None,
+    hashes: Mapping[str, str],
+    today: Mapping[str, Any] | None,
+    given: str | None,
+    made: str,
+) -> dict[str, Weights]:
+    """The weights that a record or a saved model was made with, of each network of its backbone.
+
+    The user or the YAML of today says where they are to be had; what was read says their hashes only.
+
+    Args:
+        backbone: as it was read; None: an image-space method has none.
+        hashes: sha256 of each network's weights, or "random".
+        today: the backbone that the YAML of today has under its name, if any.
+        given: the file of the only network.
+        made: what was made with them, for messages.
+
+    Raises:
+        UsageError: weights are not to be had, or are others.
+    """
+    names = list(networks(backbone))
+    if given is not None and len(names) != 1:
+        raise UsageError(f"weights={given}: {made} reads {' and '.join(names) or 'no network'}, expected one")
+    found = {}
+    for name in names:
+        sha256, node = hashes.get(name, ""), networks(today).get(name)
+        if sha256 == "random":
+            found[name] = resolve(name, "random", {})
+            continue
+        if given is not None:
+            found[name] = resolve(name, given, {})
+        elif node is None:
+            raise UsageError(f"backbone={name}: not known here; give --config-dir DIR with its YAML, or weights=FILE")
+        else:
+            found[name] = network_weights(name, node)
+        if found[name].sha256 != sha256:
+            raise UsageError(
+                f"{made}: made with {name}'s weights of the sha256 {sha256[:12]}..., found "
+                f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give weights=FILE"
+            )
+    return found
+
+
 def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
     source = node["about"].get("pretrained")
     source = source if isinstance(source, Mapping) else {}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import safe_filename, write_atomically
 
 WEIGHTS_VARIABLE = "ANOMALY_BENCH_WEIGHTS"
 CONNECT_SECONDS = 4  # a machine without network access fails within 10 seconds
@@ -32,14 +34,15 @@ def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
 
     Args:
         source: from the backbone's YAML: {"package", "file"} for an installed package, {"repo", "file"} for a
-            repository on the Hugging Face hub, or {"url", "sha256"} for a URL, with the first digits of the hash.
+            repository on the Hugging Face hub, or {"url", "sha256"} for a URL.
 
     Raises:
-        UsageError: the file does not exist and cannot be downloaded.
+        UsageError: the file does not exist and cannot be downloaded, or the source is none that is safe.
     """
     if choice == "random":
         return Weights(None, "random")
     if choice == "pretrained":
+        check_source(backbone, source)
         file = from_package(backbone, source) if "package" in source else fetched(backbone, source)
     else:
         file = Path(choice).expanduser()
@@ -47,6 +50,21 @@ def resolve(backbone: str, choice: str, source: Mapping[str, Any]) -> Weights:
             raise UsageError(f"backbone.weights={choice}: no such file; expected pretrained, random or a weights file")
     with file.open("rb") as stream:
         return Weights(file, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def check_source(backbone: str, source: Mapping[str, Any]) -> None:
+    """Raise UsageError for a source that could name a file elsewhere, import a module or let another file pass."""
+    url, where = urlsplit(str(source.get("url", ""))), PurePosixPath(str(source.get("file", "")))
+    local = url.hostname in ("localhost", "127.0.0.1", "::1")
+    rules = {  # key -> whether it is as it should be, and what was expected
+        "package": (str(source.get("package")).isidentifier(), "the name of a package"),
+        "file": (not where.is_absolute() and ".." not in where.parts, "a path below it"),
+        "url": (url.scheme == "https" or (url.scheme == "http" and local), "an address of https"),
+        "sha256": (re.fullmatch("[0-9a-f]{64}", str(source.get("sha256"))) is not None, "all 64 hex digits"),
+    }
+    for key in rules.keys() & source.keys():
+        if not rules[key][0]:
+            raise UsageError(f"backbone={backbone}: about.pretrained.{key}={source[key]}: expected {rules[key][1]}")
 
 
 def from_package(backbone: str, source: Mapping[str, Any]) -> Path:
@@ -68,7 +86,7 @@ def fetched(backbone: str, source: Mapping[str, Any]) -> Path:
     """The manually placed `<weights folder>/<backbone>.<suffix>`, else a download from the hub or a URL."""
     name = source["file"] if "repo" in source else source["url"]
     wanted = f"{name} of {source['repo']}" if "repo" in source else name
-    local = weights_folder() / f"{backbone}{Path(name).suffix}"
+    local = weights_folder() / f"{safe_filename(backbone)}{PurePosixPath(urlsplit(name).path).suffix}"
     if local.is_file():
         return local
     try:
@@ -96,14 +114,14 @@ def from_hub(repo: str, file: str) -> Path:
 
 
 def fetch_url(url: str, sha256: str, local: Path) -> Path:
-    """Download a file to `local`, check that its sha256 starts with these digits; an unresponsive server times out."""
+    """Download a file to `local` and check its sha256; an unresponsive server times out."""
     import urllib.request
 
     with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
         content: bytes = answer.read()
     found = hashlib.sha256(content).hexdigest()
-    if not found.startswith(sha256):
-        raise OSError(f"the download has sha256 {found[:12]}..., expected {sha256}...")
+    if found != sha256:
+        raise OSError(f"the download has sha256 {found[:12]}..., expected {sha256[:12]}...")
     write_atomically(local, content)
     return local
 
@@ -111,7 +129,6 @@ def fetch_url(url: str, sha256: str, local: Path) -> Path:
 def require_hub() -> None:
     """Raise OSError within seconds if the hub is unreachable; its own client retries for much longer."""
     import socket
-    from urllib.parse import urlsplit
 
     import huggingface_hub.constants as hub
 

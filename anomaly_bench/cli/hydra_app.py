@@ -82,7 +82,6 @@ def hydra(
 
     task = HydraTask(primary, arguments, job, sweep)
     words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=launches)
-    sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     with script_arguments(words):
         try:
             library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()

@@ -71,6 +71,14 @@ def dataset_node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
     return {**compose("config", [f"dataset={name if known else 'folder'}"], folders)["dataset"], "name": name}
 
 
+def backbone_node(name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """The configuration of the backbone of this name; None: there is none."""
+    if name not in choices("backbone", (conf_folder(), *folders)):
+        return None
+    node: dict[str, Any] = compose("config", [f"backbone={name}"], folders)["backbone"]
+    return node
+
+
 def composed(primary: str, overrides: Sequence[str]) -> Any:
     """`compose` with Hydra's and OmegaConf's own errors."""
     from hydra import compose, initialize_config_dir

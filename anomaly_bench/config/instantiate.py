@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +68,7 @@ def find_target(target: Any, where: str, *values: Any, **keys: Any) -> Any:
         UsageError: no such target, or keys that it does not take.
     """
     try:
+        reach(str(target))
         made = get_object(str(target))
         inspect.signature(made).bind(*values, **keys)
     except ImportError as error:
@@ -73,6 +77,19 @@ def find_target(target: Any, where: str, *values: Any, **keys: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {target}: {one_line(str(error))}") from error
     return made
+
+
+def reach(target: str) -> None:
+    """Add the current folder to the import path, behind all others, where a `_target_` lies nowhere else."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.plugins import Plugins
+
+    if target.startswith(".") or importlib.util.find_spec(target.partition(".")[0]) is not None:
+        return
+    Plugins.instance()  # imports every hydra_plugins on the path: that of the current folder is not meant
+    folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()  # hydra.job.chdir leaves it
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def check_values(method: Any, keys: Mapping[str, Any]) -> None:

@@ -106,7 +106,8 @@ def plain_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     """
     parts = PurePosixPath(member.name).parts
     names = [part.lstrip(".") for part in parts]  # ".hidden" is legal, ".." is not
-    if not (member.isdir() or member.isfile()) or member.issparse() or names != [safe_filename(name) for name in names]:
+    safe = [safe_filename(name, longest=255) for name in names]
+    if not (member.isdir() or member.isfile()) or member.issparse() or names != safe:
         raise DataError(
             f"the archive's member {member.name[:200]!r} is refused: expected plain files and folders, with names of "
             "letters, digits and ._- inside the archive's own folder; nothing is unpacked"

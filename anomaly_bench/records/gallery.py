@@ -36,7 +36,8 @@ def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.floati
 
 def picture_name(kind: str, rank: int, file: str) -> str:
     """'miss-1-test-broken_large-003.png', of an image's path in the dataset."""
-    return f"{kind}-{rank}-{safe_filename(str(PurePosixPath(file).with_suffix('')).replace('/', '-'))}.png"
+    name = str(PurePosixPath(file).with_suffix("")).replace("/", "-")
+    return f"{kind}-{rank}-{safe_filename(name, longest=200)}.png"
 
 
 def save_pictures(

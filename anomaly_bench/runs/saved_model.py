@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import nn
 
-from anomaly_bench.backbones.build import find_weights, make_backbone, make_method
-from anomaly_bench.config.instantiate import networks
+from anomaly_bench.backbones.build import make_backbone, make_method, recorded_weights
+from anomaly_bench.config.compose import backbone_node
 from anomaly_bench.config.parts import with_target, without_target
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import write_atomically
@@ -51,8 +52,11 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
     write_atomically(folder / "model.yaml", OmegaConf.to_yaml(OmegaConf.create(about)))
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
     """What `save_model` wrote beside a fitted method: its YAML, its backbone's, the input, the precision.
+
+    Args:
+        folders: the user's own configuration, whose classes may be used.
 
     Raises:
         UsageError: there is no model, or `model.yaml` is not one of `save_model`'s of this version.
@@ -78,38 +82,31 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; call anomaly-bench records convert "
             "on its results folder, or fit and save the model again"
         )
-    return {**about, **{part: with_target(part, about[part]) for part in ("method", "backbone") if about[part]}}
+    return {
+        **about,
+        **{part: with_target(part, about[part], folders) for part in ("method", "backbone") if about[part]},
+    }
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Any:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", weights: str | None = None, folders: Sequence[Path] = ()
+) -> Any:
     """A fitted method as `save_model` left it, ready to score images of `input`'s size.
 
     Args:
-        weights: the file of the backbone's weights, where it is not found as it was when the method was fitted.
+        weights: the file of the backbone's weights, where the YAML of its name does not say where they are.
+        folders: the user's own configuration, whose classes and weights may be used.
 
     Raises:
         UsageError: files are missing or damaged, or the backbone's weights are others than those it was fitted with.
     """
-    about = read_about(folder)
-    if weights is not None:
-        read = list(networks(about["backbone"]))
-        if len(read) != 1:
-            raise UsageError(f"weights={weights}: {folder} reads {' and '.join(read) or 'no network'}, expected one")
-        about["backbone"]["weights"] = weights
-    try:
-        found = find_weights(about)
-    except UsageError as error:
-        raise UsageError(f"{error}; where they lie elsewhere now, anomaly-bench score takes weights=FILE") from error
-    for name, fitted in about["weights_sha256"].items():
-        if found[name].sha256 != fitted:
-            raise UsageError(
-                f"{folder}: fitted on {name}'s weights with the sha256 {fitted[:12]}..., found "
-                f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give those it was fitted on, or "
-                "fit it again"
-            )
-    backbone = make_backbone(about, found, about["precision"]).to(device)
-    method = make_method(about["method"], backbone)
-    method.build(backbone.shapes(about["input"]["crop"] or about["input"]["resize"], about.get("channels", 3)))
+    about = read_about(folder, folders)
+    backbone = about["backbone"]
+    today = None if backbone is None else backbone_node(backbone["name"], folders)
+    found = recorded_weights(backbone, about["weights_sha256"], today, weights, str(folder))
+    network = make_backbone(about, found, about["precision"]).to(device)
+    method = make_method(about["method"], network)
+    method.build(network.shapes(about["input"]["crop"] or about["input"]["resize"], about.get("channels", 3)))
     try:
         method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.backbones.build import find_weights
+from anomaly_bench.backbones.build import recorded_weights
 from anomaly_bench.config.compose import compose, dataset_node
-from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import with_target
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.console import Reporter
-from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.errors import DataError
 from anomaly_bench.hardware import devices
 from anomaly_bench.runs.runner import Runner
 
@@ -111,8 +110,9 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
     regime = record.regime or {"name": "one_class"}  # what every record was before there were others
     config |= {
         "dataset": dataset_node(record.dataset, folders),
-        "method": with_target("method", record.config["method"]),
-        "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"]) or config["backbone"],
+        "method": with_target("method", record.config["method"], folders),
+        "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"], folders)
+        or config["backbone"],
         "category": regime.get("categories", [record.task]),
         "task": {key: value for key, value in regime.items() if key != "categories"},
         "data_root": wanted["data_root"],
@@ -134,7 +134,9 @@ def device_of(record: Record) -> str:
     return best if on_gpu else "cpu"
 
 
-def backbone_of(record: Record, known: Mapping[str, Any] | None, weights: str | None) -> dict[str, Any] | None:
+def backbone_of(
+    record: Record, known: Mapping[str, Any] | None, weights: Any, folders: Sequence[Path]
+) -> dict[str, Any] | None:
     """The record's backbone, with the files of its weights instead of their hashes.
 
     Args:
@@ -148,35 +150,22 @@ def backbone_of(record: Record, known: Mapping[str, Any] | None, weights: str | 
     if told is None:
         return None
     parts = told.get("networks", {record.backbone: told})
-    if weights is not None and len(parts) != 1:
-        raise UsageError(f"weights={weights}: {record.backbone} has {len(parts)} networks, expected one")
-    sources = networks(known)
-    files = {name: weights_of(name, part["weights"], sources.get(name), weights) for name, part in parts.items()}
-    made = {name: {**rebuilt(part, name), "weights": files[name]} for name, part in parts.items()}
-    return {**rebuilt(told, record.backbone), "networks": made} if "networks" in told else made[record.backbone]
+    node = rebuilt(told, record.backbone, folders)
+    if "networks" in told:
+        node["networks"] = {name: rebuilt(part, name, folders) for name, part in parts.items()}
+    given = None if weights is None else str(weights)
+    hashes = {name: part["weights"] for name, part in parts.items()}
+    for name, found in recorded_weights(node, hashes, known, given, "the record").items():
+        (node["networks"][name] if "networks" in told else node)["weights"] = str(found.file or "random")
+    return node
 
 
-def rebuilt(told: Mapping[str, Any], name: str) -> dict[str, Any]:
+def rebuilt(told: Mapping[str, Any], name: str, folders: Sequence[Path]) -> dict[str, Any]:
     """The YAML's node, but for weights, of what a record tells of it."""
     keys = {key: value for key, value in told.items() if key not in ("revision", "weights", "networks")}
-    return with_target("backbone", {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}})
-
-
-def weights_of(name: str, sha256: str, source: Mapping[str, Any] | None, given: str | None) -> str:
-    """What `weights` has to be for a network to have weights of this hash."""
-    if sha256 == "random":
-        return sha256
-    if given is not None:
-        source = {"name": name, "weights": given, "about": {}}
-    elif source is None:
-        raise UsageError(f"backbone={name}: not known here; give --config-dir DIR with its YAML, or weights=FILE")
-    found = find_weights({"backbone": {**source, "name": name}})[name]
-    if found.sha256 != sha256:
-        raise UsageError(
-            f"{name}: the record was computed with weights of the sha256 {sha256[:12]}..., found "
-            f"{found.sha256[:12]}... ({found.file}); give weights=FILE"
-        )
-    return str(found.file)
+    return with_target(
+        "backbone", {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}}, folders
+    )
 
 
 def judge(record: Record, again: Record) -> Verdict:

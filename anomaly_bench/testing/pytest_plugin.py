@@ -6,9 +6,7 @@ Every pytest run loads it if anomaly-bench is installed: it does and imports not
 from __future__ import annotations
 
 import functools
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -42,7 +40,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Collect the checks here, so that a wrong name gives a one-line error."""
     if CHECKS_KEY not in session.config.stash:
         return
-    sys.path.append(os.getcwd())  # a user's `_target_: mypackage.MyMethod`
     try:
         session.config.stash[CHECKS_KEY] = dict(checks(session.config))
     except UsageError as error:

@@ -413,7 +413,7 @@ CONTENT = hashlib.sha256(b"content").hexdigest()
 
 
 def test_weights_of_an_address_are_fetched_once(address, empty_cache):
-    where = {"url": f"{address}/net.pth", "sha256": CONTENT[:8]}
+    where = {"url": f"{address}/net.pth", "sha256": CONTENT}
     found = resolve("alexnet", "pretrained", where)
     assert found.sha256 == CONTENT
     assert found.file == empty_cache / "weights" / "alexnet.pth"
@@ -422,7 +422,11 @@ def test_weights_of_an_address_are_fetched_once(address, empty_cache):
 
 @pytest.mark.parametrize(
     ("file", "sha256", "reason"),
-    [("net.pth", "00ff", "sha256 .* expected 00ff"), ("silent.pth", CONTENT, "timed out"), ("broken.pth", CONTENT, "")],
+    [
+        ("net.pth", "00ff" * 16, "sha256 .* expected 00ff"),
+        ("silent.pth", CONTENT, "timed out"),
+        ("broken.pth", CONTENT, ""),
+    ],
 )
 def test_weights_of_an_address_that_do_not_arrive(address, empty_cache, file, sha256, reason):
     with pytest.raises(UsageError, match=rf"could not be fetched \(.*{reason}.*Wanted: {address}/{file}\. Put it at"):

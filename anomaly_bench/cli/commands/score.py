@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from anomaly_bench.cli.hydra_app import hydra
+from anomaly_bench.cli.hydra_app import composed_once
 from anomaly_bench.cli.overrides import SWEEPING
+from anomaly_bench.config.compose import config_folders
 from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.config.settings import conf_folder
 from anomaly_bench.errors import Exit, UsageError
@@ -23,11 +25,16 @@ MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # 
 def command(arguments: Sequence[str]) -> int:
     if set(SWEEPING) & set(arguments):
         raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
-    return hydra("score", arguments, score_job)
+    config = composed_once("score", arguments)
+    return Exit.DONE if config is None else score(config, config_folders(arguments)[1:])
 
 
-def score_job(config: DictConfig) -> int:
-    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored."""
+def score(config: DictConfig, folders: Sequence[Path]) -> int:
+    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored.
+
+    Args:
+        folders: the user's own configuration.
+    """
     values: Any = OmegaConf.to_container(config, resolve=True)
     if (values["model"] is None) == (values["maps"] is None):
         raise UsageError("score: expected either model=DIR images=DIR out=DIR, or maps=DIR dataset=NAME data_root=DIR")
@@ -38,7 +45,9 @@ def score_job(config: DictConfig) -> int:
         if values.get(key) != defaults[key]:
             raise UsageError(f"score: {key} has no effect with {given}=DIR; see anomaly-bench --help")
     if given == "model":
-        from anomaly_bench.cli.commands.score_images import score_images as work
-    else:
-        from anomaly_bench.cli.commands.score_maps import score_maps as work
-    return Exit.DONE if work(values) else Exit.FAILED
+        from anomaly_bench.cli.commands.score_images import score_images
+
+        return Exit.DONE if score_images(values, folders) else Exit.FAILED
+    from anomaly_bench.cli.commands.score_maps import score_maps
+
+    return Exit.DONE if score_maps(values) else Exit.FAILED

@@ -13,7 +13,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ from anomaly_bench.hardware.devices import cores
 from anomaly_bench.runs.folder_scoring import Folder, Wanted
 
 
-def score_images(values: Mapping[str, Any]) -> bool:
+def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> bool:
     """Score every image of a folder; True: all of them could be read.
+
+    Args:
+        folders: the user's own configuration, whose classes a model may name.
 
     Raises:
         UsageError: no model, no image, weights other than the model's, or `out` cannot be used.
@@ -40,9 +43,9 @@ def score_images(values: Mapping[str, Any]) -> bool:
     from anomaly_bench.hardware import torch_setup
     from anomaly_bench.runs import saved_model
 
-    about = saved_model.read_about(wanted.model)
+    about = saved_model.read_about(wanted.model, folders)
     device = torch_setup.set_up(wanted.device, wanted.threads, about["precision"])
-    method = saved_model.load_model(wanted.model, device, wanted.weights)
+    method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders))
     new_folder(values, "out")
     reporter = Reporter()
     with sharing.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:

@@ -1,0 +1,221 @@
+"""Files, folders and servers of somebody else: what they hold is data. Nothing of it is run, followed or waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_category
+
+from anomaly_bench.backbones import weights
+from anomaly_bench.cli.main import command as call
+from anomaly_bench.errors import UsageError
+from anomaly_bench.files import digest
+
+SCRIPT = "from anomaly_bench.cli.main import main; main()"
+SMALL = (
+    *("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "threads=1", "category=cog", "batch_size=4"),
+    *("method.dimensions=20", "save_model=true"),
+)
+EVIL = "import pathlib; pathlib.Path(__file__).with_name('was-run').touch()\nclass Evil:\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with `data` and the `results` of one run that has kept its model; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    make_category(folder / "data" / "cog")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert call([*SMALL, f"data_root={folder / 'data'}", f"results={folder / 'results'}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def stranger(made, tmp_path, monkeypatch) -> Path:
+    """A folder with a copy of the results and a module that leaves a file when it is imported; the current one."""
+    shutil.copytree(made / "results", tmp_path / "results")
+    (tmp_path / "evil.py").write_text(EVIL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(stranger) -> Path:
+    return next((stranger / "results").rglob("model.yaml"))
+
+
+@pytest.fixture
+def record(stranger) -> Path:
+    return next((stranger / "results" / "records").rglob("*.json"))
+
+
+def change(file: Path, key: str, value: object) -> None:
+    """Set a dotted key of a model.yaml or of a record, whose checksum is then right again."""
+    text = file.read_text()
+    content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    content.pop("checksum", None)
+    *path, last = key.split(".")
+    node = content
+    for part in path:
+        node = node[part]
+    node[last] = value
+    if file.suffix == ".json":
+        file.write_text(json.dumps({**content, "checksum": digest(content)}))
+    else:
+        file.write_text(yaml.safe_dump(content))
+
+
+def refused(said: tuple[int, str, str], *parts: str) -> None:
+    """One line of wrong usage, and nothing was imported from the current folder."""
+    status, out, err = said
+    assert (status, out) == (2, ""), err
+    assert len(err.splitlines()) == 1, err
+    assert all(part in err for part in parts), err
+    assert not Path("was-run").exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.fixture
+def score(command, model, made):
+    """Scores the test images with the model."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        images = made / "data" / "cog" / "test" / "spot"
+        return command("score", f"model={model.parent}", f"images={images}", "out=out", *words)
+
+    return call
+
+
+@pytest.fixture
+def verify(command, record, made):
+    return lambda *words: command("verify", f"record={record}", f"data_root={made / 'data'}", *words)
+
+
+TARGETS = ("evil.Evil", "os.system", "subprocess.run", "anomaly_bench.cache.clear", "anomaly_bench.files.tree")
+
+
+@pytest.mark.parametrize("part", ["method", "backbone"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_saved_model_names_built_in_parts_only(part, target, model, score):
+    change(model, f"{part}._target_", target)
+    refused(score(), f"made by {target}, which is not a part of anomaly-bench", "--config-dir")
+
+
+@pytest.mark.parametrize("part", ["method", "backbone"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_record_names_built_in_parts_only(part, target, record, verify):
+    change(record, f"config.{part}._target_", target)
+    refused(verify(), f"made by {target}, which is not a part of anomaly-bench", "--config-dir")
+
+
+def test_a_part_of_ones_own_is_built_where_its_yaml_is_given(model, score):
+    """From the current folder, too: the user's own configuration says so."""
+    change(model, "method._target_", "evil.Evil")
+    change(model, "method.name", "mine")
+    own = Path("own/method")
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("name: mine\n_target_: evil.Evil\n")
+    status, _, err = score("--config-dir", "own")
+    assert status == 2
+    assert "method=mine: evil.Evil: " in err, "it is called, and takes no arguments"
+    assert Path("was-run").exists()
+    del sys.modules["evil"]
+    sys.path.remove(str(Path.cwd()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "http://127.0.0.1:9/x.pth", "sha256": ""},
+        {"package": "evil.weights", "file": "x.pth"},
+        {"package": "torch", "file": "../../../../evil.pth"},
+        {"repo": "x/y", "file": "../../evil.pth"},
+    ],
+    ids=str,
+)
+def test_a_saved_model_does_not_say_where_weights_come_from(source, model, score):
+    """Nor which file they are: what it was fitted on is found by today's YAML, and scored with."""
+    change(model, "backbone.about.pretrained", source)
+    change(model, "backbone.weights", str(Path("evil.pth").resolve()))
+    status, _, err = score()
+    assert status == 0, err
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "no_such", "/etc/passwd"])
+def test_a_backbone_of_another_name_has_no_weights(name, model, score):
+    change(model, "backbone.name", name)
+    change(model, "backbone._target_", "anomaly_bench.backbones.Backbone")
+    refused(score(), f"backbone={name}: not known here; give --config-dir DIR")
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "cache_dir", "weights_backbone"])
+def test_an_architecture_loads_no_weights_of_its_own(key, model, score):
+    change(model, "backbone.options", {key: "evil.pth"})
+    refused(score(), f"backbone.options.{key}: loads weights")
+
+
+@pytest.mark.parametrize("words", [("tables",), ("status", "category=cog"), ("list", "methods")], ids=" ".join)
+def test_the_current_folders_plugins_and_modules_are_not_imported(words, stranger):
+    """In a process of its own, as Hydra looks for plug-ins once, with the path that the console script has."""
+    for name in ("hydra_plugins/evil/__init__.py", "hydra/__init__.py", "numpy.py"):
+        (stranger / name).parent.mkdir(parents=True, exist_ok=True)
+        (stranger / name).write_text(EVIL)
+    script = f"import sys; sys.path.remove(''); {SCRIPT}"
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1), done.stderr
+    assert not list(stranger.rglob("was-run"))
+
+
+SOURCES = [
+    (
+        {"url": "http://example.org/x.pth", "sha256": "a" * 64},
+        "url=http://example.org/x.pth: expected an address of https",
+    ),
+    ({"url": "file:///etc/passwd", "sha256": "a" * 64}, "url=file:///etc/passwd: expected an address of https"),
+    ({"url": "https://example.org/x.pth", "sha256": ""}, "sha256=: expected all 64 hex digits"),
+    ({"url": "https://example.org/x.pth", "sha256": "7be5be79"}, "sha256=7be5be79: expected all 64 hex digits"),
+    ({"package": "evil.weights", "file": "x.pth"}, "package=evil.weights: expected the name of a package"),
+    ({"package": "torch", "file": "../evil.pth"}, "file=../evil.pth: expected a path below it"),
+    ({"repo": "x/y", "file": "/etc/passwd"}, "file=/etc/passwd: expected a path below it"),
+]
+
+
+@pytest.mark.parametrize(("source", "says"), SOURCES, ids=[says for _, says in SOURCES])
+def test_weights_are_fetched_by_a_full_hash_over_https_to_a_safe_place(source, says, stranger):
+    with pytest.raises(UsageError, match=re.escape(f"about.pretrained.{says}")):
+        weights.resolve("mine", "pretrained", source)
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "..", "a" * 300])
+def test_weights_are_kept_in_their_folder(name, tmp_path, monkeypatch):
+    """Whatever a backbone is called."""
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "x.pth").write_bytes(b"content")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        source = {
+            "url": f"http://127.0.0.1:{server.server_port}/x.pth",
+            "sha256": hashlib.sha256(b"content").hexdigest(),
+        }
+        found = weights.resolve(name, "pretrained", source).file
+        server.shutdown()
+    assert found.parent == tmp_path / "cache" / "weights"
+    assert found.read_bytes() == b"content"
