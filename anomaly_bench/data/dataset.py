@@ -197,13 +197,15 @@ def chosen(dataset: Dataset, category: Any) -> list[str]:
 DATA_VARIABLE = "ANOMALY_BENCH_DATA"
 
 
-def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str) -> Path:
-    """The dataset's folder from the key `data_root` or from the environment."""
+def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str, archive: str = "") -> Path:
+    """The dataset's folder, or a file with the suffix `archive`, from the key `data_root` or from the environment."""
     shared = os.environ.get(DATA_VARIABLE)
     if data_root is None and shared is None:
         raise UsageError(f"dataset={name} needs data_root=DIR ({what}), or {DATA_VARIABLE} set to its parent")
     root = Path(data_root).expanduser() if data_root is not None else Path(str(shared)).expanduser() / name
     origin = "data_root" if data_root is not None else f"${DATA_VARIABLE}/{name}"
+    if archive and root.suffix == archive and root.is_file():
+        return root
     try:
         os.scandir(root).close()
     except (FileNotFoundError, NotADirectoryError) as error:
