@@ -101,9 +101,7 @@ def pickled_batch(path: Path, modified: int) -> tuple[NDArray[np.uint8], NDArray
         labels, rows = np.asarray(values[b"labels"], np.uint8), np.asarray(values[b"data"], np.uint8)
         return labels, rows.reshape(len(labels), 3, 32, 32)
     except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(
-            f"{path}: not a batch of CIFAR-10 ({error}); replace it by the official file"
-        ) from error
+        raise DataError(f"{path}: not a batch of CIFAR-10 ({error}); replace it by the official file") from error
 
 
 def read_row(source: Source) -> NDArray[np.uint8]:

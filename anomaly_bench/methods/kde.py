@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,16 +55,15 @@ class KDE(nn.Module):
         super().__init__()
         self.size, self.variance, self.folds, self.batch = size, variance, folds, batch
         first, last, count = bandwidths
-        self.bandwidths = [float(2**exponent) for exponent in torch.linspace(first, last, int(count)).tolist()]
+        self.bandwidths = (2 ** np.linspace(first, last, int(count))).tolist()
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create empty statistics for (C, H, W) images."""
         channels, height, width = shapes[0]
         dimensions = channels * min(height, self.size) * min(width, self.size)
-        for name, shape in {"low": (), "span": (), "mean": (dimensions,), "bandwidth": ()}.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("components", torch.zeros(0, dimensions, dtype=torch.float64))
-        self.register_buffer("points", torch.zeros(0, 0, dtype=torch.float64))
+        shapes_of = {"low": (), "span": (), "mean": (dimensions,), "bandwidth": ()}
+        for name, shape in {**shapes_of, "components": (0, dimensions), "points": (0, 0)}.items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def fit(self, normals: TrainingSet) -> None:
         """Find the axes of PCA and the bandwidth.
@@ -79,14 +79,15 @@ class KDE(nn.Module):
             )
         vectors = torch.cat([self.contrast(images) for images in normals.images(self.batch)])
         self.low.copy_(vectors.min())
-        self.span.copy_((vectors.max() - self.low).clamp(min=1e-12))
+        self.span.copy_((vectors.max() - vectors.min()).clamp(min=1e-12))
         vectors = (vectors - self.low) / self.span
         solver = "covariance_eigh" if len(vectors) > vectors.shape[1] else "full"
         pca = PCA(self.variance if self.variance < 1 else None, svd_solver=solver).fit(vectors.cpu().numpy())
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.components = torch.from_numpy(pca.components_).to(self.mean)
-        self.points = (vectors - self.mean) @ self.components.T
-        self.bandwidth.copy_(self.best_bandwidth())
+        points = self.project(vectors)
+        self.points = points.float()
+        self.bandwidth.copy_(self.best_bandwidth(points))
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -103,33 +104,37 @@ class KDE(nn.Module):
         vectors = self.contrast(images)
         if vectors.shape[1] != len(self.mean):
             raise ValueError(f"images of {vectors.shape[1]} values; expected {len(self.mean)}, as in fit")
-        projected = ((vectors - self.low) / self.span - self.mean) @ self.components.T
-        squared = torch.cdist(projected, self.points).square()
+        projected = self.project((vectors - self.low) / self.span)
+        squared = torch.cdist(projected, self.points.to(projected)).square()
         return Scores(-log_density(squared, self.bandwidth, self.points.shape[1]).float(), None)
 
     def contrast(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D) float64: minus the image's mean, divided by the sum of absolute values."""
+        """(B, C, H, W) -> (B, D) float64 (on MPS float32): minus the image's mean, divided by the absolute sum."""
         height, width = images.shape[2:]
         size = (min(height, self.size), min(width, self.size))
         if size != (height, width):
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        vectors = images.flatten(1).double()
+        vectors = images.flatten(1).to(torch.float32 if images.device.type == "mps" else torch.float64)
         vectors = vectors - vectors.mean(dim=1, keepdim=True)
         return vectors / vectors.abs().sum(dim=1, keepdim=True).clamp(min=1e-12)
 
-    def best_bandwidth(self) -> float:
+    def project(self, vectors: Tensor) -> Tensor:
+        """(B, D) -> (B, K) coordinates in PCA's space."""
+        return (vectors - self.mean) @ self.components.T.to(vectors)
+
+    def best_bandwidth(self, points: Tensor) -> float:
         """The bandwidth with the highest log likelihood of held-out points, over consecutive folds.
 
         All bandwidths share one matrix of distances.
         """
-        squared = torch.cdist(self.points, self.points).square()
+        squared = torch.cdist(points, points).square()
         parts = torch.arange(len(squared), device=squared.device).tensor_split(self.folds)
         totals = []
         for bandwidth in self.bandwidths:
             total = 0.0
             for part in parts:
                 rest = torch.cat([other for other in parts if other is not part])
-                log_likelihoods = log_density(squared[part][:, rest], bandwidth, self.points.shape[1])
+                log_likelihoods = log_density(squared[part][:, rest], bandwidth, points.shape[1])
                 total += float(log_likelihoods.sum()) / self.folds
             totals.append(total)
         return self.bandwidths[totals.index(max(totals))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -132,7 +133,9 @@ def test_a_run_is_at_the_native_size(command, tmp_path):
     assert status == 0, err
     assert "CIFAR-10, input 32×32" in out
     (record,) = (tmp_path / "results" / "records" / "cifar10" / "kde-none").glob("ship-s0-*.json")
-    assert '"pixel_auroc"' not in record.read_text()
+    metrics = json.loads(record.read_text())["metrics"]
+    assert metrics["image_auroc"]["value"] is not None
+    assert metrics["pixel_auroc"]["value"] is None
 
 
 @pytest.mark.skipif(not JPEG_COPY.exists(), reason="needs the JPEG copy of CIFAR-10 in ../shared/data")

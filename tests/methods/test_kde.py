@@ -64,8 +64,8 @@ def test_the_bandwidth_is_that_of_a_grid_search():
     bandwidth, _, expected = slow(2 ** np.linspace(*grid))  # the tree loses small densities
     method = fitted(grid)
     assert method.bandwidth.item() == pytest.approx(bandwidth)
-    assert 2**-4.5 < bandwidth < 2**5
-    np.testing.assert_allclose(method.score(to_tensor(TEST)).image, expected, rtol=1e-6)
+    assert 2**-4.5 < bandwidth < 2**0.5, "so float32 statistics count for more"
+    np.testing.assert_allclose(method.score(to_tensor(TEST)).image, expected, rtol=1e-5)
 
 
 def test_contrast_and_brightness_count_for_nothing():
