@@ -83,7 +83,10 @@ class Cifar10:
         """A random share of the images and the rest, both in order."""
         seed = zlib.crc32(f"{self.draw}/{category}".encode())
         taken = set(np.random.default_rng(seed).permutation(len(images))[: round(share * len(images))].tolist())
-        return tuple([image for n, image in enumerate(images) if (n in taken) is kind] for kind in (True, False))
+        return (
+            [image for number, image in enumerate(images) if number in taken],
+            [image for number, image in enumerate(images) if number not in taken],
+        )
 
     def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.root)

@@ -106,7 +106,8 @@ def pickled_batch(path: Path, modified: int) -> tuple[NDArray[np.uint8], NDArray
 
 def read_row(source: Source) -> NDArray[np.uint8]:
     """The image (32, 32, 3) that `member`, a number, counts in a batch."""
-    return batch(source.reader, source.path)[1][int(source.member)].transpose(1, 2, 0)
+    images = batch(source.reader, source.path)[1]  # (N, 3, 32, 32)
+    return np.moveaxis(images[int(source.member)], 0, 2)
 
 
 READERS["cifar10_binary"] = READERS["cifar10_pickle"] = read_row

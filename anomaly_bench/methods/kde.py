@@ -55,7 +55,7 @@ class KDE(nn.Module):
         super().__init__()
         self.size, self.variance, self.folds, self.batch = size, variance, folds, batch
         first, last, count = bandwidths
-        self.bandwidths = (2 ** np.linspace(first, last, int(count))).tolist()
+        self.bandwidths = [float(2**exponent) for exponent in np.linspace(first, last, int(count))]
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create empty statistics for (C, H, W) images."""
@@ -87,7 +87,7 @@ class KDE(nn.Module):
         self.components = torch.from_numpy(pca.components_).to(self.mean)
         points = self.project(vectors)
         self.points = points.float()
-        self.bandwidth.copy_(self.best_bandwidth(points))
+        self.bandwidth.fill_(self.best_bandwidth(points))
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
