@@ -1,4 +1,4 @@
-"""What became of the jobs that failed: one JSON file each below <results>/failed, gone when the job succeeds."""
+"""Failed jobs: one JSON file each below <results>/failed, deleted when the job succeeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FOLDER = "failed"
 
 
 def failure_path(results: Path, record: Record) -> Path:
-    """Where the failure of what would have made this record is told."""
+    """The file for the failure of the job that would have made this record."""
     return results / _FOLDER / record.path.relative_to("records")
 
 
 def save_failure(results: Path, record: Record, error: Exception, config: Mapping[str, Any]) -> None:
-    """Write cause, traceback and resolved configuration of a failed job; a full disk is not another failure."""
+    """Write cause, traceback and resolved configuration of a failed job; a full disk is ignored."""
     content = {
         "date": timing.today(),
         **{name: getattr(record, name) for name in ("dataset", "task", "method", "backbone", "seed", "fingerprint")},
@@ -38,13 +38,13 @@ def save_failure(results: Path, record: Record, error: Exception, config: Mappin
 
 
 def known_failure(results: Path, record: Record) -> str | None:
-    """Why the job failed when it was last tried; None: it did not, or has succeeded since."""
+    """Why the job's last attempt failed; None: it did not fail."""
     content = _read(failure_path(results, record))
     return str(content["reason"]) if content.get("fingerprint") == record.fingerprint else None
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What `save_failure` has written; nothing of a file that is not there, or not whole."""
+    """What `save_failure` wrote; empty if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(file.read_bytes())
         return content if isinstance(content, dict) and "reason" in content else {}
@@ -52,14 +52,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def forget_failure(results: Path, record: Record, config: Mapping[str, Any]) -> None:
-    """The job has succeeded: its file goes, as do those of the same configuration on files that were at fault."""
+    """After a success, delete the job's file, and those of the same configuration with other (faulty) data files."""
     folder = failure_path(results, record).parent
     for file in folder.glob(f"*-s{record.seed}-*.json"):
         content = _read(file)
         if content.get("task") == record.task and content.get("config") == config:
             with contextlib.suppress(OSError):
                 file.unlink()
-    with contextlib.suppress(OSError):  # up to the first that is not empty
+    with contextlib.suppress(OSError):  # stops at the first that is not empty
         for empty in (folder, *folder.parents):
             if empty == results:
                 break

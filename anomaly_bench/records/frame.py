@@ -29,7 +29,7 @@ def load_results(results: str | os.PathLike[str] = "results", long: bool = False
 
     Returns:
         The columns of results.csv, then setup (what one table may compare), task and its kind, test set, group, titles,
-        defective test images, seconds of scoring, and the record's path. Metrics are fractions, NaN where undefined.
+        defective test images, scoring time in seconds, and the record's path. Metrics are fractions, NaN if undefined.
 
     Raises:
         UsageError: no such folder.
@@ -38,7 +38,7 @@ def load_results(results: str | os.PathLike[str] = "results", long: bool = False
 
     folder = Path(results).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"results={folder}: no such folder; expected one that anomaly-bench has written")
+        raise UsageError(f"results={folder}: no such folder; expected one written by anomaly-bench")
     found, damaged = outlines(folder)
     for message in damaged:
         warnings.warn(message, stacklevel=2)
@@ -58,7 +58,7 @@ def load_results(results: str | os.PathLike[str] = "results", long: bool = False
 
 
 def facts(record: Record) -> dict[str, Any]:
-    """What results.csv does not say of a record."""
+    """What results.csv lacks of a record."""
     return {
         "setup": setup_name(record),
         "task": record.task,

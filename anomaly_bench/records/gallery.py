@@ -1,7 +1,7 @@
-"""Pictures of the worst cases: a run writes them beside its record, the HTML report finds them again. No torch here.
+"""Pictures of the worst cases: a run writes them beside its record, the HTML report reads them. No torch here.
 
-The worst cases of a test set are its false alarms (the normal images of highest score) and its misses (the
-defective ones of lowest score). Rank 1 is the worst of its kind.
+The worst cases of a test set are its false alarms (the normal images with the highest scores) and its misses (the
+defective ones with the lowest). Rank 1 is the worst of its kind.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from anomaly_bench.heatmap import heat
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
-OUTLINE = (96, 255, 224)  # of masks on maps: no colour of heat is near
-PICTURE = 128  # pixels: the side of each of the three squares of a gallery picture
+OUTLINE = (96, 255, 224)  # of masks on maps; unlike any heat map colour
+PICTURE = 128  # pixels: side of each of a picture's three squares
 
 
 def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.floating[Any]]) -> dict[str, list[int]]:
-    """Positions of the images, worst first: "alarm" all normal ones, "miss" all defective ones."""
+    """Indices of the images, worst first: "alarm" all normal ones, "miss" all defective ones."""
     values, labels = np.asarray(scores), np.asarray(defective, bool)
     rising, falling = np.argsort(values, kind="stable"), np.argsort(-values, kind="stable")
     return {"alarm": falling[~labels[falling]].tolist(), "miss": rising[labels[rising]].tolist()}
 
 
 def picture_name(kind: str, rank: int, file: str) -> str:
-    """'miss-1-test-broken_large-003.png', of an image's path in the dataset."""
+    """'miss-1-test-broken_large-003.png', from an image's path in the dataset."""
     name = str(PurePosixPath(file).with_suffix("")).replace("/", "-")
     return f"{kind}-{rank}-{safe_filename(name, longest=200)}.png"
 
@@ -48,10 +48,10 @@ def save_pictures(
     masks: NDArray[np.bool_] | None,
     count: int,
 ) -> None:
-    """Pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
+    """Write pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
 
-    Each is the image, its mask and its map side by side; maps share one scale, that of the test set, and the mask is
-    outlined on them. `images` are a record's.
+    Each shows the image, its mask and its map side by side, with the mask outlined on the map; maps share the test
+    set's scale. `images`: those of a record.
     """
     cases = worst([image["defect"] is not None for image in images], [image["score"] for image in images])
     alarms = cases["alarm"][: (count + 1) // 2]
@@ -72,7 +72,7 @@ def save_pictures(
 
 
 def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) 8-bit colours as they are; of other (H, W, C) values three channels or one, stretched to 0 to 255."""
+    """(H, W, 3) 8-bit colours unchanged; of other (H, W, C) values three channels or one, scaled to 0-255."""
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
         return pixels
     shown = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
@@ -89,14 +89,14 @@ def beside(squares: Sequence[NDArray[np.uint8]]) -> PILImage.Image:
 
 
 def draw_outlines(sheet: PILImage.Image, mask: NDArray[np.bool_], left: int) -> None:
-    """The edges of an (H, W) mask on the square that begins `left` pixels from the left."""
+    """Draw the outline of an (H, W) mask on the square that starts `left` pixels from the left."""
     from skimage.measure import find_contours
 
     if not mask.any():
         return
     lines = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)  # (V, 2) rows and columns of pixel centres
     if sum(map(len, lines)) > mask.size / 4:
-        return  # a mask of specks: its outline would hide the map
+        return  # the outline of many specks would hide the map
     pen = ImageDraw.Draw(sheet)
     scale = PICTURE / np.array(mask.shape)
     for line in lines:
@@ -110,11 +110,11 @@ class Case:
 
     Attributes:
         kind: "alarm" or "miss".
-        file, defect: the image's path in the dataset, and its label: None where it is normal.
-        score: of the image; rank: among all `images` of the test set, 1 has the highest score.
-        crossed: of the `others`, the images of the other label, those on the wrong side of it: defective ones that
-            score no higher than a false alarm, normal ones that score no lower than a miss; 0: none, it is in order.
-        picture: the file that `save_pictures` wrote, if it is there.
+        file, defect: the image's path in the dataset, and its label, None if normal.
+        score: of the image; rank: among all `images` of the test set, 1 for the highest score.
+        crossed: how many of the `others` (images of the other label) are on the wrong side of it: defective ones that
+            score no higher than a false alarm, normal ones that score no lower than a miss.
+        picture: the file that `save_pictures` wrote, if it exists.
     """
 
     kind: str
@@ -129,7 +129,7 @@ class Case:
 
 
 def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
-    """The worst of each kind: those with a picture in `folder`, and at least so many."""
+    """The worst of each kind: those with a picture in `folder`, and at least `least`."""
     scores = np.array([image["score"] for image in record.images])
     defective = np.array([image["defect"] is not None for image in record.images], bool)
     for kind, indices in worst(defective.tolist(), scores).items():
@@ -146,7 +146,7 @@ def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
 
 
 def squares(picture: Path) -> dict[str, PILImage.Image]:
-    """ "image", and "mask" and "map" where they were drawn, of a file of `save_pictures`; nothing of a damaged one."""
+    """ "image", and "mask" and "map" if drawn, from a file of `save_pictures`; empty if it is damaged."""
     try:
         with PILImage.open(picture) as opened:
             sheet = opened.convert("RGB")

@@ -1,4 +1,4 @@
-"""The versions and the code that made a record."""
+"""The software versions that made a record."""
 
 from __future__ import annotations
 

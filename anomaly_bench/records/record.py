@@ -1,7 +1,7 @@
-"""Records: what remains of a run. One JSON file per task, test set, method, backbone, seed and fingerprint.
+"""Records: the results of runs. One JSON file per task, test set, method, backbone, seed and fingerprint.
 
-Everything that anomaly-bench prints is a function of these files. A record is written once, atomically, and
-never overwritten by one of another fingerprint; `results.csv` is derived from the records and read by nobody.
+Everything that anomaly-bench prints is a function of these files. A record is written once, atomically, and never
+overwritten by one with another fingerprint; `results.csv` is derived from the records and never read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from anomaly_bench.files import digest, safe_filename, write_atomically
 
 SCHEMA = 2  # of records, and of the `model.yaml` beside them
-OTHER_SCHEMA = "call anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
+OTHER_SCHEMA = "run anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
 
 
 class DamagedRecord(Exception):
@@ -23,7 +23,7 @@ class DamagedRecord(Exception):
 
 
 class OlderRecord(DamagedRecord):
-    """A record of another schema than today's."""
+    """A record whose schema is not the current one."""
 
 
 @dataclass
@@ -35,25 +35,25 @@ class Record:
         dataset, task, test: where the images come from; `test` is the name of the test set.
         group: "textures", "objects" or None.
         categories: every category of the dataset, in the papers' order: [{"name": ..., "group": ...}].
-        method, backbone: names; "none" where the method uses no backbone.
-        titles: how tables print {"dataset": ..., "method": ..., "backbone": ...}.
+        method, backbone: names; "none" if the method uses no backbone.
+        titles: as printed in tables, {"dataset": ..., "method": ..., "backbone": ...}.
         input: {"resize": [H, W], "crop": [H, W] or None}.
         counts: {"fit": images, "test": images, "defects": defective test images}.
-        metrics: name -> {"value": fraction or None where undefined, "revision": int}.
+        metrics: name -> {"value": fraction or None if undefined, "revision": int}.
         curves: name -> {"x": [...], "y": [...]}, at most 500 points.
         images: [{"file": ..., "defect": name or None, "score": ...}] in the test set's order.
         speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`.
         size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
         cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
-            of a backbone "extraction": {"images": passed through it by this job, "s": seconds of it in fit and scoring
-            or None, "cached": whether features were read that an earlier pass had kept; then its seconds count}.
+            with a backbone "extraction": {"images": passed through it by this job, "s": its share of fit and scoring
+            time or None, "cached": whether features came from an earlier pass, whose seconds then count}.
         config: the resolved configuration, built-in parts without `_target_`; provenance: versions and code of the run.
         regime: the choice of conf/task: {"name": "one_class"}; {"name": "few_shot", "shots": images fitted on};
             {"name": "multi_class", "categories": those fitted on}.
-        converted: of a record of an older schema {"schema", "fingerprint": what they were, "proven": whether it was
-            found to be of the files at hand; else the old fingerprint is kept, which no run takes for done}.
+        converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
+            shown to belong to the files at hand; if not, it keeps its old fingerprint, which no run counts as done}.
 
-    Attributes that came after a schema are None in the records before them: unknown, and equal to nothing known.
+    Attributes added later are None in earlier records: unknown, and equal to no known value.
     """
 
     fingerprint: str
@@ -85,12 +85,12 @@ class Record:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Two records with the same are one."""
+        """Records with the same identity are duplicates."""
         return self.dataset, self.method, self.backbone, self.task, self.test, self.seed, self.fingerprint
 
     @property
     def path(self) -> Path:
-        """Where it lies below the results folder; legal on Windows."""
+        """The file below the results folder; its name is legal on Windows."""
         file = f"{safe_filename(self.task)}-s{self.seed}-{self.fingerprint[:8]}.json"
         if self.test != "test":
             file = f"{safe_filename(self.task)}-{safe_filename(self.test)}-s{self.seed}-{self.fingerprint[:8]}.json"
@@ -100,11 +100,11 @@ class Record:
 
     @property
     def category(self) -> str:
-        """What tables, results.csv and messages call the test set; see `category_name`."""
+        """The test set's name in tables, results.csv and messages; see `category_name`."""
         return category_name(self.task, self.test, [each["name"] for each in self.categories])
 
     def value(self, metric: str) -> float | None:
-        """A metric as a fraction; None where it is undefined or was not computed."""
+        """A metric as a fraction; None if it is undefined or was not computed."""
         entry = self.metrics.get(metric)
         return None if entry is None else entry["value"]
 
@@ -114,11 +114,11 @@ class Record:
         return bool(self.counts.get("maps", 0))
 
 
-LATER = {entry.name for entry in fields(Record) if entry.default is None}  # than the schema
+LATER = {entry.name for entry in fields(Record) if entry.default is None}  # added after the schema
 
 
 def category_name(task: str, test: str, categories: Container[str]) -> str:
-    """Of a test set: its task, or of several its own name, after the task's unless it is a category of the dataset."""
+    """A test set's name: its task if it is the only one, a category of the dataset, or 'task/test'."""
     if test == "test":
         return task
     return test if test in categories else f"{task}/{test}"
@@ -150,7 +150,7 @@ def load(path: Path) -> Record:
             raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {OTHER_SCHEMA}")
         names = {entry.name for entry in fields(Record)}
         if not names - LATER <= content.keys() <= names or checksum != digest(content):
-            raise DamagedRecord(f"{path}: changed or cut off since it was written; it will be recomputed")
+            raise DamagedRecord(f"{path}: modified or truncated since it was written; it will be recomputed")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error
     return Record(**content)

@@ -1,4 +1,4 @@
-"""results.csv: one flat row per record, derived from the records and read by nobody."""
+"""results.csv: one flat row per record, derived from the records and never read."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CSV_COLUMNS = (
 
 
 def columns_of(records: Iterable[Record]) -> list[str]:
-    """Those of results.csv: `CSV_COLUMNS`, then the metrics of one's own."""
+    """The columns of results.csv: `CSV_COLUMNS`, then the user's own metrics."""
     return [*CSV_COLUMNS, *(name for name in own_names(record.metrics for record in records))]
 
 
 def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str, Any]:
-    """The flat row of one record in results.csv, and whatever else of it is asked for; the latest speed counts."""
+    """The flat row of one record in results.csv, with its latest speed, and any further `columns`."""
     speed = record.speed[-1] if record.speed else {}
     flat: dict[str, Any] = {
         **vars(record),

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]:
-    """The records by dataset, task, protocol, input, oracle and precision: what one table may compare; each once.
+    """Group records by dataset, task, protocol, input, oracle and precision, without duplicates.
 
     Args:
-        mixed: by dataset alone.
+        mixed: group by dataset only.
     """
     parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
     for record in records:
@@ -29,7 +29,7 @@ def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]
 
 
 def setup_name(record: Record) -> str:
-    """Of what one table may compare: a folder name, and a value of `setup=`."""
+    """The name of a record's setup: a folder name, and a value of `setup=`."""
     parts = [record.dataset, *regime_words(record), record.protocol, "x".join(map(str, record.input["resize"]))]
     parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
     parts += [record.precision] if record.precision != "fp32" else []
@@ -37,7 +37,7 @@ def setup_name(record: Record) -> str:
 
 
 def setup_title(records: Sequence[Record], mixed: bool = False) -> str:
-    """'MVTec AD, input 256×256, protocol unified', of records that one table compares; `mixed`: of several setups."""
+    """'MVTec AD, input 256×256, protocol unified', for the records of one table; `mixed`: of several setups."""
     return f"{dataset_title(records[0])}, {'several setups' if mixed else describe(records[0])}"
 
 
@@ -46,7 +46,7 @@ def dataset_title(record: Record) -> str:
 
 
 def regime_words(record: Record) -> list[str]:
-    """What was fitted on, as parts of a setup's name; none where one model was fitted on all images of one category."""
+    """What was fitted on, as parts of a setup's name; empty for all images of one category."""
     regime = record.regime or {"name": "unknown_task"}
     if regime["name"] == "one_class":
         return []
@@ -55,7 +55,7 @@ def regime_words(record: Record) -> list[str]:
 
 
 def describe(record: Record) -> str:
-    """'input 256×256, crop 224×224, protocol unified', and what else sets its setup apart."""
+    """'input 256×256, crop 224×224, protocol unified', and any other non-default part of the setup."""
     parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]
     if words := regime_words(record):
         parts.append(f"task {' '.join(words)}")
@@ -67,16 +67,16 @@ def describe(record: Record) -> str:
 
 
 def all_categories(records: Sequence[Record]) -> dict[str, str]:
-    """Category -> group or "", in the dataset's order, each task's named test sets in its place."""
+    """Category -> group or "", in the dataset's order, with a task's named test sets in its place."""
     listed: dict[str, str] = {}
     for record in sorted(records, key=lambda record: -len(record.categories)):
         for each in record.categories:
             listed.setdefault(each["name"], each.get("group") or "")
     tested = {record.category: record for record in records}
-    own: dict[str, list[str]] = defaultdict(list)
+    by_task: dict[str, list[str]] = defaultdict(list)
     for category in sorted(tested):
-        own[tested[category].task].append(category)
+        by_task[tested[category].task].append(category)
     order: dict[str, str] = {}
     for name, group in listed.items():
-        order |= dict.fromkeys(own.get(name) or [name], group)
+        order |= dict.fromkeys(by_task.get(name) or [name], group)
     return {**order, **{name: tested[name].group or "" for name in sorted(tested.keys() - order.keys())}}

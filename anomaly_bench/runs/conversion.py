@@ -1,8 +1,8 @@
-"""`anomaly-bench records convert`: records and saved models of older schemas carried over, their numbers as they are.
+"""`anomaly-bench records convert`: migrate records and saved models from older schemas; their numbers stay the same.
 
-What is hashed into a fingerprint changes with the schema, so the fingerprint of before is computed again from the data
-first: it proves that the record is of these files. Where the data is not at hand, or other, the old fingerprint is kept
-and the record says so: tables show it, no run takes it for done. An old file goes when the new one is written.
+A fingerprint's inputs change with the schema, so the old fingerprint is first recomputed from the data: this proves
+that the record belongs to these files. If the data is missing or differs, the record keeps its old fingerprint and
+says so: tables show it, but no run counts it as done. The old file is deleted once the new one is written.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from anomaly_bench.runs.job import files_of, fingerprint_of, folders
 
 
 class Sources:
-    """The files that records are of, as far as they are at hand.
+    """The available data files behind records.
 
     Args:
-        data_root: the folder of a dataset's categories; None: as the environment says.
-        configs: the user's own configuration, where datasets are looked up by name.
+        data_root: the folder of a dataset's categories; None: taken from the environment.
+        configs: folders of user YAML, searched for datasets by name.
     """
 
     def __init__(self, data_root: Path | None, configs: Sequence[Path] = ()) -> None:
         self.data_root, self.configs = data_root, configs
 
-    @functools.cache  # noqa: B019 (one for each call of the command)
+    @functools.cache  # noqa: B019 (one instance per command)
     def files(self, dataset: str, task: str, test: str) -> dict[str, Any] | None:
-        """See `files_of`; None: there are no such files."""
+        """See `files_of`; None: no such files."""
         root = self.data_root
         if root is not None and not (root / task).is_dir() and root.name != task:
-            root = None  # of another dataset
+            root = None  # belongs to another dataset
         try:
             found = open_dataset(self.node(dataset), root)
             if task not in found.categories:
@@ -56,10 +56,10 @@ class Sources:
 
 
 def convert(results: Path, sources: Sources) -> dict[str, list[str]]:
-    """Carry over what is of an older schema below a results folder.
+    """Migrate records of older schemas in a results folder.
 
     Returns:
-        The paths of "proven" records, of those "kept" with their old fingerprint, and why others are "left".
+        The paths of records "proven" and "kept" (with their old fingerprint), and why others were "left" as they are.
     """
     done: dict[str, list[str]] = {"proven": [], "kept": [], "left": []}
     for path in sorted((results / "records").rglob("*.json")):
@@ -75,10 +75,10 @@ def convert(results: Path, sources: Sources) -> dict[str, list[str]]:
 
 
 def read_older(path: Path) -> dict[str, Any] | None:
-    """The content of a record of an older schema; None: it is of today's.
+    """The content of a record of an older schema; None: its schema is current.
 
     Raises:
-        DamagedRecord: it cannot be read, or was changed.
+        DamagedRecord: it cannot be read, or was modified.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -87,21 +87,21 @@ def read_older(path: Path) -> dict[str, Any] | None:
             load(path)
             return None
         if checksum != digest(content):
-            raise DamagedRecord(f"{path}: changed or cut off since it was written; left as it is")
+            raise DamagedRecord(f"{path}: modified or truncated since it was written; left as it is")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); left as it is") from error
     return dict(content)
 
 
 def move(old: Path, record: Record, results: Path) -> None:
-    """Write a converted record, and take along what lies beside the old one.
+    """Write a converted record, and move the files saved with the old one.
 
     Raises:
-        DataError: there is another record in its place, of a run since.
+        DataError: a later run has already written a different record there.
     """
     new = results / record.path
     if new != old and new.is_file() and load(new) != record:
-        raise DataError(f"{old}: {new} is there already, computed since; delete one of the two")
+        raise DataError(f"{old}: {new} already exists, from a later run; delete one of the two")
     save(record, results)
     folder = old.with_suffix("")
     if folder.is_dir() and new != old:
@@ -112,7 +112,7 @@ def move(old: Path, record: Record, results: Path) -> None:
 
 
 def convert_model(file: Path) -> None:
-    """Carry over the `model.yaml` of a saved model, if there is one and it is of an older schema."""
+    """Migrate the `model.yaml` of a saved model, if it exists and has an older schema."""
     if not file.is_file():
         return
     about: Any = OmegaConf.to_container(OmegaConf.load(file))
@@ -123,7 +123,7 @@ def convert_model(file: Path) -> None:
 
 
 def from_1(content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:
-    """Schema 1 hashed every key of method and backbone, their `_target_` too, whether it stood at its default or not.
+    """Schema 1 hashed every key of method and backbone, including `_target_` and default values.
 
     Returns:
         The record, and whether it is proven.
@@ -135,44 +135,44 @@ def from_1(content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:
         "backbone": None if backbone is None else untied("backbone", backbone, content["backbone"]),
     }
     proven = files is not None and fingerprint_1(content, files) == content["fingerprint"]
-    later = {"schema": SCHEMA, "regime": {"name": "one_class"}}  # schema 1 knew no other
+    later = {"schema": SCHEMA, "regime": {"name": "one_class"}}  # the only one in schema 1
     converted = {"schema": 1, "fingerprint": content["fingerprint"], "proven": proven}
-    made = Record(**{**content, "config": {**config, **parts}, **later, "converted": converted})
+    record = Record(**{**content, "config": {**config, **parts}, **later, "converted": converted})
     if files is not None and proven:
-        made.fingerprint = fingerprint_of(made, sources.node(made.dataset), files)
-    return made, proven
+        record.fingerprint = fingerprint_of(record, sources.node(record.dataset), files)
+    return record, proven
 
 
-FROM = {1: from_1}  # the schema of a record -> what carries it over
+FROM = {1: from_1}  # schema -> its converter
 
 
 def untied(group: str, node: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A node of schema 1 as schema 2 keeps it: without the module paths of built-in parts."""
-    made = dict(node)
-    if "networks" in made:
-        made["networks"] = {inner: untied(group, part, inner) for inner, part in made["networks"].items()}
-    if str(made["_target_"]).startswith(OURS) and packaged_node(group, name):
-        del made["_target_"]
-    return made
+    """A schema 1 node as stored in schema 2: without the module paths of built-in parts."""
+    converted = dict(node)
+    if "networks" in converted:
+        converted["networks"] = {inner: untied(group, part, inner) for inner, part in converted["networks"].items()}
+    if str(converted["_target_"]).startswith(OURS) and packaged_node(group, name):
+        del converted["_target_"]
+    return converted
 
 
 def fingerprint_1(content: Mapping[str, Any], files: Mapping[str, Any]) -> str:
-    """The fingerprint that schema 1 gave a record's settings on these files."""
+    """The schema 1 fingerprint of a record's settings and these files."""
     method, backbone = content["config"]["method"], content["config"]["backbone"]
     run = {key: content[key] for key in ("dataset", "input", "protocol", "oracle", "precision", "seed")}
     about = {"revision": method["about"]["revision"]}
-    told = {"method": {**method, **folders(method), "about": about}, "backbone": _read(backbone, method.get("levels"))}
-    return digest({**files, **run, **told})
+    parts = {"method": {**method, **folders(method), "about": about}, "backbone": _read(backbone, method.get("levels"))}
+    return digest({**files, **run, **parts})
 
 
 def _read(backbone: Any, levels: Any) -> Any:
-    """A backbone with those of its named modules that a method reads."""
+    """A backbone with only the named modules that a method reads."""
     if not isinstance(backbone, dict):
         return backbone
-    made = {**backbone}
-    if "networks" in made:
-        made["networks"] = {name: _read(part, levels) for name, part in made["networks"].items()}
-    elif isinstance(levels, list) and isinstance(made.get("modules"), dict):
+    result = {**backbone}
+    if "networks" in result:
+        result["networks"] = {name: _read(part, levels) for name, part in result["networks"].items()}
+    elif isinstance(levels, list) and isinstance(result.get("modules"), dict):
         names = set(map(str, levels))
-        made["modules"] = {level: module for level, module in made["modules"].items() if level in names}
-    return made
+        result["modules"] = {level: module for level, module in result["modules"].items() if level in names}
+    return result

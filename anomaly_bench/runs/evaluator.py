@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.job import Job
 
-LIBRARY_BYTES = 200_000_000  # what is imported during a job, and what allocators lose; 180 to 240 MB were measured
+LIBRARY_BYTES = 200_000_000  # libraries imported during a job, and allocator overhead; measured: 180 to 240 MB
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted method, the facts of its fit, and what the backbone did for it."""
+    """A fitted method, the cost of its fit, and of feature extraction for it."""
 
     method: Any  # a torch.nn.Module that is a protocol.Method
     cost: dict[str, Any]
@@ -49,7 +49,7 @@ class Fitted:
 
 
 class Evaluator:
-    """Evaluates jobs of one configuration on one device; the frozen backbone is made once for all of them."""
+    """Evaluates jobs of one configuration on one device, all with the same frozen backbone."""
 
     def __init__(
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
@@ -59,11 +59,11 @@ class Evaluator:
         self.device = set_up(settings.device, settings.threads, settings.precision)
         self.ledger = ExtractionLog(self.device)
         self.weights = weights
-        self.networks: list[CachedBackbone] = []  # that the backbone is made of
+        self.networks: list[CachedBackbone] = []  # of the backbone
         self.backbone = make_backbone(config, weights, settings.precision, self.watched).to(self.device)
 
     def watched(self, name: str, network: Any) -> CachedBackbone:
-        """One of the backbone's networks as methods see it: its features come from the cache where they can."""
+        """Wrap one of the backbone's networks so that its features are read from the cache if possible."""
         node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
         store = None
         if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
@@ -81,25 +81,25 @@ class Evaluator:
         return make_method(self.config["method"], self.backbone)
 
     def evaluate(self, job: Job) -> list[Record]:
-        """Fit on the task's normal images and make one record per test set; maps, model and pictures if wanted.
+        """Fit on the task's normal images and make one record per test set; save maps, model and pictures on request.
 
         Raises:
             TooLarge: see `require_memory`.
-            DataError: an image that cannot be read. Whatever the method raises passes through.
+            DataError: an image cannot be read. The method's own exceptions propagate.
         """
         with sharing.computing():
             timing.reset_peaks(self.device)
             fitted = self.fit(job)
-            made = [self.test(job, name, fitted) for name in job.task.tests]
-        return self.timed(job, made, fitted.method) if self.settings.speed else made
+            records = [self.test(job, name, fitted) for name in job.task.tests]
+        return self.timed(job, records, fitted.method) if self.settings.speed else records
 
     def require_memory(self, job: Job) -> None:
-        """Refuse a job that would not fit, before its images are decoded.
+        """Reject a job that would not fit into memory, before decoding its images.
 
-        The rows of a memory bank are known after its first batch: methods that keep one ask for its memory then.
+        The size of a memory bank is known only after its first batch: methods with one check it then.
 
         Raises:
-            TooLarge: the size, what it is made of, what would make it smaller.
+            TooLarge: with the size, its parts, and how to reduce it.
         """
         size = self.settings.size
         for where, parts in self.needs(job):
@@ -108,11 +108,11 @@ class Evaluator:
                 sum(parts.values()),
                 where,
                 f"{job.task.name} at {size[1]}x{size[0]} pixels ({sizes})",
-                "give a smaller input.resize or input.crop, batch_size or backbone, or fewer dimensions of the method",
+                "use a smaller input.resize or input.crop, batch_size or backbone, or fewer method dimensions",
             )
 
     def needs(self, job: Job) -> list[tuple[torch.device | None, dict[str, int]]]:
-        """Bytes by what they are for, on the device and (None) in the computer's memory."""
+        """Bytes by purpose, on the device and (None) in main memory."""
         settings, tested = self.settings, max(map(len, job.task.tests.values()))
         stored, image = self.footprint(job.task.channels)
         batch = max(
@@ -126,14 +126,14 @@ class Evaluator:
         if self.device.type != "cpu":
             return [(self.device, device), (None, host)]
         whole = device | host
-        del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]  # one is over before the other
+        del whole[min(("a batch", "maps and metrics"), key=lambda part: whole[part])]  # not needed at once
         return [(None, whole)]
 
     @functools.cache  # noqa: B019 (an evaluator lives as long as its run)
     def footprint(self, channels: int) -> tuple[int, int]:
-        """Bytes of a fitted method's statistics and parameters, and of one image on its way through the backbone.
+        """Bytes of a fitted method's statistics and parameters, and of one image's pass through the backbone.
 
-        A parameter counts four times: itself, its gradient, and two moments of its optimiser.
+        A parameter counts four times: its value, its gradient, and two moments of the optimiser.
         """
         shapes, image = self.shapes(channels)
         with torch.device("meta"):
@@ -145,7 +145,7 @@ class Evaluator:
 
     @functools.cache  # noqa: B019 (see `footprint`)
     def shapes(self, channels: int) -> tuple[list[tuple[int, int, int]], int]:
-        """(C, h, w) of the backbone's levels, and the most bytes of one image on its way through it."""
+        """(C, h, w) of the backbone's levels, and the peak bytes of one image's pass through it."""
         found: tuple[list[tuple[int, int, int]], int] = self.backbone.infer_shapes(self.settings.size, channels)
         return found
 
@@ -238,19 +238,19 @@ class Evaluator:
         return self.timed(job, records, method)
 
     def timed(self, job: Job, records: list[Record], method: Method) -> list[Record]:
-        """The records with a speed entry of this machine more, the same for all test sets."""
+        """The records with a speed entry of this machine added, the same for all test sets."""
         entry = self.speed(job, records[0].test, method)
         return [replace(record, speed=[*record.speed, entry]) for record in records]
 
     def speed(self, job: Job, test: str, method: Method) -> dict[str, Any]:
-        """A speed entry, timed on the first images of the test set (repeated where it is smaller than a batch).
+        """A speed entry, timed on the first images of the test set (repeated if it is smaller than a batch).
 
-        No other job computes on this machine meanwhile, or the entry says that this could not be had.
+        No other job runs on this machine meanwhile; if that was not possible, the entry says so.
         """
         name = job.task.name
         pixels = self.pixels(job, job.task.tests[test], "test")
         first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
-        waiting = functools.partial(self.reporter.say, f"{name}: other jobs compute here; timing waits for them")
+        waiting = functools.partial(self.reporter.say, f"{name}: other jobs are running here; timing waits for them")
         timed = {"": functools.partial(score_batch, method)} | ({"backbone_": self.backbone} if self.networks else {})
         with sharing.exclusive(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance:
             entry = timing.measure(timed, to_tensor(pixels[first]), self.device, advance=advance)
@@ -263,7 +263,7 @@ class Evaluator:
 
 
 def fit_method(method: Any, shapes: Sequence[tuple[int, int, int]], normals: TrainingSet, seed: int) -> None:
-    """Build a method for features of these (C, h, w) shapes, and fit it: all that it draws follows from the seed."""
+    """Build a method for features of these (C, h, w) shapes and fit it; the seed determines all random numbers."""
     torch.manual_seed(seed)
     method.build(shapes)
     method.to(normals.device).fit(normals)
@@ -278,7 +278,7 @@ def score_batch(method: Method, images: Tensor) -> tuple[NDArray[np.float32], ND
 
 
 def sizes(method: nn.Module) -> dict[str, float]:
-    """Extra parameters (the backbone's are not among them) and stored statistics; MB = 10^6 bytes."""
+    """Extra parameters (without the backbone's) and stored statistics; MB = 10^6 bytes."""
     parameters = list(method.parameters())
     stored = [value for name, value in method.named_buffers() if name in method.state_dict()]
     return {

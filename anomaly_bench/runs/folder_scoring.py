@@ -1,4 +1,4 @@
-"""A fitted method scores a folder of images of any size: scores, maps and overlays, image by image. No torch here."""
+"""Score a folder of images of any size with a fitted method: scores, maps and overlays. No torch here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.protocol import Method
 
-SHOWN = 5  # images on the screen, those with the highest scores
+SHOWN = 5  # images printed: those with the highest scores
 Item = TypeVar("Item")
 
 
@@ -53,7 +53,7 @@ class Wanted:
 
 
 class Folder:
-    """A folder of images on its way through one model.
+    """A folder of images, scored by one model.
 
     Args:
         files: every image below `wanted.images`.
@@ -77,31 +77,31 @@ class Folder:
         self.names = dict(zip(files, map_names([self.name(file) for file in files]), strict=True))
         self.failed = 0
         self.scored: list[tuple[float, str]] = []
-        self.mapped: list[Path] = []  # the files of which there is a map
-        self.ends: list[tuple[float, float]] = []  # the lowest and the highest value of each map
+        self.mapped: list[Path] = []  # files with a map
+        self.ends: list[tuple[float, float]] = []  # lowest and highest value of each map
 
     def name(self, file: Path) -> str:
         """The path below `images`, with forward slashes."""
         return relative(file, self.wanted.images)
 
     def score(self, method: Method, device: torch.device) -> bool:
-        """Everything that was asked for, into `out`; True: no image failed."""
+        """Write all requested output to `out`; True: no image failed."""
         with self.maps_folder() as maps:
             self.score_images(method, device, maps)
             if self.wanted.save_overlays and self.mapped:
                 self.draw(maps)
         if not self.mapped and self.scored:
-            self.reporter.say(f"{self.title} makes no maps: there are scores only, and no overlays")
+            self.reporter.say(f"{self.title} makes no maps: only scores are written")
         print(
             f"{len(self.scored)} of {len(self.files)} images scored by {self.title}: {self.wanted.out / 'scores.csv'}"
         )
         for value, name in heapq.nlargest(SHOWN, self.scored):
-            print(f"{value:12.6g}  {name.encode(errors='replace').decode()}")  # bytes that are no UTF-8 cannot be shown
+            print(f"{value:12.6g}  {name.encode(errors='replace').decode()}")  # names may not be UTF-8
         return not self.failed
 
     @contextlib.contextmanager
     def maps_folder(self) -> Iterator[Path]:
-        """Where maps are written: for good, or until overlays are drawn."""
+        """Where maps are written; temporary unless they are to be saved."""
         if self.wanted.save_maps:
             yield self.wanted.out / "maps"
         else:
@@ -109,7 +109,7 @@ class Folder:
                 yield Path(temporary)
 
     def score_images(self, method: Method, device: torch.device, maps: Path) -> None:
-        """All images, batch by batch, without the files that cannot be read."""
+        """Score all readable images, batch by batch."""
         from anomaly_bench.runs.evaluator import score_batch
 
         parts = chunks(self.files, self.wanted.batch_size)
@@ -129,7 +129,7 @@ class Folder:
 
     @contextlib.contextmanager
     def rows(self) -> Iterator[Callable[[tuple[float, str]], Any]]:
-        """Writes `scores.csv` row by row; it has its name once all are in it: a part is never taken for the whole."""
+        """Write `scores.csv` row by row, under a temporary name until it is complete."""
         part = self.wanted.out / "scores.csv.part"
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -145,19 +145,19 @@ class Folder:
         """The (H, W, 3) pixels that the model sees.
 
         Raises:
-            DataError: the file cannot be read, for whatever reason.
+            DataError: the file cannot be read, for any reason.
         """
         try:
             return centred(decoding.decode_image(Source(file), self.resize), self.crop)
         except DataError:
             raise
-        except Exception as error:  # a damaged file makes PIL's readers fail in ways that they do not document
-            raise DataError(f"{file}: cannot be decoded ({error!r}); replace the file or take it away") from error
+        except Exception as error:  # PIL raises undocumented errors on damaged files
+            raise DataError(f"{file}: cannot be decoded ({error!r}); replace or remove the file") from error
 
     def keep(self, file: Path, score: np.float32, values: NDArray[np.float32] | None, maps: Path) -> None:
-        """Take in one image's score, and its (H, W) map."""
+        """Store one image's score and its (H, W) map."""
         if not np.isfinite(score) or (values is not None and not np.isfinite(values).all()):
-            raise DataError(f"{file}: its score or map is NaN or infinite; expected finite numbers of {self.title}")
+            raise DataError(f"{file}: its score or map is NaN or infinite; expected finite numbers from {self.title}")
         if values is not None:
             if self.wanted.save_maps or self.wanted.save_overlays:
                 np.save(made_folder(maps / f"{self.names[file]}.npy"), values)
@@ -182,11 +182,11 @@ class Folder:
                     with self.failing():
                         future.result()
                     advance(1)
-        self.reporter.say(f"overlays: in every image the colours go from {low:.4g} (dark) to {high:.4g} (light)")
+        self.reporter.say(f"overlays: all on one colour scale, from {low:.4g} (dark) to {high:.4g} (light)")
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """An image that fails is named and counted; the others go on.
+        """Report and count an image that fails; the others continue.
 
         Raises:
             OSError: `out` can no longer be written.
@@ -199,7 +199,7 @@ class Folder:
 
 
 def made_folder(path: Path) -> Path:
-    """A file's path, whose folder is there."""
+    """Create the folder of a path; return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -212,7 +212,7 @@ def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Any], parts: Iterator[Sequence[Item]]
 ) -> Iterator[tuple[Sequence[Item], list[Future[Any]]]]:
-    """Each part with its futures, while the next part is already at work; no more than two are."""
+    """Each part with its futures, while the next part is already being processed; at most two at a time."""
     waiting = None
     for part in parts:
         started = part, [pool.submit(work, item) for item in part]

@@ -1,4 +1,4 @@
-"""What a run has to do: one job per task, with the fingerprint that says whether it is done. No torch here."""
+"""The work of a run: one job per task, with the fingerprint that tells whether it is done. No torch here."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Job:
     """One task under one configuration.
 
     Attributes:
-        config: the resolved configuration; its backbone is None for an image-space method.
+        config: the resolved configuration; backbone is None for an image-space method.
         regime: see `Record`.
         digests: (size, sha256) of every file of the task.
-        weights: of each of the backbone's networks, by its name.
+        weights: by name of the backbone's networks.
     """
 
     config: Mapping[str, Any]
@@ -51,51 +51,51 @@ class Job:
     weights: Mapping[str, Weights]
 
     def speed_key(self, device: str) -> dict[str, Any]:
-        """What a speed entry is told apart by: the device's name and how it was used."""
+        """The key of a speed entry: the device's name and how it was used."""
         settings = self.settings
         used = {"threads": settings.threads, "batch_size": settings.batch_size, "precision": settings.precision}
         return {"device": device, **used}
 
     @property
     def image_bytes(self) -> int:
-        """Of all decoded images."""
+        """The size of all decoded images."""
         pixels = len(self.task.samples) * self.settings.resize[0] * self.settings.resize[1]
         return pixels * self.task.channels * self.task.dtype.itemsize
 
     def pixels(self, images: tuple[Sample, ...], advance: Advance = no_progress) -> NDArray[Any]:
         """Decoded images (N, H, W, C), cropped; a view of the store."""
         settings, name = self.settings, self.dataset.name
-        told = [content_hash(image.sources, self.digests) for image in images]
-        whole = store.load_images(self.task, images, told, settings.resize, name, settings.threads, advance)
+        hashes = [content_hash(image.sources, self.digests) for image in images]
+        whole = store.load_images(self.task, images, hashes, settings.resize, name, settings.threads, advance)
         return centre(whole, settings.crop)
 
     def pixels_identity(self, images: tuple[Sample, ...]) -> dict[str, Any]:
-        """All that `pixels` depends on, the version of Pillow apart."""
+        """Everything that `pixels` depends on, except the version of Pillow."""
         files = [content_hash(image.sources, self.digests) for image in images]
         return {"files": files, **self.settings.input, **store.made_by(self.task)}
 
     def masks(self, images: tuple[Sample, ...]) -> NDArray[np.bool_] | None:
-        """Masks (N, H, W), cropped; None where the dataset has none for this test set."""
+        """Masks (N, H, W), cropped; None if the dataset has none for this test set."""
         if not has_masks(images):
             return None
-        told = [content_hash(image.masks, self.digests) for image in images]
+        hashes = [content_hash(image.masks, self.digests) for image in images]
         settings = self.settings
-        whole = store.load_masks(images, told, settings.resize, self.dataset.name, settings.threads)
+        whole = store.load_masks(images, hashes, settings.resize, self.dataset.name, settings.threads)
         return centre(whole, settings.crop).astype(np.bool_)
 
     @functools.cached_property
     def expected(self) -> dict[str, Record]:
-        """The record of each test set, as far as it is known before the work."""
+        """The record of each test set, as far as it is known before computing."""
         return {test: self._expected(test) for test in self.task.tests}
 
     @property
     def first(self) -> Record:
-        """What is expected of the first test set: the job's files are named after it."""
+        """The expected record of the first test set; the job's files are named after it."""
         return next(iter(self.expected.values()))
 
     @functools.cached_property
     def checkpoint(self) -> Path:
-        """Where an unfinished training is kept, below the results folder."""
+        """File for the state of unfinished training, below the results folder."""
         return self.first.path.with_suffix(".checkpoint")
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class Job:
         return "--".join(self.first.path.with_suffix("").parts[1:])
 
     def decode(self) -> None:
-        """Fill the store; what is wrong with a file is said when its pixels are asked for."""
+        """Fill the store; errors are reported later, when the pixels are read."""
         with contextlib.suppress(DataError, MemoryError):
             for images in (self.task.fit, self.task.validation, *self.task.tests.values()):
                 self.pixels(images)
@@ -112,10 +112,10 @@ class Job:
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Method and backbone as records keep them."""
+        """Method and backbone as stored in records."""
         backbone = self.config["backbone"]
-        told = None if backbone is None else identify(without_target("backbone", backbone), self.weights)
-        return without_target("method", self.config["method"]), told
+        identified = None if backbone is None else identify(without_target("backbone", backbone), self.weights)
+        return without_target("method", self.config["method"]), identified
 
     def _expected(self, test: str) -> Record:
         settings, tested = self.settings, self.task.tests[test]
@@ -149,24 +149,24 @@ class Job:
 
 
 def files_of(task: Task, digests: Digests, test: str) -> dict[str, Any]:
-    """What the fingerprint says of a task's files, one of its test sets'; no paths of this machine."""
+    """The files of a task and one of its test sets, as hashed into the fingerprint; no local paths."""
     images = {"fit": task.fit, "test": task.tests[test], **({"validation": task.validation} if task.validation else {})}
     return {"task": task.name, **{part: [identity(image, digests) for image in images[part]] for part in images}}
 
 
 def identity(image: Sample, digests: Digests) -> list[Any]:
-    """[id, label, size, sha256, mask]; a member stands after its file's hash, further planes after the mask."""
+    """[id, label, size, sha256, mask]; an archive member follows its file's hash, further planes follow the mask."""
 
-    def told(source: Source) -> list[Any]:
+    def hashed(source: Source) -> list[Any]:
         return [*digests[source.path], *([source.member] if source.member else [])]
 
-    first, *others = map(told, image.sources)
-    masks = [told(mask) for mask in image.masks]
+    first, *others = map(hashed, image.sources)
+    masks = [hashed(mask) for mask in image.masks]
     return [image.id, image.label, *first, masks if len(masks) > 1 else next(iter(masks), None), *others]
 
 
 def fingerprint_of(record: Record, dataset: Mapping[str, Any], files: Mapping[str, Any]) -> str:
-    """The fingerprint of the settings that a record tells of, on these files; see `records.fingerprint`.
+    """The fingerprint of a record's settings and these files; see `records.fingerprint`.
 
     Args:
         dataset: its node in the configuration.
@@ -183,16 +183,16 @@ def fingerprint_of(record: Record, dataset: Mapping[str, Any], files: Mapping[st
 
 
 def folders(method: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
-    """The keys of `about.folders` that have a value, with what is in that folder."""
+    """The keys of `about.folders` that are set, with the content of each folder."""
     named = {key: method.get(key) for key in method["about"].get("folders", [])}
     return {key: contents(Path(str(value)).expanduser()) for key, value in named.items() if value is not None}
 
 
 @functools.cache
 def contents(folder: Path) -> list[list[Any]]:
-    """Name, size and hash of every file below a folder, when it is first asked for."""
+    """Name, size and hash of every file below a folder, as of the first call."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [[path.relative_to(folder).as_posix(), *told] for path, told in file_digests(files, folder).items()]
+    return [[path.relative_to(folder).as_posix(), *found] for path, found in file_digests(files, folder).items()]
 
 
 def make_job(
@@ -209,26 +209,26 @@ def make_job(
         name, categories: see `task_names`; no categories: the one of that name.
 
     Raises:
-        DataError: see `Dataset.task` and `make_task`; a file that cannot be read; no image to fit on.
+        DataError: see `Dataset.task` and `make_task`; a file cannot be read; there is no image to fit on.
         UsageError: the method reads planes that the images do not have.
     """
     parts = {category: read_planes(dataset.task(category), config) for category in categories or [name]}
     task = make_task(settings.regime, name, parts, settings.seed)
     if not task.fit and not config["method"].get("zero_shot", False):
         raise DataError(
-            f"{name}: no training image, and method={config['method']['name']} learns from normal images; expected "
-            "some, or a method whose YAML says zero_shot: true"
+            f"{name}: no training images, but method={config['method']['name']} learns from normal images; add some, "
+            "or choose a method with zero_shot: true in its YAML"
         )
-    digests = {path: told for part in parts.values() for path, told in dataset.digests(part).items()}
+    digests = {path: found for part in parts.values() for path, found in dataset.digests(part).items()}
     regime = settings.regime | ({"categories": list(parts)} if settings.regime["name"] == "multi_class" else {})
     return Job(config, settings, dataset, regime, task, digests, weights)
 
 
 def read_planes(task: Task, config: Mapping[str, Any]) -> Task:
-    """The task in the planes that the method reads: its YAML's `planes`, or "rgb" where that says nothing.
+    """The task with the planes that the method reads: its YAML's `planes`, by default "rgb".
 
     Raises:
-        UsageError: the images have other planes, or the backbone cannot take so many channels.
+        UsageError: the images lack a plane, or the backbone does not accept that many channels.
     """
     method, known = config["method"], {plane.name: plane.channels for plane in task.planes}
     wanted = method.get("planes", [RGB.name])
@@ -236,11 +236,11 @@ def read_planes(task: Task, config: Mapping[str, Any]) -> Task:
     if not wanted or not set(wanted) <= known.keys():
         raise UsageError(
             f"method={method['name']} reads the planes {', '.join(wanted) or 'none'}; the images of {task.name} have "
-            f"(channels): {have}; choose another dataset or method, or method.planes where the method has that key"
+            f"(channels): {have}; choose another dataset or method, or set method.planes if the method has that key"
         )
     if config["backbone"] is not None and sum(known[name] for name in wanted) != RGB.channels:
         raise UsageError(
             f"backbone={config['backbone']['name']} takes {RGB.channels} channels; method={method['name']} reads the "
-            f"planes {', '.join(wanted)} of (channels): {have}; give method.planes of {RGB.channels} channels"
+            f"planes {', '.join(wanted)} of (channels): {have}; set method.planes to {RGB.channels} channels in all"
         )
     return task.with_planes(wanted)

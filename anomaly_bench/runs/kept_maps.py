@@ -1,4 +1,4 @@
-"""Maps that `save_maps=true` kept beside records: their metrics again, compared with those recorded. No torch here."""
+"""Recompute metrics from the maps that `save_maps=true` stored, and compare them with the records. No torch here."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 
 
 def kept_maps(place: Path) -> list[Path]:
-    """The record of every `maps.npy` that lies beside one."""
-    folders = [each for each in tree(place.resolve()) if (each / "maps.npy").is_file()]
-    return sorted(path for each in folders if (path := each.with_name(f"{each.name}.json")).is_file())
+    """The records that have a `maps.npy`."""
+    folders = [folder for folder in tree(place.resolve()) if (folder / "maps.npy").is_file()]
+    return sorted(path for folder in folders if (path := folder.with_name(f"{folder.name}.json")).is_file())
 
 
 def source_category(record: Record) -> str:
-    """The category that the test images are of, also where a model was fitted on several."""
+    """The category of the test images, even if the model was fitted on several."""
     return record.test if record.test in (record.regime or {}).get("categories", ()) else record.task
 
 
 class KeptMaps:
-    """Maps that a run kept beside its records.
+    """The maps that a run stored with its records.
 
     Args:
         kept: the records' files.
-        metrics: what is computed.
-        update: write new values of metrics into records that lack them or hold those of an older revision.
+        metrics: to be computed.
+        update: write the values into records that lack them or hold those of an older revision.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class KeptMaps:
         self.makers = makers(self.records)
 
     def work(self, categories: Sequence[str]) -> tuple[list[Work], list[str]]:
-        """One piece for each record, those with the same masks in turn; no category is expected to have one."""
+        """One piece per record, those with the same masks in a row; categories without a record are fine."""
         wanted = {
             path: record
             for path, record in self.records.items()
@@ -89,15 +89,13 @@ class KeptMaps:
         """Why there is no work."""
         have = sorted({f"{record.dataset} {record.category}" for record in self.records.values()})
         expected = f"{self.dataset.name} {shorten(categories)}"
-        return (
-            f"it has kept maps of {shorten(have) or 'damaged records'}, none of {expected}; give dataset and category"
-        )
+        return f"it has maps of {shorten(have) or 'damaged records'}, none of {expected}; set dataset and category"
 
     def recompute(self, path: Path, record: Record) -> list[Result]:
-        """The metrics of one record, compared with those in it.
+        """Recompute the metrics of one record and compare them with its own.
 
         Raises:
-            DataError: the dataset's test images are no longer those of the record, or the maps are damaged.
+            DataError: the dataset's test images differ from the record's, or the maps are damaged.
         """
         regime = record.regime or {"name": "one_class"}
         parts = {name: self.dataset.task(name) for name in regime.get("categories", [record.task])}
@@ -105,8 +103,8 @@ class KeptMaps:
         found = [(image.id, image.label) for image in images]
         if found != [(each["file"], each["defect"]) for each in record.images]:
             raise DataError(
-                f"{len(found)} test images in {self.dataset.root}, others than the record's {len(record.images)}; "
-                "give the data_root that it was made from"
+                f"{len(found)} test images in {self.dataset.root} differ from the record's {len(record.images)}; "
+                "set data_root to the folder it was computed from"
             )
         resize, crop = input_size(record.input)
         maps, masks = None, None
@@ -115,15 +113,15 @@ class KeptMaps:
             maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
         scores = np.array([each["score"] for each in record.images], np.float32)
         labels = np.array([image.label is not None for image in images])
-        made = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
-        self.compare(path, record, made)
+        result = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
+        self.compare(path, record, result)
         maker = self.makers[path]
-        return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), made)]
+        return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), result)]
 
-    def compare(self, path: Path, record: Record, made: Evaluation) -> None:
-        """Say, or with `update` mend, what the record does not hold; a value that should be the same and is not."""
+    def compare(self, path: Path, record: Record, result: Evaluation) -> None:
+        """Report values that changed, and report (or with `update` write) those missing from the record or outdated."""
         stale, changed = [], []
-        for name, entry in made.entries.items():
+        for name, entry in result.entries.items():
             held = record.metrics.get(name)
             if held is None or held["revision"] != entry["revision"]:
                 stale.append(name)
@@ -131,26 +129,26 @@ class KeptMaps:
                 changed.append(name)
         if changed:
             self.reporter.warn(
-                f"{path.stem}: {', '.join(changed)} not as recorded: its masks or maps have changed since"
+                f"{path.stem}: {', '.join(changed)} not as recorded: masks or maps have changed since"
                 + ("; the record is not updated" if stale and self.update else "")
             )
         elif stale and self.update:
-            metrics, curves = {**record.metrics, **made.entries}, {**record.curves, **made.curves}
+            metrics, curves = {**record.metrics, **result.entries}, {**record.curves, **result.curves}
             records.write_record(replace(record, metrics=metrics, curves=curves), path)
             self.reporter.say(f"{path.stem}: updated ({', '.join(stale)})")
         elif stale:
             self.reporter.warn(
-                f"{path.stem}: {', '.join(stale)} missing in the record or outdated; update=true mends it"
+                f"{path.stem}: {', '.join(stale)} missing from the record or outdated; update=true fixes it"
             )
 
 
 def same(one: float | None, other: float | None) -> bool:
-    """Equal but for the order in which another machine adds up."""
+    """Equal up to the order of summation, which may differ between machines."""
     return one is other if one is None or other is None else math.isclose(one, other, abs_tol=1e-9)
 
 
 def makers(found: Mapping[Path, Record]) -> dict[Path, str]:
-    """What the tables of records are called: method, backbone, seed and input; other settings by a hash of them."""
+    """Table titles of records: method, backbone, seed and input; a hash where other settings differ."""
     names, settings = {}, {}
     for path, record in found.items():
         titles = [record.titles["method"], *([] if record.backbone == "none" else [record.titles["backbone"]])]
@@ -165,7 +163,7 @@ def makers(found: Mapping[Path, Record]) -> dict[Path, str]:
     }
 
 
-@functools.lru_cache(maxsize=1)  # the records of one category, method by method and seed by seed
+@functools.lru_cache(maxsize=1)  # shared by all methods and seeds of one category
 def read_masks(images: tuple[Sample, ...], frame: Frame, threads: int) -> NDArray[np.bool_]:
     """(N, H, W) masks at an input's size."""
     with ThreadPoolExecutor(threads) as pool:
@@ -173,13 +171,11 @@ def read_masks(images: tuple[Sample, ...], frame: Frame, threads: int) -> NDArra
 
 
 def read_kept(path: Path, expected: tuple[int, ...]) -> NDArray[np.float32]:
-    """The (N, H, W) of a `maps.npy`, mapped from the disk."""
+    """The (N, H, W) maps of a `maps.npy`, memory-mapped."""
     try:
         maps: NDArray[np.float32] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); save_maps=true overwrite=true makes it again") from error
+        raise DataError(f"{path}: cannot be read ({error}); save_maps=true overwrite=true recreates it") from error
     if maps.shape != expected:
-        raise DataError(
-            f"{path}: maps {maps.shape}; expected {expected}: save_maps=true overwrite=true makes them again"
-        )
+        raise DataError(f"{path}: maps {maps.shape}; expected {expected}: save_maps=true overwrite=true recreates them")
     return maps

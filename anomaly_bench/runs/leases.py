@@ -1,8 +1,8 @@
-"""Who is at work on what in a results folder that several processes, or machines, share.
+"""Leases: which process is working on which job in a results folder shared by processes or machines.
 
-A lease is a file in <results>/leases with its owner's host and process. The owner touches it every 15 seconds; one
-that was not touched for 60 seconds, by the clock of the file system it lies on, has run out, and so has one of a dead
-process of this machine. Claims are made one at a time, under a lock file.
+A lease is a file in <results>/leases with its owner's host and process. The owner touches it every 15 seconds; it
+expires when it has not been touched for 60 seconds by the file system's clock, or when its owner, a process on this
+machine, has died. Claims are made one at a time, under a lock file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEAT, LIFE = 15.0, 60.0  # seconds
 
 @contextlib.contextmanager
 def claim(results: Path, name: str) -> Iterator[bool]:
-    """Within the block the work of this name is ours, if the value is True; else another process is at it."""
+    """Yields True if this process owns the work within the block; False: another process is working on it."""
     path = results / "leases" / f"{name}.json"
     with locked(results):
         ours = not is_held(path)
@@ -55,7 +55,7 @@ def locked(results: Path) -> FileLock:
 
 
 def beat(path: Path, over: threading.Event) -> None:
-    """Touch a lease until the work is over, or another process has taken it because it seemed dead."""
+    """Touch a lease until the work is over, or another process has taken it over as expired."""
     while not over.wait(BEAT):
         with contextlib.suppress(OSError):
             if read_lease(path) != owner():
@@ -64,7 +64,7 @@ def beat(path: Path, over: threading.Event) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a lease exists, has not run out, and its owner may be alive."""
+    """Whether a lease exists, has not expired, and its owner may be alive."""
     held_by = read_lease(path)
     if held_by is None:
         return False
@@ -79,7 +79,7 @@ def is_held(path: Path) -> bool:
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
-    """Who holds a lease; None: nobody, or a file that is cut off."""
+    """The holder of a lease; None: nobody, or a truncated file."""
     with contextlib.suppress(OSError, ValueError):
         held_by = json.loads(path.read_text("utf-8"))
         return held_by if isinstance(held_by, dict) else None
@@ -88,7 +88,7 @@ def read_lease(path: Path) -> dict[str, Any] | None:
 
 @functools.cache
 def host() -> str:
-    """This machine since it was started, and the container on it: process numbers mean something within."""
+    """This machine since it booted, and the container: the scope in which process numbers are unique."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip(), os.readlink("/proc/self/ns/pid")]
@@ -100,14 +100,14 @@ def owner() -> dict[str, Any]:
 
 
 def alive(held_by: dict[str, Any]) -> bool:
-    """Whether the process of an owner on this machine still runs; True where the system cannot tell."""
+    """Whether an owner on this machine is still running; True if the system cannot tell."""
     if not sys.platform.startswith("linux"):
         return True
     return held_by.get("started") == started(held_by.get("process", 0))
 
 
 def started(process: int) -> str | None:
-    """The moment a process began, in the kernel's ticks: its number may belong to another one later."""
+    """When a process started, in kernel ticks; None: it has ended. Process numbers are reused."""
     with contextlib.suppress(OSError, IndexError):
         status = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
         return None if status[0] in "ZX" else status[19]

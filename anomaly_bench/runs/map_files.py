@@ -1,4 +1,4 @@
-"""Maps of any program, one file an image: found, read, brought to their masks' size and measured. No torch here."""
+"""Metrics of maps from any program, one file per image: find, read and resize them to their masks. No torch here."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class MapFiles:
-    """Maps of any program, one file an image.
+    """Maps from any program, one file per image.
 
     Args:
-        place: mirrors the dataset's root or, of one category, its folder or the folder `test` in that.
-        frame: the size of the comparison.
-        scores: file -> image score; None: a map's highest value, as it is compared.
+        place: mirrors the dataset's root or, for one category, its folder or the folder `test` in it.
+        frame: the size at which maps and masks are compared.
+        scores: file -> image score; None: the highest value of each map at that size.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class MapFiles:
         self.alone = False
 
     def work(self, categories: Sequence[str]) -> tuple[list[Work], list[str]]:
-        """One piece for each category, and the categories that have no folder of images or of maps."""
+        """One piece per category, and the categories without a folder of images or maps."""
         self.alone = len(categories) == 1
         mapped = {name.partition("/")[0] for name in self.files}
         have = [name for name in categories if name in self.dataset.available]
@@ -69,15 +69,13 @@ class MapFiles:
         expected = f"expected <category>/test/<defect>/<image> with one of {kinds}"
         if not self.files:
             return f"no maps in it; {expected}, or maps.npy beside a record"
-        return (
-            f"{len(self.files)} maps in it, but none of {shorten(categories)}; {expected}: give category=NAME for one"
-        )
+        return f"{len(self.files)} maps in it, but none of {shorten(categories)}; {expected}: set category=NAME for one"
 
     def compute(self, category: str) -> list[Result]:
         """The metrics of every test set of one category.
 
         Raises:
-            DataError: a map is missing or not as it must be, or an image has no score.
+            DataError: a map is missing or invalid, or an image has no score.
         """
         tests = self.dataset.task(category).tests
         images = [image for test in tests.values() for image in test]
@@ -90,12 +88,12 @@ class MapFiles:
             outcome = self.outcome(test, loaded, scores)
             maker = f"maps in {self.place}, compared at {self.frame}"
             shown = category_name(category, name, self.dataset.categories)
-            made = evaluate(outcome, self.metrics)
-            results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), made))
+            evaluation = evaluate(outcome, self.metrics)
+            results.append(Result(maker, category, shown, len(test), int(outcome.labels.sum()), evaluation))
         return results
 
     def find(self, category: str, images: Sequence[Sample]) -> dict[Sample, Path]:
-        """Each image's map; maps without an image are named."""
+        """Each image's map; a warning lists maps without an image."""
         names = map_names([image.id for image in images])
         way = addressed(category, names, self.files, self.alone)
         lacking = [
@@ -113,11 +111,11 @@ class MapFiles:
         tops = tuple({way(f"{name.partition('/')[0]}/") for name in names})
         extra = [str(self.files[name][0]) for name in self.files if name.startswith(tops) and name not in wanted]
         if extra:
-            self.reporter.warn(f"{category}: {len(extra)} maps have no test image and are left out: {shorten(extra)}")
+            self.reporter.warn(f"{category}: {len(extra)} maps have no test image and are ignored: {shorten(extra)}")
         return {image: self.files[way(name)][0] for image, name in zip(images, names, strict=True)}
 
     def find_scores(self, category: str, images: Sequence[Sample]) -> dict[Sample, float] | None:
-        """Each image's score, where a list of them was given."""
+        """Each image's score, if a list was given."""
         if self.scores is None:
             return None
         files = [image.id for image in images]
@@ -143,18 +141,18 @@ class MapFiles:
     def outcome(
         self, images: Sequence[Sample], loaded: Sequence[Loaded], scores: Mapping[Sample, float] | None
     ) -> Outcome:
-        """What metrics look at; without scores a map's highest value is its image's."""
+        """The input of metrics; without scores, an image's score is its map's highest value."""
         labels = np.array([image.label is not None for image in images])
         highest = [float(each.map.max()) for each in loaded] if scores is None else [scores[image] for image in images]
         masks = [each.mask for each in loaded] if has_masks(images) else None
         return Outcome(labels, np.array(highest), [each.map for each in loaded], masks)
 
     def load(self, image: Sample, path: Path) -> Loaded | DataError:
-        """One map and its mask, or what is wrong with them."""
+        """One map and its mask, or the error."""
         try:
-            own = readers.source_size(image.sources[0])
+            size = readers.source_size(image.sources[0])
             values = read_map(path)
-            return Loaded(self.frame.map(values, own), self.frame.mask(image, own), values.shape)
+            return Loaded(self.frame.map(values, size), self.frame.mask(image, size), values.shape)
         except DataError as error:
             return error if str(path) in str(error) else DataError(f"{path}: {error}")
 
@@ -166,7 +164,7 @@ class MapFiles:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One map and its mask at the size of the comparison, and the (H, W) that the map was found with."""
+    """One map and its mask at the size of the comparison, and the map's original (H, W)."""
 
     map: MapValues
     mask: NDArray[np.bool_]

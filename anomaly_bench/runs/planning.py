@@ -1,4 +1,4 @@
-"""What jobs will take in memory, disk and time, by shapes and by earlier records; nothing is computed."""
+"""Estimate the memory, disk space and time of jobs from shapes and earlier records; nothing is computed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
     from anomaly_bench.runs.runner import Runner
 
-PICTURE_BYTES = 30_000  # of one of the gallery's pictures, about
-RECORD_BYTES = 120_000  # of a record with its curves and samples, about
+PICTURE_BYTES = 30_000  # roughly, per gallery picture
+RECORD_BYTES = 120_000  # roughly, per record with curves and samples
 
 
 @dataclass
 class Estimate:
-    """What one category of a job will take; bytes and seconds, None: nothing is known to tell it by.
+    """The needs of one category of a job, in bytes and seconds; None: unknown.
 
-    `sources` say where memory and time come from; `refused` why the job would not be begun, "" if it would.
+    `sources` tell where memory and time come from; `refused` why the job would not start, "" if it would.
     """
 
     memory: int
@@ -40,14 +40,14 @@ class Estimate:
 
 
 class Planner:
-    """Estimates jobs by shapes, on the meta device, and by earlier records of the same method and backbone."""
+    """Estimates jobs from shapes, on the meta device, and from earlier records of the same method and backbone."""
 
     def __init__(self) -> None:
-        self.evaluators: dict[str, Evaluator] = {}  # by what their networks are made of
+        self.evaluators: dict[str, Evaluator] = {}  # by a hash of what determines shapes
         self.known: dict[Path, list[Record]] = {}
 
     def estimate(self, runner: Runner, job: Job) -> Estimate:
-        """Raises UsageError: method and backbone do not go together."""
+        """Raises UsageError: method and backbone are incompatible."""
         evaluator, refused = self.evaluator(runner), ""
         try:
             evaluator.require_memory(job)
@@ -57,14 +57,14 @@ class Planner:
         like = self.like(runner, job)
         peaks = [1e6 * record.cost["peak_ram_mb"] for record in like if record.cost.get("peak_ram_mb")]
         memory, source = shapes, "shapes"
-        if peaks and max(peaks) > shapes:  # memory banks, and what a method works in
+        if peaks and max(peaks) > shapes:  # memory banks and working memory of methods
             memory, source = round(max(peaks)), f"{len(peaks)} records"
         seconds = self.seconds(runner, job, like)
-        told = f"{len(like)} records" if seconds is not None else "no record yet"
-        return Estimate(memory, disk(runner, job, evaluator), seconds, (source, told), refused)
+        basis = f"{len(like)} records" if seconds is not None else "no record yet"
+        return Estimate(memory, disk(runner, job, evaluator), seconds, (source, basis), refused)
 
     def evaluator(self, runner: Runner) -> Evaluator:
-        """One for all jobs of the same networks: seeds and categories change no shape."""
+        """One evaluator for all jobs of the same networks: seeds and categories do not change shapes."""
         from anomaly_bench.runs.evaluator import Evaluator
 
         config = runner.config
@@ -77,33 +77,33 @@ class Planner:
         return self.evaluators[key]
 
     def like(self, runner: Runner, job: Job) -> list[Record]:
-        """The records of the results folder with the job's method, backbone and input, made on a device like ours."""
+        """The records in the results folder with the job's method, backbone, input and device."""
         results, settings = runner.settings.results, runner.settings
         if results not in self.known:
             self.known[results] = outlines.outlines(results)[0] if results.is_dir() else []
         device = devices.device_name(devices.device_kind(settings.device))
         wanted = (job.first.method, job.first.backbone, settings.input, device)
-        made = [each for each in self.known[results] if wanted[:3] == (each.method, each.backbone, each.input)]
-        return [record for record in made if record.cost.get("device") == device]
+        found = [each for each in self.known[results] if wanted[:3] == (each.method, each.backbone, each.input)]
+        return [record for record in found if record.cost.get("device") == device]
 
     def seconds(self, runner: Runner, job: Job, like: Sequence[Record]) -> float | None:
-        """Of fit, scoring and timing: the records' medians for an image and, of a training, for an epoch."""
+        """For fit, scoring and timing, from the records' medians per image and, for training, per epoch."""
         if not like:
             return None
         epochs = job.config["method"].get("epochs", 1)
-        each = [
+        fitted = [
             record.cost["fit_s"] / max(1, record.counts["fit"]) / record.config["method"].get("epochs", 1)
             for record in like
         ]
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values()))
         timed = 2 * timing.SECONDS if runner.settings.speed else 0
-        work = statistics.median(each) * len(job.task.fit) * epochs + statistics.median(scored) * tested
+        work = statistics.median(fitted) * len(job.task.fit) * epochs + statistics.median(scored) * tested
         return float(work + timed)
 
 
 def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
-    """Bytes of the cache's decoded images, masks and features, and of what is kept beside the record."""
+    """Bytes of cached images, masks and features, and of the files saved with the record."""
     settings = runner.settings
     pixels = settings.resize[0] * settings.resize[1]
     tested = sum(map(len, job.task.tests.values()))
@@ -116,6 +116,6 @@ def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
 
 
 def free_disk() -> int:
-    """Bytes on the disk of the cache, which takes the larger part."""
-    there = next(folder for folder in (cache_root(), *cache_root().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    """Free bytes on the disk of the cache, which takes most of the space."""
+    existing = next(folder for folder in (cache_root(), *cache_root().parents) if folder.exists())
+    return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""Metrics from kept anomaly maps, without a model: the work and its results. No torch here."""
+"""Metrics from stored anomaly maps, without a model: the work and its results. No torch here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Result:
     """The metrics of one test set.
 
     Attributes:
-        maker: whose maps at which size; each has a table of its own.
+        maker: the origin and size of the maps; each has its own table.
         task, category: of the dataset; the category is the test set's name in tables.
-        images, defects: how many.
+        images, defects: counts.
     """
 
     maker: str
@@ -31,11 +31,11 @@ class Result:
     evaluation: Evaluation
 
 
-Work = tuple[str, Callable[[], list[Result]]]  # how its lines begin, and what is to be done
+Work = tuple[str, Callable[[], list[Result]]]  # name for messages, and task
 
 
 def carried_out(work: Sequence[Work], reporter: Reporter) -> tuple[list[Result], int]:
-    """The results, and how many pieces of work failed: that is said, and does not stop the others."""
+    """The results and the number of failures, which are reported and do not stop the others."""
     results, failed = [], 0
     with reporter.stage("computing metrics", len(work)) as advance:
         for number, (name, task) in enumerate(work, 1):
@@ -43,7 +43,7 @@ def carried_out(work: Sequence[Work], reporter: Reporter) -> tuple[list[Result],
                 results += task()
             except UsageError:
                 raise
-            except Exception as error:  # one's failure is its own
+            except Exception as error:  # the others continue
                 failed += 1
                 reporter.fail(f"[{number}/{len(work)}] {name}: {reason(error)}", error)
             advance(1)

@@ -1,4 +1,4 @@
-"""The loop over tasks: what has a record is skipped, what fails is said, what is done stays. No torch until needed."""
+"""The loop over tasks: finished tasks are skipped, failures reported, results kept. No torch until needed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.evaluator import Evaluator
     from anomaly_bench.runs.job import Job
 
-DECODED_EARLY = 10**9  # bytes of images that are decoded before it is known whether the job fits into memory
-WAIT_SECONDS = 1.0  # between two looks at what another run is at
+DECODED_EARLY = 10**9  # bytes: images up to this size are decoded before the job's memory is checked
+WAIT_SECONDS = 1.0  # between checks whether another run has finished
 
 
 class State(StrEnum):
-    """What has become of a task."""
+    """The state of a task."""
 
     DONE = "done"
     FAILED = "failed"
@@ -49,7 +49,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Standing:
-    """How a task stands, by the files of the results folder: the records of a done one, why another failed."""
+    """A task's state according to the results folder, with its records if done, the reason if failed."""
 
     state: State
     why: str = ""
@@ -58,9 +58,9 @@ class Standing:
 
 @dataclass
 class Summary:
-    """What a run came to: records in the order of the categories, and why the others have none.
+    """The outcome of a run: records in the order of the categories, and why the others have none.
 
-    `busy` are the categories that other runs are at work on, left so with wait=false only; `stopped`: by fail_fast.
+    `busy`: categories that other runs are working on (only with wait=false); `stopped`: by fail_fast.
     `cells`: the metrics to show; None: those of each table.
     """
 
@@ -76,7 +76,7 @@ class Runner:
     """One run of one resolved configuration.
 
     Args:
-        stop: a file; where there is one no category is begun, and with fail_fast=true a failure makes it.
+        stop: a file; while it exists no category is started. With fail_fast=true a failure creates it.
 
     Raises:
         UsageError: the configuration cannot work for any category.
@@ -98,21 +98,21 @@ class Runner:
         self.metrics = chosen_metrics(config)
         shown = None if self.metrics.keys() <= standard_metrics().keys() <= self.metrics.keys() else list(self.metrics)
         self.summary = Summary(self.settings, cells=shown)
-        self.waited: set[str] = set()  # for other runs
-        self.damaged: set[Path] = set()  # records of which that was said
-        self.remote = False  # a speed may be of any machine
+        self.waited: set[str] = set()  # categories reported as busy
+        self.damaged: set[Path] = set()  # records reported as damaged
+        self.remote = False  # accept speeds of any machine
         self._evaluator: Evaluator | None = None
         self._held = contextlib.ExitStack()  # the device
 
     def evaluator(self, job: Job) -> Evaluator:
-        """Made for the first job that has to be computed: a finished run imports no torch.
+        """Created for the first job to be computed, so a finished run does not import torch.
 
-        Meanwhile that job's images are decoded: importing keeps one core busy at most.
+        Meanwhile that job's images are decoded: importing uses only one core.
         """
         if self._evaluator is None:
             if job.image_bytes < DECODED_EARLY:
                 threading.Thread(target=job.decode, daemon=True).start()
-            gc.disable()  # it finds nothing to collect among modules, and takes a fifth of their import
+            gc.disable()  # it takes a fifth of the import time and finds nothing
             try:
                 from anomaly_bench.hardware.torch_setup import own_device
                 from anomaly_bench.runs.evaluator import Evaluator
@@ -125,12 +125,12 @@ class Runner:
         return self._evaluator
 
     def close(self) -> None:
-        """Leave the device to other jobs."""
+        """Release the device for other jobs."""
         self._evaluator = None
         self._held.close()
 
     def run(self) -> Summary:
-        """Every selected category; errors of one do not stop the others, but with fail_fast=true.
+        """Run every selected category; errors of one do not stop the others unless fail_fast=true.
 
         Raises:
             UsageError: the configuration cannot work for any category.
@@ -141,15 +141,15 @@ class Runner:
             self.reporter.warn(f"{len(self.missing)} categories have no folder in {self.dataset.root}: {listed}")
             self.summary.failed |= dict.fromkeys(self.missing, "no folder")
         self.summary.stopped = bool(self.missing) and self.settings.fail_fast
-        among = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are mixed
+        prefix = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are interleaved
         count = len(self.present)
-        present = {name: f"{among}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
+        present = {name: f"{prefix}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
         start, computed = timing.clock(), 0
         for left, (name, where) in zip(reversed(range(count)), present.items(), strict=True):
             worked = self.attempt(name, where)
             computed += worked
             if worked and computed == 1 and left:
-                self.reporter.say(f"about {duration((timing.clock() - start) * left)} to go, for {left} more")
+                self.reporter.say(f"about {duration((timing.clock() - start) * left)} left for {left} more")
         while self.summary.busy and self.settings.wait:
             name = self.summary.busy.pop(0)
             if not self.attempt(name, present[name]) and name in self.summary.busy:
@@ -168,7 +168,7 @@ class Runner:
         return [name for name, categories in self.tasks.items() if not set(categories) & set(self.missing)]
 
     def attempt(self, name: str, where: str) -> bool:
-        """One category, its errors taken in; True: something was computed."""
+        """Run one category, handling its errors; True: something was computed."""
         self.summary.stopped = self.summary.stopped or (self.stop is not None and self.stop.exists())
         if self.summary.stopped:
             return False
@@ -176,9 +176,9 @@ class Runner:
         try:
             job = self.job(name)
             return self.category(job, where)
-        except Exception as error:  # one category's failure is its own
+        except Exception as error:  # the other categories continue
             if isinstance(error, UsageError):
-                if self.stop is not None:  # a sweep's job is looked for later; a single run has said it
+                if self.stop is not None:  # a sweep reads it later; a single run reports it at once
                     self.fail_all(error)
                 raise
             if job is not None:
@@ -192,7 +192,7 @@ class Runner:
         return False
 
     def fail_all(self, error: Exception) -> None:
-        """Keep the failure of a configuration that works for none of the categories."""
+        """Save the failure of a configuration that works for no category."""
         for name in self.present:
             with contextlib.suppress(DataError, OSError):
                 job = self.job(name)
@@ -200,7 +200,7 @@ class Runner:
                     failures.save_failure(self.settings.results, job.first, error, self.config)
 
     def standing(self, name: str) -> Standing:
-        """Find out how a task stands, without computing."""
+        """The state of a task, without computing."""
         try:
             job = self.job(name)
         except (DataError, OSError) as error:
@@ -216,15 +216,15 @@ class Runner:
         return make_job(self.config, self.settings, self.dataset, self.weights, name, self.tasks[name])
 
     def category(self, job: Job, where: str) -> bool:
-        """Have the records of one category; True: something was computed."""
+        """Add the records of one category to the summary; True: something was computed."""
         done = self.done(job)
         if done is not None and not self.settings.overwrite:
             done = [self.with_metrics(record, where) for record in done]
             self.summary.records += done
-            self.reporter.say(f"{where}: done before ({headline(done)})")
+            self.reporter.say(f"{where}: already done ({headline(done)})")
             return False
         if self.settings.retry == "failed" and failures.known_failure(self.settings.results, job.first) is None:
-            self.reporter.say(f"{where}: left out by retry=failed")
+            self.reporter.say(f"{where}: skipped by retry=failed")
             return False
         with leases.claim(self.settings.results, job.lease) as ours:
             if not ours:
@@ -237,15 +237,15 @@ class Runner:
         return worked
 
     def with_metrics(self, record: Record, where: str) -> Record:
-        """A record with the metrics that `metric=` adds, from image scores or kept maps; without maps it says so."""
+        """A record with the metrics `metric=` adds, from image scores or stored maps; warns if those are missing."""
         lacking = {name: each for name, each in self.metrics.items() if not each.is_in(record.metrics)}
         path = self.settings.results / record.path
         if record.localises and not (path.with_suffix("") / "maps.npy").is_file():
             unknown = [name for name, metric in lacking.items() if metric.needs]
             lacking = {name: metric for name, metric in lacking.items() if not metric.needs}
             if unknown:
-                hint = "save_maps=true overwrite=true makes them"
-                self.reporter.warn(f"{where}: no kept maps to compute {', '.join(unknown)} from; {hint}")
+                hint = "save_maps=true overwrite=true stores them"
+                self.reporter.warn(f"{where}: no stored maps to compute {', '.join(unknown)} from; {hint}")
         if not lacking:
             return record
         kept = KeptMaps(self.dataset, [path], lacking, self.settings.threads, True, self.reporter)
@@ -253,41 +253,41 @@ class Runner:
         return load(path)
 
     def busy(self, name: str, where: str) -> None:
-        """Say once that another run is at work on a category; it is looked at again later."""
+        """Report once that another run is working on a category, and check it again later."""
         if name not in self.waited:
-            self.reporter.say(f"{where}: another run is at work on it{'; waiting' if self.settings.wait else ''}")
+            self.reporter.say(f"{where}: another run is working on it{'; waiting' if self.settings.wait else ''}")
         self.waited.add(name)
         self.summary.busy.append(name)
 
     def compute(self, job: Job, where: str) -> list[Record]:
-        """Make what is wanted and missing of one category, and keep it."""
+        """Compute and save what is missing for one category."""
         known = None if self.settings.overwrite else self.known(job)
         if known is None:
-            made = self.evaluator(job).evaluate(job)
+            computed = self.evaluator(job).evaluate(job)
         else:
-            self.reporter.say(f"{where}: has a record, its speed on this machine is measured")
-            made = self.evaluator(job).add_speed(job, known)
-        for record in made:
+            self.reporter.say(f"{where}: has a record; measuring its speed on this machine")
+            computed = self.evaluator(job).add_speed(job, known)
+        for record in computed:
             save(record, self.settings.results)
         failures.forget_failure(self.settings.results, job.first, self.config)
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
-        self.reporter.say(f"{where}: {headline(made)}")
-        return made
+        self.reporter.say(f"{where}: {headline(computed)}")
+        return computed
 
     def done(self, job: Job) -> list[Record] | None:
-        """The records of a category that lacks nothing of what is wanted; None: it does."""
+        """The records of a category that is complete; None: it is not."""
         known = self.known(job)
         timed = not self.settings.speed or all(self.has_speed(job, record) for record in known or ())
         return known if timed else None
 
     def known(self, job: Job) -> list[Record] | None:
-        """The records of all test sets, their files beside them; None: something is missing."""
+        """The records of all test sets, with all requested files; None: something is missing."""
         found = [self.existing(expected) for expected in job.expected.values()]
         whole = [record for record in found if record is not None and not self.lacks_files(record)]
         return whole if len(whole) == len(found) else None
 
     def existing(self, expected: Record) -> Record | None:
-        """The record of this fingerprint; a damaged one is reported and counts as none."""
+        """The record with this fingerprint; a damaged one is reported and ignored."""
         path = self.settings.results / expected.path
         if not path.is_file():
             return None
@@ -301,7 +301,7 @@ class Runner:
         return record if record.fingerprint == expected.fingerprint else None
 
     def lacks_files(self, record: Record) -> bool:
-        """Maps or model are wanted, and not there."""
+        """Whether requested maps or the model are missing."""
         folder = self.settings.results / record.path.with_suffix("")
         wanted = ["maps.npy"] if self.settings.save_maps and record.localises else []
         wanted += ["model.safetensors"] if self.settings.save_model else []
@@ -315,7 +315,7 @@ class Runner:
 
 
 def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:
-    """Run a resolved configuration, with a log below its results folder; see `Runner` for `stop`."""
+    """Run a resolved configuration, logging below its results folder; see `Runner` for `stop`."""
     reporter = Reporter()
     with log_file(results_folder(config) / "logs" / f"{timing.today()}-{os.getpid()}.log"):
         try:
@@ -327,12 +327,12 @@ def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:
 
 
 def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An image-space method (`uses_backbone: false`) has no backbone in configuration, fingerprint, path and table."""
+    """The configuration, with backbone None for an image-space method (`uses_backbone: false`)."""
     return {**config, "backbone": config["backbone"] if config["method"].get("uses_backbone", True) else None}
 
 
 def headline(done: list[Record]) -> str:
-    """The main numbers of one category, in %."""
+    """The main metrics of one category, in %."""
     parts = []
     for record in done:
         names = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pro", "PRO"))

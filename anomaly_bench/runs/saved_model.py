@@ -1,4 +1,4 @@
-"""What a run keeps beside its record when asked: anomaly maps and the fitted model."""
+"""What a run saves with its record on request: anomaly maps and the fitted model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
 
 
 def save_model(folder: Path, method: nn.Module, job: Job) -> None:
-    """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what `load_model` needs besides)."""
+    """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what else `load_model` needs)."""
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
     backbone = job.config["backbone"]
     about = {
@@ -53,24 +53,24 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
 
 
 def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """What `save_model` wrote beside a fitted method: its YAML, its backbone's, the input, the precision.
+    """The `model.yaml` of a saved model: its YAML, its backbone's, input and precision.
 
     Args:
-        folders: the user's own configuration, whose classes may be used.
+        folders: folders of user YAML, whose classes may be used.
 
     Raises:
-        UsageError: there is no model, or `model.yaml` is not one of `save_model`'s of this version.
+        UsageError: there is no model, or this version's `save_model` did not write its `model.yaml`.
     """
     file = folder / "model.yaml"
     if not file.is_file() or not (folder / "model.safetensors").is_file():
         below = [path.parent for path in sorted(folder.rglob("model.yaml"))] if folder.is_dir() else []
         near = f"; there is one in {shorten(map(str, below))}" if below else ""
         raise UsageError(
-            f"{folder}: no model.yaml and model.safetensors; expected a folder that save_model=true has written{near}"
+            f"{folder}: no model.yaml and model.safetensors; expected a folder written by save_model=true{near}"
         )
     try:
         about: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # the YAML parser's errors have no type that OmegaConf exports
+    except Exception as error:  # OmegaConf does not export the YAML parser's error types
         raise UsageError(
             f"{file}: cannot be read ({str(error).splitlines()[0]}); fit and save the model again"
         ) from error
@@ -79,7 +79,7 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
         raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
     if about.get("schema") != SCHEMA:
         raise UsageError(
-            f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; call anomaly-bench records convert "
+            f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; run anomaly-bench records convert "
             "on its results folder, or fit and save the model again"
         )
     return {
@@ -91,14 +91,14 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
 def load_model(
     folder: Path, device: torch.device | str = "cpu", weights: str | None = None, folders: Sequence[Path] = ()
 ) -> Any:
-    """A fitted method as `save_model` left it, ready to score images of `input`'s size.
+    """Load a method saved by `save_model`, ready to score images of `input`'s size.
 
     Args:
-        weights: the file of the backbone's weights, where the YAML of its name does not say where they are.
-        folders: the user's own configuration, whose classes and weights may be used.
+        weights: the file of the backbone's weights, if the backbone's YAML does not locate it.
+        folders: folders of user YAML, whose classes and weights may be used.
 
     Raises:
-        UsageError: files are missing or damaged, or the backbone's weights are others than those it was fitted with.
+        UsageError: files are missing or damaged, or the backbone's weights differ from those it was fitted with.
     """
     about = read_about(folder, folders)
     backbone = about["backbone"]
@@ -111,7 +111,5 @@ def load_model(
         method.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"{folder}: model.safetensors is damaged or of another version ({reason}); fit again"
-        ) from error
+        raise UsageError(f"{folder}: model.safetensors is damaged or from another version ({reason}); refit") from error
     return method.to(device).eval()

@@ -1,4 +1,4 @@
-"""The choices of conf/task: what one model is fitted on and scored on, made of a dataset's categories."""
+"""The choices of conf/task: which of a dataset's categories one model is fitted and scored on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def task_names(regime: Mapping[str, Any], dataset: Dataset, categories: Sequence[str]) -> dict[str, list[str]]:
-    """The tasks of a run, and the categories that each is made of."""
+    """The tasks of a run, and the categories of each."""
     if regime["name"] != "multi_class":
         return {name: [name] for name in categories}
     every = len(categories) == len(dataset.categories)
@@ -30,10 +30,10 @@ def make_task(regime: Mapping[str, Any], name: str, parts: Mapping[str, Task], s
     """A task of `task_names`.
 
     Args:
-        parts: the dataset's own tasks of its categories.
+        parts: the dataset's tasks for the categories.
 
     Raises:
-        DataError: fewer normal images than shots; categories of unlike planes.
+        DataError: fewer normal images than shots; categories with different planes.
     """
     if regime["name"] == "multi_class":
         return joined_task(name, parts)
@@ -41,11 +41,11 @@ def make_task(regime: Mapping[str, Any], name: str, parts: Mapping[str, Task], s
 
 
 def joined_task(name: str, parts: Mapping[str, Task]) -> Task:
-    """One task of several: fitted on all their training images, with the test sets of each under its name."""
+    """Join tasks: fitted on all their training images, with the test sets of each under its name."""
     planes = next(iter(parts.values())).planes
     unlike = [category for category, part in parts.items() if part.planes != planes]
     if unlike:
-        raise DataError(f"{name}: the images of {unlike[0]} have other planes than those of {next(iter(parts))}")
+        raise DataError(f"{name}: the images of {unlike[0]} have different planes from those of {next(iter(parts))}")
     tests = {
         category if test == "test" else f"{category}/{test}": prefixed(category, samples)
         for category, part in parts.items()
@@ -57,7 +57,7 @@ def joined_task(name: str, parts: Mapping[str, Task]) -> Task:
 
 
 def prefixed(category: str, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """The samples of a category, told apart from those of others."""
+    """The samples of a category, with its name in their ids."""
     return tuple(
         replace(each, id=f"{category}/{each.id}", clip=None if each.clip is None else f"{category}/{each.clip}")
         for each in samples
@@ -65,10 +65,10 @@ def prefixed(category: str, samples: Sequence[Sample]) -> tuple[Sample, ...]:
 
 
 def few_shot(task: Task, shots: int, seed: int) -> Task:
-    """The task with some of its training images, in their order; those of fewer shots are among those of more."""
+    """The task with a random subset of its training images, in order; fewer shots give a subset of more."""
     if shots > len(task.fit):
         raise DataError(
-            f"{task.name}: task.shots={shots}, found {len(task.fit)} training images; expected at most these"
+            f"{task.name}: task.shots={shots}, found {len(task.fit)} training images; expected at most that many"
         )
     drawn = np.random.default_rng(zlib.crc32(f"{seed}/{task.name}".encode())).permutation(len(task.fit))[:shots]
     return replace(task, fit=tuple(task.fit[index] for index in sorted(drawn)))

@@ -1,10 +1,9 @@
-"""A record computed again, and held against what it says.
+"""Recompute a record and compare.
 
-The record's own configuration, not today's YAML, is computed: method, backbone, input, precision, seed, batch size and
-threads. Weights are told by their hash; that the images are the same, the fingerprint says. Scores are held against the
-recorded ones to the last bit, then within the contract's tolerance: `SCORE_TOLERANCE` of the range of recorded scores,
-and of a metric. Results folder and caches of features are left alone. No torch at the top: what cannot be computed is
-said at once.
+The record's own configuration is used, not today's YAML: method, backbone, input, precision, seed, batch size and
+threads. Weights are identified by their hash, images by the fingerprint. Scores are compared bit by bit, then within
+the contract's tolerance: `SCORE_TOLERANCE` of the range of recorded scores, and of a metric. The results folder and
+feature caches are not touched. No torch at the top, to fail early.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 SCORE_TOLERANCE = 1e-4
 BIT_EQUAL, WITHIN, DIFFERENT = "bit-equal", "within tolerance", "different"
-QUIET: dict[str, Any] = {  # a run's keys that add to it or keep something
+QUIET: dict[str, Any] = {  # switch off extra work and output
     **{"speed": False, "gallery": 0, "save_maps": False, "save_model": False, "checkpoint": False, "overwrite": False},
     "cache": "off",
 }
@@ -37,12 +36,12 @@ QUIET: dict[str, Any] = {  # a run's keys that add to it or keep something
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a record compares with what was computed now.
+    """How a record compares with its recomputation.
 
     Attributes:
-        scores: file -> recorded and present image score, of the images in both.
-        lost, new: files of the record that are not there, and the other way round, or with another label.
-        metrics: name -> recorded and present value, of those of one revision.
+        scores: file -> recorded and new image score, for the images in both.
+        lost, new: files that only the record or only the dataset has, or that changed their label.
+        metrics: name -> recorded and new value, for metrics of the same revision.
     """
 
     scores: Mapping[str, tuple[float, float]]
@@ -58,7 +57,7 @@ class Verdict:
 
     @property
     def largest(self) -> tuple[float, str]:
-        """The largest difference of a score, and the image that has it."""
+        """The largest difference in score, and its image."""
         return max(((abs(now - then), file) for file, (then, now) in self.scores.items()), default=(0.0, ""))
 
     @property
@@ -78,36 +77,36 @@ def is_close(then: float | None, now: float | None) -> bool:
 
 
 def recompute(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path]) -> Record:
-    """The record that a run makes now of the same configuration.
+    """The record that the same configuration gives now.
 
     Args:
-        wanted: `data_root`, `weights` and `device` of here.
-        folders: the user's own configuration, where datasets and backbones are looked up by name.
+        wanted: local `data_root`, `weights` and `device`.
+        folders: folders of user YAML, searched for datasets and backbones by name.
 
     Raises:
-        UsageError: this machine has not the weights, the data or the device.
-        DataError: the dataset has not the test set, or an image cannot be read.
+        UsageError: this machine lacks the weights, the data or the device.
+        DataError: the dataset lacks the test set, or an image cannot be read.
     """
     with tempfile.TemporaryDirectory() as nowhere:
         runner = Runner(configured(record, wanted, folders, nowhere), Reporter())
         job = runner.job(record.task)
         if record.test not in job.task.tests:
             raise DataError(f"{record.task}: no test set {record.test}; found {', '.join(job.task.tests)}")
-        made = runner.evaluator(job).evaluate(job)
+        computed = runner.evaluator(job).evaluate(job)
         runner.close()
-    return next(each for each in made if each.test == record.test)
+    return next(each for each in computed if each.test == record.test)
 
 
 def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path], results: str) -> dict[str, Any]:
-    """A resolved configuration of a run that makes the record's numbers.
+    """The resolved configuration of a run that reproduces the record.
 
     Raises:
-        UsageError: the backbone is unknown here, or its weights are others.
+        UsageError: the backbone is unknown here, or its weights differ.
     """
     known = record.backbone in choices("backbone", (conf_folder(), *folders))
     config = compose("config", [f"backbone={record.backbone}"] if known else [], folders)
     config |= {name: value for name, value in QUIET.items() if name in config}
-    regime = record.regime or {"name": "one_class"}  # what every record was before there were others
+    regime = record.regime or {"name": "one_class"}  # the only one in old records
     config |= {
         "dataset": dataset_node(record.dataset, folders),
         "method": with_target("method", record.config["method"], folders),
@@ -126,7 +125,7 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
 
 
 def device_of(record: Record) -> str:
-    """The kind of device that the record names, as far as this machine has it; else what a run would take."""
+    """The record's kind of device, if this machine has it; else the default of a run."""
     best = devices.device_kind("auto")
     if devices.device_name(best) == record.cost["device"]:
         return best
@@ -140,36 +139,36 @@ def backbone_of(
     """The record's backbone, with the files of its weights instead of their hashes.
 
     Args:
-        known: the backbone of that name in the YAML of today, which says where its weights are to be had.
-        weights: a file of the only network, instead.
+        known: today's YAML for that backbone, which tells where to find its weights.
+        weights: a weights file to use instead, for a single network.
 
     Raises:
-        UsageError: weights are not to be had, or are others than the record's.
+        UsageError: weights are not available, or differ from the record's.
     """
-    told = record.config["backbone"]
-    if told is None:
+    entry = record.config["backbone"]
+    if entry is None:
         return None
-    parts = told.get("networks", {record.backbone: told})
-    node = rebuilt(told, record.backbone, folders)
-    if "networks" in told:
+    parts = entry.get("networks", {record.backbone: entry})
+    node = rebuilt(entry, record.backbone, folders)
+    if "networks" in entry:
         node["networks"] = {name: rebuilt(part, name, folders) for name, part in parts.items()}
     given = None if weights is None else str(weights)
     hashes = {name: part["weights"] for name, part in parts.items()}
     for name, found in recorded_weights(node, hashes, known, given, "the record").items():
-        (node["networks"][name] if "networks" in told else node)["weights"] = str(found.file or "random")
+        (node["networks"][name] if "networks" in entry else node)["weights"] = str(found.file or "random")
     return node
 
 
-def rebuilt(told: Mapping[str, Any], name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The YAML's node, but for weights, of what a record tells of it."""
-    keys = {key: value for key, value in told.items() if key not in ("revision", "weights", "networks")}
+def rebuilt(entry: Mapping[str, Any], name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """A backbone's YAML node, without weights, from its entry in a record."""
+    keys = {key: value for key, value in entry.items() if key not in ("revision", "weights", "networks")}
     return with_target(
-        "backbone", {**keys, "name": name, "about": {"title": name, "revision": told["revision"]}}, folders
+        "backbone", {**keys, "name": name, "about": {"title": name, "revision": entry["revision"]}}, folders
     )
 
 
 def judge(record: Record, again: Record) -> Verdict:
-    """Hold what was computed now against a record."""
+    """Compare a recomputed record with the original."""
     then, now = ({(each["file"], each["defect"]): each["score"] for each in part.images} for part in (record, again))
     metrics = {
         name: (entry["value"], again.value(name))

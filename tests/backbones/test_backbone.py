@@ -212,7 +212,7 @@ def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, mo
         assert told[name]["revision"] == 1
         assert not {"about", "name"} & told[name].keys()
     assert record.speed[0]["backbone_latency_ms"] > 0
-    assert command(*words, f"results={tmp_path / 'r'}")[2].count("done before") == 1
+    assert command(*words, f"results={tmp_path / 'r'}")[2].count("already done") == 1
     folder = tmp_path / "r" / record.path.with_suffix("")
     assert saved_model.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
     about = folder / "model.yaml"

@@ -193,7 +193,7 @@ def test_a_run_waits_for_what_another_is_at_work_on(sweep, command, monkeypatch)
     held.wait()
     status, _, err = command(*words, "wait=false")
     assert status == 1
-    assert "[2/2] mat: another run is at work on it\n" in err
+    assert "[2/2] mat: another run is working on it\n" in err
 
     def slept(_: float) -> None:
         over.set()
@@ -203,7 +203,7 @@ def test_a_run_waits_for_what_another_is_at_work_on(sweep, command, monkeypatch)
     status, _, err = command(*words)
     assert status == 0, err
     assert over.is_set()
-    assert err.count("at work on it; waiting") == 1
+    assert err.count("working on it; waiting") == 1
     assert len(records.load_all(results)[0]) == 2
 
 

@@ -329,7 +329,7 @@ def test_a_task_without_training_images_needs_a_method_that_takes_none(tmp_path)
     assert records.load_all(tmp_path / "results")[0][0].value("image_auroc") == 1
     refused = Runner({**made, "method": method(Deviation)}, Reporter())
     refused.dataset = runner.dataset
-    assert "no training image, and method=deviation learns from normal images" in refused.run().failed["only"]
+    assert "no training images, but method=deviation learns from normal images" in refused.run().failed["only"]
 
 
 def test_an_image_in_a_zip(tmp_path):

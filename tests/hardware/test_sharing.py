@@ -117,7 +117,7 @@ def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, 
     assert status == 0, err
     (record,) = records.load_all(tmp_path / "results")[0]
     assert [entry["alone"] for entry in record.speed] == [not busy]
-    assert ("cog: other jobs compute here; timing waits for them" in err) == busy
+    assert ("cog: other jobs are running here; timing waits for them" in err) == busy
 
 
 @pytest.fixture

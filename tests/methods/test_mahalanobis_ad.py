@@ -104,4 +104,4 @@ def test_a_run_has_no_pixel_metrics(tree, tmp_path, command):
     assert not record.localises
     assert {file.name for file in path.with_suffix("").iterdir()} >= {"model.yaml", "model.safetensors"}
     assert not path.with_suffix("").joinpath("maps.npy").exists()
-    assert "done before" in "".join(command(*words)[1:]), "there are no maps to wait for"
+    assert "already done" in "".join(command(*words)[1:]), "there are no maps to wait for"

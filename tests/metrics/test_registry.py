@@ -110,7 +110,7 @@ def test_one_s_own_metric_with_a_run_and_later(conf, tmp_path, monkeypatch, caps
     capsys.readouterr()
     assert call([*run, "metric=pro_005"]) == 0  # from kept maps
     said = capsys.readouterr()
-    assert "done before" in said.err
+    assert "already done" in said.err
     assert f" {100 * entry['value']:.2f}" in said.out
     (later,), _ = records.load_all(tmp_path / "results")
     assert (later.metrics, later.curves) == (with_it.metrics, with_it.curves)
@@ -132,4 +132,6 @@ def test_one_s_own_metric_with_a_run_and_later(conf, tmp_path, monkeypatch, caps
     records.write_record(without, tmp_path / "results" / without.path)
     capsys.readouterr()
     assert call([*words, "metric=pro_005"]) == 0
-    assert "no kept maps to compute pro_005 from; save_maps=true overwrite=true makes them" in capsys.readouterr().err
+    assert (
+        "no stored maps to compute pro_005 from; save_maps=true overwrite=true stores them" in capsys.readouterr().err
+    )

@@ -69,7 +69,7 @@ def test_one_row_per_metric(results):
 
 
 def test_nothing_and_what_is_damaged(tmp_path):
-    with pytest.raises(UsageError, match=r"none: no such folder; expected one that anomaly-bench has written"):
+    with pytest.raises(UsageError, match=r"none: no such folder; expected one written by anomaly-bench"):
         anomaly_bench.load_results(tmp_path / "none")
     assert list(anomaly_bench.load_results(tmp_path).columns) == [*CSV_COLUMNS, *FACTS]
     assert anomaly_bench.load_results(tmp_path, long=True).empty

@@ -88,7 +88,7 @@ def test_converted_records_are_done(old, command, tree):
     words, before, after = old
     content = json.loads(before.read_bytes())
     pictures = sorted(each.name for each in before.with_suffix("").iterdir())
-    assert "schema 1, expected 2; call anomaly-bench records convert" in command("verify", f"record={before}")[2]
+    assert "schema 1, expected 2; run anomaly-bench records convert" in command("verify", f"record={before}")[2]
     status, out, err = convert(command, old, f"data_root={tree}")
     assert status == 0, err
     assert out.startswith(
@@ -101,7 +101,7 @@ def test_converted_records_are_done(old, command, tree):
     assert record.converted == {"schema": 1, "fingerprint": content["fingerprint"], "proven": True}
     for name in ("images", "metrics", "curves", "speed", "size", "cost", "counts", "provenance", "titles"):
         assert getattr(record, name) == content[name]
-    assert "done before" in command(*words)[2]
+    assert "already done" in command(*words)[2]
     assert command("verify", f"record={after}", f"data_root={tree}")[0] == 0
     score = saved_model.load_model(after.with_suffix("")).score(torch.rand(1, 3, 64, 64))
     assert torch.isfinite(score.image).all()
@@ -135,14 +135,14 @@ def test_what_cannot_be_carried_over_is_left(old, command, tree):
     text = before.read_text()
     before.write_text(text.replace('"seed": 0', '"seed": 1', 1))
     status, out, _ = convert(command, old, f"data_root={tree}")
-    assert (status, out.count("changed or cut off since it was written; left as it is")) == (1, 1)
+    assert (status, out.count("modified or truncated since it was written; left as it is")) == (1, 1)
     before.write_text(text)
     folder = before.with_suffix("").rename(before.with_suffix(".aside"))
     assert command(*words)[0] == 0, "computed again before the conversion"
     folder.rename(before.with_suffix(""))
     newer = after.read_bytes()
     status, out, _ = convert(command, old, f"data_root={tree}")
-    assert (status, "is there already, computed since; delete one of the two" in out) == (1, True)
+    assert (status, "already exists, from a later run; delete one of the two" in out) == (1, True)
     assert (after.read_bytes(), before.read_text()) == (newer, text)
 
 

@@ -44,7 +44,7 @@ def test_first_and_second_call(small, command):
     assert len(before) == 2
     status, second, err = command(*words)
     assert (status, second) == (0, first), "a finished run prints the same tables"
-    assert "done before" in err
+    assert "already done" in err
     assert before == {path: path.stat().st_mtime_ns for path in files(results)}
     rows = list(csv.DictReader((results / "results.csv").open()))
     assert [row["category"] for row in rows] == ["cog", "mat"]
@@ -148,7 +148,7 @@ def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):
     (entry,) = record.speed
     assert (entry["batch_size"], entry["threads"]) == (3, 2)
     assert min(entry["latency_ms"], entry["backbone_latency_ms"], entry["fps"]) > 0
-    assert "done before" in command(*words, "category=cog", "speed=true", "batch_size=3")[2]
+    assert "already done" in command(*words, "category=cog", "speed=true", "batch_size=3")[2]
     command(*words, "category=cog", "speed=true", "batch_size=3", "threads=1")
     assert [entry["threads"] for entry in records.load_all(results)[0][0].speed] == [2, 1]
 
@@ -225,7 +225,7 @@ def test_kill_costs_the_category_at_work(small, tmp_path):
     assert done
     again = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "cog: done before" in again.stderr
+    assert "cog: already done" in again.stderr
     assert done == {path.name: path.stat().st_mtime_ns for path in results.rglob("cog-*.json")}
     assert len(records.load_all(results)[0]) == 2
 

@@ -41,7 +41,7 @@ def test_multi_class_is_one_model_scored_on_each_category(small, command, tree):
     assert [each["score"] for each in cog.images] != [each["score"] for each in alone.images]
     assert cog.cost["fit_s"] == mat.cost["fit_s"], "one fit"
     assert len(list((results / cog.path.with_suffix("")).glob("alarm-*.png"))) == 1
-    assert command(*words, "task=multi_class")[2].count("done before") == 1
+    assert command(*words, "task=multi_class")[2].count("already done") == 1
     assert command("verify", f"record={results / cog.path}", f"data_root={tree}")[0] == 0
 
 
@@ -136,7 +136,7 @@ def test_wrong_usage(small, command, words, message):
 def test_more_shots_than_images(small, command):
     status, _, err = command(*small[0], "task=few_shot")
     assert status == 1
-    assert "cog: task.shots=10, found 6 training images; expected at most these" in err
+    assert "cog: task.shots=10, found 6 training images; expected at most that many" in err
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_what_cannot_be_verified(made, verify, command, tmp_path, tree):
     path.write_text(text.replace('"seed": 0', '"seed": 1', 1))
     status, out, err = command("verify", f"record={path}")
     assert (status, out) == (1, "")
-    assert "changed or cut off since it was written; expected a record as a run has written it" in err
+    assert "modified or truncated since it was written; expected a record as a run has written it" in err
     path.write_text(text)
     status, _, err = command("verify", f"record={path}")
     assert status == 2

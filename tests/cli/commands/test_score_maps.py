@@ -140,7 +140,7 @@ def test_an_outdated_record_is_named_and_mended(made, rescore, cog, tmp_path):
     records.write_record(replace(whole, metrics=metrics), path)
     status, _, err = rescore(results)
     assert status == 0
-    assert err == f"warning: {path.stem}: pixel_ap, pro missing in the record or outdated; update=true mends it\n"
+    assert err == f"warning: {path.stem}: pixel_ap, pro missing from the record or outdated; update=true fixes it\n"
     assert records.load(path).metrics == metrics
     status, _, err = rescore(results, "update=true")
     assert (status, err) == (0, f"{path.stem}: updated (pixel_ap, pro)\n")
@@ -155,7 +155,7 @@ def test_a_value_that_should_be_the_same_and_is_not(made, rescore, cog, tmp_path
     records.write_record(replace(cog[0], metrics=metrics), path)
     _, _, err = rescore(results, "update=true")
     assert err == (
-        f"warning: {path.stem}: pro not as recorded: its masks or maps have changed since; the record is not updated\n"
+        f"warning: {path.stem}: pro not as recorded: masks or maps have changed since; the record is not updated\n"
     )
     assert records.load(path).metrics == metrics
 
@@ -176,7 +176,7 @@ def test_records_whose_images_or_maps_are_others(made, rescore, cog, tmp_path, c
     np.save(results / cog[0].path.with_suffix("") / "maps.npy", np.zeros((6, 64, 64), np.float32))
     status, text, err = rescore(results)
     assert status == 1
-    assert "maps (6, 64, 64); expected (6, 48, 48): save_maps=true overwrite=true makes them again" in err
+    assert "maps (6, 64, 64); expected (6, 48, 48): save_maps=true overwrite=true recreates them" in err
     assert "Traceback" not in err
     assert "mat" in text
     assert "PatchCore" in text
@@ -185,7 +185,7 @@ def test_records_whose_images_or_maps_are_others(made, rescore, cog, tmp_path, c
     status, _, err = command("score", f"maps={made[1]}", "dataset=folder", f"data_root={data}", "threads=1")
     assert status == 1
     assert "5 test images in" in err
-    assert "others than the record's 6; give the data_root that it was made from" in err
+    assert "differ from the record's 6; set data_root to the folder it was computed from" in err
     path = results / cog[0].path
     path.write_text(path.read_text()[:100])
     assert "not a record" in rescore(results)[2]
@@ -396,7 +396,7 @@ def test_extra_maps_are_named_and_left_out(rescore, cog, tmp_path):
     status, _, err = rescore(tmp_path / "theirs", "category=cog", *FRAME)
     assert status == 0
     extra = tmp_path / "theirs" / "cog" / "test" / "dent" / "000.npy"
-    assert err == f"warning: cog: 1 maps have no test image and are left out: {extra}\n"
+    assert err == f"warning: cog: 1 maps have no test image and are ignored: {extra}\n"
 
 
 def test_categories_without_maps_are_named_once(rescore, cog, tmp_path):
@@ -467,5 +467,5 @@ def test_wrong_usage(rescore, made, cog, command, tmp_path):
     make_category(tmp_path / "other" / "cog")
     status, _, err = command("score", f"maps={made[1]}", "dataset=folder", f"data_root={tmp_path / 'other'}")
     assert status == 2
-    assert "it has kept maps of data cog, data mat, none of other cog; give dataset and category" in err
+    assert "it has maps of data cog, data mat, none of other cog; set dataset and category" in err
     assert not Path("score.log").exists()
