@@ -18,8 +18,8 @@ def evaluate(*overrides: str, **keys: Any) -> list[Record]:
     """Fit and score as `anomaly-bench run` does and return one Record per category.
 
     Args:
-        overrides: as on the command line, `"input.crop=224"`.
-        keys: the same for keys without a dot, `method="padim"`, `category=["bottle", "screw"]`.
+        overrides: as on the command line, such as `"input.crop=224"`.
+        keys: keys without a dot, such as `method="padim"` or `category=["bottle", "screw"]`.
 
     Raises:
         anomaly_bench.errors.UsageError: a wrong key, choice or value.
@@ -31,7 +31,7 @@ def evaluate(*overrides: str, **keys: Any) -> list[Record]:
     summary = execute(compose("config", [*overrides, *(f"{key}={as_override(value)}" for key, value in keys.items())]))
     if summary.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in summary.failed.items())
-        raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} are written: {reasons}")
+        raise UsageError(f"{len(summary.failed)} categories failed, {len(summary.records)} were written: {reasons}")
     return summary.records
 
 

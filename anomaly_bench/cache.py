@@ -1,4 +1,4 @@
-"""Where anomaly-bench keeps what can be made again: decoded images, features, hashes, headers, generated datasets."""
+"""The cache of what can be recomputed: decoded images, features, hashes, image headers, generated datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_DATASET = ("store", FEATURES)
 
 
 def cache_root() -> Path:
-    """`$ANOMALY_BENCH_CACHE`, else the user's cache folder of this system."""
+    """`$ANOMALY_BENCH_CACHE`, or the system's cache folder for this user."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("anomaly-bench", appauthor=False)
 
@@ -33,7 +33,7 @@ def listing() -> list[tuple[str, int, int]]:
 
 
 def clear() -> int:
-    """Delete the cache and return how many bytes that freed; locks stay, as other processes may hold them."""
+    """Delete the cache and return the bytes freed; locks stay, as other processes may hold them."""
     freed = sum(size for name, _, size in listing() if name != LOCKS)
     for folder in cache_root().glob("*"):
         if folder.is_dir() and folder.name != LOCKS:

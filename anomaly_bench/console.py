@@ -1,4 +1,4 @@
-"""What a run says: bars with the time left on a terminal, plain lines elsewhere, everything in the log file."""
+"""Console output: progress bars on a terminal, plain lines elsewhere, everything in the log file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("anomaly_bench")
 
 
-logger.addHandler(logging.NullHandler())  # without one Python shows warnings, where there is no log file
+logger.addHandler(logging.NullHandler())  # else Python prints warnings if there is no log file
 
 
 class Reporter:
-    """Speaks to the screen (stderr, so that stdout holds tables only) and to the log."""
+    """Prints messages to stderr (stdout is for tables) and logs them."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
-        self.bars: Progress | None = None  # what is on the screen now
+        self.bars: Progress | None = None  # currently displayed
 
     def say(self, line: str) -> None:
         line = shown(line)
@@ -38,14 +38,14 @@ class Reporter:
         self.console.print(f"warning: {line}", style="yellow", markup=False)
 
     def fail(self, line: str, error: BaseException | None = None) -> None:
-        """One line on the screen, the whole traceback in the log."""
+        """Print one line, and log the whole traceback."""
         line = shown(line)
         logger.error(line, exc_info=error)
         self.console.print(f"error: {line}", style="red", markup=False)
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
-        """A bar for one stage; yields `advance(done, note)`. Off a terminal it is silent: notes go to the log."""
+        """A bar for one stage; yields `advance(done, note)`. Without a terminal, notes are only logged."""
         logger.info("%s (%s)", title, total if total is not None else "until time is up")
         with self.display() as bars:
             task = bars.add_task(title, total=total)
@@ -60,11 +60,11 @@ class Reporter:
 
     @contextlib.contextmanager
     def display(self) -> Iterator[Progress]:
-        """The bars on the screen, to which a stage within a stage adds its own."""
+        """The displayed bars, to which nested stages add their own."""
         if self.bars is not None:
             yield self.bars
             return
-        title = TextColumn("{task.description}", markup=False)  # a category's name may have brackets
+        title = TextColumn("{task.description}", markup=False)  # category names may contain brackets
         columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self.console.is_terminal
         try:
@@ -75,7 +75,7 @@ class Reporter:
 
 
 def shown(text: str) -> str:
-    """One line without control characters, which are written as in Python's strings."""
+    """One line with control characters escaped as in Python strings."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
@@ -83,7 +83,7 @@ def shown(text: str) -> str:
 def log_file(path: Path | None) -> Iterator[None]:
     """Send the log, with Python's warnings, to a file (None: nowhere).
 
-    Where that cannot be written, nothing else can be, and that is said by whoever tries.
+    If the file cannot be written, neither can results, and writing those reports the error.
     """
     root = logging.getLogger()
     handler: logging.Handler = logging.NullHandler()
@@ -95,13 +95,13 @@ def log_file(path: Path | None) -> Iterator[None]:
     logging.captureWarnings(True)
     root.addHandler(handler)
     level = logger.level
-    logger.setLevel(logging.INFO)  # the method: it also forgets what was answered at the level before
-    complain, logging.raiseExceptions = logging.raiseExceptions, False  # of a full disk: a traceback on the screen
+    logger.setLevel(logging.INFO)  # unlike assigning `level`, clears cached answers
+    raising, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk would print tracebacks
     try:
         yield
     finally:
         logger.setLevel(level)
-        logging.raiseExceptions = complain
+        logging.raiseExceptions = raising
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()

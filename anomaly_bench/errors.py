@@ -1,4 +1,4 @@
-"""The errors that a user can do something about: one line, no traceback on the screen."""
+"""Errors that users can fix, reported in one line without a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
-MANY = 30  # names that are not listed in an error
+MANY = 30  # errors do not list more names than this
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,26 +25,26 @@ class Exit(IntEnum):
 
 
 class UsageError(Exception):
-    """A wrong command, key, choice or value: nothing was started (exit status 2)."""
+    """A wrong command, key, choice or value; nothing was started (exit status 2)."""
 
 
 class DataError(Exception):
-    """A data set's file or folder is not as it must be: its category fails, the others go on (exit status 1)."""
+    """An invalid file or folder of a dataset; its category fails, the others continue (exit status 1)."""
 
 
 class TooLarge(MemoryError):
-    """A job would take more memory than is free: refused before it starts; its category fails."""
+    """A job would need more memory than is free; it is rejected before it starts, and its category fails."""
 
 
 class NotFittedError(Exception):
-    """A method was asked for scores before it was fitted or loaded."""
+    """`score` was called before the method was fitted or loaded."""
 
     def __init__(self, method: str) -> None:
         super().__init__(f"{method} is not fitted: call fit(normals), then eval(), or load a saved model")
 
 
 def closest(name: str, valid: Iterable[str]) -> str:
-    """'; did you mean padim?' or the list of valid names, to end an error's sentence with."""
+    """'; did you mean padim?' or the list of valid names, as the end of an error message."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
@@ -53,22 +53,22 @@ def closest(name: str, valid: Iterable[str]) -> str:
 
 
 def reason(error: Exception) -> str:
-    """One line of what went wrong and, where the error cannot know it, of what to do."""
+    """One line about what went wrong and, if the error itself does not say, what to do."""
     text = one_line(str(error))
     if isinstance(error, TooLarge):
         return text
     if ran_out(error):
-        return f"memory ran out ({text or 'no size was said'}); give a smaller batch_size, input.resize or input.crop"
+        return f"ran out of memory ({text or 'unknown size'}); use a smaller batch_size, input.resize or input.crop"
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{error.filename}: "
-        room = "free some space or give another folder" if error.errno in NO_ROOM else "check the file and its rights"
-        return f"{where}{error.strerror}; {room}, then run it again: what is done is kept"
+        advice = "free some space or use another folder" if error.errno in NO_ROOM else "check the file's permissions"
+        return f"{where}{error.strerror}; {advice}, then run it again: finished work is kept"
     known = isinstance(error, (UsageError, DataError, ValueError, OSError))
-    return text if known and text else f"{type(error).__name__}: {text}; the log has its traceback"
+    return text if known and text else f"{type(error).__name__}: {text}; see the log for the traceback"
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether memory could not be had: numpy's and Python's MemoryError, or one of torch's RuntimeErrors."""
+    """Whether memory ran out: Python's or numpy's MemoryError, or one of torch's RuntimeErrors."""
     words = r"out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc"
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE) is not None
@@ -85,14 +85,14 @@ def failure(error: Exception) -> str:
 
 
 def bug(error: Exception) -> str:
-    """One line about what should not have happened; the traceback goes to a file."""
-    what = f"{type(error).__name__}: {one_line(str(error))}; this is a bug of anomaly-bench"
+    """One line about an unexpected error; the traceback goes to a file."""
+    what = f"{type(error).__name__}: {one_line(str(error))}; this is a bug in anomaly-bench"
     try:
         handle, file = tempfile.mkstemp(prefix="anomaly-bench-", suffix=".log", text=True)
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
             traceback.print_exception(error, file=stream)
     except OSError:
-        return f"{what}; its traceback could not be kept"
+        return f"{what}; its traceback could not be saved"
     return f"{what}: please report it with the traceback in {file}"
 
 

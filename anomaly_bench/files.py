@@ -15,11 +15,11 @@ from PIL import Image as PILImage
 
 from anomaly_bench.errors import DataError
 
-LONGEST = 100  # characters of a name: with those beside it in a file's it stays below the 255 that systems take
+LONGEST = 100  # characters per name, so that a file name made of several stays below 255
 
 
 def safe_filename(name: str, longest: int = LONGEST) -> str:
-    """A file name that every system takes: letters, digits, '._-'; one that is changed ends in digits of its hash."""
+    """A file name that is legal everywhere: letters, digits, '._-'; a changed name ends in digits of its hash."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(". ") or "_"
     plain = plain if len(plain) <= longest else plain[: longest - 7]
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)
@@ -33,7 +33,7 @@ def digest(value: Any) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
+    """Write a file so that readers see either the old or the complete new one, even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     try:
@@ -41,7 +41,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.chmod(temporary, 0o644)  # mkstemp creates it private
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Files with a suffix that PIL reads, sorted by name; hidden files are left out."""
+    """Files with a suffix that PIL reads, sorted by name; hidden files are ignored."""
     PILImage.init()
     suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
     names = [entry.name for entry in entries(folder) if is_file(entry)]
@@ -59,7 +59,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere counts too: it is reported when it is read, and not silently left out."""
+    """Broken links count too: they are reported when read, not silently ignored."""
     try:
         return entry.is_file() or not os.path.exists(entry)
     except OSError:
@@ -72,7 +72,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden.
+    """The entries of a folder that are not hidden.
 
     Raises:
         DataError: it cannot be listed.
@@ -81,29 +81,29 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder and its rights") from error
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check the folder's permissions") from error
 
 
 def printable(path: Path) -> Path:
-    """The same; DataError: its name has a line break, a control character or bytes that are no Unicode."""
+    """The same path; DataError: its name has a line break, a control character or bytes that are not Unicode."""
     if not path.name.isprintable():
         raise DataError(
-            f"{path.name!r} in {path.parent}: expected a name of printable Unicode letters; rename the file or folder"
+            f"{path.name!r} in {path.parent}: expected a name of printable characters; rename the file or folder"
         )
     return path
 
 
 def tree(root: Path) -> Iterator[Path]:
-    """A folder and all visible folders below it, links followed, each before its own and one that is met again once."""
-    met: set[str] = set()
+    """A folder and all visible folders below it, parents first; links are followed, each folder is yielded once."""
+    visited: set[str] = set()
 
-    def below(here: Path) -> Iterator[Path]:
-        real = os.path.realpath(here)
-        if real not in met:
-            met.add(real)
-            yield here
-            for each in subfolders(here):
-                yield from below(each)
+    def below(folder: Path) -> Iterator[Path]:
+        real = os.path.realpath(folder)
+        if real not in visited:
+            visited.add(real)
+            yield folder
+            for subfolder in subfolders(folder):
+                yield from below(subfolder)
 
     return below(root)
 

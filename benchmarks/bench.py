@@ -1,7 +1,7 @@
-"""Speed against floors and peers: `make bench`. Ratios of medians, both sides measured in turn in one run.
+"""Speed against lower bounds and peers: `make bench`. Ratios of medians, both sides measured alternately in one run.
 
-Every part prints what it measured, its mark, and whether the mark is reached. `--peer PYTHON` is the interpreter of
-an environment that has anomalib (`python -m venv peer && peer/bin/pip install 'anomalib==2.7.*'`).
+Each part prints its measurement, its target, and whether the target was reached. `--peer PYTHON` is the interpreter of
+an environment with anomalib (`python -m venv peer && peer/bin/pip install 'anomalib==2.7.*'`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm  # noqa: F401 - imported here so that no timed part imports it
+import timm  # noqa: F401 - imported here so that its import is not timed
 import torch
 
 from anomaly_bench.backbones import backbone
@@ -46,7 +46,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def in_turn(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of each call; one after the other, so that noise of the machine meets all."""
+    """Median seconds of each call; calls alternate, so machine noise affects all."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -54,16 +54,16 @@ def in_turn(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def show(part: str, found: dict[str, float], ratio: float, mark: str, reached: bool) -> None:
+def show(part: str, found: dict[str, float], ratio: float, target: str, reached: bool) -> None:
     times = ", ".join(f"{name} {value * 1000:.1f} ms" for name, value in found.items())
-    print(f"{part}: ratio {ratio:.2f} ({mark}: {'reached' if reached else 'MISSED'}); {times}", flush=True)
+    print(f"{part}: ratio {ratio:.2f} ({target}: {'reached' if reached else 'MISSED'}); {times}", flush=True)
 
 
 def run_over_floor(data: Path) -> None:
-    """(a) A run of bottle, cold store, over decoding and the same cut backbone's pass, channels last.
+    """(a) A run of bottle, cold store, over its floor: decoding and one pass of the same truncated backbone.
 
-    The floor's network is timm's as it is; ours has its normalisation folded into the convolutions, so the run is
-    also set against its own, quicker pass.
+    The floor uses timm's network unchanged; ours has batch normalisation folded into the convolutions, so the run is
+    also compared with its own, faster pass.
     """
     setup = Setup("padim")
     fold, backbone.fold_batch_norm = backbone.fold_batch_norm, lambda network: None
@@ -90,11 +90,11 @@ def run_over_floor(data: Path) -> None:
     found = in_turn(5, run=run, floor=lambda: floor(plain), folded=lambda: floor(setup.network))
     ratio = found["run"] / found["floor"]
     show(f"(a) run of bottle ({len(paths)} images) over its floor", found, ratio, "at most 1.4", ratio <= 1.4)
-    print(f"    over the floor with its normalisation folded: {found['run'] / found['folded']:.2f}")
+    print(f"    over the floor with folded normalisation: {found['run'] / found['folded']:.2f}")
 
 
 def process_over_peer(data: Path, peer: str, images: str) -> None:
-    """(b) Whole processes, cold, on the same images and weights; anomalib as its users call it, and at its leanest."""
+    """(b) Whole processes, cold, on the same images and weights; anomalib as users call it, and at its leanest."""
     weights = find_weights(compose("config", []))["lite0"]
 
     def ours() -> None:
@@ -119,9 +119,9 @@ def process_over_peer(data: Path, peer: str, images: str) -> None:
 
 
 def original_size(data: Path, folder: Path) -> Path:
-    """bottle's 209 + 83 images at 900x900: copies of the few originals that lie beside the 256-pixel data.
+    """bottle's 209 + 83 images at 900x900: copies of the few originals beside the 256-pixel data.
 
-    The timing is that of the real files; scores of copies mean nothing.
+    Timings are those of the real files; scores are meaningless.
     """
     for path in sorted((data / "bottle").glob("*/*/*.png")):
         part, kind, _ = path.relative_to(data / "bottle").parts
@@ -134,7 +134,7 @@ def original_size(data: Path, folder: Path) -> Path:
 
 
 def head_over_sum() -> None:
-    """(c) PaDiM's head at batch 1 over one sum of its stored statistics + 3 ms."""
+    """(c) PaDiM's head at batch 1 over summing its stored statistics + 3 ms."""
     setup = Setup("padim")
     random = np.random.default_rng(0)
     method = setup.fitted(TrainingSet("bench", random.integers(0, 256, (32, 224, 224, 3), np.uint8)))
@@ -156,7 +156,7 @@ def help_in_a_second() -> None:
 
 
 def metrics_over_sort() -> None:
-    """PRO and pixel AUROC (and all other metrics) over one torch.sort of all the scores."""
+    """(e) All metrics over one torch.sort of all pixel scores."""
     random = np.random.default_rng(0)
     masks = np.zeros((83, 256, 256), np.bool_)
     for index in range(20, 83):
@@ -171,7 +171,7 @@ def metrics_over_sort() -> None:
 
 
 def memory_of_wrn50() -> None:
-    """WR50-Rd550 on 209 images at 224 px: the process's peak, in a process of its own."""
+    """(f) WR50-Rd550 on 209 images at 224 px: peak memory, in a separate process."""
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, __file__, "--wrn50"], check=True, capture_output=True, text=True)
     peak = float(done.stdout) / 2**30
@@ -213,7 +213,7 @@ def main() -> None:
                 large = original_size(arguments.data.resolve(), Path(folder))
                 process_over_peer(large, arguments.peer, "bottle at 900x900")
     else:
-        print(f"no bottle in {arguments.data}: (a) and (b) are left out; give DATA=DIR")
+        print(f"no bottle in {arguments.data}: (a) and (b) are skipped; set DATA=DIR")
 
 
 if __name__ == "__main__":

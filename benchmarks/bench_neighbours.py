@@ -1,7 +1,7 @@
 """Coreset, PatchCore and SPADE against bare matrix products and against anomalib.
 
 The second part of `make bench`. As in benchmarks/bench.py, whose helpers it uses: ratios of medians, both sides
-measured in turn in one run.
+measured alternately in one run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
 
 PEER = Path(__file__).with_name("peer_anomalib.py")
-LARGE, DIMENSIONS, FIRST = 5000 * 784, 152, 500  # patches of 5,000 images; centres of them
+LARGE, DIMENSIONS, FIRST = 5000 * 784, 152, 500  # patches of 5,000 images, features, centres
 
 
 def bottle(data: Path, method: str) -> tuple[Runner, Job]:
@@ -58,7 +58,7 @@ def embedding(job: Job) -> Tensor:
 
 
 def peer_result(python: str, *words: str) -> Any:
-    """What the peer's script finds, in a process of its own."""
+    """The result of the peer's script, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "peer.json")
         command = [python, str(PEER), *words, "--threads", str(THREADS), "--out", str(out)]
@@ -84,7 +84,7 @@ def coreset_over_peer(points: Tensor, chosen: Tensor, python: str) -> None:
 
 
 def fit_over_peer(data: Path, python: str) -> None:
-    """(h) From files to a fitted model: decoding, backbone, coreset; imports are out on both sides."""
+    """(h) From files to a fitted model: decoding, backbone, coreset, without imports on both sides."""
     runner, job = bottle(data, "patchcore")
 
     def ours() -> None:
@@ -102,7 +102,7 @@ def fit_over_peer(data: Path, python: str) -> None:
 
 
 def product(queries: Tensor, bank: Tensor, rows: int) -> Callable[[], None]:
-    """The bare blocked matrix product, each block into the same memory."""
+    """The bare blocked matrix product, each block into the same buffer."""
     block = torch.empty(rows, len(queries))
 
     def call() -> None:
@@ -146,7 +146,7 @@ def spade_over_product(data: Path) -> None:
 
 
 def large_coreset() -> None:
-    """(k) The first centres of 3.9 million points, in a process of its own."""
+    """(k) The first centres of 3.9 million points, in a separate process."""
     done = subprocess.run([sys.executable, __file__, "--large"], check=True, capture_output=True, text=True)
     result = json.loads(done.stdout)
     peak = result["peak"] / 2**30
@@ -161,7 +161,7 @@ def large_coreset() -> None:
 
 def select_large() -> None:
     random = torch.Generator().manual_seed(0)
-    mixing = torch.randn(24, DIMENSIONS, generator=random)  # as many directions as features mostly have
+    mixing = torch.randn(24, DIMENSIONS, generator=random)  # the typical intrinsic dimension of features
     points = torch.empty(LARGE, DIMENSIONS)
     for part in torch.split(points, 100_000):
         torch.mm(torch.randn(len(part), 24, generator=random), mixing, out=part)
@@ -192,7 +192,7 @@ def main() -> None:
     large_coreset()
     data = arguments.data.resolve()
     if not (data / "bottle").is_dir():
-        return print(f"no bottle in {data}: (g) to (j) are left out; give --data DIR")
+        return print(f"no bottle in {data}: (g) to (j) are skipped; pass --data DIR")
     spade_over_product(data)
     _, job = bottle(data, "patchcore")
     points, image = embedding(job), to_tensor(job.pixels(job.task.tests["test"])[:1])

@@ -1,8 +1,8 @@
 """The image-space methods on a CPU: `python benchmarks/bench_reconstruction.py [METHOD ...]`.
 
-They need a GPU's worth of epochs. Shown here: that the loss falls over a few hundred steps at 128 x 128 pixels, and
-that a defect planted in unseen images of the synthetic data outscores its clean twin, in the image score and, within
-the defect, in the map. `--peak`: what one step of DRAEM takes in memory at 256 x 256 pixels instead.
+Full training needs a GPU. This shows that the loss falls over a few hundred steps at 128 x 128 pixels, and that defects
+planted in unseen images of the synthetic data raise the image score and, within the defect, the map. `--peak` instead
+shows the memory of one step of DRAEM at 256 x 256 pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def show(name: str, category: str) -> None:
     task = open_dataset(compose("config", ["dataset=synthetic"])["dataset"], None).task(category)
     training = decoded(task.fit)
     batch = int(dict(word.split("=") for word in WORDS[name])["method.batch"])
-    steps = 10 if name != "draem" else -(-len(training) // batch)  # in an epoch
+    steps = 10 if name != "draem" else -(-len(training) // batch)  # per epoch
     setup = Setup(name, overrides=(*WORDS[name], f"method.epochs={STEPS // steps}"), side=SIDE)
     begin = timing.clock()
     method = setup.fitted(TrainingSet(category, training))
@@ -47,7 +47,7 @@ def show(name: str, category: str) -> None:
     chosen = np.linspace(0, len(losses) - 1, 6).astype(int)
     curve = ", ".join(f"{(epoch + 1) * steps}: {losses[epoch]:.4f}" for epoch in chosen)
     print(f"{name}, {len(training)} images of {category}, {STEPS // steps * steps} steps of {batch}, {taken:.0f} s")
-    print(f"    loss after so many steps: {curve}; {'falls' if losses[-1] < losses[0] else 'DOES NOT FALL'}")
+    print(f"    loss by step: {curve}; {'falls' if losses[-1] < losses[0] else 'DOES NOT FALL'}")
     clean = to_tensor(decoded([image for image in next(iter(task.tests.values())) if image.label is None][:16]))
     planted, spot = clean.clone(), slice(SIDE * 3 // 8, SIDE * 5 // 8)
     planted[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
@@ -60,14 +60,14 @@ def show(name: str, category: str) -> None:
 
 
 def show_peaks() -> None:
-    """The published batch at once and in its smallest parts, each in a process of its own."""
+    """The published batch at once and in its smallest parts, each in a separate process."""
     for parts in (1, 8):
         command = [sys.executable, __file__, "--step", str(parts)]
         print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
 
 
 def step(parts: int) -> None:
-    """One step of DRAEM, and what it took."""
+    """One step of DRAEM: its memory and time."""
     setup = Setup("draem", overrides=("method.epochs=1", f"method.accumulate={parts}"), side=256)
     images = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3), np.uint8)
     timing.reset_peaks(torch.device("cpu"))
@@ -83,9 +83,9 @@ def decoded(images: list[Sample]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", default=list(WORDS), help="of those that reconstruct")
+    parser.add_argument("methods", nargs="*", default=list(WORDS), help="reconstruction methods")
     parser.add_argument("--category", default="gear", help="of the synthetic data")
-    parser.add_argument("--peak", action="store_true", help="the memory of DRAEM")
+    parser.add_argument("--peak", action="store_true", help="measure the memory of DRAEM")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -1,4 +1,4 @@
-"""Sweeps measured: processes beside each other, a finished one against Hydra's, a storm of kills, shared passes."""
+"""Sweep benchmarks: parallel processes, a finished sweep against Hydra's, repeated kills, shared backbone passes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def call(code: str, *words: str) -> subprocess.Popen[str]:
 
 
 def seconds(code: str, *words: str) -> tuple[float, float]:
-    """Of a whole process, and until its first line."""
+    """Seconds of a whole process, and until its first line."""
     begin = time.perf_counter()
     process = call(code, *words)
     assert process.stderr is not None
@@ -54,7 +54,7 @@ def seconds(code: str, *words: str) -> tuple[float, float]:
 
 
 def finished(folder: Path, jobs: int = 100, repeats: int = 3) -> None:
-    """A second, fully done sweep against an empty Hydra sweep of the same jobs, in turn."""
+    """An already finished sweep against an empty Hydra sweep of the same jobs, alternating."""
     words = ["-m", *SMALL, f"results={folder}", f"seed=range({jobs})"]
     call(MAIN, *words).communicate()
     times = []
@@ -70,47 +70,47 @@ def finished(folder: Path, jobs: int = 100, repeats: int = 3) -> None:
 
 
 def storm(folder: Path, jobs: int = 200, kills: int = 10) -> None:
-    """A sweep that is killed at random moments and called again until it is through; then its records are looked at."""
+    """A sweep that is killed at random moments and restarted until it finishes; then its records are checked."""
     words = ["-m", *SMALL, f"results={folder}", f"seed=range({jobs})"]
     draw = random.Random(0)
     begin = time.perf_counter()
     for number in range(kills):
-        wanted = (number + draw.random()) * jobs / kills / 1.2  # so that each kill finds it at work
+        wanted = (number + draw.random()) * jobs / kills / 1.2  # each kill hits a running sweep
         process = call(MAIN, *words)
-        while process.poll() is None and len(made(folder)) < wanted:
+        while process.poll() is None and len(record_files(folder)) < wanted:
             time.sleep(0.05)
         time.sleep(draw.random())
         process.kill()
         process.communicate()
     last = call(MAIN, *words)
-    _, said = last.communicate()
+    _, output = last.communicate()
     found, damaged = records.load_all(folder)
     present = sorted(record.seed for record in found)
     left = [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
     print(
         f"{jobs} jobs, {kills} times kill -9: {len(set(present))} records present, "
-        f"{len(present) - len(set(present))} twice, {len(damaged)} damaged, {len(left)} unfinished files left, "
+        f"{len(present) - len(set(present))} duplicates, {len(damaged)} damaged, {len(left)} temporary files left, "
         f"exit status {last.returncode}, {time.perf_counter() - begin:.0f} s"
     )
     if last.returncode or present != list(range(jobs)) or damaged:
-        raise SystemExit(said)
+        raise SystemExit(output)
 
 
-def made(folder: Path) -> list[Path]:
+def record_files(folder: Path) -> list[Path]:
     return list((folder / "records").rglob("*.json"))
 
 
 def throughput(folder: Path, jobs: int = 8, repeats: int = 3) -> None:
-    """Equal jobs by two processes of one thread, by one process of one, and by one of two; medians of sweeps in turn.
+    """Equal jobs by two one-thread processes, by one, and by one process of two threads; medians, alternating.
 
-    Starting Python, Hydra and torch is in; decoded images are there.
+    Includes starting Python, Hydra and torch; images are already decoded.
     """
     equal = ["category=all", "method=padim", "backbone=lite0", "speed=false", "gallery=0", "cache=off"]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    ways = {"2 processes of 1 thread": joblib, "1 process of 1 thread": ["threads=1"], "1 of 2 threads": ["threads=2"]}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    modes = {"2 processes of 1 thread": joblib, "1 process of 1 thread": ["threads=1"], "1 of 2 threads": ["threads=2"]}
+    times: dict[str, list[float]] = {name: [] for name in modes}
     for number in range(-1, repeats):  # the first one decodes
-        for name, words in ways.items():
+        for name, words in modes.items():
             results = folder / f"{name} {number}"
             seeds = f"seed=range({jobs if number >= 0 else 1})"
             begin = time.perf_counter()
@@ -125,9 +125,9 @@ def throughput(folder: Path, jobs: int = 8, repeats: int = 3) -> None:
 
 
 def features(folder: Path, repeats: int = 3) -> None:
-    """k feature methods on bottle in one sweep, each time with an empty cache of features, against cache=off, in turn.
+    """k feature methods on bottle in one sweep, starting with an empty feature cache, against cache=off, alternating.
 
-    The images are decoded before. Extraction: what the sweep's own backbone passes took; total: the whole process.
+    Images are decoded beforehand. Extraction: time of the sweep's own backbone passes; total: of the whole process.
     """
     words = ("-m", "dataset=mvtec", "category=bottle", "input.crop=224", "backbone=lite0")
     words += ("speed=false", "gallery=0")
@@ -142,26 +142,26 @@ def features(folder: Path, repeats: int = 3) -> None:
         medians = {cache: [statistics.median(column) for column in zip(*rows[cache], strict=True)] for cache in rows}
         for cache, (passes, extraction, work, total) in medians.items():
             print(f"{methods:40} {cache:5} {passes:6g} {extraction:12.2f} {work:13.2f} {total:8.2f}")
-        mark = 1.3 / len(methods.split(","))
+        target = 1.3 / len(methods.split(","))
         ratio = medians["on"][1] / medians["off"][1]
-        reached = "reached" if medians["on"][0] == 1 and ratio <= mark else "MISSED"
-        print(f"    extraction {ratio:.2f} of cache=off (1 pass, at most {mark:.2f}: {reached})", flush=True)
+        reached = "reached" if medians["on"][0] == 1 and ratio <= target else "MISSED"
+        print(f"    extraction {ratio:.2f} of cache=off (1 pass, at most {target:.2f}: {reached})", flush=True)
 
 
 def sweep(results: Path, *words: str) -> tuple[float, float, float, float]:
-    """Backbone passes over fit and test set, their seconds, seconds of fitting and scoring, and of the process."""
+    """Backbone passes over fit and test set, and the seconds of these, of fitting and scoring, and of the process."""
     begin = time.perf_counter()
     process = call(MAIN, *words, f"results={results}")
-    _, said = process.communicate()
+    _, output = process.communicate()
     total = time.perf_counter() - begin
     if process.returncode:
-        raise SystemExit(said)
-    made, _ = records.load_all(results)
+        raise SystemExit(output)
+    found, _ = records.load_all(results)
     shutil.rmtree(results)
-    own = [record for record in made if images(record)]
-    passes = sum(images(record) / (record.counts["fit"] + record.counts["test"]) for record in own)
-    extraction = sum(record.cost["extraction"]["s"] for record in own)
-    return passes, extraction, sum(record.cost["fit_s"] + record.cost["score_s"] for record in made), total
+    extracted = [record for record in found if images(record)]
+    passes = sum(images(record) / (record.counts["fit"] + record.counts["test"]) for record in extracted)
+    extraction = sum(record.cost["extraction"]["s"] for record in extracted)
+    return passes, extraction, sum(record.cost["fit_s"] + record.cost["score_s"] for record in found), total
 
 
 def images(record: Record) -> int:
@@ -178,7 +178,7 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all where none is given")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all")
     parser.add_argument("--data", type=Path, default="../shared/data/mvtec", help="the folder mvtec, for features")
     arguments = parser.parse_args()
     os.environ["ANOMALY_BENCH_DATA"] = str(arguments.data.parent)

@@ -1,4 +1,4 @@
-"""Time of `anomaly-bench tables` with 10,000 records, from its start to its end; the first call reads every file."""
+"""Run time of `anomaly-bench tables` with 10,000 records; the first call reads every file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ METHODS = ("padim", "patchcore", "spade", *(f"method_{number}" for number in ran
 
 def fill(folder: Path) -> int:
     """Copies of one committed record: 20 methods, 2 backbones, 15 categories, 17 seeds."""
-    model = next(record for record in records.load_all(ROOT / "results")[0] if record.speed)
-    for method, backbone, category, seed in product(METHODS, ("lite0", "wrn50"), model.categories, range(17)):
+    first = next(record for record in records.load_all(ROOT / "results")[0] if record.speed)
+    for method, backbone, category, seed in product(METHODS, ("lite0", "wrn50"), first.categories, range(17)):
         key = {"method": method, "backbone": backbone, "task": category["name"], "seed": seed}
-        titles = {**model.titles, "method": method, "backbone": backbone}
-        copy = dataclasses.replace(model, **key, titles=titles, fingerprint=files.digest(key), group=category["group"])
+        titles = {**first.titles, "method": method, "backbone": backbone}
+        copy = dataclasses.replace(first, **key, titles=titles, fingerprint=files.digest(key), group=category["group"])
         records.save(copy, folder)
-    return len(METHODS) * 2 * len(model.categories) * 17
+    return len(METHODS) * 2 * len(first.categories) * 17
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""What training and scoring of the flows cost: `python benchmarks/bench_training.py`, with `--backbone wrn50` too.
+"""The cost of training and scoring the flows: `python benchmarks/bench_training.py`, also with `--backbone wrn50`.
 
-An epoch after the first over the flow's own forward pass, backward pass and step of the optimiser, both in turn within
-one fit; images per second beside those of Table 3 of Zheng et al. 2022 (arXiv 2205.14852). As in benchmarks/bench.py,
-whose helpers it uses: medians, both sides measured in one run. Weights are random and images are noise: neither changes
-the time.
+Ratio of an epoch (after the first) to the flow's bare forward, backward and optimiser steps, alternating within one
+fit; images per second next to Table 3 of Zheng et al. 2022 (arXiv 2205.14852). As in benchmarks/bench.py, whose
+helpers it uses: medians, both sides measured in one run. Weights are random and images are noise: neither affects time.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PUBLISHED = {"fastflow": 21.8, "cflow_ad": 14.9, "differnet": 2.53}  # images pe
 
 
 class Watch:
-    """Times each epoch of a fit, and after each the bare steps on the same batches, with a copy of the networks."""
+    """Times each epoch of a fit and, after it, the bare steps on the same batches with a copy of the networks."""
 
     def __init__(self, method: Any) -> None:
         self.method, self.loss, self.batches = method, method.loss, []
@@ -59,7 +58,7 @@ class Watch:
 
     def floor(self) -> float:
         if not self.floors:
-            del self.method.loss  # the class's own is seen again
+            del self.method.loss  # restores the class's method
             self.copy = copy.deepcopy(self.method)
             self.optimiser = torch.optim.Adam(self.copy.parameters(), fused=True)
         return seconds(lambda: [self.step(batch) for batch in self.batches])
@@ -91,7 +90,7 @@ def images_per_second(backbone: str) -> None:
         calls[name] = functools.partial(method.score, images)
     in_turn(1, **calls)
     found = {name: 32 / value for name, value in in_turn(3, **calls).items()}
-    print(f"images per second on {backbone}, {SIDE} x {SIDE}, batch 32 (in parentheses Table 3's), over FastFlow's")
+    print(f"images per second on {backbone}, {SIDE} x {SIDE}, batch 32 (Table 3's in parentheses), over FastFlow's")
     for name, fps in found.items():
         over, published = fps / found["fastflow"], PUBLISHED[name] / PUBLISHED["fastflow"]
         print(f"    {name:10} {fps:8.2f} ({PUBLISHED[name]:5.2f})   {over:6.3f} ({published:.3f})")
@@ -105,7 +104,7 @@ def noise(count: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="lite0", help="of all but PEFM, which has lite0_lite1")
+    parser.add_argument("--backbone", default="lite0", help="for all but PEFM, which uses lite0_lite1")
     parser.add_argument("--methods", nargs="*", default=["fastflow", "cflow_ad", "differnet", "pefm"], help="to train")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -10,14 +10,14 @@ Model, datamodule, Engine and metrics are anomalib's. The backbone is timm's tf_
 strides 4, 8 and 16 (PatchCore: 8 and 16), filled from the given checkpoint; nothing is downloaded.
 
 lean     anomalib at its best, the default here: Lightning's barebones mode, no validation pass (by default
-         that is the test set over again) and raw scores. The AUROC metric puts scores outside [0, 1] through
-         a float32 sigmoid, which saturates, so scores are scaled by a power of two: exact, order kept.
+         a second pass over the test set) and raw scores. The AUROC metric applies a float32 sigmoid, which
+         saturates, to scores outside [0, 1], so scores are scaled by a power of two: exact, order-preserving.
 default  what the two-line example gives: a validation pass on the test set, the F1-adaptive threshold, scores
          normalised and clamped to [0, 1] (ties are possible at the ends), a checkpoint on disk.
 
-Neither draws a picture of each test image. `seconds` are marks since the script's start: imports done, model
+Neither draws pictures of test images. `seconds` are times since the script's start: imports done, model
 built and fitted, metrics computed. A second stage times anomalib's k-centre greedy on a float32 array of
-points; the covering radius is the largest Euclidean distance of a point to its nearest chosen centre:
+points; the covering radius is the largest Euclidean distance from a point to its nearest chosen centre:
 
     peer/bin/python benchmarks/peer_anomalib.py --stage kcenter --array X.npy --ratio 0.01 --out k.json
 """
@@ -82,7 +82,7 @@ def build(args: argparse.Namespace) -> Any:
     from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
     class RawScores(torch.nn.Module, lightning.Callback):
-        """Stands in for the post-processor: no min-max, no clamp, no threshold."""
+        """Replaces the post-processor: no min-max, no clamp, no threshold."""
 
         def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
             outputs.anomaly_map = outputs.anomaly_map * SCALE

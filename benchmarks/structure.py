@@ -1,4 +1,4 @@
-"""The floor plan in numbers: `make structure`. Reads the source as text; one table is rendered, under a trace."""
+"""The package structure in numbers: `make structure`. Reads the source, and traces the rendering of one table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGE = "anomaly_bench"
 LONG_MODULE, LONG_FUNCTION, LONG_PAIR = 350, 45, 12  # lines
-CHECKS = ("NotFittedError", "fitted")  # what a method's own copy of such a check raises or says
+CHECKS = ("NotFittedError", "fitted")  # found in a method's own copy of such a check
 
 
 def modules() -> dict[str, ast.Module]:
-    """'tables.build' -> its syntax tree; a package is known by its name."""
+    """'tables.build' -> its syntax tree; a package goes by its own name."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        if "templates" in path.parts:  # what `anomaly-bench new` copies
+        if "templates" in path.parts:  # copied by `anomaly-bench new`
             continue
         name = ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
         found[name] = ast.parse(path.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def entries() -> list[str]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules of the package that a module imports at run time, also within functions."""
+    """Modules of the package that a module imports at run time, including within functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -54,7 +54,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def longest_path(trees: dict[str, ast.Module]) -> list[str]:
-    """The longest chain of imports between entries at the top."""
+    """The longest chain of imports between top-level entries."""
     graph: dict[str, set[str]] = defaultdict(set)
     for name, tree in trees.items():
         top = name.partition(".")[0]
@@ -63,10 +63,10 @@ def longest_path(trees: dict[str, ast.Module]) -> list[str]:
 
     def path(name: str, seen: tuple[str, ...] = ()) -> list[str]:
         if name in seen:
-            sys.exit(f"a circle of imports: {' > '.join([*seen, name])}")
+            sys.exit(f"circular imports: {' > '.join([*seen, name])}")
         if name not in known:
-            ways = [path(each, (*seen, name)) for each in sorted(graph[name]) if each in graph]
-            known[name] = [name, *max(ways, key=len, default=[])]
+            paths = [path(each, (*seen, name)) for each in sorted(graph[name]) if each in graph]
+            known[name] = [name, *max(paths, key=len, default=[])]
         return known[name]
 
     return max((path(name) for name in list(graph) if name), key=len)
@@ -94,7 +94,7 @@ def repeated_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
 
 
 def method_checks(trees: dict[str, ast.Module]) -> int:
-    """Raises in methods' modules that say of a method that it is not fitted, or fitted for another grid."""
+    """How often methods' modules raise that a method is not fitted, or was fitted for another grid."""
     raises = (
         ast.unparse(node)
         for name, tree in trees.items()
@@ -117,7 +117,7 @@ def long_parts(trees: dict[str, ast.Module]) -> list[str]:
 
 
 def normalised(path: Path) -> list[tuple[int, str]]:
-    """The lines of a module with names, numbers and texts taken out; docstrings, imports and blank lines left out."""
+    """The lines of a module without names, numbers and text; docstrings, imports and blank lines are skipped."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     skipped: set[int] = set()
@@ -136,7 +136,7 @@ def shape_of(line: str) -> str:
 
 
 def similar_places() -> list[str]:
-    """Pairs of places with `LONG_PAIR` or more lines of one shape in a row, punctuation alone not counted."""
+    """Pairs of places that share `LONG_PAIR` or more consecutive lines of the same shape, ignoring punctuation."""
     files = {path: normalised(path) for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
     runs: dict[tuple[str, ...], list[tuple[Path, int]]] = defaultdict(list)
     for path, lines in files.items():
@@ -153,7 +153,7 @@ def similar_places() -> list[str]:
 
 
 def route(results: Path) -> tuple[set[str], set[tuple[str, str]]]:
-    """Packages that one LaTeX table is made in, and the distinct calls from one package into another."""
+    """Packages involved in one LaTeX table, and the distinct calls between packages."""
     sys.path.insert(0, str(ROOT))
     record = next(iter(sorted((results / "records").rglob("*-s0-*.json"))))
     edges: set[tuple[str, str]] = set()
@@ -189,7 +189,7 @@ def route(results: Path) -> tuple[set[str], set[tuple[str, str]]]:
 
 
 def package(place: str) -> str:
-    """'tables' of 'tables.build:build_tables'."""
+    """'tables' from 'tables.build:build_tables'."""
     return place.partition(":")[0].partition(".")[0]
 
 
@@ -208,20 +208,20 @@ def main() -> None:
     repeated, long, pairs = repeated_names(trees), long_parts(trees), similar_places()
     lines = sum(len(file.read_text("utf-8").splitlines()) for file in (ROOT / PACKAGE).rglob("*.py"))
     rows: list[tuple[str, int, int, Any]] = [
-        ("entries at the top", len(entries()), 24, entries()),
-        ("longest path of imports between them", len(path), 10, [" > ".join(path)]),
-        ("packages that a table cell passes, from records to LaTeX", len(packages), 6, sorted(packages)),
-        ("calls across packages on that way", len(calls), 20, [f"{a} -> {b}" for a, b in sorted(calls)]),
+        ("top-level entries", len(entries()), 24, entries()),
+        ("longest chain of imports between them", len(path), 10, [" > ".join(path)]),
+        ("packages involved in a table cell, from records to LaTeX", len(packages), 6, sorted(packages)),
+        ("calls between packages on that path", len(calls), 20, [f"{a} -> {b}" for a, b in sorted(calls)]),
         (
-            "names defined publicly in two or more modules",
+            "public names defined in two or more modules",
             len(repeated),
             10,
             [f"{a}: {b}" for a, b in repeated.items()],
         ),
         ("copies of the fitted, grid and shape checks in methods", method_checks(trees), 0, []),
-        (f"pairs of places that share {LONG_PAIR} or more lines, names apart", len(pairs), 0, pairs),
-        (f"modules above {LONG_MODULE} lines, functions above {LONG_FUNCTION}", len(long), 0, long),
-        ("lines of the package", lines, 16_823, []),
+        (f"pairs of places that share {LONG_PAIR} or more lines except for names", len(pairs), 0, pairs),
+        (f"modules over {LONG_MODULE} lines, functions over {LONG_FUNCTION}", len(long), 0, long),
+        ("lines in the package", lines, 16_823, []),
     ]
     for what, count, mark, names in rows:
         print(f"{count:7,}  (at most {mark:,})  {what}")

@@ -1,4 +1,4 @@
-"""Make the tables of README.md and docs/results.md, and docs/evidence.md; `make results` ends with it."""
+"""Update the tables of README.md and docs/results.md, and docs/evidence.md; the last step of `make results`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BETWEEN = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->\n)", re.
 
 
 def tables(one: bool) -> str:
-    """In Markdown: one summary of all records, or three tables of every setup."""
+    """Markdown tables: one summary of all records, or three tables per setup."""
     found, damaged = records.load_all(ROOT / "results")
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
@@ -28,12 +28,12 @@ def tables(one: bool) -> str:
 
 
 def updated(page: str, one: bool) -> str:
-    """The page's text with its tables as they should be."""
+    """The page's text with up-to-date tables."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    made, count = BETWEEN.subn(lambda found: f"{found[1]}\n{tables(one)}\n{found[2]}", text)
+    new, count = BETWEEN.subn(lambda found: f"{found[1]}\n{tables(one)}\n{found[2]}", text)
     if count != 1:
         raise SystemExit(f"{page}: found {count} places for tables, expected one '<!-- table: ... -->' with its end")
-    return made
+    return new
 
 
 def main() -> None:

@@ -1,3 +1,3 @@
-"""Configuration: composed by Hydra, checked, and turned into objects."""
+"""Configuration: composed by Hydra, validated, and instantiated."""
 
 from __future__ import annotations

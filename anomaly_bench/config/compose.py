@@ -1,4 +1,4 @@
-"""The configuration that Hydra composes, and its errors in one line."""
+"""Compose the configuration with Hydra, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anomaly_bench.errors import UsageError, closest
 
 
 def explain(error: Exception, primary: str, arguments: Sequence[str], folders: Sequence[Path]) -> str:
-    """Hydra's complaint in one line, with the closest names for a wrong choice or key."""
+    """Hydra's error in one line, with the closest names for a wrong choice or key."""
     text = str(error)
     choice = re.search(r"Could not (?:find|load) '(.+)/([^'/]*)'", text)
     if choice:
@@ -27,16 +27,16 @@ def explain(error: Exception, primary: str, arguments: Sequence[str], folders: S
         return f"{name}: no such key{closest(name, known_keys(primary, arguments))}"
     where = re.search(r"full_key: (\S+)", text)
     lines = [line for line in map(str.strip, text.splitlines()) if line and not re.match("full_key|object_type", line)]
-    said = " ".join(lines[:2]) or type(error).__name__
-    return f"{where[1] + ': ' if where else ''}{said}; see anomaly-bench --help"
+    message = " ".join(lines[:2]) or type(error).__name__
+    return f"{where[1] + ': ' if where else ''}{message}; see anomaly-bench --help"
 
 
 def known_keys(primary: str, arguments: Sequence[str]) -> list[str]:
-    """Every key of the configuration with the choices that are wanted, dotted, and the groups."""
+    """Every key of the configuration with the given choices, dotted, and the groups."""
     wanted = [argument for argument in arguments if argument.partition("=")[0] in GROUPS]
     try:
         config = composed(primary, wanted)
-    except Exception:  # a choice of the user's own folder, or a command that has no such group
+    except Exception:  # a choice from the user's folder, or a command without that group
         config = composed(primary, [])
     return sorted({*dotted(config), *GROUPS})
 
@@ -49,7 +49,7 @@ def dotted(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> Any:
-    """The resolved configuration of some overrides, and of one's own folders of YAML, as plain values.
+    """Resolve overrides, with optional folders of user YAML, to plain values.
 
     Raises:
         UsageError: a wrong key, choice or value.
@@ -66,7 +66,7 @@ def compose(primary: str, overrides: Sequence[str], folders: Sequence[Path] = ()
 
 
 def dataset_node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """The configuration of the dataset that records have by this name: one's own images where no YAML is called so."""
+    """The configuration of a dataset by its name in records; without a YAML of that name, a folder of images."""
     known = name in choices("dataset", (conf_folder(), *folders))
     return {**compose("config", [f"dataset={name if known else 'folder'}"], folders)["dataset"], "name": name}
 
@@ -80,7 +80,7 @@ def backbone_node(name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def composed(primary: str, overrides: Sequence[str]) -> Any:
-    """`compose` with Hydra's and OmegaConf's own errors."""
+    """`compose` that raises Hydra's and OmegaConf's errors."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -89,7 +89,7 @@ def composed(primary: str, overrides: Sequence[str]) -> Any:
 
 
 def config_folders(arguments: Sequence[str]) -> Sequence[Path]:
-    """Our configuration folder and the user's `--config-dir`, whose choices are listed too."""
+    """Our configuration folder and the user's `--config-dir`."""
     folders = [conf_folder()]
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -99,7 +99,7 @@ def config_folders(arguments: Sequence[str]) -> Sequence[Path]:
 
 
 def existing(folders: Sequence[Path]) -> Sequence[Path]:
-    """The same folders; UsageError: one is none, which Hydra would pass over in silence."""
+    """Check that all folders exist (Hydra silently ignores missing ones); UsageError: one does not."""
     for folder in folders:
         if not folder.expanduser().is_dir():
             raise UsageError(f"--config-dir {folder}: no such folder; expected one with method/NAME.yaml or the like")
@@ -120,6 +120,6 @@ def as_override(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string in Hydra's grammar, whatever is in it."""
-    plain = re.sub(r"(\\*)'", r"\1\1\\'", text)  # a backslash stands for itself, but before a quote
+    """Any string in Hydra's grammar."""
+    plain = re.sub(r"(\\*)'", r"\1\1\\'", text)  # a backslash is literal unless before a quote
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", plain) + "'"

@@ -1,4 +1,4 @@
-"""From a YAML node to the object that its `_target_` makes, with checks of keys and values."""
+"""Instantiate the `_target_` of a YAML node, with checks of keys and values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _NUMBERS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
 }
-RANGES = {"batch": (1, 10**6), "eps": (0, 1e6), "sigma": (0, 1000), "seed": (0, MOST_SEED)}  # settings methods share
-NEEDED: dict[str, dict[str, type]] = {  # in each group's YAML, besides what its `_target_` asks for
+RANGES = {"batch": (1, 10**6), "eps": (0, 1e6), "sigma": (0, 1000), "seed": (0, MOST_SEED)}  # shared settings
+NEEDED: dict[str, dict[str, type]] = {  # keys required in each group's YAML, besides those of its `_target_`
     "dataset": {"_target_": str},
     "method": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
     "backbone": {"_target_": str, "name": str, "about.title": str, "about.revision": int},
@@ -39,11 +39,11 @@ RUNNER_KEYS = (
     "oracle",
     "planes",
     "zero_shot",
-)  # of a YAML, not of a constructor
+)  # not passed to the constructor
 
 
 def arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a method's, backbone's or dataset's YAML that its `_target_` is called with."""
+    """The part of a method's, backbone's or dataset's YAML that is passed to its `_target_`."""
     return {key: value for key, value in node.items() if key not in RUNNER_KEYS}
 
 
@@ -55,48 +55,48 @@ def construct(node: Mapping[str, Any], kind: str, **extra: Any) -> Any:
     """
     keys = {**arguments(node), **extra}
     target = keys.pop("_target_", None)
-    made = find_target(target, f"{kind}={node.get('name')}", **keys)
+    factory = find_target(target, f"{kind}={node.get('name')}", **keys)
     if kind == "method":
-        check_values(made, keys)
-    return made(**keys)
+        check_values(factory, keys)
+    return factory(**keys)
 
 
 def find_target(target: Any, where: str, *values: Any, **keys: Any) -> Any:
-    """What a `_target_` names, if it can be called with these arguments.
+    """The object that a `_target_` names, if it can be called with these arguments.
 
     Raises:
         UsageError: no such target, or keys that it does not take.
     """
     try:
         reach(str(target))
-        made = get_object(str(target))
-        inspect.signature(made).bind(*values, **keys)
+        found = get_object(str(target))
+        inspect.signature(found).bind(*values, **keys)
     except ImportError as error:
         kind = where.partition("=")[0]
         raise UsageError(f"{kind}._target_={target}: cannot be imported ({one_line(str(error))})") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {target}: {one_line(str(error))}") from error
-    return made
+    return found
 
 
 def reach(target: str) -> None:
-    """Add the current folder to the import path, behind all others, where a `_target_` lies nowhere else."""
+    """Append the current folder to the import path if a `_target_` cannot be found elsewhere."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
 
     if target.startswith(".") or importlib.util.find_spec(target.partition(".")[0]) is not None:
         return
-    Plugins.instance()  # imports every hydra_plugins on the path: that of the current folder is not meant
-    folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()  # hydra.job.chdir leaves it
+    Plugins.instance()  # imports all hydra_plugins on the path, before the current folder is added
+    folder = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()  # despite hydra.job.chdir
     if folder not in sys.path:
         sys.path.append(folder)
 
 
 def check_values(method: Any, keys: Mapping[str, Any]) -> None:
-    """Compare a method's settings with the types of its constructor's arguments, and with `RANGES`.
+    """Check a method's settings against the types of its constructor's arguments and `RANGES`.
 
     Raises:
-        UsageError: the setting, what was found, what was expected.
+        UsageError: with the setting, what was found and what was expected.
     """
     for key, parameter in inspect.signature(method).parameters.items():
         hint = getattr(parameter.annotation, "__name__", parameter.annotation)  # a class, or its name as text
@@ -110,17 +110,17 @@ def check_values(method: Any, keys: Mapping[str, Any]) -> None:
 
 
 def check_choices(config: Mapping[str, Any]) -> None:
-    """Raise UsageError where the YAML of a dataset, method or backbone lacks what all must have."""
+    """Raise UsageError if the YAML of a dataset, method or backbone lacks a required key."""
     for group, needed in NEEDED.items():
         if not isinstance(config.get(group), Mapping):
-            raise UsageError(f"{group}: nothing is chosen; expected {group}=NAME, see anomaly-bench --help")
+            raise UsageError(f"{group}: no choice; expected {group}=NAME, see anomaly-bench --help")
         require_keys(config[group], group, needed)
     for name, node in networks(config["backbone"]).items():
         require_keys(node, "backbone" if node is config["backbone"] else f"backbone.networks.{name}", NETWORK)
 
 
 def require_keys(node: Any, where: str, needed: Mapping[str, type]) -> None:
-    """Raise UsageError where a dotted key of a configuration's node has no value of its type."""
+    """Raise UsageError if a dotted key of a configuration node is missing or has the wrong type."""
     for key, kind in needed.items():
         value = node
         for part in key.split("."):
@@ -131,7 +131,7 @@ def require_keys(node: Any, where: str, needed: Mapping[str, type]) -> None:
 
 
 def networks(backbone: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
-    """The networks that a backbone is made of, by their names: mostly itself; none for an image-space method."""
+    """The networks of a backbone, by name: usually just itself; none for an image-space method."""
     if backbone is None:
         return {}
     found: dict[str, Mapping[str, Any]] = backbone.get("networks", {backbone["name"]: backbone})

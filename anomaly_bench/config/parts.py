@@ -1,6 +1,6 @@
-"""Built-in parts: the methods, backbones and datasets of our own YAML, told apart from everybody else's.
+"""Built-in parts: the methods, backbones and datasets of our own YAML, as opposed to users' own.
 
-Results know a built-in part by its name and revision, never by the module that its class lies in.
+Results identify a built-in part by name and revision, never by its module path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OURS = "anomaly_bench."
 
 @functools.cache
 def packaged_node(group: str, name: str) -> Mapping[str, Any]:
-    """The YAML that the package has for a choice, its `${...}` as they stand; empty: it has none of that name."""
+    """The package's YAML for a choice, with `${...}` unresolved; empty if there is none."""
     from omegaconf import OmegaConf
 
     if name not in choices(group, [conf_folder()]):
@@ -28,42 +28,42 @@ def packaged_node(group: str, name: str) -> Mapping[str, Any]:
 
 
 def without_target(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node as results keep it, without its evidence; a built-in part, also each network, has no `_target_`."""
-    made = dict(node)
-    if "evidence" in (made.get("about") or {}):
-        made["about"] = {key: value for key, value in made["about"].items() if key != "evidence"}
-    if "networks" in made:
-        made["networks"] = {name: without_target(group, part) for name, part in made["networks"].items()}
-    if made["_target_"] == packaged_node(group, made["name"]).get("_target_"):
-        del made["_target_"]
-    return made
+    """A node as stored in results: without evidence, and without `_target_` for built-in parts and networks."""
+    stored = dict(node)
+    if "evidence" in (stored.get("about") or {}):
+        stored["about"] = {key: value for key, value in stored["about"].items() if key != "evidence"}
+    if "networks" in stored:
+        stored["networks"] = {name: without_target(group, part) for name, part in stored["networks"].items()}
+    if stored["_target_"] == packaged_node(group, stored["name"]).get("_target_"):
+        del stored["_target_"]
+    return stored
 
 
 def with_target(group: str, node: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """What `without_target` was given, with the classes of today.
+    """The inverse of `without_target`, with today's classes.
 
-    The node may be from a file that somebody else wrote: it names classes of the package's own YAML only, or of that in
-    the user's `folders`.
+    As the node may come from an untrusted file, only classes named in the package's own YAML or in the user's `folders`
+    are allowed.
 
     Raises:
-        UsageError: the package has no such part any more, or the class is neither the package's nor the user's.
+        UsageError: the package no longer has this part, or the class is neither the package's nor the user's.
     """
-    made = dict(node)
-    if "networks" in made:
-        made["networks"] = {name: with_target(group, part, folders) for name, part in made["networks"].items()}
-    if "_target_" in made:
-        if made["_target_"] not in known_targets(group, (conf_folder(), *folders)):
+    full = dict(node)
+    if "networks" in full:
+        full["networks"] = {name: with_target(group, part, folders) for name, part in full["networks"].items()}
+    if "_target_" in full:
+        if full["_target_"] not in known_targets(group, (conf_folder(), *folders)):
             raise UsageError(
-                f"{group}={made['name']}: made by {made['_target_']}, which is not a part of anomaly-bench; if you "
-                f"trust that code, give --config-dir DIR with its {group}/{made['name']}.yaml"
+                f"{group}={full['name']}: made by {full['_target_']}, which is not a part of anomaly-bench; if you "
+                f"trust that code, pass --config-dir DIR with its {group}/{full['name']}.yaml"
             )
     else:
-        own = packaged_node(group, made["name"])
-        if not own:
-            near = closest(made["name"], choices(group, [conf_folder()]))
-            raise UsageError(f"{group}={made['name']}: this version of anomaly-bench has no such {group}{near}")
-        made["_target_"] = own["_target_"]
-    return made
+        packaged = packaged_node(group, full["name"])
+        if not packaged:
+            near = closest(full["name"], choices(group, [conf_folder()]))
+            raise UsageError(f"{group}={full['name']}: this version of anomaly-bench has no such {group}{near}")
+        full["_target_"] = packaged["_target_"]
+    return full
 
 
 def known_targets(group: str, folders: Sequence[Path]) -> set[str]:
@@ -75,7 +75,7 @@ def known_targets(group: str, folders: Sequence[Path]) -> set[str]:
 
 
 def targets_in(node: Any) -> Iterator[str]:
-    """The `_target_` of a node and of those within it."""
+    """The `_target_` of a node and of nested nodes."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])
@@ -84,12 +84,12 @@ def targets_in(node: Any) -> Iterator[str]:
 
 
 def non_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys, also of nodes within, that do not stand at their default."""
-    made = {}
+    """The keys, including nested ones, that differ from their defaults."""
+    changed = {}
     for key, value in values.items():
         default = defaults.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             value, default = non_defaults(value, default), {}
         if key not in defaults or value != default:
-            made[key] = value
-    return made
+            changed[key] = value
+    return changed

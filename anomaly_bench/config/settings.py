@@ -1,4 +1,4 @@
-"""Configuration: where it lies, what it offers, and whether its values make sense."""
+"""Configuration: its folder, its choices, and the validation of its values."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
 REGIMES = ("one_class", "multi_class", "few_shot")  # of conf/task
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
-CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as truths
+CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
-MOST_SEED = 2**63 - 1  # that torch takes
-MOST_THREADS = 1024  # OpenMP ends the process where it cannot start them
+MOST_SEED = 2**63 - 1  # torch's limit
+MOST_THREADS = 1024  # OpenMP ends the process if it cannot start them
 
 
 def conf_folder() -> Path:
-    """The folder of the YAML files: inside an installed package, or beside it in a checkout."""
+    """The folder of YAML files: inside an installed package, or beside it in a checkout."""
     installed = Path(__file__).parents[1] / "conf"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def choices(group: str, folders: Sequence[Path]) -> list[str]:
-    """The names that a group offers in these folders."""
+    """The names available for a group in these folders."""
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
@@ -79,10 +79,10 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     """Check the run-wide keys of a resolved configuration.
 
     Raises:
-        UsageError: a value of another type or out of its range; the key, what was found and what was expected.
+        UsageError: a value has the wrong type or is out of range; with the key, what was found and expected.
     """
-    own = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop"))
-    for key in ("input", "task", *own):
+    names = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop"))
+    for key in ("input", "task", *names):
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
     resize, crop = input_size(config["input"])
@@ -121,7 +121,7 @@ def regime(node: Any) -> dict[str, Any]:
     if name not in REGIMES:
         raise UsageError(f"task={name or node}: expected one of {', '.join(REGIMES)}")
     for key in node.keys() - {"name", *(["shots"] if name == "few_shot" else [])}:
-        raise UsageError(f"task.{key}={node[key]} has no effect with task={name}; leave it out")
+        raise UsageError(f"task.{key}={node[key]} has no effect with task={name}; remove it")
     return {
         "name": name,
         **({"shots": whole_number({"task.shots": node.get("shots")}, "task.shots", 1)} if name == "few_shot" else {}),
@@ -166,24 +166,24 @@ def truth(config: Mapping[str, Any], key: str) -> bool:
 
 
 def existing_folder(config: Mapping[str, Any], key: str, what: str) -> Path:
-    """The folder that a key names.
+    """The folder given by a key.
 
     Raises:
-        UsageError: none is named, or it is not there; `what` was expected.
+        UsageError: it is missing or does not exist; `what` was expected.
     """
     if config[key] is None:
         raise UsageError(f"{key}=DIR is missing: expected {what}")
     path = Path(str(config[key])).expanduser()
     if not path.is_dir():
-        raise UsageError(f"{key}={path}: {'no folder' if path.exists() else 'no such folder'}; expected {what}")
+        raise UsageError(f"{key}={path}: {'not a folder' if path.exists() else 'no such folder'}; expected {what}")
     return path
 
 
 def new_folder(config: Mapping[str, Any], key: str) -> Path:
-    """The folder of a key, made; not one with something in it, unless overwrite=true.
+    """Create the folder given by a key; it must be empty unless overwrite=true.
 
     Raises:
-        UsageError: it is not empty, or cannot be written.
+        UsageError: it is not empty, or is not writable.
     """
     path = Path(str(config[key])).expanduser()
     if path.is_dir() and any(path.iterdir()) and not truth(config, "overwrite"):
@@ -193,7 +193,7 @@ def new_folder(config: Mapping[str, Any], key: str) -> Path:
 
 
 def check_writable(folder: Path, given: str) -> None:
-    """Make a folder; raise UsageError where nothing could be written, before the work instead of after it."""
+    """Create a folder; raise UsageError if it is not writable, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -219,16 +219,16 @@ def sides(value: Any, key: str, least: int) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
     numbers = isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
     if not numbers:
-        raise UsageError(f"{key}={value}: expected pixels of at least {least}, as 256 or [H,W]")
+        raise UsageError(f"{key}={value}: expected at least {least} pixels, such as 256 or [H,W]")
     return pair[0], pair[1]
 
 
 def describe_input(shape: Mapping[str, Any]) -> str:
-    """'256×256, crop 224×224' of {"resize": 256 or [H, W], "crop": the same or None}."""
+    """'256×256, crop 224×224' from {"resize": 256 or [H, W], "crop": the same or None}."""
     sizes = [(name, pair(shape.get(part))) for name, part in (("", "resize"), ("crop ", "crop"))]
     return ", ".join(f"{name}{'×'.join(map(str, size))}" for name, size in sizes if size)
 
 
 def pair(side: Any) -> list[int] | None:
-    """[H, W] of one side or two."""
+    """[H, W] from one or two sides."""
     return [side, side] if isinstance(side, int) else side

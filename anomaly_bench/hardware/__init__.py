@@ -1,3 +1,3 @@
-"""The machine: devices, memory, timing, and sharing it with other processes."""
+"""Hardware: devices, memory, timing, and sharing the machine with other processes."""
 
 from __future__ import annotations

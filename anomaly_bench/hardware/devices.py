@@ -1,4 +1,4 @@
-"""Which devices and how many cores there are. No torch here."""
+"""Available devices and cores. No torch at the top."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def cores() -> int:
-    """The cores that this process may use; in a Slurm job those that it was given, which Slurm may not enforce."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(there, int(given)) if given.isdecimal() and int(given) else there
+    """The cores that this process may use, at most those allocated to a Slurm job (Slurm may not enforce that)."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allocated = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(available, int(allocated)) if allocated.isdecimal() and int(allocated) else available
 
 
-GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap")  # NVIDIA, AMD, Windows' Linux, Jetson
+GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvmap")  # NVIDIA, AMD, WSL, Jetson
 
 
 def device_kind(name: str) -> str:
-    """What `device=auto` is on this machine; a Linux without a GPU's driver is known without importing torch."""
+    """What `device=auto` means on this machine; Linux without a GPU driver is detected without importing torch."""
     if name != "auto":
         return name
     if sys.platform == "linux" and not any(Path(node).exists() for node in GPU_NODES):
@@ -36,7 +32,7 @@ def device_kind(name: str) -> str:
 
 
 def device_name(kind: str) -> str:
-    """The processor's or the GPU's name for a torch device type or string; no host name."""
+    """The CPU's or GPU's name for a torch device type or string; no host name."""
     if kind.startswith("cuda"):
         import torch
 

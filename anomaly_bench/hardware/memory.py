@@ -1,7 +1,4 @@
-"""How much memory there is, the refusal of what would not fit, before the work, and what becomes of freed memory.
-
-No torch until a GPU is asked.
-"""
+"""Available memory, early rejection of what would not fit, and reuse of freed memory. No torch until a GPU is used."""
 
 from __future__ import annotations
 
@@ -22,25 +19,25 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 
 
 def require(needed: int, device: torch.device | None, what: str, options: str) -> None:
-    """Refuse what cannot be held.
+    """Reject what would not fit into memory.
 
     Args:
         needed: bytes.
-        device: None: the computer's own memory.
+        device: None: main memory.
         what: a sentence's subject in the singular; options: what the user can do instead.
 
     Raises:
-        TooLarge: less is free on the device; where a system does not say, nothing is refused.
+        TooLarge: less memory is free on the device; never if the free memory is unknown.
     """
-    there = free(device)
-    if there is not None and needed > there:
-        raise TooLarge(f"{what} needs {needed / 1e6:.0f} MB of memory, free are {there / 1e6:.0f} MB: {options}")
+    available = free(device)
+    if available is not None and needed > available:
+        raise TooLarge(f"{what} needs {needed / 1e6:.0f} MB of memory, {available / 1e6:.0f} MB are free: {options}")
 
 
 def free(device: torch.device | None = None) -> int | None:
-    """Bytes that can still be taken on a device; all of a computer's where only that is known; None: unknown.
+    """Free bytes on a device, or all of main memory if only that is known; None: unknown.
 
-    Of a computer's memory no more than its control groups (a container's, a Slurm job's) leave.
+    Main memory is limited by the process's control groups (of a container or Slurm job).
     """
     if device is not None and device.type == "cuda":
         import torch
@@ -52,7 +49,7 @@ def free(device: torch.device | None = None) -> int | None:
 
 
 def system_free() -> int | None:
-    """Bytes that the operating system can give without swapping, else the bytes that it has."""
+    """Bytes available without swapping, or else all physical memory."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
@@ -64,10 +61,10 @@ def system_free() -> int | None:
 
 
 def group_free(groups: Path = CONTROL_GROUPS, own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What each control group of this process, version 2 or 1, leaves of its limit; files it has cached count as free.
+    """The free bytes of each control group (version 2 or 1) of this process; cached files count as free.
 
     Args:
-        groups: where the groups are mounted; own: the file that names those of this process.
+        groups: where the groups are mounted; own: the file that lists this process's groups.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):
@@ -92,18 +89,18 @@ def group_free(groups: Path = CONTROL_GROUPS, own: Path = Path("/proc/self/cgrou
 
 
 def cached(statistics: Path) -> int:
-    """Bytes of files in a control group's memory, which are given up when it is wanted."""
+    """Bytes of cached files in a control group's memory, which the kernel reclaims on demand."""
     fields = dict(line.split(" ", 1) for line in statistics.read_text("utf-8").splitlines())
-    totals = "total_" if "total_inactive_file" in fields else ""  # version 1: with the groups below
+    totals = "total_" if "total_inactive_file" in fields else ""  # version 1: including subgroups
     return sum(int(fields.get(f"{totals}{state}_file", 0)) for state in ("active", "inactive"))
 
 
 def keep_freed(below: int = 2**30) -> None:
-    """Let glibc reuse what a tensor of less than so many bytes has freed, instead of returning it to the system.
+    """Let glibc reuse the memory of freed tensors smaller than `below` bytes instead of returning it to the system.
 
-    By default each large activation is mapped, filled with zeros page by page, and unmapped again: that took half of
-    a CPU's backbone pass in batches of 32. But memory that is reused falls to pieces: a training, whose tensors live
-    for unequal times, takes less with a lower bound. On other C libraries nothing is changed.
+    By default each large activation is mapped, zeroed page by page, and unmapped again, which took half of a CPU's
+    backbone pass in batches of 32. But reuse fragments memory: training, whose tensors live for different times,
+    needs less memory with a lower bound. Other C libraries are not affected.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -1,7 +1,7 @@
-"""One machine shared by several jobs: timing has it alone, a GPU has one job. No torch here.
+"""Sharing a machine between jobs: timing runs alone, and each GPU runs one job. No torch here.
 
-The locks lie in the user's cache folder, in a folder of each host's own, as several may share the cache. They end with
-the process that holds them, killed or not. Where a file system has no locks, jobs go on without, and timing says so.
+Locks are files in the user's cache folder, one subfolder per host, as hosts may share the cache. They are released
+when their process ends, even if killed. On file systems without locks, jobs run without, and timing says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anomaly_bench.hardware import timing
 
 LONGEST_WAIT = 300.0  # seconds that timing waits for other jobs, which may train for hours
 POLL = 0.5  # seconds
-NO_LOCK = (OSError, sqlite3.Error, ValueError)  # of filelock, where the cache or its file system has none
+NO_LOCK = (OSError, sqlite3.Error, ValueError)  # raised by filelock if locking is not possible
 
 
 def locks() -> Path:
@@ -33,7 +33,7 @@ def locks() -> Path:
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """A job computes: no timing begins meanwhile, and this begins after a timing that is under way or waiting."""
+    """Mark a job as computing: it starts after any running or waiting timing, and no timing starts meanwhile."""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(*NO_LOCK):
             turn, machine = _turn_and_machine(held)
@@ -44,37 +44,37 @@ def computing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(waiting: Callable[[], None]) -> Iterator[bool]:
-    """Wait until no other job of this user computes here, and let none begin; yields whether that was so.
+    """Wait until no other job of this user is computing here, and let none start; yields whether that succeeded.
 
     Args:
-        waiting: called once, where there is something to wait for.
+        waiting: called once if there is something to wait for.
     """
     with contextlib.ExitStack() as held:
-        had = False
+        alone = False
         with contextlib.suppress(*NO_LOCK):
-            had = _have_machine(held, waiting)
-        yield had
+            alone = _acquire_machine(held, waiting)
+        yield alone
 
 
-def _have_machine(held: contextlib.ExitStack, waiting: Callable[[], None]) -> bool:
+def _acquire_machine(held: contextlib.ExitStack, waiting: Callable[[], None]) -> bool:
     turn, machine = _turn_and_machine(held)
-    deadline, told = timing.clock() + LONGEST_WAIT, False
+    deadline, reported = timing.clock() + LONGEST_WAIT, False
     for lock in (turn.acquire, machine.write_lock):
         while True:
             try:
-                held.enter_context(lock(timeout=POLL if told else 0))
+                held.enter_context(lock(timeout=POLL if reported else 0))
                 break
             except Timeout:
                 if timing.clock() > deadline:
                     return False
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 waiting()
     return True
 
 
 def _turn_and_machine(held: contextlib.ExitStack) -> tuple[FileLock, ReadWriteLock]:
-    """Who times keeps the turn while it waits, so that jobs that begin one after the other cannot keep it waiting."""
+    """Timing holds the turn while it waits, so that a stream of new jobs cannot starve it."""
     machine = ReadWriteLock(locks() / "machine.db", is_singleton=False)
     held.callback(machine.close)
     return FileLock(locks() / "turn.lock"), machine
@@ -82,25 +82,25 @@ def _turn_and_machine(held: contextlib.ExitStack) -> tuple[FileLock, ReadWriteLo
 
 @contextlib.contextmanager
 def one_of(names: Sequence[str], waiting: Callable[[], None]) -> Iterator[int]:
-    """Take one of several things, such as GPUs, that no other job has; wait while all are taken.
+    """Reserve one of several resources, such as GPUs, for this job; wait while all are taken.
 
     Args:
-        names: of the things, alike in all processes of this machine.
-        waiting: called once, where all are taken.
+        names: of the resources, the same in all processes on this machine.
+        waiting: called once if all are taken.
 
     Yields:
-        The place in `names`; the first where there are no locks.
+        The index in `names`; 0 if locks are not available.
     """
     with contextlib.ExitStack() as held:
-        place, told = None, False
+        place, reported = None, False
         while place is None:
             try:
                 place = _first_free(names, held)
             except NO_LOCK:
                 place = 0
             if place is None:
-                if not told:
-                    told = True
+                if not reported:
+                    reported = True
                     waiting()
                 time.sleep(POLL)
         yield place

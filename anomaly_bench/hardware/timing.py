@@ -1,10 +1,10 @@
 """The only module that reads a clock.
 
 Protocol: warm-up, then calls one after the other, each followed by a synchronisation, until 10 seconds or 300
-calls have passed, at least 5 calls. A call includes the copy of images to the device, normalisation, backbone, map
-building and the copy of scores and maps to the host; decoding is out. Batch 1 gives latency, batch N throughput. The
-backbone alone, cut at the same level, is timed in turn with the whole method: both see the same noise. Meanwhile no
-other job computes on the machine (`sharing.alone`), or the entry says "alone": false.
+calls have passed, with at least 5 calls. A call includes copying images to the device, normalisation, backbone, map
+computation, and copying scores and maps to the host, but not decoding. Batch 1 gives latency, batch N throughput. Calls
+of the backbone alone, cut at the same level, alternate with those of the whole method, so both see the same noise. No
+other job computes on the machine meanwhile (`sharing.exclusive`), or the entry says "alone": false.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def today() -> str:
 
 @contextlib.contextmanager
 def stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Yields a function that gives the block's seconds, all work on the device included, once it is over."""
+    """Yields a function that returns the block's duration in seconds, including all work on the device."""
     synchronise(device)
     start, end = clock(), None
     yield lambda: (end or clock()) - start
@@ -49,7 +49,7 @@ def stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has finished its work."""
     import torch
 
     if device.type == "cuda":
@@ -59,7 +59,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
-    """The time of one call: CUDA events on a GPU, the clock elsewhere."""
+    """The duration of one call: by CUDA events on a GPU, by the clock elsewhere."""
     import torch
 
     if device.type == "cuda":
@@ -80,7 +80,7 @@ def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
 def in_turn(
     calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, advance: Callable[[int], Any]
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, one after the other, under the protocol above."""
+    """Milliseconds of each call, alternating, under the protocol above."""
     for _ in range(WARM_UP):
         for call in calls.values():
             call()
@@ -104,14 +104,14 @@ def measure(
     """One entry of `Record.speed`.
 
     Args:
-        timed: by the prefix of its numbers' names; "" is a fitted method, which copies its scores to the host, and
-            "backbone_" the network that it reads, if any.
-        images: (N, 3, H, W) on the host; N is the batch of the throughput.
-        seconds: of timing for the latency, and again for the throughput.
+        timed: key prefix -> what is timed; "" is a fitted method, which copies its scores to the host, and "backbone_"
+            its network, if any.
+        images: (N, 3, H, W) on the host; N is the batch size for throughput.
+        seconds: for timing latency, and again for throughput.
 
     Returns:
-        latency_ms (the median) and its percentiles, fps, the same of the others, and all samples in ms. A percentile p
-        of fewer than 1 / (1 - p) calls is None.
+        For each prefix: latency_ms (the median), percentiles, fps, and all samples in ms. A percentile p of fewer than
+        1 / (1 - p) calls is None.
     """
     import torch
 
@@ -133,12 +133,12 @@ def measure(
 
 
 def percentile(samples: list[float], p: int) -> float | None:
-    """The p-th percentile, None of too few samples to have one."""
+    """The p-th percentile; None if there are too few samples."""
     return float(np.percentile(samples, p)) if len(samples) * (100 - p) >= 100 else None
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Forget the process-wide maxima of memory, where the system can; what glibc holds unused is given back first."""
+    """Reset the process's peak memory, if the system can, after releasing unused memory held by glibc."""
     import torch
 
     with contextlib.suppress(OSError, AttributeError):
@@ -150,7 +150,7 @@ def reset_peaks(device: torch.device) -> None:
 
 
 def peak_ram_mb() -> float | None:
-    """The process's largest resident memory since `reset_peaks`, in 10^6 bytes; None where it cannot be reset."""
+    """The process's peak resident memory since `reset_peaks`, in 10^6 bytes; None if unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -159,7 +159,7 @@ def peak_ram_mb() -> float | None:
 
 
 def peak_gpu_mb(device: torch.device) -> float | None:
-    """The largest memory that tensors took on the GPU since `reset_peaks`, in 10^6 bytes; None on other devices."""
+    """Peak GPU memory of tensors since `reset_peaks`, in 10^6 bytes; None on other devices."""
     import torch
 
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None

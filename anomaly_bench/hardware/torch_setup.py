@@ -1,4 +1,4 @@
-"""Devices and precision as torch is told of them."""
+"""Set up torch's device and precision."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def own_device(name: str, reporter: Reporter) -> Iterator[str]:
-    """The device of the key `device`; "auto" takes a GPU that no other such job has, and waits for one."""
+    """The device of the key `device`; "auto" reserves a GPU that no other such job uses, waiting if necessary."""
     if name != "auto" or devices.device_kind(name) != "cuda":
         yield name
         return
     gpus = [f"gpu-{torch.cuda.get_device_properties(each).uuid}" for each in range(torch.cuda.device_count())]
-    taken = f"every GPU of this machine ({len(gpus)}) has a job; waiting for one (device=cuda does not wait)"
+    taken = f"all GPUs of this machine ({len(gpus)}) are in use; waiting for one (device=cuda does not wait)"
     with sharing.one_of(gpus, functools.partial(reporter.say, taken)) as place:
         yield f"cuda:{place}"
     torch.cuda.empty_cache()
 
 
 def set_up(device: str, threads: int, precision: str) -> torch.device:
-    """Settings of torch under which scores are made, and the device of the key `device`.
+    """Apply torch's settings for computing scores; return the device of the key `device`.
 
     Raises:
-        UsageError: no such device, or it cannot compute in this precision.
+        UsageError: no such device, or it does not support this precision.
     """
     torch.set_num_threads(threads)
     memory.keep_freed()
@@ -45,19 +45,19 @@ def set_up(device: str, threads: int, precision: str) -> torch.device:
 
 
 def compute_exactly() -> None:
-    """On CUDA: fp32 means fp32, not TF32, and convolutions give the same bits each time. A CPU does so anyway."""
+    """On CUDA: fp32 means fp32, not TF32, and convolutions are deterministic, as on a CPU."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def require_precision(device: torch.device, precision: str) -> None:
-    """Try a convolution in the precision that the backbone shall compute in.
+    """Try a convolution in the backbone's precision.
 
     Raises:
-        UsageError: the device cannot, or autocast would quietly stay with float32.
+        UsageError: the device does not support it, or autocast would silently keep float32.
     """
-    dtype, why = DTYPES[precision], "autocast leaves it out"
+    dtype, why = DTYPES[precision], "autocast ignores it"
     if precision == "fp32":
         return
     try:
@@ -67,14 +67,14 @@ def require_precision(device: torch.device, precision: str) -> None:
     except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
         found, why = torch.float32, str(error).splitlines()[0]
     if found != dtype:
-        raise UsageError(f"precision={precision}: device {device} cannot compute in it ({why}); expected fp32 there")
+        raise UsageError(f"precision={precision}: device {device} does not support it ({why}); use fp32 there")
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of a name.
+    """The torch device with this name.
 
     Raises:
-        UsageError: a device that this machine does not have.
+        UsageError: this machine does not have it.
     """
     have = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     have += ["cuda"] if torch.cuda.is_available() else []

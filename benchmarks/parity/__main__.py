@@ -1,8 +1,8 @@
-"""Our methods against public implementations: the same weights and inputs through both. `make parity` runs it.
+"""Our methods against public implementations with the same weights and inputs: `make parity`.
 
-It runs in an environment of its own, with what can be installed of others. Weights are copied by order and shape,
-networks are small, numbers are float64 where both sides allow it, nothing is downloaded and nothing is trained. The
-table goes to results/parity.json; a difference above its bound ends with status 1.
+It runs in a separate environment with the installable peers. Weights are copied by order and shape, networks are
+small, numbers are float64 where both sides support it; nothing is downloaded or trained. The table is written to
+results/parity.json; the exit status is 1 if a difference exceeds its bound.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-warnings.filterwarnings("ignore")  # of the others' imports
-os.environ["TQDM_DISABLE"] = "1"  # their progress bars
+warnings.filterwarnings("ignore")  # from the peers' imports
+os.environ["TQDM_DISABLE"] = "1"  # the peers' progress bars
 
 import distillation  # noqa: E402
 import feature_methods  # noqa: E402
@@ -53,13 +53,13 @@ def main() -> None:
             rows.append(row)
     table = {"versions": {name: version(name) for name in PEERS}, "comparisons": [written(row) for row in rows]}
     arguments.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    apart = [row for row in rows if not row.difference <= row.bound]
-    if apart:
-        raise SystemExit("\n".join(f"{row.method}: {row.part}, {row.quantity}: above {row.bound:g}" for row in apart))
+    failed = [row for row in rows if not row.difference <= row.bound]
+    if failed:
+        raise SystemExit("\n".join(f"{row.method}: {row.part}, {row.quantity}: above {row.bound:g}" for row in failed))
 
 
 def written(row: Comparison) -> dict[str, object]:
-    """A row of the table, to two digits: more would change with the machine."""
+    """A row of the table, with two digits: more would vary between machines."""
     return {**asdict(row), "difference": float(f"{row.difference:.1e}")}
 
 

@@ -21,7 +21,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from anomaly_bench.methods.reverse_distillation import distance
 from anomaly_bench.testing.setup import Setup
 
-BORDER = 16  # pixels where anomalib's blur mirrors the border another way
+BORDER = 16  # pixels where anomalib's blur pads the border differently
 LAYERS = ["layer1", "layer2", "layer3"]
 
 
@@ -31,7 +31,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def stfpm() -> Iterator[Comparison]:
-    """The student of a ResNet18 with random weights, before a teacher whose features are given."""
+    """A ResNet18 student with random weights, with given teacher features."""
     setup = Setup("stfpm", "r18", ("backbone.weights=random",))
     ours = setup.new()
     ours.build(setup.shapes)
@@ -61,7 +61,7 @@ def stfpm() -> Iterator[Comparison]:
 
 
 def reverse_distillation() -> Iterator[Comparison]:
-    """Bottleneck and decoder of a ResNet18 whole; of a Wide ResNet50 without gradients, for its size."""
+    """Bottleneck and decoder of a ResNet18; those of a Wide ResNet50 without gradients, because of its size."""
     levels = [torch.randn(2, channels, side, side) for channels, side in ((64, 16), (128, 8), (256, 4))]
     ours = method("reverse_distillation", Given(levels))
     ours.build(shapes(levels))
@@ -98,7 +98,7 @@ def wide() -> Comparison:
 
 
 def mirrored(ours: Any, bottleneck: nn.Module, decoder: nn.Module) -> tuple[Pairs, nn.Module, nn.Module]:
-    """Our parameters beside anomalib's, which become the same; its convolution that is never called stays out."""
+    """Our parameters paired with anomalib's and made equal, without its unused convolution."""
     first = [bottleneck.conv1, bottleneck.bn1, bottleneck.conv2, bottleneck.bn2]
     pairs = in_order(ours.bottleneck.first, first)
     pairs += in_order(ours.bottleneck.second, [bottleneck.conv3, bottleneck.bn3])

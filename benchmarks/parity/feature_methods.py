@@ -21,11 +21,11 @@ from anomaly_bench.components.coreset import k_centre
 from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.setup import pictures
 
-BORDER = 16  # pixels that anomalib's blur mirrors without repeating the last one, as scipy's does, which is ours
+BORDER = 16  # pixels where anomalib's blur mirrors without the last pixel; scipy's, like ours, repeats it
 
 
 class Levels(nn.Module):
-    """Features of anomalib's extractor of a ResNet18 with random weights, as a backbone of ours."""
+    """Anomalib's feature extractor, a ResNet18 with random weights, as one of our backbones."""
 
     def __init__(self, layers: list[str]) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def fitted(name: str, network: nn.Module, *overrides: str, images: int = 20) -> tuple[Any, Tensor, Tensor]:
-    """A method of ours that is fitted on generated pictures; those, and unseen ones with a planted defect."""
-    made = method(name, network, *overrides)
+    """Our method, fitted on generated images; these images, and unseen ones with a planted defect."""
+    ours = method(name, network, *overrides)
     train, test = pictures(images), pictures(3, first=900)
     test[0, 20:30, 20:30] = 0
-    made.build(shapes(network(to_tensor(train[:1]))))
-    made.fit(TrainingSet("parity", train))
-    return made.eval(), to_tensor(train), to_tensor(test)
+    ours.build(shapes(network(to_tensor(train[:1]))))
+    ours.fit(TrainingSet("parity", train))
+    return ours.eval(), to_tensor(train), to_tensor(test)
 
 
 def inner(maps: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def patchcore() -> Iterator[Comparison]:
 
 
 def coreset() -> Comparison:
-    """anomalib's selection in the points' own space; its points are shifted so that both draw the same first one."""
+    """anomalib's selection without projection; its points are shifted so that both start from the same one."""
     points, count = torch.randn(600, 12).float(), 60
     ours = k_centre(points, count, seed=0)
     torch.manual_seed(0)

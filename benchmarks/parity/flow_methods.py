@@ -45,7 +45,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def one_sided(ours: Any, theirs: Any) -> Pairs:
-    """The parameters of a flow of `OneSided` blocks and of AllInOneBlocks, whose permutations become ours."""
+    """The paired parameters of `OneSided` blocks and AllInOneBlocks; the latter get our permutations."""
     pairs: Pairs = []
     for block, other in zip(ours, theirs.double(), strict=True):  # they make some parameters in float32
         matrix = block.rotation if block.soft else torch.eye(len(block.order))[block.order]
@@ -92,7 +92,7 @@ def cflow() -> Iterator[Comparison]:
 
 
 def couplings_of_freia() -> Iterator[Comparison]:
-    """The coupling that CFLOW-AD and FastFlow share, against the library that CFLOW-AD's authors built theirs on."""
+    """The coupling that CFLOW-AD and FastFlow share, against the library that CFLOW-AD's authors used."""
     from anomaly_bench.components.flows import Flow, OneSided
 
     def subnet(before: int, after: int) -> nn.Module:
@@ -121,7 +121,7 @@ def couplings_of_freia() -> Iterator[Comparison]:
 
 
 def fastflow() -> Iterator[Comparison]:
-    """Flows of two levels of one grid, with the kernels and widths of the YAML."""
+    """Flows of two levels with the same grid, with the kernels and widths of the YAML."""
     levels = [torch.randn(2, channels, 8, 8) for channels in (8, 12)]
     ours = method("fastflow", Given(levels), "method.steps=4", backbone="wrn50")
     ours.build(shapes(levels))
@@ -192,7 +192,7 @@ def cs_flow() -> Iterator[Comparison]:
 
 
 def differnet() -> Iterator[Comparison]:
-    """The flow's blocks from FrEIA's, with the clamp of the authors' code given to them."""
+    """The flow's blocks against FrEIA's, with the clamp of the authors' code."""
     ours = method("differnet", Given([]), "method.blocks=3", "method.hidden=24")
     ours.build([(10, 1, 1)])
     theirs = SequenceINN(30)

@@ -1,4 +1,4 @@
-"""How far two implementations are apart: the largest difference, relative to the largest value of the other."""
+"""The difference between two implementations: the largest one, relative to the peer's largest value."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.testing.setup import Setup
 
-EXACT = 1e-9  # two orders of the same float64 operations
-SINGLE = 1e-5  # one side keeps or reads numbers in float32
-Pairs = list[tuple[nn.Parameter, list[Tensor]]]  # one of ours, and what of theirs it is, in parts along its first axis
+EXACT = 1e-9  # the same float64 operations in different order
+SINGLE = 1e-5  # one side stores or reads float32
+Pairs = list[tuple[nn.Parameter, list[Tensor]]]  # ours, and the matching parts of theirs along the first axis
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Comparison:
     """One quantity of one part of a method, computed by both from the same weights and inputs.
 
     Attributes:
-        method: its name, or "metrics" and "backbones" for what all methods share.
+        method: its name, or "metrics" or "backbones".
         part: of the method. quantity: such as "loss" or "gradients".
-        peer: the package of others, and what of it.
+        peer: the other package and its class or function.
         difference: see `distance`. bound: above which `make parity` fails.
-        remark: what had to be set alike, or where they knowingly differ.
+        remark: adjustments made for the comparison, or known differences.
     """
 
     method: str
@@ -43,16 +43,16 @@ class Comparison:
 def compare(
     place: str, quantity: str, peer: str, ours: Any, theirs: Any, bound: float = EXACT, remark: str = ""
 ) -> Comparison:
-    """A row; place: 'method: part'; ours, theirs: numbers, tensors or arrays, or as many of them in a sequence."""
+    """A row; place: 'method: part'; ours, theirs: numbers, tensors or arrays, or sequences of these."""
     method, _, part = place.partition(": ")
     return Comparison(method, part, quantity, peer, distance(ours, theirs), bound, remark)
 
 
 def distance(ours: Any, theirs: Any) -> float:
-    """The largest |ours - theirs| over the largest |theirs| of each array, of all arrays the largest.
+    """The maximum over all arrays of max |ours - theirs| / max |theirs|.
 
-    An array whose values are below a millionth of the others' counts as that large: the gradient of a bias before a
-    batch normalisation is 0 but for rounding.
+    The denominator is at least a millionth of the largest array's: the gradient of a bias before batch normalisation
+    is 0 up to rounding.
     """
     many = isinstance(ours, (list, tuple))
     pairs = [
@@ -62,8 +62,8 @@ def distance(ours: Any, theirs: Any) -> float:
         raise ValueError(f"shapes {wrong}: expected the same on both sides")
     largest = [float(np.abs(other).max()) for _, other in pairs]
     least = max(1e-6 * max(largest), 1e-300)
-    apart = [float(np.abs(one - other).max()) for one, other in pairs]
-    return max(each / max(size, least) for each, size in zip(apart, largest, strict=True))
+    differences = [float(np.abs(one - other).max()) for one, other in pairs]
+    return max(each / max(size, least) for each, size in zip(differences, largest, strict=True))
 
 
 def array(values: Any) -> Any:
@@ -72,7 +72,7 @@ def array(values: Any) -> Any:
 
 
 def in_order(ours: nn.Module, theirs: nn.Module | Sequence[nn.Module]) -> Pairs:
-    """Parameters of two networks of one architecture, matched by their order."""
+    """Parameters of two networks with the same architecture, matched by order."""
     modules = [theirs] if isinstance(theirs, nn.Module) else theirs
     others = [parameter for module in modules for parameter in module.parameters()]
     return [(one, [other]) for one, other in zip(ours.parameters(), others, strict=True)]
@@ -80,7 +80,7 @@ def in_order(ours: nn.Module, theirs: nn.Module | Sequence[nn.Module]) -> Pairs:
 
 @torch.no_grad()
 def randomise(pairs: Pairs, spread: float = 0.1) -> None:
-    """Move our parameters a little off their start, where some are all 0 or 1, and give theirs the same values."""
+    """Perturb our parameters, some of which are initially all 0 or 1, and copy them to theirs."""
     for one, parts in pairs:
         one += spread * torch.randn_like(one) * one.std(correction=0).clamp(min=0.5)
         values = torch.split(one.flatten(), [part.numel() for part in parts])
@@ -89,7 +89,7 @@ def randomise(pairs: Pairs, spread: float = 0.1) -> None:
 
 
 def gradients(pairs: Pairs, ours: Tensor, theirs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Of both losses, by every parameter."""
+    """Gradients of both losses with respect to every parameter."""
     found = torch.autograd.grad(ours, [one for one, _ in pairs])
     parts = torch.autograd.grad(theirs, [part for _, parts in pairs for part in parts])
     flat = iter(parts)
@@ -99,7 +99,7 @@ def gradients(pairs: Pairs, ours: Tensor, theirs: Tensor) -> tuple[list[Tensor],
 
 @contextlib.contextmanager
 def single_precision() -> Iterator[None]:
-    """While a network of others is made that does not take another default; `.double()` changes it afterwards."""
+    """For creating peers' networks that require the float32 default; `.double()` converts them afterwards."""
     torch.set_default_dtype(torch.float32)
     try:
         yield
@@ -108,7 +108,7 @@ def single_precision() -> Iterator[None]:
 
 
 class Given(nn.Module):
-    """A backbone whose levels are given, whatever the images."""
+    """A backbone that returns given levels for any images."""
 
     def __init__(self, levels: Iterable[Tensor]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Given(nn.Module):
 
 
 def method(name: str, network: nn.Module | None, *overrides: str, backbone: str = "lite0") -> Any:
-    """A method of ours with the settings of its YAML on a backbone, and `network` in that backbone's place."""
+    """Our method with its YAML's settings for a backbone, and `network` in place of that backbone."""
     given = {} if network is None else {"backbone": network}
     return construct(Setup(name, backbone, tuple(overrides)).config["method"], "method", **given)
 

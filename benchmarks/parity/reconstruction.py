@@ -96,12 +96,12 @@ def draem() -> Iterator[Comparison]:
 
 
 def focal_of(logits: Tensor, mask: Tensor) -> Tensor:
-    """kornia's, whose map holds the loss of each pixel once, as its classes are told apart by the target."""
+    """kornia's focal loss; the sum over classes is each pixel's loss, as only the target class is non-zero."""
     return kornia_focal_loss(logits, mask.long(), alpha=None, gamma=2.0, reduction="none").sum(dim=1).mean()
 
 
 def u_net(ours: Any, theirs: Any) -> Pairs:
-    """The parameters of the discriminative network, whose decoder lists its parts in another order."""
+    """The paired parameters of the discriminative network, whose decoder's parts are in a different order."""
     encoder, decoder = theirs.encoder_segment, theirs.decoder_segment
     pairs = in_order(ours.first, encoder.block1)
     for number, stage in enumerate(ours.down, 2):
@@ -112,7 +112,7 @@ def u_net(ours: Any, theirs: Any) -> Pairs:
 
 
 class Convolutions(nn.Module):
-    """A projector of PEFM as its authors' settings have it, in 1 x 1 convolutions of maps; ours works on rows."""
+    """A projector of PEFM with its authors' settings, as 1 x 1 convolutions on maps; ours works on rows."""
 
     def __init__(self, first: int, second: int, latent: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Convolutions(nn.Module):
 
 
 def pefm() -> Iterator[Comparison]:
-    """One level; its authors' code cannot be installed, so the other side is written from its published settings."""
+    """One level; the authors' code cannot be installed, so the peer is written from its published settings."""
     levels = [F.normalize(torch.randn(2, channels, 6, 5), dim=1) for channels in (8, 12)]
     ours = method("pefm", Given(levels), "method.latents=[6]")
     ours.build([(8, 6, 5), (12, 6, 5)])

@@ -1,4 +1,4 @@
-"""What all methods share: metrics against scikit-learn, scikit-image and anomalib, backbones against timm."""
+"""Metrics against scikit-learn, scikit-image and anomalib, and backbones against timm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def metrics() -> Iterator[Comparison]:
 
 
 def pro(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float:
-    """The mean, over regions, of the area under the curve of a region's overlap against the false positive rate."""
+    """The mean, over regions, of the area under the curve of region overlap against false positive rate."""
     normal = maps[~masks]
     areas = []
     for image, mask in zip(maps, masks, strict=True):
@@ -67,7 +67,7 @@ def pro(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float:
             truth = np.arange(len(values)) < len(values) - len(normal)
             x, y, _ = roc_curve(truth, values, drop_intermediate=False)
             limited = np.append(x[x < PRO_LIMIT], PRO_LIMIT)
-            # several overlaps stand above one rate: the curve is a staircase, its area that of the pieces between
+            # the curve is a staircase with several overlaps at one rate; only the pieces between rates have area
             area = np.trapezoid(np.append(y[x < PRO_LIMIT], np.interp(PRO_LIMIT, x, y)), limited)
             areas.append(area / PRO_LIMIT)
     return float(np.mean(areas))

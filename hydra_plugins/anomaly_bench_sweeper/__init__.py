@@ -1,4 +1,4 @@
-"""Hydra finds sweepers in the namespace package `hydra_plugins` only; what ours does is in `anomaly_bench.sweep`."""
+"""Hydra finds sweepers only in the namespace package `hydra_plugins`; the work is done in `anomaly_bench.cli.sweep`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 
 class ResumingSweeper(BasicSweeper):
-    """Takes apart the lists of a multirun as Hydra's basic sweeper does, and leaves the jobs to the command's sweep."""
+    """Expands a multirun into jobs like Hydra's basic sweeper, and leaves running them to the command's sweep."""
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
-        super().__init__(max_batch_size=None, params=params)  # the launchers have limits of their own
+        super().__init__(max_batch_size=None, params=params)  # launchers have their own limits
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)

@@ -144,7 +144,7 @@ def test_a_precision_that_the_device_has_not(failure, monkeypatch):
         return torch.no_grad()
 
     monkeypatch.setattr(torch, "autocast", autocast)
-    with pytest.raises(UsageError, match=r"precision=fp16: device cpu cannot compute in it \([^\n]*\); expected fp32"):
+    with pytest.raises(UsageError, match=r"precision=fp16: device cpu does not support it \([^\n]*\); use fp32"):
         torch_setup.require_precision(torch.device("cpu"), "fp16")
     torch_setup.require_precision(torch.device("cpu"), "fp32")
 

@@ -26,7 +26,7 @@ from anomaly_bench.runs.job import make_job
 def test_what_does_not_fit_is_refused_with_size_and_options(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 10**9)
     memory.require(10**9, None, "the bank", "method.ratio=0.01")
-    with pytest.raises(TooLarge, match=r"the bank needs 2500 MB of memory, free are 1000 MB: method.ratio=0.01"):
+    with pytest.raises(TooLarge, match=r"the bank needs 2500 MB of memory, 1000 MB are free: method.ratio=0.01"):
         memory.require(25 * 10**8, None, "the bank", "method.ratio=0.01")
 
 
@@ -129,7 +129,7 @@ def test_a_real_group_limits_what_is_free():
 )
 def test_memory_that_ran_out_is_recognised(error, known):
     assert ran_out(error) == known
-    assert ("memory ran out" in reason(error)) == known
+    assert ("ran out of memory" in reason(error)) == known
 
 
 def test_peak_counts_what_is_alive_at_one_time():
@@ -189,6 +189,6 @@ def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
     with pytest.raises(
         TooLarge,
         match=rf"cog at 128x96 pixels \(statistics {statistics / 1e6:.0f}, a batch {batch / 1e6:.0f}, libraries 200\) "
-        rf"needs {needed / 1e6:.0f} MB of memory, free are 10 MB: give a smaller",
+        rf"needs {needed / 1e6:.0f} MB of memory, 10 MB are free: use a smaller",
     ):
         made.require_memory(job)

@@ -153,7 +153,7 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch
     over.set()
     waiting.join()
     assert found[0] in ("cuda:0", "cuda:1")
-    assert said == ["every GPU of this machine (2) has a job; waiting for one (device=cuda does not wait)"]
+    assert said == ["all GPUs of this machine (2) are in use; waiting for one (device=cuda does not wait)"]
 
 
 def test_each_host_has_locks_of_its_own(monkeypatch):

@@ -47,7 +47,7 @@ def print_plan(jobs: Jobs) -> bool:
             advance(1)
     size, free = sum(each.disk for each in estimates), planning.free_disk()
     if size > free:
-        refused[f"refused: {size / 1e6:.0f} MB of disk, free are {free / 1e6:.0f} MB: {ROOM}"] = None
+        refused[f"refused: {size / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free: {ROOM}"] = None
     console = new_console(sys.stdout)
     if estimates:
         columns = ("to do", "memory MB", "disk MB", "time", "memory by", "time by")

@@ -59,12 +59,12 @@ def test_what_cannot_fit_is_refused_with_a_way_out(words, command, monkeypatch):
     assert status == 1
     (line,) = [line for line in out.splitlines() if "cog at 32x32" in line]
     assert line.startswith("refused: ")
-    assert "free are 100 MB: give a smaller input.resize" in line
+    assert "100 MB are free: use a smaller input.resize" in line
     monkeypatch.undo()
     monkeypatch.setattr(planning, "free_disk", lambda: 1000)
     status, out, _ = command("plan", *words)
     assert status == 1
-    assert "MB of disk, free are 0 MB: free some, or set ANOMALY_BENCH_CACHE" in out
+    assert "MB of disk, 0 MB are free: free some, or set ANOMALY_BENCH_CACHE" in out
 
 
 def test_a_configuration_that_cannot_work_is_refused(words, command):

@@ -336,7 +336,7 @@ def test_wrong_usage(padim, models, command, tmp_path):
         (f"model={tmp_path / 'strange'}", images, out): "model.yaml: lacks backbone, weights_sha256, precision, input",
         (f"model={tmp_path / 'none_read'}", images, out, "weights=x.pth"): "reads no network, expected one",
         (model, f"images={tmp_path / 'none'}", out): "no such folder; expected a folder of images",
-        (model, f"images={test / 'good' / '000.png'}", out): "no folder; expected a folder of images",
+        (model, f"images={test / 'good' / '000.png'}", out): "not a folder; expected a folder of images",
         (model, f"images={tmp_path / 'empty'}", out): "no image in it or its sub-folders; expected png, jpg",
         (model, images, f"out={test / 'out'}"): "overlays would lie among the images",
         (model, images, f"out={test}"): "overlays would lie among the images",

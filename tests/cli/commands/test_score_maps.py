@@ -447,7 +447,7 @@ def test_wrong_usage(rescore, made, cog, command, tmp_path):
         (theirs, "metric=[]"): "metric=[]: expected at least one",
         (theirs, "category=cock"): "category=cock: data has no such category or group; did you mean cog",
         (theirs, "input.crop=48"): "input.crop=48 needs input.resize",
-        (theirs, "input.resize=5"): "input.resize=5: expected pixels of at least 32",
+        (theirs, "input.resize=5"): "input.resize=5: expected at least 32 pixels",
         (theirs, "scores=/no/such.csv"): "scores=/no/such.csv: cannot be read",
         (theirs, "update=true"): "update=true",
         (theirs, "save_maps=false"): "save_maps has no effect with maps=DIR",
