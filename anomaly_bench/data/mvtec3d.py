@@ -1,0 +1,122 @@
+"""MVTec 3D-AD (Bergmann, Jin, Sattlegger, Steger; VISAPP 2022): colour images with the 3D coordinates of each pixel:
+
+<root>/<category>/{train,validation}/good/{rgb/*.png, xyz/*.tiff}
+<root>/<category>/test/{good,<defect>}/{rgb/*.png, xyz/*.tiff, gt/*.png}
+
+Coordinates are float32, (0, 0, 0) where the sensor saw nothing. Masks hold class numbers, above 0 = defect; they exist for
+normal images too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_bench.data.dataset import RGB, Digests, Plane, Sample, Source, Task, find_root
+from anomaly_bench.data.readers import READERS, read_tiff
+from anomaly_bench.data.remembered import file_digests
+from anomaly_bench.errors import DataError, UsageError, closest, shorten
+from anomaly_bench.files import image_files, subfolders
+
+XYZ = Plane("xyz", 3, "float32", "nearest")
+DEPTH = Plane("depth", 1, "float32", "nearest")
+MODALITIES = {"rgb": (RGB,), "depth": (DEPTH,), "xyz": (XYZ,), "rgb+depth": (RGB, DEPTH), "rgb+xyz": (RGB, XYZ)}
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Categories in the layout above, read in some planes."""
+
+    name: str
+    title: str
+    root: Path
+    categories: Mapping[str, None]
+    planes: tuple[Plane, ...]
+
+    @property
+    def available(self) -> list[str]:
+        return [name for name in self.categories if (self.root / name).is_dir()]
+
+    def task(self, category: str) -> Task:
+        """The scans of one category.
+
+        Raises:
+            DataError: no training or test scans, or one that lacks a file.
+        """
+        folder = self.root / category
+        fit = self.scans(folder / "train" / GOOD, folder)
+        validation = self.scans(folder / "validation" / GOOD, folder)
+        kinds = subfolders(folder / "test") if (folder / "test").is_dir() else []
+        tested = [scan for kind in kinds for scan in self.scans(kind, folder)]
+        if not fit or not tested:
+            raise DataError(
+                f"{category}: {len(fit)} training and {len(tested)} test scans in {folder}; expected both, in "
+                "train/good/rgb, test/good/rgb and test/<defect>/rgb"
+            )
+        return Task(category, None, tuple(fit), {"test": tuple(tested)}, tuple(validation), self.planes)
+
+    def scans(self, where: Path, folder: Path) -> list[Sample]:
+        """Those of train/good, or of one kind of test scans."""
+        rgb, xyz, masks = (
+            {path.stem: path for path in (image_files(where / part) if (where / part).is_dir() else [])}
+            for part in ("rgb", "xyz", "gt")
+        )
+        needed = [{"rgb": rgb}.get(plane.name, xyz) for plane in self.planes]
+        tested = where.parent.name == "test"
+        every = sorted(rgb.keys() | xyz.keys())
+        for part, files in (("rgb", rgb), ("xyz", xyz), ("gt", masks)):
+            lacking = [stem for stem in every if stem not in files]
+            if lacking and ((files is masks and tested) or any(files is each for each in needed)):
+                raise DataError(f"{where}: scans without a file in {part}/: {shorten(lacking)}; expected one for each")
+        return [
+            Sample(
+                f"{where.relative_to(folder).as_posix()}/{stem}",
+                None if where.name == GOOD else where.name,
+                tuple(
+                    Source(files[stem], reader={"rgb": "image", "xyz": "tiff", "depth": "depth"}[plane.name])
+                    for plane, files in zip(self.planes, needed, strict=True)
+                ),
+                (Source(masks[stem]),) if tested and where.name != GOOD else (),
+            )
+            for stem in every
+        ]
+
+    def digests(self, task: Task) -> Digests:
+        return file_digests(task.files, self.root / task.name)
+
+
+def mvtec3d(
+    name: str, title: str, categories: Sequence[str], modality: str, data_root: str | os.PathLike[str] | None
+) -> Scans:
+    """MVTec 3D-AD below `data_root`, or below `$ANOMALY_BENCH_DATA/mvtec3d`.
+
+    Args:
+        modality: what methods may read: a key of `MODALITIES`. Records of modalities other than rgb are named after it.
+
+    Raises:
+        UsageError: no such modality, or the root is not there.
+    """
+    if modality not in MODALITIES:
+        found = f"dataset.modality={modality}: expected {', '.join(MODALITIES)}"
+        raise UsageError(f"{found}{closest(str(modality), MODALITIES)}")
+    root = find_root("mvtec3d", data_root, "the folder that contains bagel, cable_gland, ...")
+    if modality != "rgb":
+        name, title = f"{name}_{modality.replace('+', '_')}", f"{title} ({modality})"
+    return Scans(name, title, root, dict.fromkeys(categories), MODALITIES[modality])
+
+
+def read_depth(source: Source) -> NDArray[np.generic]:
+    """The distance from the camera, (H, W): the third coordinate."""
+    coordinates = read_tiff(source)
+    if coordinates.ndim != 3 or coordinates.shape[2] != 3:
+        raise DataError(f"{source}: an array {coordinates.shape}; expected (H, W, 3) coordinates")
+    return coordinates[..., 2]
+
+
+READERS["depth"] = read_depth
