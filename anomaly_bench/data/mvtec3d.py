@@ -3,8 +3,8 @@
 <root>/<category>/{train,validation}/good/{rgb/*.png, xyz/*.tiff}
 <root>/<category>/test/{good,<defect>}/{rgb/*.png, xyz/*.tiff, gt/*.png}
 
-Coordinates are float32, (0, 0, 0) where the sensor saw nothing. Masks hold class numbers, above 0 = defect; they exist for
-normal images too.
+Coordinates are float32, (0, 0, 0) where the sensor saw nothing. Masks hold class numbers, above 0 = defect; normal
+images have masks too.
 """
 
 from __future__ import annotations
