@@ -129,8 +129,10 @@ FAULTS = [
     Fault("truncated PNG", lambda cog: cut_off(cog / IMAGE), ("002.png: cannot be decoded", "truncated", "replace")),
     Fault("truncated test PNG", lambda cog: cut_off(cog / DEFECT), ("001.png: cannot be decoded", "replace")),
     Fault("truncated mask", lambda cog: cut_off(cog / MASK), ("001_mask.png: cannot be decoded", "replace")),
-    Fault("text named .png", lambda cog: (cog / IMAGE).write_text("hello"), ("002.png:", "no format", "replace")),
-    Fault("text named _mask.png", lambda cog: (cog / MASK).write_text("hi"), ("001_mask.png:", "no format", "replace")),
+    Fault("text named .png", lambda cog: (cog / IMAGE).write_text("hello"), ("002.png:", "not a format", "replace")),
+    Fault(
+        "text named _mask.png", lambda cog: (cog / MASK).write_text("hi"), ("001_mask.png:", "not a format", "replace")
+    ),
     Fault("zero-byte file", lambda cog: (cog / IMAGE).write_bytes(b""), ("002.png:", "expected an image", "replace")),
     Fault(
         "decompression bomb",
@@ -361,7 +363,7 @@ USAGE = [
     ("--resolve", "--resolve flag can only be used in conjunction with --cfg"),
     ("run extra", "extra: expected key=value"),
     ("=1", "=1: expected key=value"),
-    ("-m results=a(1,b(2", "put each in quotes"),
+    ("-m results=a(1,b(2", "quote each, as in"),
 ]
 
 
@@ -471,7 +473,7 @@ def test_a_root_that_may_not_be_read(command, data, tmp_path, ordinary):
     data.chmod(0)
     said = run(command, data, tmp_path / "results")
     data.chmod(0o755)
-    check(said, 2, ("data_root=", "cannot be listed (Permission denied)", "check its rights"))
+    check(said, 2, ("data_root=", "cannot be listed (Permission denied)", "check its permissions"))
 
 
 def test_results_that_may_not_be_written(command, data, tmp_path, ordinary):

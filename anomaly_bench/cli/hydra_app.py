@@ -1,4 +1,4 @@
-"""How the words of a command line become configurations: Hydra's composition, its errors in one line, its sweeps."""
+"""From command line to configurations: Hydra's composition, its errors in one line, its sweeps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class HydraTask:
-    """What Hydra calls with each configuration, in this process or, pickled, in a launcher's.
+    """Called by Hydra with each configuration, in this process or, pickled, in a launcher's.
 
     Args:
-        primary, arguments: what the configuration was composed of.
-        job: carries out one configuration and returns its exit status.
-        sweep_with: what a multirun's jobs are handed to; False: something failed.
+        primary, arguments: what the configuration was composed from.
+        job: runs one configuration and returns its exit status.
+        sweep_with: runs the jobs of a multirun; False: something failed.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class HydraTask:
         self.home = os.getpid()
 
     def __call__(self, config: DictConfig) -> None:
-        """Keep exit status or bug: Hydra would print lines of its own around an exception."""
+        """Store the exit status or the bug: Hydra would print its own lines around an exception."""
         from omegaconf.errors import OmegaConfBaseException
 
         try:
@@ -58,7 +58,7 @@ class HydraTask:
                 print(f"error: {failure(error)}", file=sys.stderr)
 
     def sweep(self, jobs: Jobs) -> None:
-        """All jobs of a multirun; its exit status alone counts, as jobs may run elsewhere."""
+        """Run all jobs of a multirun; only its own exit status counts, as jobs may run elsewhere."""
         assert self.sweep_with is not None, "only a run's configuration has our sweeper"
         self.states = [Exit.DONE if self.sweep_with(jobs) else Exit.FAILED]
 
@@ -70,13 +70,13 @@ def hydra(
     sweep: Callable[[Jobs], bool] | None = None,
     launches: bool = False,
 ) -> int:
-    """Let Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; the worst exit status.
+    """Have Hydra compose conf/<primary>.yaml with the arguments, once per job of a sweep; return the worst exit status.
 
     Args:
-        sweep: see `HydraTask`; launches: it launches jobs, rather than saying how they stand.
+        sweep: see `sweep_with` of `HydraTask`; launches: it launches jobs rather than reporting on them.
 
     Raises:
-        UsageError: whatever Hydra or OmegaConf has against the arguments, with the closest names.
+        UsageError: Hydra or OmegaConf rejects the arguments; with the closest names.
     """
     import hydra as library
 
@@ -85,12 +85,12 @@ def hydra(
     with script_arguments(words):
         try:
             library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()
-        except SystemExit as stop:  # argparse, on a wrong flag, has said what is wrong
+        except SystemExit as stop:  # argparse has already reported a wrong flag
             if stop.code not in (None, 0):
                 raise UsageError("see anomaly-bench --help") from stop
         except BrokenPipeError:
             raise
-        except Exception as error:  # Hydra's, of half a dozen kinds, about the arguments
+        except Exception as error:  # Hydra raises half a dozen types for invalid arguments
             system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))
             raise UsageError(why) from error
@@ -102,7 +102,7 @@ def hydra(
 
 
 def composed_once(primary: str, arguments: Sequence[str]) -> Any:
-    """The configuration of a command that composes others after it; None: Hydra has answered a flag."""
+    """The configuration of a command that composes further ones; None: Hydra has handled a flag such as --info."""
     wanted: list[DictConfig] = []
     hydra(primary, arguments, wanted.append)
     return wanted[0] if wanted else None
@@ -110,7 +110,7 @@ def composed_once(primary: str, arguments: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def script_arguments(arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and swallows exceptions unless it is told not to."""
+    """Set sys.argv, which Hydra reads, and HYDRA_FULL_ERROR, without which it swallows exceptions."""
     before, variable = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [before[0], *arguments], "1"
     try:

@@ -1,4 +1,4 @@
-"""Sweeps in several processes: what Hydra's launcher plugins need from us. Neither torch nor Hydra at the top.
+"""Sweeps in several processes: what Hydra's launcher plugins need from us. Imports neither torch nor Hydra at the top.
 
 The plugins are optional extras; our defaults for them are in conf/hydra/launcher_defaults.
 """
@@ -25,17 +25,17 @@ PLUGINS = {  # launcher -> (module of hydra_plugins, our extra)
 }
 SWEEP, LOOK = {"-m", "--multirun"}, {"-c", "--cfg", "-i", "--info"}  # Hydra's flags
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when a library is imported
-CORES_PER_PROCESS = 4  # more give a job little: its small layers wait for each other
+CORES_PER_PROCESS = 4  # more cores hardly speed up a job, whose layers are small
 
 
 def prepare(words: Sequence[str], launches: bool) -> list[str]:
-    """The words of a command line with our defaults for the launcher that they choose.
+    """The command-line arguments, preceded by our defaults for the launcher they choose.
 
     Args:
-        launches: the command launches jobs, rather than saying how they stand.
+        launches: the command launches jobs rather than reporting on them.
 
     Raises:
-        UsageError: its plugin is not installed, it cannot work on this machine, or there is no sweep to launch.
+        UsageError: its plugin is not installed, it cannot run on this machine, or there is no sweep to launch.
     """
     given = dict(word.partition("=")[::2] for word in words)
     name = given.get("hydra/launcher")
@@ -44,7 +44,7 @@ def prepare(words: Sequence[str], launches: bool) -> list[str]:
     module, extra = PLUGINS[name]
     if not installed(module):
         raise UsageError(
-            f"hydra/launcher={name}: its plugin is not installed; call: pip install 'anomaly-bench-suite[{extra}]'"
+            f"hydra/launcher={name}: its plugin is not installed; run: pip install 'anomaly-bench-suite[{extra}]'"
         )
     if not {*SWEEP, *LOOK} & given.keys():
         raise UsageError(f"hydra/launcher={name}: has no effect on a single run; expected -m, as in -m seed=0,1,2")
@@ -53,7 +53,7 @@ def prepare(words: Sequence[str], launches: bool) -> list[str]:
     added = [f"+hydra/launcher_defaults@hydra.launcher={name}"]
     if name == "joblib" and "hydra.launcher.n_jobs" not in given:
         added.append(f"hydra.launcher.n_jobs={processes()}")
-    return [*added, *words]  # what is given has the last word
+    return [*added, *words]  # later overrides win
 
 
 def installed(module: str) -> bool:
@@ -64,7 +64,7 @@ def installed(module: str) -> bool:
 
 
 def processes() -> int:
-    """How many jobs this machine does at once: one for each GPU, else one for four cores, at least two."""
+    """How many jobs this machine runs at once: one per GPU, else one per four cores, at least two."""
     from anomaly_bench.hardware import devices
 
     if devices.device_kind("auto") == "cuda":
@@ -75,15 +75,15 @@ def processes() -> int:
 
 
 def ask_slurms_queue() -> None:
-    """Let submitit ask the queue whether a job is over: it asks Slurm's accounting, which many clusters do not have.
+    """Have submitit ask the queue whether a job has ended; it asks Slurm's accounting, which many clusters lack.
 
-    Without an answer it would wait for ever for a job whose process was killed.
+    Without an answer it would wait forever for a job whose process was killed.
 
     Raises:
-        UsageError: this is no machine of a Slurm cluster.
+        UsageError: this machine does not belong to a Slurm cluster.
     """
     if not shutil.which("srun"):
-        raise UsageError("hydra/launcher=submitit_slurm: found no srun here; call it on a machine of the Slurm cluster")
+        raise UsageError("hydra/launcher=submitit_slurm: found no srun here; run it on a machine of the Slurm cluster")
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class Queue(SlurmInfoWatcher):
@@ -99,11 +99,11 @@ def ask_slurms_queue() -> None:
 
 
 def settle(values: dict[str, Any], hydra: Any) -> None:
-    """Fill in what a job takes from its launcher: `threads`, where the configuration leaves that open.
+    """Set `threads` from the job's launcher, where the configuration leaves it open.
 
     Args:
         values: a job's resolved configuration, changed in place.
-        hydra: the part `hydra` of the sweep's.
+        hydra: the node `hydra` of the sweep's configuration.
     """
     name = launcher_of(hydra)
     if name in PLUGINS and "threads" in values and values["threads"] is None:
@@ -111,28 +111,28 @@ def settle(values: dict[str, Any], hydra: Any) -> None:
 
 
 def limit_pools(values: Mapping[str, Any], hydra: Any) -> None:
-    """In a launcher's process, keep libraries that torch does not know of to `threads`, before they are imported."""
+    """In a launcher's process, limit the thread pools of other libraries to `threads`, before they are imported."""
     if launcher_of(hydra) in PLUGINS:
         for pool in POOLS:
             os.environ[pool] = str(values.get("threads"))
 
 
 def launcher_of(hydra: Any) -> str:
-    """The launcher of a multirun; "basic": this process, as in a single run."""
+    """The launcher of a multirun; "basic": this process, as for a single run."""
     from hydra.types import RunMode
 
     return str(hydra.runtime.choices["hydra/launcher"]) if hydra.mode == RunMode.MULTIRUN else "basic"
 
 
 def is_remote(hydra: Any) -> bool:
-    """Whether jobs may run on other machines than this one."""
+    """Whether jobs may run on other machines."""
     return launcher_of(hydra) in ("submitit_slurm", "ray")
 
 
 def share(name: str, launcher: Any) -> int:
-    """The threads of one job: the cores that its launcher gives it, told the same on every machine where it can."""
+    """The threads of one job: the cores its launcher gives it, where possible the same number on every machine."""
     if name == "joblib":
-        jobs = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs  # -1: one for each core
+        jobs = launcher.n_jobs if launcher.n_jobs > 0 else cores() + 1 + launcher.n_jobs  # -1: one per core
         return max(1, cores() // max(1, int(jobs)))
     if name == "ray":
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
@@ -140,28 +140,28 @@ def share(name: str, launcher: Any) -> int:
 
 
 def lost(error: Exception) -> str:
-    """Why a launcher gave up, mostly because a process was killed, in one line; what else Slurm has is waited for."""
+    """Why a launcher gave up (usually: a process was killed), in one line, once Slurm's other jobs have ended."""
     if type(error).__module__.startswith("submitit."):
         from submitit.slurm.slurm import SlurmJob
 
         while not all(SlurmJob.watcher.is_done(job) for job in sorted(SlurmJob.watcher._registered)):
             time.sleep(1)
-    said = re.split(r"\. | Error stream ", one_line(str(error)))[0]  # submitit adds a job's whole output
-    return said or type(error).__name__
+    message = re.split(r"\. | Error stream ", one_line(str(error)))[0]  # submitit adds a job's whole output
+    return message or type(error).__name__
 
 
 def _pool() -> Any:
-    """The processes that joblib keeps for further work; None: it was not used."""
+    """joblib's idle worker processes; None: joblib was not used."""
     return getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
 
 
 def in_use() -> bool:
-    """Whether this process has swept with a library that clears away what it keeps when Python ends."""
+    """Whether this process has used a launcher library that cleans up when Python exits."""
     return _pool() is not None or "ray" in sys.modules
 
 
 def end_processes() -> None:
-    """End the processes that joblib or Ray keep."""
+    """End the worker processes of joblib and Ray."""
     if (processes := _pool()) is not None:
         processes.terminate(kill_workers=True)
     if "ray" in sys.modules:

@@ -1,7 +1,7 @@
 """`anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]`.
 
-Whatever is not a command or its subject goes to Hydra, with one primary configuration per command. This module
-imports neither torch nor Hydra at its top: `--help`, `list` and `tables` answer at once.
+Everything after the command and its subject goes to Hydra, with one primary configuration per command. This module
+imports neither torch nor Hydra at the top, so `--help`, `list` and `tables` answer at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anomaly_bench.config.settings import GROUPS, choices
 from anomaly_bench.errors import Exit, UsageError, closest, failure, one_line
 from anomaly_bench.version import __version__
 
-SUBJECTS: dict[str, tuple[str, ...]] = {  # of each command, which has a module of its name
+SUBJECTS: dict[str, tuple[str, ...]] = {  # command, which is also the name of its module -> subjects
     "run": (),
     "status": (),
     "plan": (),
@@ -42,24 +42,24 @@ HELP = """anomaly-bench {version}: unsupervised image anomaly detection under on
 usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
 
 commands
-  run                 fit and score every category, write records, print tables (the command when none is given)
-  status              what is done, failed and missing of a run or of a sweep (lists without -m), without computing
-  plan                what those jobs will take in memory, disk and time
+  run                 fit and score every category, write records, print tables (the default command)
+  status              done, failed and missing tasks of a run or sweep (lists without -m); computes nothing
+  plan                memory, disk and time that these jobs will need
   tables              print the tables of a results folder again
-  report              one HTML file of a results folder: all records, heat maps, figures, the worst images
+  report              one HTML file for a results folder: all records, heat maps, figures, the worst images
   compare             a=DIR b=DIR: what changed between two results folders, and whether it may be chance
                       results=DIR: the same for the methods in one; fail_if='image_auroc drops 0.5' exits 1
-  verify              record=FILE: compute one record again, and say whether the same comes out
-  score               model=DIR images=DIR out=DIR: score a folder of images with a model that save_model=true kept
-                      maps=DIR dataset=NAME: metrics from kept anomaly maps, one's own or another program's
+  verify              record=FILE: compute one record again and report whether it is reproduced
+  score               model=DIR images=DIR out=DIR: score a folder of images with a model kept by save_model=true
+                      maps=DIR dataset=NAME: metrics from saved anomaly maps, ours or another program's
   list WHAT           {lists}
-  new WHAT NAME       method, dataset or metric: write a module, YAML and test of your own into out=DIR (NAME)
-  data check          list a dataset's files and say what is wrong with them
+  new WHAT NAME       method, dataset or metric: write a module, YAML and test to start from into out=DIR (NAME)
+  data check          list a dataset's files and report what is wrong with them
   data download       fetch a dataset's official archive, check it and unpack it into data_root
-  references check    what the papers' published tables contradict, in themselves and in each other
-  references evidence what each method was compared with, and its measurements beside published numbers
-  records convert     results=DIR data_root=DIR: carry over the records of an older version, their numbers as they are
-  cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be made again
+  references check    contradictions within and between the papers' published tables
+  references evidence what each method was checked against, and its measurements beside published numbers
+  records convert     results=DIR data_root=DIR: migrate the records of an older version, numbers unchanged
+  cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be recreated
 
 groups (group=choice; * is the default)
 {groups}
@@ -67,7 +67,7 @@ groups (group=choice; * is the default)
 keys of run (key=value)
 {keys}
 
-keys of score (its dataset is mvtec unless another is given)
+keys of score (default dataset: mvtec)
 {score_keys}
 
 examples
@@ -76,13 +76,13 @@ examples
   anomaly-bench -m method=padim backbone=lite0 seed=0,1,2 category=[bottle,screw] input.crop=224
 
 Hydra's flags work: --multirun (-m), --cfg job, --config-dir DIR (your own conf), --info.
-Exit status: 0 done; 1 something failed, the rest is written; 2 wrong usage; 130 interrupted.
+Exit status: 0 done; 1 something failed, the rest is written; 2 usage error; 130 interrupted.
 """
 
 
 def main() -> None:
-    """The console script; it ends without the second that taking torch apart would cost."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal or file that lacks a letter gets its code
+    """The console script; it skips Python's shutdown, which takes a second with torch loaded."""
+    for stream in (sys.stdout, sys.stderr):  # characters that the encoding lacks are escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     status = command(sys.argv[1:])
@@ -92,15 +92,15 @@ def main() -> None:
         sys.stderr.flush()
     except BrokenPipeError:
         pass
-    except OSError:  # the disk that they go to is full
+    except OSError:  # stdout is a file on a full disk
         status = status or Exit.FAILED
-    if launchers.in_use():  # their libraries have something to clear away
+    if launchers.in_use():  # their libraries clean up at exit
         sys.exit(status)
     os._exit(status)
 
 
 def command(arguments: Sequence[str]) -> int:
-    """Carry out one command line and return the exit status."""
+    """Run one command line and return the exit status."""
     try:
         name, subject, rest = split(arguments)
         if name == "help":
@@ -115,12 +115,12 @@ def command(arguments: Sequence[str]) -> int:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return Exit.USAGE
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept", file=sys.stderr)
+        print("interrupted; finished work is kept", file=sys.stderr)
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the reader of our output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
-    except Exception as error:  # a bug of ours or of a library: one line and a log, not a traceback
+    except Exception as error:  # a bug, ours or a library's: one line and a log, not a traceback
         print(f"error: {failure(error)}", file=sys.stderr)
         return Exit.FAILED
 
@@ -170,7 +170,7 @@ def help_text(arguments: Sequence[str]) -> str:
 
 
 def key_lines(file: Path) -> list[str]:
-    """'  key=default   its comment' for every key of a primary configuration, those of `input` dotted."""
+    """'  key=default   its comment' for every key of a primary configuration, those of `input` as input.key."""
     pattern = r"^(  (?=resize|crop))?(\w+): ([^#\n]+)(?:# (.*))?$"
     found = re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
     keys = [(f"{'input.' if inner else ''}{key}={value.strip()}", about) for inner, key, value, about in found]

@@ -1,4 +1,4 @@
-"""The words of a command line as Hydra takes them: values with any letters, flags in any place, errors in one line."""
+"""Arguments in the form that Hydra accepts: any characters in values, flags in any place, errors in one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SWEEPING = ("-m", "--multirun")
 
 
 def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Overrides first, then Hydra's flags: its parser takes no override behind a flag that follows another one.
+    """Overrides first, then Hydra's flags: its parser does not accept overrides on both sides of a flag.
 
     A value that Hydra's grammar cannot read, such as a path with an umlaut, a parenthesis or an equals sign, is quoted.
 
     Args:
-        groups: the configuration's, which take a name.
+        groups: the configuration groups, which take a name.
 
     Raises:
-        UsageError: an unknown flag, or a word that is no `key=value`.
+        UsageError: an unknown flag, or an argument that is not `key=value`.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -44,15 +44,15 @@ def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
 
 
 def as_sweep(arguments: Sequence[str]) -> list[str]:
-    """Lists are several jobs, with -m or without."""
+    """With -m appended if it is missing, so that lists are several jobs."""
     return [*(word for word in arguments if word not in SWEEPING), "-m"]
 
 
 def as_choices(arguments: Sequence[str], metrics: str = "only.metric") -> list[str]:
-    """`method=padim` names the records to show, `metric=pro` what is shown; Hydra would look for parts of a run.
+    """`method=padim` selects records, `metric=pro` what is shown of them; Hydra would take both for parts of a run.
 
     Args:
-        metrics: the key that names metrics.
+        metrics: the key that `metric` is renamed to.
     """
     keys = {group: f"only.{group}" for group in GROUPS} | {"metric": metrics}
     words = [word.partition("=") for word in arguments]
@@ -60,17 +60,15 @@ def as_choices(arguments: Sequence[str], metrics: str = "only.metric") -> list[s
 
 
 def readable(override: str, groups: Sequence[str], sweep: bool) -> str:
-    """One override, its value quoted where Hydra could not read it otherwise.
+    """One override, its value quoted if Hydra cannot read it otherwise.
 
     Raises:
-        UsageError: it is no `key=value`; a group is given something else than names.
+        UsageError: it is not `key=value`, or a group's value is not a name.
     """
     key, equals, value = override.partition("=")
     parsed = parse(override)
     if parsed is None and sweep and "," in value:
-        raise UsageError(
-            f'{override}: cannot be read as a list of values; put each in quotes, as {key}=\'"a=1","b=2"\''
-        )
+        raise UsageError(f'{override}: cannot be read as a list of values; quote each, as in {key}=\'"a=1","b=2"\'')
     given, override = override, override if parsed or not equals else f"{key}={quoted(value)}"
     parsed = parsed or parse(override)
     if parsed is None or not parsed.key_or_group:
@@ -88,7 +86,7 @@ def readable(override: str, groups: Sequence[str], sweep: bool) -> str:
 
 
 def parse(override: str) -> Override | None:
-    """What Hydra's grammar makes of an override; None: nothing."""
+    """The override as Hydra parses it; None: it cannot."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

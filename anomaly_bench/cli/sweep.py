@@ -1,6 +1,6 @@
-"""A multirun: which of its jobs are done, the launch of the others, and what became of them. No torch here.
+"""A multirun: find out which jobs are done, launch the others, report how they ended. No torch here.
 
-What a job came to is read from the results folder, never from its process, which may be on another machine or dead.
+A job's outcome is read from the results folder, never from its process, which may be on another machine or dead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from anomaly_bench.tables.table import Header, Table
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
-IDLE = ("fail_fast", "retry", "wait")  # keys that do not make two jobs unlike
+IDLE = ("fail_fast", "retry", "wait")  # keys in which equivalent jobs may differ
 
 
 @dataclass
@@ -36,10 +36,10 @@ class SweepJob:
     """One configuration of a sweep.
 
     Attributes:
-        overrides: the words that make it.
-        title: those words that tell it from the others.
-        runner: None where the configuration cannot work, for the reason `error`.
-        states: task -> how it stands.
+        overrides: command-line overrides.
+        title: the overrides in which it differs from the others.
+        runner: None if the configuration is invalid; `error` says why.
+        states: task -> state.
     """
 
     overrides: Sequence[str]
@@ -55,7 +55,7 @@ class SweepJob:
         return " ".join(word for word in words if word.partition("=")[0] not in ("method", "backbone"))
 
     def look(self) -> None:
-        """Find out what is done, by the files of the results folder."""
+        """Update the states from the files of the results folder."""
         if self.runner is None:
             return
         self.states = dict.fromkeys(self.runner.missing, Standing(State.FAILED, "no folder"))
@@ -63,18 +63,18 @@ class SweepJob:
 
     @property
     def records(self) -> list[Record]:
-        """Those that are there."""
+        """The records that exist."""
         return [record for each in self.states.values() for record in each.records]
 
     def count(self, state: State) -> int:
-        """How many of its tasks are in a state; a job that cannot work has failed once."""
+        """How many tasks are in a state; an invalid configuration counts as one failure."""
         if self.runner is None:
             return int(state == State.FAILED)
         return sum(each.state == state for each in self.states.values())
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to launch it for."""
+        """Whether it has anything left to do."""
         if self.runner is None:
             return False
         settings = self.runner.settings
@@ -103,10 +103,10 @@ class Jobs:
         return len(self.lists)
 
     def found(self) -> Iterator[SweepJob]:
-        """Every job with its state; of jobs that are equal, such as an image-space method's on two backbones, one.
+        """Every job with its state; equivalent jobs, such as an image-space method on two backbones, once.
 
         Raises:
-            UsageError: whatever Hydra or OmegaConf has against the words, in their own errors.
+            UsageError: Hydra or OmegaConf rejects the overrides.
         """
         known: set[str] = set()
         for overrides in self.lists:
@@ -121,7 +121,7 @@ class Jobs:
                 known.add(key)
             except (UsageError, DataError, OSError) as error:
                 why = one_line(str(error)) if isinstance(error, UsageError) else reason(error)
-                job.error = why.removeprefix(f"{job.title}: ")  # most errors name the word that is wrong
+                job.error = why.removeprefix(f"{job.title}: ")  # most errors start with the wrong override
             job.look()
             yield job
 
@@ -135,26 +135,24 @@ class Jobs:
         return resolved
 
     def launch(self, jobs: Sequence[SweepJob], *words: str) -> None:
-        """Have Hydra's launcher carry out some jobs, with further overrides."""
+        """Run some jobs with Hydra's launcher and additional overrides."""
         self.launcher.launch([[*job.overrides, *words] for job in jobs], initial_job_idx=0)
 
 
 def run_sweep(jobs: Jobs) -> bool:
-    """Launch what has no record, and say at the end what was done, skipped and failed; True: nothing failed."""
+    """Launch what has no record, then report what was done, skipped and failed; True: nothing failed."""
     reporter = Reporter()
     with open_dict(jobs.config):
         folder = Path(str(jobs.config.hydra.sweep.dir)) / f"sweep-{timing.today()}"
-    reporter.say(f"sweep of {len(jobs)} jobs: looking at the records")
+    reporter.say(f"sweep of {len(jobs)} jobs: reading the records")
     found = look(jobs, reporter)
     for job in found:
         if job.error:
             reporter.fail(f"{job.title}: {job.error}")
     before = [job.count(State.DONE) for job in found]
     pending = [job for job in found if job.wanted]
-    equal = f", {len(jobs) - len(found)} equal to others" if len(found) < len(jobs) else ""
-    reporter.say(
-        f"{len(found)} jobs{equal}: {len(found) - len(pending)} have nothing to do, {len(pending)} are launched"
-    )
+    equal = f", {len(jobs) - len(found)} equivalent to others" if len(found) < len(jobs) else ""
+    reporter.say(f"{len(found)} jobs{equal}: {len(found) - len(pending)} have nothing to do, launching {len(pending)}")
     launched = True
     if pending:
         stop = [f"hydra.sweep.dir={folder.as_posix()}"]
@@ -164,7 +162,7 @@ def run_sweep(jobs: Jobs) -> bool:
         left = [
             job for job in pending if job.count(State.MISSING) and job.runner and job.runner.settings.retry == "all"
         ]
-        if left and launched and not (folder / "stop").exists():  # other runs were at them
+        if left and launched and not (folder / "stop").exists():  # other runs were working on them
             launched = launch(jobs, left, reporter, *stop)
             for job in left:
                 job.look()
@@ -173,8 +171,8 @@ def run_sweep(jobs: Jobs) -> bool:
 
 
 def look(jobs: Jobs, reporter: Reporter) -> list[SweepJob]:
-    """All jobs with their states, under a bar."""
-    with reporter.stage("looking at the records", len(jobs)) as advance:
+    """All jobs with their states, with a progress bar."""
+    with reporter.stage("reading the records", len(jobs)) as advance:
         found = []
         for job in jobs.found():
             found.append(job)
@@ -183,18 +181,18 @@ def look(jobs: Jobs, reporter: Reporter) -> list[SweepJob]:
 
 
 def launch(jobs: Jobs, chosen: Sequence[SweepJob], reporter: Reporter, *words: str) -> bool:
-    """Launch jobs; False: the launcher gave up, mostly because one of its processes died, and why is said."""
+    """Launch jobs; False: the launcher gave up, usually because one of its processes died, which is reported."""
     try:
         jobs.launch(chosen, *words)
-    except Exception as error:  # of whatever library the launcher stands for
+    except Exception as error:  # from any launcher library
         why = launchers.lost(error)
-        reporter.fail(f"{type(jobs.launcher).__name__}: {why}; call it again: what is done is kept", error)
+        reporter.fail(f"{type(jobs.launcher).__name__}: {why}; run it again: finished work is kept", error)
         return False
     return True
 
 
 def show_tables(found: Sequence[SweepJob]) -> None:
-    """Derive results.csv and the tables of each results folder, and print those of the sweep."""
+    """Write results.csv and the tables of each results folder, and print the tables of the sweep."""
     summaries: dict[Path, Summary] = {}
     for job in found:
         if job.runner is not None:
@@ -206,7 +204,7 @@ def show_tables(found: Sequence[SweepJob]) -> None:
 
 
 def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -> bool:
-    """The table of done, skipped, failed and missing records, with a line for each failure."""
+    """Print a table of done, skipped, failed and missing records, with a line for each failure."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for job, skipped in zip(found, before, strict=True):
         row = counts.setdefault(method_and_backbone(job), Counter())
@@ -225,13 +223,13 @@ def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -
 def job_table(
     corner: tuple[str, ...], columns: Sequence[str], rows: Iterable[tuple[tuple[str, ...], Sequence[str]]]
 ) -> str:
-    """Rows of names and numbers, as other tables look on the console."""
+    """Rows of names and numbers, in the style of the other console tables."""
     listed = [(Header(names), cells) for names, cells in rows]
     return table_text(Table.of_rows("jobs", "", corner, [(name,) for name in columns], listed))
 
 
 def new_console(file: TextIO) -> Console:
-    """Off a terminal lines are as long as they need."""
+    """A console that does not wrap lines unless it is a terminal."""
     console = Console(file=file, highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 200
@@ -239,7 +237,7 @@ def new_console(file: TextIO) -> Console:
 
 
 def method_and_backbone(job: SweepJob) -> tuple[str, str]:
-    """Method and backbone of a job, "?" of one that cannot work."""
+    """Method and backbone of a job; "?" if its configuration is invalid."""
     if job.runner is None:
         return "?", "?"
     config = job.runner.config

@@ -1,6 +1,7 @@
-"""Files of anomaly maps: what they are called, how they are read, and how they are brought to their masks' size.
+"""Anomaly map files: their names, how to find them, and how to read them.
 
-A map lies in a tree like that of its image: <category>/test/<defect>/<image>.npy, npz, tif or tiff. No torch here.
+Maps are stored in a tree like that of their images: <category>/test/<defect>/<image>.npy, npz, tif or tiff. No torch
+here.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from anomaly_bench.errors import DataError
 from anomaly_bench.files import relative, tree, write_atomically
 
 MAP_SUFFIXES = (".npy", ".npz", ".tif", ".tiff")
-ABOUT = (
-    "about.json"  # in a folder of maps that anomaly-bench has written: whose they are, and the input that they cover
-)
+ABOUT = "about.json"  # in a folder of maps written by anomaly-bench: who made them, and the input they cover
 MapValues = NDArray[np.floating[Any]]
 
 
 def map_names(files: Sequence[str]) -> list[str]:
-    """What the maps of these images are called: without the suffix, or with it where two would have one name."""
+    """The names of these images' maps: the image without its suffix, or with it where two would share a name."""
     bare = [str(PurePosixPath(file).with_suffix("")) for file in files]
     taken = Counter(name.casefold() for name in (*bare, *files))
     return [name if taken[name.casefold()] == 1 else file for name, file in zip(bare, files, strict=True)]
@@ -42,12 +41,12 @@ def find_maps(root: Path) -> dict[str, list[Path]]:
 
 
 def write_about(root: Path, maker: str, input: Mapping[str, Any]) -> None:
-    """Say beside maps who made them, and the {"resize", "crop"} that they cover."""
+    """Write about.json: who made the maps, and the {"resize", "crop"} they cover."""
     write_atomically(root / ABOUT, json.dumps({"maker": maker, "input": input}, indent=1) + "\n")
 
 
 def covered_crop(root: Path) -> dict[str, Any] | None:
-    """The input of maps that cover a crop only; None: they cover whole images, as far as is known."""
+    """The input of maps that cover only a crop; None: they cover whole images, or it is unknown."""
     try:
         node = json.loads((root / ABOUT).read_bytes())["input"]
         return dict(node) if node["crop"] else None
@@ -56,28 +55,28 @@ def covered_crop(root: Path) -> dict[str, Any] | None:
 
 
 def addressed(category: str, names: Sequence[str], known: Container[str], alone: bool) -> Callable[[str], str] | None:
-    """How a test image's name in its category, test/<defect>/<image>, is written in a tree or list of names.
+    """How a tree or list of names writes a test image's name, which is test/<defect>/<image> in its category.
 
-    That is with the category before it or, where there is no other category, as it is or without its first folder.
-    None: none of the names is known in any of these ways.
+    Either with the category before it or, if `alone` (there is no other category), as it is or without `test/`.
+    None: no name is known in any of these forms.
     """
-    ways: list[Callable[[str], str]] = [lambda name: f"{category}/{name}"]
+    forms: list[Callable[[str], str]] = [lambda name: f"{category}/{name}"]
     if alone:
-        ways += [lambda name: name, lambda name: name.partition("/")[2]]
-    return next((way for way in ways if any(way(name) in known for name in names)), None)
+        forms += [lambda name: name, lambda name: name.partition("/")[2]]
+    return next((form for form in forms if any(form(name) in known for name in names)), None)
 
 
 def read_map(path: Path) -> MapValues:
-    """One (H, W) map; float32, or float64 where that is what it needs.
+    """One (H, W) map; float32, or float64 if its type needs that.
 
     Raises:
-        DataError: it cannot be read, is no single map, or has no finite values.
+        DataError: it cannot be read, is not a single map, or has a value that is not finite.
     """
     try:
         values = read_array(path)
     except DataError:
         raise
-    except Exception as error:  # zip, numpy and tifffile raise a dozen kinds
+    except Exception as error:  # zip, numpy and tifffile raise a dozen types
         raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0] or error!r}); write it again") from error
     plane = values.squeeze()
     if plane.ndim != 2 or plane.dtype.kind not in "fiub":
@@ -89,7 +88,7 @@ def read_map(path: Path) -> MapValues:
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """The only array of a file."""
+    """The only array in a file."""
     if path.suffix.lower() == ".npy":
         return np.asarray(np.load(path, allow_pickle=False))
     if path.suffix.lower() != ".npz":

@@ -1,7 +1,7 @@
-"""A dataset's official archive: what its YAML says of it, and how categories are unpacked from it.
+"""A dataset's official archive: its description in the YAML, and how categories are unpacked from it.
 
-Nothing is trusted: members are plain files and folders, no more and no larger than the YAML says. Categories are
-unpacked aside and renamed to their places when all are whole; what is there already is left alone.
+Nothing is trusted: members must be plain files and folders, no more and no larger than the YAML says. Categories are
+unpacked into a temporary folder and moved once all are complete; existing files are left alone.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Archive:
     """`about.archive` of a dataset's YAML.
 
     Attributes:
-        licence: one line, said before anything is fetched.
-        addresses: of the same file, tried in this order.
+        licence: one line, printed before anything is fetched.
+        addresses: URLs of the same file, tried in this order.
         sha256: of the file, 64 hex digits.
-        unpacked: bytes that its files hold at most.
-        members: files and folders in it at most.
+        unpacked: largest total size of its files, in bytes.
+        members: largest number of files and folders.
     """
 
     licence: str
@@ -43,7 +43,7 @@ class Archive:
 
 
 def read_archive(node: Mapping[str, Any]) -> Archive:
-    """What a dataset's YAML says of its archive; UsageError: nothing, or keys that are none."""
+    """The archive described in a dataset's YAML; UsageError: there is none, or a key is unknown."""
     keys = (node.get("about") or {}).get("archive")
     if keys is None:
         raise UsageError("nothing to download: the dataset's YAML has no about.archive; that of dataset=mvtec has one")
@@ -54,11 +54,11 @@ def read_archive(node: Mapping[str, Any]) -> Archive:
 
 
 def unpack(archive: Archive, path: Path, names: Sequence[str], root: Path, reporter: Reporter) -> None:
-    """Unpack categories, and the files beside them such as a licence; into `root` they come when all are whole.
+    """Unpack categories, and top-level files such as a licence; they are moved into `root` once all are complete.
 
     Raises:
-        DataError: a member that is not a plain file or folder, too many or too large ones, a category that is not
-            in the archive, or a disk that is too small; nothing is changed in `root`.
+        DataError: a member that is not a plain file or folder, too many or too large members, a category that is
+            not in the archive, or a full disk; `root` is left unchanged.
     """
     folder = path.with_name("unpacked")
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +78,7 @@ def unpack(archive: Archive, path: Path, names: Sequence[str], root: Path, repor
 
 
 def extract(archive: Archive, path: Path, names: Sequence[str], folder: Path, reporter: Reporter) -> None:
-    """Write the members of some top folders, and the top files, into `folder`."""
+    """Write the members of the named top-level folders, and the top-level files, into `folder`."""
     members = size = 0
     with (
         path.open("rb") as file,
@@ -99,10 +99,10 @@ def extract(archive: Archive, path: Path, names: Sequence[str], folder: Path, re
 
 
 def plain_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
-    """The parts of a member's relative path; () is the archive's own top.
+    """The parts of a member's relative path; () is the archive's root.
 
     Raises:
-        DataError: neither a file nor a folder, or a name that leads elsewhere or that some system does not take.
+        DataError: neither a file nor a folder, or a path that leaves the archive or is invalid on some system.
     """
     parts = PurePosixPath(member.name).parts
     names = [part.lstrip(".") for part in parts]  # ".hidden" is legal, ".." is not
@@ -110,7 +110,7 @@ def plain_parts(member: tarfile.TarInfo) -> tuple[str, ...]:
     if not (member.isdir() or member.isfile()) or member.issparse() or names != safe:
         raise DataError(
             f"the archive's member {member.name[:200]!r} is refused: expected plain files and folders, with names of "
-            "letters, digits and ._- inside the archive's own folder; nothing is unpacked"
+            "letters, digits and ._-, and no path that leaves the archive; nothing is unpacked"
         )
     return parts
 
@@ -119,7 +119,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f"{folder}: needs up to {megabytes(needed)} free, found {megabytes(free)}; free some and give the same "
+            f"{folder}: needs up to {megabytes(needed)} free, found {megabytes(free)}; free some and run the same "
             "command again, or choose another data_root"
         )
 
@@ -130,7 +130,7 @@ def megabytes(size: int) -> str:
 
 @contextlib.contextmanager
 def megabyte_bar(reporter: Reporter, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A stage that counts whole MB; yields `reached(bytes)`."""
+    """A progress bar that counts whole MB; yields `reached(bytes)`."""
     with reporter.stage(f"{title} (MB)", None if total is None else -(-total // MB)) as advance:
         done = 0
 

@@ -1,4 +1,4 @@
-"""`anomaly-bench data check dataset=NAME data_root=DIR`: what is there, and what is wrong with it."""
+"""`anomaly-bench data check dataset=NAME data_root=DIR`: what is there, and its problems."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from anomaly_bench.data.remembered import Facts
 
 COUNTED = {"train": "train", "good": "test good", "defects": "test defects", "kinds": "kinds of defect"}
-ALL_COUNTED = {**COUNTED, "validation": "validation"}  # shown only where it differs from the official number
+ALL_COUNTED = {**COUNTED, "validation": "validation"}  # shown only if it differs from the official number
 
 
 def examine(dataset: Dataset, name: str, official: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The cells of one category's row, and what is wrong with it."""
+    """The cells of one category's row, and its problems."""
     cells, problems = [""] * (len(COUNTED) + 1), []
     try:
         task = dataset.task(name)
@@ -33,7 +33,7 @@ def examine(dataset: Dataset, name: str, official: Mapping[str, int]) -> tuple[l
 
 
 def count(task: Task) -> tuple[dict[str, int], int]:
-    """The numbers of `ALL_COUNTED`, and of test images with a mask."""
+    """The numbers for `ALL_COUNTED`, and the number of test images with a mask."""
     tested = [image for test in task.tests.values() for image in test]
     labels = [image.label for image in tested if image.label is not None]
     numbers = (len(task.fit), len(tested) - len(labels), len(labels), len(set(labels)), len(task.validation))
@@ -41,7 +41,7 @@ def count(task: Task) -> tuple[dict[str, int], int]:
 
 
 def count_differences(found: Mapping[str, int], official: Mapping[str, int]) -> list[str]:
-    """At most one line: every count that is not the official one, where there is one."""
+    """At most one line: every count that differs from the official one, if there is one."""
     wrong = [
         f"{ALL_COUNTED[key]} {found[key]}, official {number}"
         for key, number in official.items()
@@ -51,7 +51,7 @@ def count_differences(found: Mapping[str, int], official: Mapping[str, int]) -> 
 
 
 def look_at_headers(task: Task, place: Path) -> None:
-    """Raise DataError for the first file that is no image, or plane or mask that has not its image's size."""
+    """Raise DataError for the first file that is not an image, or plane or mask that differs from its image in size."""
 
     def find(source: Source) -> Facts:
         height, width = readers.source_size(source)

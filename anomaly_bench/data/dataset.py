@@ -1,4 +1,4 @@
-"""What a dataset is: categories of images, each a task; and datasets by name: found, opened, categories selected."""
+"""The dataset protocol (categories of images, each a task), and how datasets are opened and categories selected."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from anomaly_bench.config.instantiate import construct
 from anomaly_bench.config.settings import listed_names
 from anomaly_bench.errors import UsageError, closest
 
-Digests = Mapping[Path, tuple[int, str]]  # of files: size in bytes and sha256
+Digests = Mapping[Path, tuple[int, str]]  # file -> size in bytes, sha256
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one array lies: a file, or a part of one.
+    """Where one array is stored: a file, or part of one.
 
     Attributes:
-        member: what is read of a file that holds several: a name within an archive, a row of an array; "": all of it.
-        reader: a key of `data.readers.READERS`, which says what each makes of `member`.
+        member: the part of a file that holds several: a name within an archive, a row of an array; "": the whole file.
+        reader: a key of `data.readers.READERS`, where each documents its `member`.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Plane:
-    """A kind of values that every image of a task has, such as "rgb", "depth" or "xyz".
+    """A modality that every image of a task has, such as "rgb", "depth" or "xyz".
 
     Attributes:
         dtype: "uint8" values are scaled to [0, 1] for methods, "float32" ones are left as they are.
@@ -57,11 +57,11 @@ class Sample:
     """One image of a task.
 
     Attributes:
-        id: unique in the task, with forward slashes; of an image file its path below the dataset's folder.
+        id: unique in the task, with forward slashes; for an image file its path below the dataset's folder.
         label: the kind of defect; None: a normal image.
         sources: one for each of the task's planes.
-        masks: non-zero = defect; several are united for plain metrics. Empty where the image has none.
-        clip: the video that the image is a frame of; a clip's frames follow each other.
+        masks: non-zero = defect; several are merged for the usual metrics. Empty if the image has none.
+        clip: the video of which the image is a frame; a clip's frames are consecutive.
     """
 
     id: str
@@ -73,13 +73,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Task:
-    """Fit on `fit` (normal images only), be scored on each named test set; a record is one test set.
+    """A set to fit on (normal images only) and named test sets, each of which becomes a record.
 
     Attributes:
         group: "textures", "objects"; None: the dataset has no groups.
-        fit: empty for methods that learn from no image of the task (zero-shot).
-        validation: normal images that are held out of `fit`, for thresholds and early stopping; may be empty.
-        planes: of every image.
+        fit: empty for methods that see no training images of the task (zero-shot).
+        validation: normal images held out from `fit`, for thresholds and early stopping; may be empty.
+        planes: the modalities of every image.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Task:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """Of all sets."""
+        """The samples of all sets."""
         return (*self.fit, *self.validation, *(sample for test in self.tests.values() for sample in test))
 
     @property
     def files(self) -> list[Path]:
-        """Every file of an image or mask, once."""
+        """Every image and mask file, once."""
         images = [source.path for sample in self.samples for source in sample.sources]
         masks = [source.path for sample in self.samples for source in sample.masks]
         return list(dict.fromkeys(images + masks))
@@ -107,11 +107,11 @@ class Task:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of decoded images: that of the only plane, float32 of several."""
+        """Of decoded images: the type of the only plane, float32 for several."""
         return np.dtype(self.planes[0].dtype if len(self.planes) == 1 else "float32")
 
     def with_planes(self, names: Sequence[str]) -> Task:
-        """The same task, read in some of its planes only, in this order."""
+        """The same task with only some of its planes, in this order."""
         known = [plane.name for plane in self.planes]
         if list(names) == known:
             return self
@@ -130,15 +130,15 @@ class Task:
 
 
 class Dataset(Protocol):
-    """Categories of images, each a task. Nobody but the dataset looks into its folders."""
+    """Categories of images, each a task. Only the dataset itself reads its folders."""
 
     @property
     def name(self) -> str:
-        """In records and paths."""
+        """Used in records and paths."""
 
     @property
     def title(self) -> str:
-        """In tables and messages."""
+        """Used in tables and messages."""
 
     @property
     def root(self) -> Path:
@@ -150,28 +150,28 @@ class Dataset(Protocol):
 
     @property
     def available(self) -> Sequence[str]:
-        """The categories that are on this disk."""
+        """The categories found on disk."""
 
     def task(self, category: str) -> Task:
         """List the images of one category.
 
         Raises:
-            DataError: what was found there, what was expected.
+            DataError: the files are not as expected.
         """
 
     def digests(self, task: Task) -> Digests:
-        """Of each of the task's `files`; mostly `file_digests(task.files, folder)`."""
+        """Size and hash of each of the task's `files`; usually `file_digests(task.files, folder)`."""
 
 
 def open_dataset(node: Mapping[str, Any], data_root: Path | None) -> Dataset:
-    """The dataset of a YAML; its name is an argument too, for one's own folders."""
-    texts = {key: str(node[key]) for key in ("name", "title") if node.get(key) is not None}  # 2024 is one too
+    """The dataset described by a YAML; its name is passed on, as `dataset=folder` lets users choose it."""
+    texts = {key: str(node[key]) for key in ("name", "title") if node.get(key) is not None}  # 2024 is a valid name
     dataset: Dataset = construct({**node, **texts}, "dataset", name=texts.get("name"), data_root=data_root)
     return dataset
 
 
 def selected(dataset: Dataset, wanted: list[str]) -> list[str]:
-    """The categories that `category=` names, in the dataset's order.
+    """The categories named by `category=`, in the dataset's order.
 
     Raises:
         UsageError: a name that is neither a category nor a group of the dataset.
@@ -185,12 +185,12 @@ def selected(dataset: Dataset, wanted: list[str]) -> list[str]:
 
 
 def as_path(data_root: Any) -> Path | None:
-    """The key `data_root`, which may look like a number."""
+    """The value of `data_root`, which may look like a number."""
     return None if data_root is None else Path(str(data_root))
 
 
 def chosen(dataset: Dataset, category: Any) -> list[str]:
-    """The categories that the key `category`, a name or a list, stands for."""
+    """The categories selected by the key `category`, a name or a list."""
     return selected(dataset, listed_names(category, "category"))
 
 
@@ -198,7 +198,7 @@ DATA_VARIABLE = "ANOMALY_BENCH_DATA"
 
 
 def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str, archive: str = "") -> Path:
-    """The dataset's folder, or a file with the suffix `archive`, from the key `data_root` or from the environment."""
+    """The dataset's folder, or a file with the suffix `archive`, from the key `data_root` or the environment."""
     shared = os.environ.get(DATA_VARIABLE)
     if data_root is None and shared is None:
         raise UsageError(f"dataset={name} needs data_root=DIR ({what}), or {DATA_VARIABLE} set to its parent")
@@ -211,5 +211,5 @@ def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str, ar
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{origin}={root}: no such folder; give {what}") from error
     except OSError as error:
-        raise UsageError(f"{origin}={root}: cannot be listed ({error.strerror}); check its rights") from error
+        raise UsageError(f"{origin}={root}: cannot be listed ({error.strerror}); check its permissions") from error
     return root

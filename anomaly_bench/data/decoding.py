@@ -1,4 +1,4 @@
-"""Images and masks as methods and metrics see them: planes at one size, masks of 0 and 1."""
+"""Decoding: images and masks as methods and metrics see them, resized, masks as 0 and 1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Size = tuple[int, int]  # (H, W)
 
 
 def decode_sample(sample: Sample, planes: Sequence[Plane], size: Size) -> NDArray[Any]:
-    """The (H, W, C) of one image: of one plane in its own type, of several float32 with 8 bits scaled to [0, 1]."""
+    """One image (H, W, C): a single plane in its own type, several as float32 with 8 bits scaled to [0, 1]."""
     if len(planes) == 1:
         return decode_plane(sample.sources[0], planes[0], size)
     common_size(sample.sources, sample)
@@ -62,7 +62,7 @@ def decode_image(source: Source, size: Size) -> NDArray[np.uint8]:
 
 
 def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
-    """The masks of one image, united, as (H, W) of 0 and 1; all 0 where it has none."""
+    """The union of one image's masks, (H, W) of 0 and 1; all 0 if it has none."""
     if not sample.masks:
         return np.zeros(size, np.uint8)
     defect = np.zeros(common_size((sample.sources[0], *sample.masks), sample), np.bool_)
@@ -74,7 +74,7 @@ def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
 
 
 def common_size(sources: Sequence[Source], sample: Sample) -> Size:
-    """(H, W) of an image's planes and masks; DataError: one has not the size of the first."""
+    """(H, W) of an image's planes and masks; DataError: one differs in size from the first."""
     expected = readers.source_size(sources[0])
     for source in sources[1:]:
         found = readers.source_size(source)

@@ -1,8 +1,8 @@
-"""The transfer of an archive: it goes on where it stopped, and its hash decides whether it is the right one.
+"""Downloads of archives: resumed where they stopped, verified by hash.
 
-All work is done in `<data_root>/.download`, on the disk of its result. `archive.part` there is what has come so far:
-an interrupted call leaves it, and the next one goes on at its end, from whichever address answers, since the sha256
-decides in the end. Nothing is unpacked before that is right.
+All work is done in `<data_root>/.download`, on the same disk as the result. It holds `archive.part`, the bytes so far:
+an interrupted call leaves it, and the next one resumes from whichever address answers. Nothing is unpacked until the
+sha256 is right.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.data.archive import Archive
 
-READ_SECONDS = 30  # without a byte, then an address is given up
+READ_SECONDS = 30  # timeout without a byte, before the next address is tried
 CHUNK = 2**18  # bytes
 
 
 class TransferError(Exception):
-    """One address did not give the archive; the next one may."""
+    """One address did not deliver the archive; the next one may."""
 
 
 @dataclass
 class Part:
-    """The first bytes of an archive: a file, and the sha256 of what is in it."""
+    """The first bytes of an archive: a file, its size and its sha256 so far."""
 
     path: Path
     size: int = 0
@@ -52,11 +52,11 @@ class Part:
 
     @property
     def source(self) -> Path:
-        """A file beside it: the address of its first byte -> the ETag that came with it."""
+        """A JSON file beside it: the address of its first byte -> the ETag sent with it."""
         return self.path.with_name("source.json")
 
     def etag(self, address: str) -> str | None:
-        """The strong ETag of these bytes at an address, if it is known."""
+        """The strong ETag of these bytes at an address, if known."""
         with contextlib.suppress(OSError, ValueError):
             tag = json.loads(self.source.read_bytes()).get(address)
             return None if tag is None or tag.startswith("W/") else str(tag)
@@ -69,14 +69,14 @@ class Part:
 
 @contextlib.contextmanager
 def workplace(root: Path) -> Iterator[Path]:
-    """The folder of one download at a time; nothing of it stays but a part of an archive."""
+    """The working folder, locked for one download at a time; only a partial archive is left behind."""
     folder = root / ".download"
     folder.mkdir(exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise DataError(f"{folder}: another download is at work there; wait for its end") from error
+        raise DataError(f"{folder}: another download is running there; wait for it to end") from error
     try:
         yield folder
     finally:
@@ -86,7 +86,7 @@ def workplace(root: Path) -> Iterator[Path]:
 
 
 def read_part(path: Path, reporter: Reporter) -> Part:
-    """What earlier calls left."""
+    """The part that earlier calls left."""
     part = Part(path)
     if path.exists():
         with path.open("rb") as file, megabyte_bar(reporter, "hash", path.stat().st_size) as reached:
@@ -97,10 +97,10 @@ def read_part(path: Path, reporter: Reporter) -> Part:
 
 
 def fetch(archive: Archive, part: Part, reporter: Reporter) -> None:
-    """Add to `part` what it lacks of the archive.
+    """Download the rest of the archive into `part`.
 
     Raises:
-        DataError: no address gave it, or the disk is too small.
+        DataError: no address delivered it, or the disk is too small.
     """
     if part.sha256.hexdigest() == archive.sha256:
         return
@@ -110,12 +110,12 @@ def fetch(archive: Archive, part: Part, reporter: Reporter) -> None:
             return
         except TransferError as error:
             reporter.say(f"{address}: {error}")
-    kept = f"{megabytes(part.size)} are kept and the same command goes on there" if part.size else "try again later"
-    raise DataError(f"no address gave the whole archive: {kept}, or save it by other means as {part.path}")
+    kept = f"{megabytes(part.size)} are kept, run the same command to resume" if part.size else "try again later"
+    raise DataError(f"no address delivered the whole archive: {kept}, or save it by other means as {part.path}")
 
 
 def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> None:
-    """Add what one address sends, from the end of `part` where the server can, else from the start.
+    """Add what one address sends, from the end of `part` if the server supports that, else from the start.
 
     Raises:
         TransferError: it could not be reached, broke off, stalled, or sent something else.
@@ -125,14 +125,14 @@ def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> 
         if response.status == 206:
             span = str(response.headers.get("Content-Range"))
             if not span.startswith(f"bytes {part.size}-"):
-                raise TransferError(f"asked for the bytes from {part.size} on, it sent {span}")
+                raise TransferError(f"requested the bytes from {part.size} on, received {span}")
         else:
             part.discard()
             write_atomically(part.source, json.dumps({address: response.headers.get("ETag")}))
-        left = response.length  # None: it does not say
+        left = response.length  # None: unknown
         total = None if left is None else part.size + left
         require_space(part.path.parent, (left or 0) + archive.unpacked)
-        kept = f", after the {megabytes(part.size)} that are here" if part.size else ""
+        kept = f", after the {megabytes(part.size)} received earlier" if part.size else ""
         reporter.say(f"fetching {'a file' if left is None else megabytes(left)} from {address}{kept}")
         with part.path.open("ab") as file, megabyte_bar(reporter, "archive", total) as reached:
             for chunk in received(response, left):
@@ -144,11 +144,11 @@ def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> 
     found = part.sha256.hexdigest()
     if found != archive.sha256:
         part.discard()
-        raise TransferError(f"what came has sha256 {found}, expected {archive.sha256}; it is deleted")
+        raise TransferError(f"received a file with sha256 {found}, expected {archive.sha256}; it is deleted")
 
 
 def ask(address: str, part: Part) -> HTTPResponse:
-    """An answer of HTTP status 206, which begins at the end of `part`, or 200."""
+    """A response of HTTP status 206, which starts at the end of `part`, or 200."""
     headers = {"User-Agent": f"anomaly-bench/{__version__}", "Accept-Encoding": "identity"}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"
@@ -157,7 +157,7 @@ def ask(address: str, part: Part) -> HTTPResponse:
     try:
         response = urlopen(Request(address, headers=headers), timeout=READ_SECONDS)
     except HTTPError as error:
-        if error.code == 416 and part.size:  # it has no byte after these, and their sha256 is wrong
+        if error.code == 416 and part.size:  # it has no more bytes, and the sha256 of ours is wrong
             part.discard()
             return ask(address, part)
         raise TransferError(f"{error.code} {error.reason}") from error
@@ -171,7 +171,7 @@ def ask(address: str, part: Part) -> HTTPResponse:
 
 
 def received(response: HTTPResponse, left: int | None) -> Iterator[bytes]:
-    """What comes, until `left` bytes have come or the connection is closed."""
+    """The chunks received, until `left` bytes have arrived or the connection is closed."""
     try:
         while left != 0 and (chunk := response.read1(CHUNK if left is None else min(CHUNK, left))):
             left = None if left is None else left - len(chunk)

@@ -1,6 +1,6 @@
-"""`dataset=folder data_root=DIR`: one's own images in MVTec AD's layout.
+"""`dataset=folder data_root=DIR`: your own images in MVTec AD's layout.
 
-DIR holds one folder per category, or is one category itself (it then has a folder `train`).
+DIR holds one folder per category, or is a single category (it then has a folder `train`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str
 
 
 def is_category(folder: Path) -> bool:
-    """Whether it has a part of the layout; an empty folder, or one that cannot be listed, is a category that fails."""
+    """Whether it has part of the layout; an empty or unreadable folder counts as a category, which then fails."""
     try:
         names = {entry.name for entry in entries(folder)}
     except DataError:

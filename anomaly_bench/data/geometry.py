@@ -1,4 +1,4 @@
-"""Sizes, crops and the place of an anomaly map on its image."""
+"""Sizes, crops and the position of an anomaly map on its image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def has_masks(images: Sequence[Sample]) -> bool:
-    """Whether the dataset marks the defects of these images; without defects there is nothing to be marked."""
+    """Whether the dataset marks the defects of these images; true if there are no defects to mark."""
     return any(image.masks for image in images) or not any(image.label for image in images)
 
 
 def centre(images: NDArray[Any], crop: Size | None) -> NDArray[Any]:
-    """The central (H, W) of (N, H, W, ...) as a view."""
+    """The central (H, W) of (N, H, W, ...), as a view."""
     if crop is None:
         return images
     top, left = margins((images.shape[1], images.shape[2]), crop)
@@ -33,13 +33,13 @@ def centre(images: NDArray[Any], crop: Size | None) -> NDArray[Any]:
 
 
 def margins(size: Size, crop: Size | None) -> Size:
-    """How many pixels the central (H, W) of an image leaves out at the top and at the left."""
+    """How many pixels a central crop (H, W) leaves out at the top and on the left."""
     return (0, 0) if crop is None else (round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The size at which maps and masks are compared: an input's, or without `resize` each image's own."""
+    """The size at which maps and masks are compared: the input's, or each image's own if `resize` is None."""
 
     resize: Size | None
     crop: Size | None
@@ -55,17 +55,17 @@ class Frame:
         return centred(mask, self.crop)
 
     def map(self, values: MapValues, own: Size) -> MapValues:
-        """A map as it is, or brought to this size.
+        """A map, resized and cropped if it has not this size yet.
 
         Raises:
-            DataError: there is more than one way to do so.
+            DataError: it is ambiguous how.
         """
         wanted = self.crop or self.resize or own
         if values.shape == wanted:
             return values
         if values.shape == own[::-1] != own:
             raise DataError(
-                f"a map of {shape(values.shape)}, its image has {shape(own)}; transpose it: height is first"
+                f"a map of {shape(values.shape)}, its image has {shape(own)}; transpose it: height comes first"
             )
         if self.crop is None:
             return resized(values, wanted)
@@ -86,6 +86,6 @@ def shape(size: Sequence[int]) -> str:
 
 
 def resized(values: MapValues, size: Size) -> MapValues:
-    """(H, W) values, bilinear, in float32; made smaller, a value is an average over what it covers."""
+    """(H, W) values resized (bilinear, antialiased when made smaller), float32."""
     picture = PILImage.fromarray(values.astype(np.float32))
     return np.asarray(picture.resize((size[1], size[0]), PILImage.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""The layout of MVTec AD (Bergmann et al., CVPR 2019), which most industrial data sets are kept in:
+"""The layout of MVTec AD (Bergmann et al., CVPR 2019), which most industrial datasets use:
 
 <root>/<category>/train/good/*            normal images to fit on
 <root>/<category>/test/good/*             normal test images
@@ -68,7 +68,7 @@ def mvtec(
         categories: group -> names, in the papers' order.
 
     Raises:
-        UsageError: no root is given, or it is not there.
+        UsageError: no root is given, or it does not exist.
     """
     groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
     return MVTecDataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
@@ -83,7 +83,7 @@ def read_category(name: str, group: str | None, folder: Path) -> Task:
             raise DataError(f"{name}: no folder {needed}; expected MVTec AD's layout; add it")
     fit = tuple(read_images(train, folder, None))
     if not fit:
-        raise DataError(f"{name}: no image in {train}; add the normal images that a method fits on")
+        raise DataError(f"{name}: no image in {train}; add the normal images to fit on")
     kinds = {kind: None if kind.name == GOOD else kind.name for kind in subfolders(test)}
     tested = [image for kind, label in kinds.items() for image in read_images(kind, folder, label)]
     if not tested:
@@ -94,14 +94,14 @@ def read_category(name: str, group: str | None, folder: Path) -> Task:
 
 
 def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
-    """The image files of one folder of a category."""
+    """The images in one folder of a category."""
     return [
         Sample(relative(path, folder), label, (Source(path),)) for path in map(printable, image_files(printable(where)))
     ]
 
 
 def with_masks(category: str, images: Sequence[Sample], folder: Path) -> tuple[Sample, ...]:
-    """Give each defective image its mask; no mask anywhere is allowed, some missing is not."""
+    """Assign each defective image its mask; either all have one, or none."""
     truth = folder / "ground_truth"
     kinds = {image.label for image in images if image.label is not None}
     kinds |= {path.name for path in subfolders(truth) if path.name != GOOD} if os.path.isdir(truth) else set()
@@ -128,7 +128,7 @@ def with_masks(category: str, images: Sequence[Sample], folder: Path) -> tuple[S
 
 
 def mask_files(category: str, folder: Path) -> dict[str, Path]:
-    """Image stem -> mask file of one kind of defect."""
+    """Image stem -> mask file, for one kind of defect."""
     masks: dict[str, list[Path]] = defaultdict(list)
     for path in image_files(folder) if os.path.isdir(folder) else []:
         masks[path.stem.removesuffix("_mask")].append(path)

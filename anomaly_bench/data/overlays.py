@@ -1,4 +1,4 @@
-"""Heat over images: the maps of one folder on one scale of colours. No torch here."""
+"""Heat maps over images, all maps of one folder on one colour scale. No torch here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import margins
 from anomaly_bench.heatmap import heat
 
-LONGEST_SIDE = 1024  # pixels: the longer side of an overlay at most
-OPACITY = 0.7  # of the upper half of the colours; the lower half fades out
+LONGEST_SIDE = 1024  # pixels: limit of an overlay's longer side
+OPACITY = 0.7  # of the upper half of the colour scale; the lower half fades out
 
 
 def common_scale(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The values at the ends of the colours of all maps, from the lowest and the highest value of each.
+    """The ends of the colour scale shared by all maps, from each map's lowest and highest value.
 
-    At the bottom stands the median of the lowest values, at the top the largest of the highest that is no outlier
-    (Tukey: above the upper quartile by more than 1.5 interquartile ranges): one huge value would darken all others.
+    The bottom is the median of the lowest values, the top the largest highest value that is not an outlier (Tukey:
+    above the upper quartile by more than 1.5 interquartile ranges), as one huge value would darken all others.
     """
     lowest, highest = np.array(ends).T
     first, third = np.percentile(highest, (25, 75))
@@ -32,11 +32,11 @@ def common_scale(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def overlay(
     file: Path, values: NDArray[np.float32], low: float, high: float, resize: decoding.Size, crop: decoding.Size | None
 ) -> PILImage.Image:
-    """An image at its own aspect ratio with the heat of its (H, W) map over it; low values are transparent.
+    """An image at its own aspect ratio with its (H, W) map as a heat map over it; low values are transparent.
 
     Args:
-        low, high: map values at the ends of the colours.
-        resize, crop: the (H, W) that the image was resized to and cropped to: what lies outside the crop has no heat.
+        low, high: map values at the ends of the colour scale.
+        resize, crop: the (H, W) to which the image was resized and cropped; nothing is drawn outside the crop.
     """
     source = Source(file)
     size = readers.source_size(source)

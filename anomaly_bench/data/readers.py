@@ -1,4 +1,4 @@
-"""From a `Source` to the array that lies there. A dataset with a format of its own adds a reader to `READERS`."""
+"""Read the array of a `Source`. A dataset with its own file format adds a reader to `READERS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read_source(source: Source) -> NDArray[Any]:
-    """The (H, W) or (H, W, C) values of a source, as they are stored.
+    """The (H, W) or (H, W, C) values of a source, as stored.
 
     Raises:
         DataError: it cannot be read.
@@ -37,7 +37,7 @@ def read_source(source: Source) -> NDArray[Any]:
 
 
 def source_size(source: Source) -> tuple[int, int]:
-    """(H, W), from the header where the format has one."""
+    """(H, W), from the header if the format has one."""
     if source.reader == "image":
         with opened(source) as image:
             return image.height, image.width
@@ -53,7 +53,7 @@ def source_size(source: Source) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[PILImage.Image]:
-    """An open image file; whatever goes wrong with it, now or while it is decoded, names the file."""
+    """An open image file; any error, now or while it is decoded, names the file."""
     with naming(source), contextlib.ExitStack() as stack:
         file = stack.enter_context(member_file(source)) if source.member else source.path
         yield stack.enter_context(PILImage.open(file))
@@ -61,9 +61,9 @@ def opened(source: Source) -> Iterator[PILImage.Image]:
 
 @contextlib.contextmanager
 def naming(source: Source) -> Iterator[None]:
-    """Whatever is raised while a source is read becomes a DataError that names it.
+    """Turn any error while a source is read into a DataError that names it.
 
-    Of a damaged file PIL's readers raise a dozen kinds, and not those that they document; so do zip, numpy, tifffile.
+    For damaged files PIL raises a dozen undocumented types of errors; so do zip, numpy and tifffile.
     """
     try:
         yield
@@ -75,20 +75,20 @@ def naming(source: Source) -> Iterator[None]:
         ) from error
     except Exception as error:  # see above
         unknown = isinstance(error, UnidentifiedImageError)
-        why = "no format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
+        why = "not a format that PIL knows" if unknown else one_line(str(error)) or type(error).__name__
         raise DataError(
             f"{source}: cannot be decoded ({why}); expected an image: replace or remove the file"
         ) from error
 
 
 def member_file(source: Source) -> IO[bytes]:
-    """A file within a zip archive, read as a whole: PIL reads in small pieces, which are slow there."""
+    """A file in a zip archive, read as a whole, as the many small reads of PIL are slow there."""
     return io.BytesIO(archive(source.path, source.path.stat().st_mtime_ns).read(source.member))
 
 
 @functools.lru_cache(maxsize=4)
 def archive(path: Path, modified: int) -> zipfile.ZipFile:
-    """Kept open: its table of contents is read once. Several threads may read from it."""
+    """A zip archive, kept open so that its table of contents is read once; threads may share it."""
     return zipfile.ZipFile(path)
 
 
@@ -100,20 +100,20 @@ def arrays(path: Path, modified: int) -> Mapping[str, NDArray[Any]]:
 
 
 def read_image(source: Source) -> NDArray[Any]:
-    """A file that PIL reads, or such a file in a zip: `member` is its name there."""
+    """A file that PIL can read, or such a file in a zip archive: `member` is its name there."""
     with opened(source) as image:
         plain = image.mode[0] in "1LIF" and image.mode != "LA"
         return np.asarray(image if plain else image.convert("RGB"))
 
 
 def read_npy(source: Source) -> NDArray[Any]:
-    """An npy file or, where `member` is a number, a row of it: a frame of (T, H, W); mapped, not read as a whole."""
+    """An npy file, or its row `member`, such as a frame of (T, H, W); memory-mapped, not read as a whole."""
     values: NDArray[Any] = np.load(source.path, mmap_mode="r", allow_pickle=False)
     return np.array(values[int(source.member)] if source.member else values)
 
 
 def read_npz(source: Source) -> NDArray[Any]:
-    """A row of an array of an npz file, which is held in memory: `member` is "name/17"."""
+    """A row of an array in an npz file, which is kept in memory: `member` is "name/17"."""
     name, _, row = source.member.rpartition("/")
     return np.asarray(arrays(source.path, source.path.stat().st_mtime_ns)[name][int(row)])
 

@@ -1,4 +1,4 @@
-"""What was found out about files, kept in the cache: a file is read again only where its size or time has changed."""
+"""Facts about files, kept in the cache: a file is read again only if its size or modification time has changed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from anomaly_bench.files import digest, write_atomically
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Digests
 
-Facts = list[Any]  # JSON values: a file's size in bytes and time of change, then what was found out
+Facts = list[Any]  # JSON values: a file's size in bytes and modification time, then what `find` returned
 
 
 @contextlib.contextmanager
 def remembered(part: str, place: Path, find: Callable[[Source], Facts]) -> Iterator[Callable[[Source], Facts]]:
-    """A function that gives a file's size, time of change and `find(source)`, from the cache where it has not changed.
+    """A function that returns a file's size, modification time and `find(source)`, from the cache if it is unchanged.
 
     Args:
-        part: the folder of the cache.
-        place: the files of one place are kept together: mostly a category's folder.
+        part: the folder in the cache.
+        place: usually a category's folder; each place has one cache file.
     """
     memory_file = cache_root() / part / f"{digest(str(place.resolve()))[:16]}.json"
     memory: dict[str, Facts] = {}
@@ -41,29 +41,29 @@ def remembered(part: str, place: Path, find: Callable[[Source], Facts]) -> Itera
             if memory.get(str(source), [])[:2] != stamp:
                 memory[str(source)] = [*stamp, *find(source)]
         except OSError as error:
-            raise DataError(f"{source}: cannot be read ({error.strerror}); check the file and its rights") from error
+            raise DataError(f"{source}: cannot be read ({error.strerror}); check the file's permissions") from error
         return memory[str(source)]
 
     try:
         yield look_up
     finally:
         if memory != before:
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            with contextlib.suppress(OSError):  # without the cache it is only slower
                 write_atomically(memory_file, json.dumps(memory))
 
 
 def file_digests(paths: Sequence[Path], folder: Path) -> Digests:
-    """(size in bytes, sha256) of each file of one category, which lies in `folder`."""
+    """(size in bytes, sha256) of each file of one category, whose folder is `folder`."""
 
     def find(source: Source) -> Facts:
         with source.path.open("rb") as file:
             return [hashlib.file_digest(file, "sha256").hexdigest()]
 
     with remembered("digests", folder, find) as look_up:
-        told = {path: look_up(Source(path)) for path in paths}
-    return {path: (size, sha256) for path, (size, _, sha256) in told.items()}
+        facts = {path: look_up(Source(path)) for path in paths}
+    return {path: (size, sha256) for path, (size, _, sha256) in facts.items()}
 
 
 def content_hash(sources: Sequence[Source], digests: Digests) -> str:
-    """What lies in the sources, in words that say nothing of where: the sha256 of each file, and the member."""
+    """The content of sources, independent of their location: the sha256 of each file, and the member."""
     return "+".join(digests[each.path][1] + (f"/{each.member}" if each.member else "") for each in sources)

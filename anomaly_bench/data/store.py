@@ -1,8 +1,8 @@
-"""Every image is decoded and resized once, into a memory-mapped file that all methods share.
+"""The store of decoded images: each is decoded and resized once, into a memory-mapped file shared by all methods.
 
-A file is named after what it holds: `<key>-<crc32>.npy`, the key a hash over the contents of the images and over
-the transform, the crc32 that of the pixels. So a changed image, transform or damaged file is never read: it is
-decoded anew. Files are written beside their place and renamed, under a lock: two processes decode once.
+A file is named after its content: `<key>-<crc32>.npy`, where the key is a hash of the image files and the transform,
+the crc32 that of the pixels. If an image or transform changes, or the file is damaged, the images are decoded again.
+Files are written under a temporary name and renamed, under a lock, so two processes decode once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ STORE_REVISION = 1  # raised when the pixels of a stored image change
 
 
 def made_by(task: Task) -> dict[str, Any]:
-    """What stored pixels depend on besides their files and size."""
+    """What stored pixels depend on, besides their files and size."""
     return {"store": STORE_REVISION, "filter": FILTER.name, **told_planes(task)}
 
 
 def told_planes(task: Task) -> dict[str, Any]:
-    """The planes, where they are not the usual one."""
+    """The planes, unless they are just RGB."""
     return {} if task.planes == (RGB,) else {"planes": [list(astuple(plane)) for plane in task.planes]}
 
 
@@ -58,13 +58,13 @@ def load_images(
     threads: int,
     advance: Advance = no_progress,
 ) -> NDArray[Any]:
-    """Decoded, resized images (N, H, W, C) of the task's type and channels, memory-mapped read-only.
+    """Decoded, resized images (N, H, W, C) in the task's type and channels, memory-mapped, read-only.
 
     Args:
-        hashes: of each image: all that its pixels depend on besides the planes and the size.
-        resize: (H, W); PIL's bilinear filter, which antialiases, where a plane names no other; the aspect ratio is not
-            kept.
-        place: the folder below the store, the dataset's name.
+        hashes: one per image, of all that its pixels depend on, besides planes and size.
+        resize: (H, W); by PIL's bilinear filter, which antialiases, unless a plane names another; the aspect ratio is
+            not kept.
+        place: the subfolder of the store, the dataset's name.
         advance: called with the number of images done.
 
     Raises:
@@ -92,10 +92,10 @@ def stored(
     threads: int,
     advance: Advance = no_progress,
 ) -> NDArray[Any]:
-    """The stored array of what each of `decode` returns, made where it is missing or damaged.
+    """The stored array of what the functions `decode` return, made if it is missing or damaged.
 
     Args:
-        about: all that it depends on; "shape": that of each part.
+        about: all that it depends on; "shape": the shape of one part.
     """
     key = digest({**about, "revision": STORE_REVISION, "pillow": PIL.__version__})[:24]
     folder, shape = cache_root() / "store" / safe_filename(place), (len(decode), *about["shape"])
@@ -125,18 +125,18 @@ def stored(
 
 
 def find_array(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """The stored array of this key if it is whole; a damaged file is deleted."""
+    """The stored array of this key if it is intact; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
         array = sound(path, shape)
         if array is not None:
             return array
-        logger.warning("%s is damaged: its images are decoded anew", path)
-        path.unlink(missing_ok=True)  # no longer mapped: Windows would refuse
+        logger.warning("%s is damaged: decoding its images again", path)
+        path.unlink(missing_ok=True)  # no longer mapped, which Windows would refuse
     return None
 
 
 def sound(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """The array in a file, memory-mapped; None: it has another shape, or not the checksum in its name."""
+    """The array in a file, memory-mapped; None: its shape or checksum is wrong."""
     with contextlib.suppress(OSError, ValueError):
         array: NDArray[Any] = np.load(path, mmap_mode="r")
         if array.shape == shape and f"{zlib.crc32(array.data):08x}" == path.stem.rpartition("-")[2]:
@@ -149,9 +149,9 @@ def write_arrays(
 ) -> NDArray[Any]:
     """Write arrays one after the other into `<key>-<crc32>.npy` and map it.
 
-    Plain writes, not a writable map: on a full disk they raise, where a map would kill the process.
+    Plain writes, not a writable map: on a full disk they raise, whereas a map would kill the process.
     """
-    for left in folder.glob(f".tmp-{key}-*"):  # by a process that was killed: the lock is ours
+    for left in folder.glob(f".tmp-{key}-*"):  # left by a killed process: we hold the lock
         left.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".tmp-{key}-")
     crc = 0

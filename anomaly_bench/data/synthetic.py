@@ -1,4 +1,4 @@
-"""A small generated data set in the layout of MVTec AD, for trying things out without a download.
+"""A small generated dataset in the layout of MVTec AD, for trying things out without a download.
 
 Four categories, each with 40 normal training images, 20 normal test images and 4 x 5 defective ones:
 
@@ -12,9 +12,9 @@ gear     a turned steel gear, nearly in place.
 biscuit  a scalloped biscuit, nearly in place, with holes and browning that vary.
          bite: a piece of the rim is gone; crack: a fine gap; burn: a dark spot; filled: a hole is missing.
 
-An image depends on its category, split and number alone. Exposure is spread evenly over the numbers, so that good
-and defective images are equally bright, and so is the strength of defects, from hardly visible to plain. The same
-picture is drawn with and without its defect; the mask holds the pixels that differ visibly, and only these change.
+An image depends only on its category, split and number. Exposure varies evenly over the numbers, so that good and
+defective images are equally bright, and so does the strength of defects, from hardly visible to obvious. Each picture
+is drawn with and without its defect; the mask holds the pixels that differ visibly, and only these change.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ DEFECTS = {
     "biscuit": ("bite", "burn", "crack", "filled"),
 }
 SIZE = 256  # pixels a side
-TRAIN, NORMAL, EACH = 40, 20, 5  # images of a category: to train on, good ones to test, of each defect
+TRAIN, NORMAL, EACH = 40, 20, 5  # images per category: for training, good ones for testing, per defect
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float64)
 VISIBLE = 0.03  # a smaller change of a pixel in [0, 1] is left out of image and mask
 
 
 def generate(root: Path) -> None:
     """Write <category>/train/good, test/<good or defect> and ground_truth/<defect> below `root`, as PNG files."""
-    with ThreadPoolExecutor(4) as pool:  # NumPy and Pillow let go of the interpreter's lock
+    with ThreadPoolExecutor(4) as pool:  # NumPy and Pillow release the GIL
         for written in [pool.submit(_write, root, *image) for image in _images()]:
             written.result()
 
@@ -91,11 +91,11 @@ def render(category: str, split: str, index: int, defect: str = "good") -> tuple
     Args:
         category: a key of CATEGORIES.
         split: "train" or "test".
-        index: the image's number in its split, defective test images counted on after the good ones.
+        index: the image's number in its split; defective test images follow the good ones.
         defect: "good" or one of DEFECTS[category].
 
     Returns:
-        (256, 256, 3) pixels; (256, 256) True where they differ visibly from the clean twin's, and nowhere else do they.
+        (256, 256, 3) pixels; (256, 256) mask, True where they differ from the clean twin's: visibly, and nowhere else.
     """
     seed = zlib.crc32(f"{category}/{split}/{index}".encode())
     draw = {"weave": _weave, "granite": _granite, "gear": _gear, "biscuit": _biscuit}[category]
@@ -117,19 +117,19 @@ def render(category: str, split: str, index: int, defect: str = "good") -> tuple
 
 def _light(rng: Generator, index: int) -> _Floats:
     """(3, H, W) the mean brightness of picture `index`, with a slope across it and a warm or cold tint."""
-    mean = 0.42 + 0.06 * (index * 0.6180339887 % 1 - 0.5)  # golden ratio: any few numbers in a row spread evenly
+    mean = 0.42 + 0.06 * (index * 0.6180339887 % 1 - 0.5)  # golden ratio: any few consecutive numbers spread evenly
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.1) / 128
     plane = 1 + slope * (np.cos(angle) * (X - 127.5) + np.sin(angle) * (Y - 127.5))
     return np.asarray(outer(mean * (1 + rng.normal(0, 0.01, 3)), plane))
 
 
 def _grain(rng: Generator) -> _Floats:
-    """(H, W) white noise of mean 0 and deviation 1: uniform, which is much faster than normal."""
+    """(H, W) white noise of mean 0 and standard deviation 1: uniform, which is much faster than normal."""
     return np.asarray((rng.random((SIZE, SIZE)) - 0.5) * np.sqrt(12))
 
 
 def _field(rng: Generator, scale: float) -> _Floats:
-    """(H, W) smooth noise of mean 0 and deviation about 1, with bumps `scale` pixels wide."""
+    """(H, W) smooth noise of mean 0 and standard deviation about 1, with bumps `scale` pixels wide."""
     if scale < 8:
         noise = ndimage.gaussian_filter(_grain(rng), scale, truncate=2, mode="wrap")
         return np.asarray(noise * (2 * np.sqrt(np.pi) * scale))
@@ -147,18 +147,18 @@ def _blend(below: Colour | _Floats, above: Colour | _Floats, cover: _Floats) -> 
 
 
 def _step(distance: _Floats, soft: float = 0.7) -> _Floats:
-    """0 to 1 as `distance` in pixels goes from negative to positive."""
+    """From 0 to 1 as `distance` in pixels goes from negative to positive."""
     return np.asarray(0.5 + 0.5 * np.tanh(distance / soft))
 
 
 def _relief(height: _Floats, blur: float) -> _Floats:
-    """(H, W) how much brighter a surface of this height is under light from the upper left."""
+    """(H, W) how much light from the upper left brightens a surface of this height."""
     smooth = ndimage.gaussian_filter(height, blur, truncate=2)
     return np.asarray(np.roll(smooth, -1, (0, 1)) - np.roll(smooth, 1, (0, 1))) / 2
 
 
 def _shadow(solid: _Floats) -> _Floats:
-    """(H, W) the soft shadow that an object throws to the lower right."""
+    """(H, W) the soft shadow that an object casts to the lower right."""
     return np.roll(ndimage.gaussian_filter(solid, 4, truncate=2), (4, 4), (0, 1))
 
 
@@ -168,7 +168,7 @@ def _spot(rng: Generator, centre: tuple[float, float], radius: float, soft: floa
 
 
 def _line(rng: Generator, start: tuple[float, float], length: float, bend: float, width: float) -> _Floats:
-    """(H, W) coverage of a line that wanders: `bend` is the deviation of its direction per 3 pixels."""
+    """(H, W) coverage of a meandering line: `bend` is the standard deviation of its direction per 3 pixels."""
     angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, int(length / 3)))
     points = np.cumsum(np.stack([np.cos(angles), np.sin(angles)], axis=1) * 3, axis=0) + start
     canvas = Image.new("L", (SIZE * 4, SIZE * 4))
@@ -177,7 +177,7 @@ def _line(rng: Generator, start: tuple[float, float], length: float, bend: float
 
 
 def _somewhere(rng: Generator, nearest: float, farthest: float) -> tuple[float, float]:
-    """A point (x, y) whose distance from the middle of the picture lies between the two."""
+    """A point (x, y) whose distance from the centre of the picture lies between the two."""
     angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(nearest, farthest)
     return 128 + distance * np.cos(angle), 128 + distance * np.sin(angle)
 
@@ -196,7 +196,7 @@ def _weave(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Fl
     if defect == "misweave":
         column, row = i[int(centre[1]), int(centre[0])], j[int(centre[1]), int(centre[0])]
         over = over | ((i == column) & (abs(j - row) <= 1 + round(3 * strength)))
-    width = np.where(over, u - i, v - j)  # from 0 to 1 across the thread on top, and along the part of it that is seen
+    width = np.where(over, u - i, v - j)  # from 0 to 1 across the thread on top, then along its visible part
     length = np.where(over, v + i, u + j - 2) % 4 / 2
     round_ = np.sqrt(width * (1 - width)) * (1 + 3 * (length * (1 - length)).clip(0))
     twist = 0.95 + 0.05 * np.sin(2 * np.pi * (3 * length + width))
@@ -247,7 +247,7 @@ def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Flo
     if defect == "chip":
         edge -= _near(tooth) * np.maximum(edge - 101 + 7 * strength, 0)
     sixth = (angle + rng.normal(0, 0.005)) % (np.pi / 3) - np.pi / 6
-    hole = np.sqrt(r * r - 2 * 62 * r * np.cos(sixth) + 62**2)  # distance from the nearest hole's middle
+    hole = np.sqrt(r * r - 2 * 62 * r * np.cos(sixth) + 62**2)  # distance from the centre of the nearest hole
     solid = _step(edge - r) * _step(r - 20) * _step(hole - 11)
     relief = 0.5 * _relief(solid - 0.4 * _step(r - 36) + 0.4 * _step(r - 84), 1.3)
     gloss = 0.12 * np.cos(2 * angle - rng.normal(1, 0.5)) + 0.03 * rng.standard_normal(400)[(r * 2).astype(int)]
@@ -264,7 +264,7 @@ def _gear(rng: Generator, flaw: Generator, defect: str, strength: float) -> _Flo
 
 
 def _near(angle: _Floats) -> _Floats:
-    """1 at the tooth that lies at angle 0, 0 at the others."""
+    """1 at the tooth at angle 0, 0 at the others."""
     return np.asarray(np.exp(-((88 * (1 - np.cos(angle))) ** 2)))
 
 
@@ -298,10 +298,10 @@ def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> _
 
 
 def synthetic(name: str, title: str, data_root: str | None) -> MVTecDataset:
-    """The dataset of the generated images, made in the cache where it is missing or incomplete.
+    """The dataset of the generated images, generated into the cache if missing or incomplete.
 
     Raises:
-        UsageError: a data_root is given; these images are generated.
+        UsageError: a data_root is given.
     """
     if data_root is not None:
         raise UsageError("data_root has no effect on dataset=synthetic: its images are generated; leave it out")

@@ -1,9 +1,9 @@
-"""Metrics: a scored test set -> numbers in [0, 1], higher = better. All are exact: no grid of thresholds.
+"""Metrics: map a scored test set to numbers in [0, 1], higher = better. All are exact: no grid of thresholds.
 
 Every metric here is a sum, or a maximum, over the distinct scores of the positives (defective images, defect
-pixels). So the negatives are sorted once, each positive's rank among them is looked up by bisection, and that
-one ranking serves all metrics of its level. Tied scores are one threshold. Only ranks count: a strictly
-increasing map of the scores changes nothing.
+pixels). So the negatives are sorted once, each positive's rank among them is found by binary search, and this
+ranking serves all metrics of its level. Tied scores are one threshold. Only ranks count: a strictly increasing
+transform of the scores changes nothing.
 
 Letters: P positives, Q negatives, T thresholds, R regions, V vertices of a curve; N, H, W as in `protocol`.
 """
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Outcome
 
 PRO_LIMIT = 0.3  # false positive rate at which a returned PRO curve ends
-CURVE_POINTS = 500  # of a returned curve
-RUN_POINTS = 20_000  # of a run's piece of a curve, before the whole curve is thinned
+CURVE_POINTS = 500  # in a returned curve
+RUN_POINTS = 20_000  # in one run's piece of a curve, before the whole curve is thinned
 
 
 class Ranked:
-    """A metric that is read off its level's ranking: `of` gives the part of each run of thresholds, `total` joins them.
+    """A metric computed from its level's ranking: `of` returns the part of each run of thresholds, `total` joins them.
 
     All metrics of a level share one ranking. Any other metric is a function of an `Outcome`.
     """
@@ -43,7 +43,7 @@ class Ranked:
         functools.update_wrapper(self, of)
 
     def __call__(self, runs: Iterable[Steps], **settings: Any) -> float:
-        """The value of one ranking's `steps()`."""
+        """The value for one ranking's `steps()`."""
         return self.total(self.of(steps, **settings) for steps in runs)
 
 
@@ -64,7 +64,7 @@ def average_precision(steps: Steps) -> float:
 
 @functools.partial(Ranked, total=max)
 def f1_max(steps: Steps) -> float:
-    """Largest F1 = 2 TP / (TP + FP + P) over thresholds: an oracle's, as it is chosen on the test labels."""
+    """Largest F1 = 2 TP / (TP + FP + P) over thresholds: an oracle metric, as test labels choose the threshold."""
     return float(np.max(2 * steps.hits[1:] / (steps.hits[1:] + steps.reached + steps.positives)))
 
 
@@ -78,7 +78,7 @@ def pro(steps: Steps, limit: float = PRO_LIMIT) -> float:
     the rate with the negatives tied with it; each ramp's integral over [0, L] is added up.
     """
     low, high = steps.above / steps.negatives, steps.reached / steps.negatives
-    width = np.maximum(high - low, 1 / steps.negatives)  # a ramp that L cuts is no narrower
+    width = np.maximum(high - low, 1 / steps.negatives)  # ramps cut by L are at least that wide
     cut = np.maximum(limit - low, 0) ** 2 / (2 * width)
     area = np.where(high <= limit, limit - (low + high) / 2, cut)
     return float(np.diff(steps.overlap) @ area) / limit
@@ -88,7 +88,7 @@ def pro(steps: Steps, limit: float = PRO_LIMIT) -> float:
 class Evaluation:
     """What `evaluate` returns.
 
-    values: name of a metric -> a fraction (of one's own: any number), None where undefined.
+    values: metric -> a fraction (user-defined metrics: any number), None where undefined.
     curves: "image_roc", "pixel_roc" (x false, y true positive rate, x from 0 to 1) and "pro" (x false positive rate
     from 0 to 0.3, y overlap) -> {"x": [...], "y": [...]}, at most 500 points, rounded to 6 digits; an undefined curve
     is left out.
@@ -108,11 +108,11 @@ def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> E
     """Compute every metric that is defined (those of `metric=standard` unless others are given), and the curves.
 
     Image metrics need normal and defective images; pixel metrics need maps, masks, and pixels of both kinds.
-    Beside the outcome it takes 5 bytes a pixel, or 28 a defect pixel where these prevail.
+    Memory besides the outcome: 5 bytes per pixel, or 28 per defect pixel if these are more.
 
     Raises:
-        ValueError: a shape or type is wrong, or a score is NaN (it has no rank) or infinite (an overflow ties
-            scores that differ); one's own metric is not finite.
+        ValueError: a shape or type is wrong, a score is NaN (it has no rank) or infinite (an overflow ties scores
+            that differ), or a user-defined metric is not finite.
     """
     _check(outcome)
     chosen = standard_metrics() if metrics is None else metrics
@@ -129,10 +129,10 @@ def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> E
 
 
 def _call(metric: Metric, outcome: Outcome) -> float | None:
-    """The value of a function of the outcome.
+    """The value of a metric that is a function of the outcome.
 
     Raises:
-        ValueError: neither None nor a finite number.
+        ValueError: it is neither None nor a finite number.
     """
     if any(getattr(outcome, need) is None for need in metric.needs):
         return None
@@ -161,7 +161,7 @@ def _sweep(
         x = np.column_stack((steps.above, steps.reached)).ravel() / steps.negatives  # the ends of each ramp
         roc.append(_thin(x, _ends(steps.hits) / steps.positives, RUN_POINTS))
         overlap.append(_thin(x, _ends(steps.overlap), RUN_POINTS))
-    # a perfect score is 1, though its parts are rounded
+    # rounding must not lift a perfect score above 1
     values = {name: min(float(function.total(parts[name])), 1.0) for name, (function, _) in metrics.items()}
     curves = {f"{level}_roc": _curve(roc, 1.0)}
     if level == "pixel":
@@ -170,7 +170,7 @@ def _sweep(
 
 
 def _ends(column: NDArray[Any]) -> NDArray[Any]:
-    """(T+1,) values before and after each threshold -> (2T,) both, in turn."""
+    """(T+1,) values before and after each threshold -> (2T,) both, alternating."""
     return np.column_stack((column[:-1], column[1:])).ravel()
 
 
@@ -186,9 +186,9 @@ def _curve(pieces: list[tuple[Floats, Floats]], limit: float) -> dict[str, list[
 
 
 def _thin(x: Floats, y: Floats, points: int) -> tuple[Floats, Floats]:
-    """At most `points` points of a rising line through V vertices, equally spaced in x + y, with both ends.
+    """At most `points` points of a rising line through V vertices, equally spaced in x + y, including both ends.
 
-    Between two of them, dx + dy = s, the area is off by at most dx dy / 2 <= s^2 / 8: 0.001 in all for a ROC of 500.
+    Between two of them, dx + dy = s, the area is off by at most dx dy / 2 <= s^2 / 8: 0.001 in total for 500 points.
     """
     along = x + y
     distinct = np.concatenate(([True], along[1:] > along[:-1]))
@@ -200,10 +200,10 @@ def _thin(x: Floats, y: Floats, points: int) -> tuple[Floats, Floats]:
 
 
 def _check(outcome: Outcome) -> None:
-    """Raise ValueError if the outcome's arrays do not fit together or hold a score that has no rank."""
+    """Raise ValueError if the outcome's arrays do not match or a score is not finite."""
     count = len(outcome.labels)
     if outcome.labels.shape != (count,) or outcome.scores.shape != (count,):
-        raise ValueError(f"expected one label and score an image, found {outcome.labels.shape}, {outcome.scores.shape}")
+        raise ValueError(f"expected a label and score per image, found {outcome.labels.shape}, {outcome.scores.shape}")
     maps = None if outcome.maps is None else [each.shape for each in outcome.maps]
     masks = None if outcome.masks is None else [each.shape for each in outcome.masks]
     if maps is not None and (len(maps) != count or any(len(shape) != 2 for shape in maps)):
@@ -220,7 +220,7 @@ def _check(outcome: Outcome) -> None:
 
 
 def _sizes(shapes: list[tuple[int, ...]]) -> str:
-    """'(N, H, W)' of images of one size."""
+    """'(N, H, W)' if all images have one size."""
     return str((len(shapes), *shapes[0])) if len(set(shapes)) == 1 else f"{len(shapes)} images of several sizes"
 
 

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Maps, Masks, Outcome
 
-RUN = 1 << 20  # positives that get 64-bit columns at a time
+RUN = 1 << 20  # positives processed at a time, which limits the memory for 64-bit columns
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A run of neighbouring thresholds, falling; each is the score of at least one positive.
+    """A run of consecutive thresholds, descending; each is the score of at least one positive.
 
     hits (T+1,): positives >= threshold, before the run and after each threshold; overlap (T+1,): the same with
     each pixel counted as its share of a region, averaged over regions; above (T,) and reached (T,): negatives
-    > threshold and >= threshold; positives, negatives: how many there are in all.
+    > threshold and >= threshold; positives, negatives: their total numbers.
     """
 
     hits: Counts
@@ -36,7 +36,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Ranking:
-    """positives (P,) and negatives (Q,), both rising; region (P,) int32: row of weight (R,) = 1 / (R * its size)."""
+    """positives (P,), negatives (Q,), both ascending; region (P,) int32: index in weight (R,) = 1 / (R * its size)."""
 
     positives: NDArray[Any]
     negatives: NDArray[Any]
@@ -65,14 +65,14 @@ class Ranking:
 
 
 def _rank(positives: NDArray[Any], negatives: NDArray[Any], region: NDArray[np.int32], weight: Floats) -> Ranking:
-    """Sort the scores of both kinds; `negatives` in place."""
+    """Sort both kinds of scores; `negatives` in place."""
     negatives.sort()
     order = np.argsort(positives)
     return Ranking(positives[order], negatives, region[order], weight)
 
 
 def _rank_images(outcome: Outcome) -> Ranking | None:
-    """The image scores; None if there is only one kind of images. All defects are one region."""
+    """The image scores; None if there is only one kind of image. All defects are one region."""
     positives, negatives = outcome.scores[outcome.labels], outcome.scores[~outcome.labels]
     if not len(positives) or not len(negatives):
         return None
@@ -80,7 +80,7 @@ def _rank_images(outcome: Outcome) -> Ranking | None:
 
 
 def _rank_pixels(outcome: Outcome) -> Ranking | None:
-    """The pixel scores of all images; None without maps or masks, or if there is only one kind of pixels."""
+    """The pixel scores of all images; None without maps or masks, or if there is only one kind of pixel."""
     maps, masks = outcome.maps, outcome.masks
     if maps is None or masks is None:
         return None
@@ -106,7 +106,7 @@ def _split(maps: Maps, masks: Masks, defects: int, pixels: int) -> tuple[NDArray
 
 def _regions(masks: Masks) -> tuple[NDArray[np.int32], Counts]:
     """The 8-connected region of each defect pixel (P,), in the order of `_split`, and region sizes (R,)."""
-    from scipy import ndimage  # here: who wants a metric's title does not wait for it
+    from scipy import ndimage  # slow to import, so not at the top
 
     regions, sizes, found = [], [], 0
     for mask in masks:

@@ -1,4 +1,4 @@
-"""The metrics that `conf/metric/` describes, and those of one's own. Neither torch nor NumPy: tables need titles."""
+"""The metrics in `conf/metric/` and user-defined ones. Imports neither torch nor NumPy: tables need titles only."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ OWN_KEYS = (*_NEEDED, "unit", "digits", "needs")  # all other keys are arguments
 
 @dataclass(frozen=True)
 class Metric:
-    """What a YAML in `conf/metric/` says.
+    """A metric as described by a YAML in `conf/metric/`.
 
     Attributes:
-        title: heads its column in tables.
-        level: whose ranking it is read off, or what it is about.
+        title: of its column in tables.
+        level: which ranking it is computed from, or what it measures.
         revision: raised whenever a value can change.
-        target: the import path of its function: one of `Steps` (see `metrics.Ranked`), or of an `Outcome`.
-        unit: "%" of a fraction, which tables show times 100; any other is shown as it is.
+        target: the import path of its function, which takes `Steps` (see `metrics.Ranked`) or an `Outcome`.
+        unit: "%" for a fraction, which tables show times 100; other values are shown as they are.
         digits: decimals in tables.
-        needs: what an outcome must have, "maps" and "masks"; else the value is None.
+        needs: "maps", "masks": without them the value is None.
         settings: arguments of the function.
     """
 
@@ -45,12 +45,12 @@ class Metric:
 
     @property
     def scale(self) -> float:
-        """What tables multiply by."""
+        """Factor for display in tables."""
         return 100.0 if self.unit == "%" else 1.0
 
     @property
     def short_title(self) -> str:
-        """Below the header of its level."""
+        """The title below the header of its level."""
         return self.title.removeprefix(f"{self.level} ")
 
     @functools.cached_property
@@ -63,11 +63,11 @@ class Metric:
         return function
 
     def is_in(self, entries: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether a record's `metrics` hold it in this revision."""
+        """Whether a record's `metrics` contain it in this revision."""
         return self.name in entries and entries[self.name]["revision"] == self.revision
 
     def entry(self, value: float | None) -> dict[str, Any]:
-        """The value as a record holds it; one's own metric is described too, as tables do not see its YAML."""
+        """The value as stored in a record; a user-defined metric is described too, as tables do not see its YAML."""
         about = {"title": self.title, "level": self.level, "unit": self.unit, "digits": self.digits}
         return {"value": value, "revision": self.revision, **({} if self.name in packaged_metrics() else about)}
 
@@ -83,7 +83,7 @@ def packaged_metrics() -> dict[str, Metric]:
 
 
 def standard_metrics() -> dict[str, Metric]:
-    """What every run computes and stores."""
+    """The metrics that every run computes and stores."""
     return {name: packaged_metrics()[name] for name in packaged_node("metric", "standard")["metrics"]}
 
 
@@ -91,27 +91,27 @@ Entries = Iterable[Mapping[str, Mapping[str, Any]]]  # `metrics` of records
 
 
 def find_metric(name: str, entries: Entries = ()) -> Metric | None:
-    """A metric of the package, or one of one's own as records describe it, in its latest revision."""
+    """A metric of the package, or a user-defined one as records describe it, in its latest revision."""
     if name in packaged_metrics():
         return packaged_metrics()[name]
-    told = [entry[name] for entry in entries if name in entry]
-    if not told:
+    described = [entry[name] for entry in entries if name in entry]
+    if not described:
         return None
-    latest = max(told, key=lambda entry: int(entry["revision"]))
+    latest = max(described, key=lambda entry: int(entry["revision"]))
     about = {"title": name, "level": "image", **latest}
     return Metric(name, **{key: value for key, value in about.items() if key != "value"})
 
 
 def own_names(entries: Entries) -> list[str]:
-    """The metrics in records that are not the package's."""
+    """The user-defined metrics in records."""
     return sorted(set().union(*entries) - packaged_metrics().keys())
 
 
 def chosen_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
-    """The metrics that `metric=` names, sets resolved.
+    """The metrics named by `metric=`, sets resolved.
 
     Raises:
-        UsageError: a YAML that is no metric's, or changes one of the package's.
+        UsageError: a YAML that is not a metric, or changes one of the package's.
     """
     found: dict[str, Metric] = {}
     for name, node in (config.get("metric") or {}).items():
@@ -125,22 +125,22 @@ def chosen_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
 
 
 def _one_of(name: str, group: str) -> Metric:
-    """A metric that a set names."""
+    """A metric named by a set."""
     if name not in packaged_metrics():
         raise UsageError(f"metric.{group}.metrics: no metric {name} in the package{closest(name, packaged_metrics())}")
     return packaged_metrics()[name]
 
 
 def own(node: Mapping[str, Any]) -> Metric:
-    """The metric of a node; a name stands for one definition, whatever the command line says."""
+    """The metric of a node; the command line must not change what a name stands for."""
     ours = packaged_node("metric", node["name"])
     if not ours:
         return make_metric(node)
     changed = [key for key in {**ours, **node} if ours.get(key) != node.get(key)]
     if changed:
         raise UsageError(
-            f"metric.{node['name']}.{changed[0]}={node.get(changed[0])}: found another definition under the name of a "
-            "metric of the package; write a YAML with a name of your own and give --config-dir DIR"
+            f"metric.{node['name']}.{changed[0]}={node.get(changed[0])}: found a changed definition of a metric of the "
+            "package; write a YAML under another name and give --config-dir DIR"
         )
     return packaged_metrics()[node["name"]]
 
@@ -149,7 +149,7 @@ def make_metric(node: Mapping[str, Any]) -> Metric:
     """A metric from its YAML.
 
     Raises:
-        UsageError: a key is missing or has a value that it cannot have.
+        UsageError: a key is missing or has an invalid value.
     """
     where = f"metric.{node.get('name')}"
     require_keys(node, where, _NEEDED)

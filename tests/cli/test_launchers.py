@@ -82,7 +82,7 @@ def test_a_plugin_that_is_not_installed(name, command, monkeypatch):
     status, out, err = command("-m", f"hydra/launcher={name}", "seed=0,1")
     assert (status, out) == (2, "")
     extra = launchers.PLUGINS[name][1]
-    expected = f"error: hydra/launcher={name}: its plugin is not installed; call: "
+    expected = f"error: hydra/launcher={name}: its plugin is not installed; run: "
     assert err == f"{expected}pip install 'anomaly-bench-suite[{extra}]'\n"
 
 
@@ -108,7 +108,7 @@ def test_no_slurm_here(command, monkeypatch):
     monkeypatch.setenv("PATH", "")
     status, _, err = command("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
     assert status == 2
-    assert err.startswith("error: hydra/launcher=submitit_slurm: found no srun here; call it on")
+    assert err.startswith("error: hydra/launcher=submitit_slurm: found no srun here; run it on")
 
 
 @pytest.mark.parametrize("name", launchers.PLUGINS)

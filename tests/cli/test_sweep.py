@@ -50,7 +50,7 @@ def test_a_sweep_skips_what_is_done_and_prints_its_tables_once(sweep, command):
     status, second, err = command("-m", *words, "seed=0,1,2")
     assert status == 0, err
     assert row(err, "padim", "lite0") == ["2", "4", "0", "0"]
-    assert "3 jobs: 2 have nothing to do, 1 are launched" in err
+    assert "3 jobs: 2 have nothing to do, launching 1" in err
     assert "Mean of 3 seeds" in second
     assert before.items() <= stamps(results).items()
 
@@ -144,7 +144,7 @@ def test_jobs_that_are_equal_run_once(sweep, command):
     words += ["input.resize=128", "method=ae_l2", "method.epochs=1", "method.samples=2", "category=cog"]
     status, _, err = command("-m", *words, "backbone=lite0,lite1")
     assert status == 0, err
-    assert "1 jobs, 1 equal to others" in err
+    assert "1 jobs, 1 equivalent to others" in err
     assert len(records.load_all(results)[0]) == 1
     assert command("-m", *words, "seed=0,0", "backbone=lite0")[0] == 0
     assert len(records.load_all(results)[0]) == 1

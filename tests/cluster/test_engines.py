@@ -110,7 +110,7 @@ def test_slurm_with_a_worker_killed_in_the_middle(slurm, tmp_path):
     os.kill(min(workers(tmp_path) - before), 9)
     err = first.communicate()[1]
     assert first.returncode == 1, err
-    assert re.search(r"^error: SlurmLauncher: Job .*; call it again: what is done is kept$", err, re.MULTILINE), err
+    assert re.search(r"^error: SlurmLauncher: Job .*; run it again: finished work is kept$", err, re.MULTILINE), err
     assert "Traceback" not in err
     kept = seeds(tmp_path)
     assert 0 < len(kept) < 8, "the others were waited for"

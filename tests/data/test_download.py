@@ -228,7 +228,7 @@ def test_a_broken_transfer_is_resumed(site, capsys):
     assert site.part.stat().st_size == half
     err = capsys.readouterr().err
     assert re.search(r"cut: broke off after 0\.\d MB of 0\.\d MB", err)
-    assert "the same command goes on there" in err
+    assert "run the same command to resume" in err
     assert site.get("whole")
     rest = site.requests[0]
     assert (rest.range, rest.sent) == (f"bytes={half}-", len(site.state.content) - half)
@@ -277,7 +277,7 @@ def test_a_server_that_sends_another_part(site, capsys):
     site.get("cut")
     before = site.part.read_bytes()
     assert not site.get("shifted")
-    assert "it sent bytes" in capsys.readouterr().err
+    assert "received bytes" in capsys.readouterr().err
     assert site.part.read_bytes() == before
 
 
@@ -319,7 +319,7 @@ def test_no_server_at_all(site, capsys):
     assert not site.get("whole", "gone")
     err = capsys.readouterr().err
     assert err.count("refused") == 2
-    assert "no address gave the whole archive" in err
+    assert "no address delivered the whole archive" in err
     assert list(site.root.iterdir()) == []
 
 
@@ -328,7 +328,7 @@ def test_an_address_that_is_none(site, capsys, tmp_path, address):
     (tmp_path / "whole").write_bytes(site.state.content)
     site.url = address.format(folder=tmp_path)
     assert not site.get("whole")
-    assert "no address gave" in capsys.readouterr().err
+    assert "no address delivered" in capsys.readouterr().err
 
 
 def test_a_wrong_hash_deletes_what_came(site, capsys):
@@ -345,7 +345,7 @@ def test_a_server_that_stalls(site, capsys, monkeypatch):
     assert not site.get("stall")
     err = capsys.readouterr().err
     assert "no byte for 0.2 s" in err
-    assert "the same command goes on there" in err
+    assert "run the same command to resume" in err
     half = len(site.state.content) // 2
     assert site.part.stat().st_size == half
     assert site.get("stall", "whole")
@@ -383,7 +383,7 @@ def test_exit_statuses(site, tmp_path, command, monkeypatch):
     (tmp_path / "file").write_text("")
     assert command(*words, f"data_root={tmp_path / 'file'}")[::2] == (
         2,
-        f"{LICENCE}\nerror: data_root={tmp_path / 'file'}: cannot be made a folder (File exists)\n",
+        f"{LICENCE}\nerror: data_root={tmp_path / 'file'}: cannot create the folder (File exists)\n",
     )
     assert "needs data_root=DIR" in command(*words)[2]
     assert "did you mean cog?" in command(*words, f"data_root={site.root}", "category=cob")[2]
@@ -407,7 +407,7 @@ def test_two_at_once(site, capsys):
     site.part.write_bytes(site.state.content[:10])
     with download.workplace(site.root):
         assert not site.get("whole")
-    assert "another download is at work there" in capsys.readouterr().err
+    assert "another download is running there" in capsys.readouterr().err
     assert site.get("whole")
 
 

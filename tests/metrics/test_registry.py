@@ -59,7 +59,7 @@ def test_sets_and_lists():
 @pytest.mark.parametrize(
     ("text", "words", "error"),
     [
-        (PRO_005, ["metric=pro", "metric.pro.limit=0.1"], r"metric.pro.limit=0.1: found another definition"),
+        (PRO_005, ["metric=pro", "metric.pro.limit=0.1"], r"metric.pro.limit=0.1: found a changed definition"),
         (PRO_005.replace("# @package metric.pro_005\n", ""), ["metric=pro_005"], "start metric/NAME.yaml with"),
         (PRO_005.replace("level: pixel", "level: pixels"), ["metric=pro_005"], "level=pixels: expected image or pixel"),
         (PRO_005.replace("revision: 1\n", ""), ["metric=pro_005"], r"metric.pro_005.revision=None: expected a whole"),

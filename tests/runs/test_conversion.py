@@ -92,7 +92,7 @@ def test_converted_records_are_done(old, command, tree):
     status, out, err = convert(command, old, f"data_root={tree}")
     assert status == 0, err
     assert out.startswith(
-        "1 records carried over, each proven to be of the files at hand: records/data/padim-lite0/cog"
+        "1 records migrated, each verified to belong to the files at hand: records/data/padim-lite0/cog"
     )
     assert not before.exists()
     assert not before.with_suffix("").exists()
@@ -119,7 +119,7 @@ def test_without_its_files_a_record_is_shown_and_not_taken_for_done(old, command
         shutil.move(tree / "cog", tree / "gear")
     status, out, err = convert(command, old, *(() if fault == "no data_root" else (f"data_root={tree}",)))
     assert status == 0, err
-    assert out.startswith("1 records carried over with their old fingerprint, as their files are not at hand")
+    assert out.startswith("1 records migrated with their old fingerprint, as their files are not at hand")
     (record,) = records.load_all(results)[0]
     assert record.fingerprint == fingerprint
     assert record.converted == {"schema": 1, "fingerprint": fingerprint, "proven": False}
@@ -157,7 +157,7 @@ def test_records_that_version_0_1_0_wrote(name, real, command, tmp_path):
     path.write_text(text)
     status, out, err = command("records", "convert", f"results={tmp_path}", f"data_root={real}")
     assert status == 0, err
-    assert "1 records carried over, each proven" in out
+    assert "1 records migrated, each verified" in out
     (record,) = records.load_all(tmp_path)[0]
     committed = records.load(HERE.parents[1] / "results" / record.path)
     assert (committed.fingerprint, committed.converted) == (record.fingerprint, record.converted)

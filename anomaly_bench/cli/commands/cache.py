@@ -1,4 +1,4 @@
-"""`anomaly-bench cache list|clear`: what is kept that can be made again."""
+"""`anomaly-bench cache list|clear`: files that can be recreated at any time."""
 
 from __future__ import annotations
 

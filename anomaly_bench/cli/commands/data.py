@@ -1,4 +1,4 @@
-"""`anomaly-bench data check|download`: what a dataset's folder holds and what is wrong with it; its archive."""
+"""`anomaly-bench data check|download`: check a dataset's folder, or fetch its archive."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def command(subject: str, arguments: Sequence[str]) -> int:
 
 
 def check_dataset(config: Any) -> bool:
-    """Print one row per category; True: every category is there and sound.
+    """Print one row per category; True: every category is present and valid.
 
-    Folders, counts (against `about.counts` of the dataset's YAML), the match of images and masks, and each file's
-    header are looked at; pixels are not decoded.
+    Checks folders, counts (against `about.counts` of the dataset's YAML), the match of images and masks, and each
+    file's header; pixels are not decoded.
 
     Raises:
-        UsageError: the root is no folder, or none of the dataset's categories is in it.
+        UsageError: the root is not a folder, or contains none of the dataset's categories.
     """
     values: Any = OmegaConf.to_container(config, resolve=True)
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))

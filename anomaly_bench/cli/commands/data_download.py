@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def download_dataset(config: Any) -> bool:
-    """Fetch and unpack what is lacking of `category`; True: all of it is there.
+    """Fetch and unpack the missing categories among `category`; True: all of them are there.
 
     Raises:
         UsageError: the dataset's YAML names no archive, or `data_root` cannot be a folder.
@@ -33,7 +33,7 @@ def download_dataset(config: Any) -> bool:
     dataset = open_dataset(node, made_root(node["name"], as_path(values["data_root"])))
     lacking = [name for name in chosen(dataset, values["category"]) if name not in dataset.available]
     if not lacking:
-        reporter.say(f"nothing to do: all that was asked for is in {dataset.root}")
+        reporter.say(f"nothing to do: all requested categories are in {dataset.root}")
         return True
     try:
         with workplace(dataset.root) as folder:
@@ -52,7 +52,7 @@ def download_dataset(config: Any) -> bool:
 
 
 def made_root(name: str, data_root: Path | None) -> Path | None:
-    """`data_root`, else `$ANOMALY_BENCH_DATA/<name>`, made where it is not there; None: neither is given."""
+    """`data_root`, else `$ANOMALY_BENCH_DATA/<name>`, created if missing; None: neither is given."""
     shared = os.environ.get(DATA_VARIABLE)
     if data_root is None and shared is None:
         return None
@@ -60,17 +60,17 @@ def made_root(name: str, data_root: Path | None) -> Path | None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"data_root={root}: cannot be made a folder ({error.strerror})") from error
+        raise UsageError(f"data_root={root}: cannot create the folder ({error.strerror})") from error
     return root
 
 
 def disk_failure(error: OSError, root: Path, archive: Archive) -> str:
-    """What the disk has against writing, in one line."""
+    """Why the disk could not be written to, in one line."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"{error.filename or root}: cannot be written ({error.strerror or error}); check the folder and its rights"
+            f"{error.filename or root}: cannot be written ({error.strerror or error}); check the folder's permissions"
         )
     return (
         f"{root}: the disk is full: found {megabytes(shutil.disk_usage(root).free)} free, unpacking needs up to "
-        f"{megabytes(archive.unpacked)} besides the archive; free some and give the same command again: it goes on"
+        f"{megabytes(archive.unpacked)} besides the archive; free some and run the same command again: it resumes"
     )

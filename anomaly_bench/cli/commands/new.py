@@ -1,4 +1,4 @@
-"""`anomaly-bench new method|dataset|metric NAME`: a module, its YAML and its test, from the templates."""
+"""`anomaly-bench new method|dataset|metric NAME`: a module, its YAML and its test, from a template."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RUN = {
 
 
 def command(kind: str, words: Sequence[str]) -> int:
-    """Write the template's files under a new name, and say how to run and test them.
+    """Write the template's files under a new name, and print how to run and test them.
 
     Raises:
-        UsageError: no name or one that cannot be used, another key than out, or a file that exists.
+        UsageError: no name, an invalid one, a key other than `out`, or a file that exists.
     """
     names = [word for word in words if "=" not in word]
     keys = dict(word.split("=", 1) for word in words if "=" in word)
@@ -36,7 +36,7 @@ def command(kind: str, words: Sequence[str]) -> int:
     made = {folder / path: text for path, text in renamed(kind, name)}
     existing = [str(path) for path in made if path.exists()]
     if existing:
-        raise UsageError(f"{shorten(existing)}: there already; give another name or out=DIR")
+        raise UsageError(f"{shorten(existing)}: exists already; give another name or out=DIR")
     check_writable(folder, f"out={folder}")
     for path, text in made.items():
         path.parent.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def command(kind: str, words: Sequence[str]) -> int:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise UsageError for a name that is no module's, or is taken."""
+    """Raise UsageError for a name that a module cannot have, or that is taken."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise UsageError(f"new {kind} {name}: expected a name in snake_case, such as my_{kind}")
     if name in choices(kind, [conf_folder()]):
@@ -57,7 +57,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def renamed(kind: str, name: str) -> list[tuple[Path, str]]:
-    """The template's files, relative to their folder, with another name in path and text."""
+    """The template's files, relative to their folder, with the new name in path and text."""
     old = f"my_{kind}"
     words = {old: name, "".join(map(str.title, old.split("_"))): "".join(map(str.title, name.split("_")))}
     words[f"My {kind}"] = name.replace("_", " ").capitalize()

@@ -1,4 +1,4 @@
-"""`anomaly-bench plan`: what the jobs of a run or sweep will take in memory, disk and time, before any is begun."""
+"""`anomaly-bench plan`: the memory, disk and time that the jobs of a run or sweep will need, before any starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def print_plan(jobs: Jobs) -> bool:
-    """Print what every job that is still to be done will take; True: all of them can be begun."""
+    """Print what every remaining job will need; True: all of them can start."""
     reporter = Reporter()
     found, planner = look(jobs, reporter), Planner()
     rows: list[tuple[tuple[str, ...], list[str]]] = []
@@ -59,7 +59,7 @@ def print_plan(jobs: Jobs) -> bool:
 
 
 def estimated(choice: SweepJob, planner: Planner) -> Mapping[str, Estimate | str]:
-    """Category -> estimate, or why it cannot be begun, of what a job still has to do."""
+    """Remaining category of a job -> its estimate, or why it cannot start."""
     found: dict[str, Estimate | str] = {}
     if choice.runner is None:
         return found
@@ -74,7 +74,7 @@ def estimated(choice: SweepJob, planner: Planner) -> Mapping[str, Estimate | str
 
 
 def estimate_cells(made: Sequence[Estimate]) -> list[str]:
-    """The numbers of a job: its categories are done one after the other."""
+    """A job's row: its categories run one after the other."""
     largest = max(made, key=lambda each: each.memory)
     known = [each.seconds for each in made if each.seconds is not None]
     return [
@@ -88,17 +88,17 @@ def estimate_cells(made: Sequence[Estimate]) -> list[str]:
 
 
 def summary(found: Sequence[SweepJob], estimates: Sequence[Estimate]) -> str:
-    """One line: how much is to be done, and what it takes together."""
+    """One line: what remains to be done, and what it needs in total."""
     done = sum(choice.count(State.DONE) for choice in found)
     if not estimates:
-        return f"{len(found)} jobs: all {done} records are there"
+        return f"{len(found)} jobs: all {done} records exist"
     known = [made.seconds for made in estimates if made.seconds is not None]
     time = duration(sum(known)) if known else "unknown time"
     if 0 < len(known) < len(estimates):
-        time = f"{time} for {len(known)} of them, the others' time is unknown"
+        time = f"{time} for {len(known)} of them, unknown for the others"
     largest = max(made.memory for made in estimates)
     size = sum(made.disk for made in estimates)
     return (
-        f"{len(found)} jobs: {done} records are there, {len(estimates)} to make: {time} in one process, "
+        f"{len(found)} jobs: {done} records exist, {len(estimates)} to make: {time} in one process, "
         f"up to {largest / 1e6:.0f} MB of memory, at most {size / 1e6:.0f} MB of disk"
     )

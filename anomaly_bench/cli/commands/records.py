@@ -1,4 +1,4 @@
-"""`anomaly-bench records convert results=DIR data_root=DIR`: records of an older version, carried over."""
+"""`anomaly-bench records convert results=DIR data_root=DIR`: migrate records of an older version."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from anomaly_bench.errors import Exit, shorten
 from anomaly_bench.records import outlines, results_csv
 from anomaly_bench.runs.conversion import Sources, convert
 
-SAID = {
-    "proven": "carried over, each proven to be of the files at hand",
-    "kept": "carried over with their old fingerprint, as their files are not at hand: tables show them, a run does not "
-    "take them for done",
-    "left": "left as they are",
+OUTCOMES = {
+    "proven": "migrated, each verified to belong to the files at hand",
+    "kept": "migrated with their old fingerprint, as their files are not at hand: tables show them, but a run computes "
+    "them again",
+    "left": "left unchanged",
 }
 
 
 def command(subject: str, arguments: Sequence[str]) -> int:
-    """Convert what needs it, rebuild results.csv, and say what was done.
+    """Convert what needs it, rebuild results.csv, and report what was done.
 
     Raises:
         UsageError: there is no such folder.
@@ -35,7 +35,7 @@ def command(subject: str, arguments: Sequence[str]) -> int:
     results_csv.write_csv(outlines.outlines(results)[0], results)
     for kind, listed in done.items():
         if listed:
-            print(f"{len(listed)} records {SAID[kind]}: {shorten(listed)}")
+            print(f"{len(listed)} records {OUTCOMES[kind]}: {shorten(listed)}")
     if not any(done.values()):
         print(f"{results}: nothing to convert")
     return Exit.FAILED if done["left"] else Exit.DONE

@@ -1,4 +1,4 @@
-"""`anomaly-bench references check|evidence`: what published tables contradict; what our methods were compared with."""
+"""`anomaly-bench references check|evidence`: contradictions in published tables; what methods were checked against."""
 
 from __future__ import annotations
 

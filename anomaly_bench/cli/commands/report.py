@@ -1,4 +1,4 @@
-"""`anomaly-bench report`: one HTML file of a results folder."""
+"""`anomaly-bench report`: one HTML file for a results folder."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def run_job(config: DictConfig) -> int:
-    """One configuration of a single run or of a sweep: records, then tables on the screen, a sweep's at its end."""
+    """Run one configuration, of a single run or a sweep; a single run prints its tables, a sweep does so at its end."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -35,9 +35,9 @@ def run_job(config: DictConfig) -> int:
     launchers.limit_pools(values, sweep)
     summary = execute(values, stop)
     try:
-        if stop is None:  # not a part of a sweep
+        if stop is None:  # not part of a sweep
             tables.write_tables(summary)
-    except BrokenPipeError:  # the reader of our output, such as head, has gone; the files are written
+    except BrokenPipeError:  # the reader of our output, such as head, has exited; the files are written
         pass
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)

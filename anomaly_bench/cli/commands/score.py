@@ -1,4 +1,4 @@
-"""`anomaly-bench score`: a folder of images by a kept model, or metrics from anomaly maps."""
+"""`anomaly-bench score`: a folder of images by a saved model, or metrics from anomaly maps."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # 
 
 def command(arguments: Sequence[str]) -> int:
     if set(SWEEPING) & set(arguments):
-        raise UsageError("score: takes no --multirun; call it once for each model or folder of maps")
+        raise UsageError("score: takes no --multirun; run it once for each model or folder of maps")
     config = composed_once("score", arguments)
     return Exit.DONE if config is None else score(config, config_folders(arguments)[1:])
 
 
 def score(config: DictConfig, folders: Sequence[Path]) -> int:
-    """Images with a model, or metrics from maps; a key of the other use is refused rather than ignored.
+    """Score images, or compute metrics from maps; a key of the other use is rejected rather than ignored.
 
     Args:
-        folders: the user's own configuration.
+        folders: of the user's configuration.
     """
     values: Any = OmegaConf.to_container(config, resolve=True)
     if (values["model"] is None) == (values["maps"] is None):

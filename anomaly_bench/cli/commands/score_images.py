@@ -1,14 +1,13 @@
-"""`anomaly-bench score model=DIR images=DIR out=DIR`: a fitted model scores any folder of images.
+"""`anomaly-bench score model=DIR images=DIR out=DIR`: score any folder of images with a fitted model.
 
     out/scores.csv              file, score: each image's path below `images` and its raw score, higher = more anomalous
     out/maps/<image>.npy        its anomaly map, float32 (H, W) of the model's input (within the crop, if it has one)
-    out/overlays/<image>.png    the map's heat over the image
+    out/overlays/<image>.png    the heat map over the image
 
-An image is read as a run reads it: grey repeated, alpha dropped, 16 bits scaled to 8, resized and cropped as when
-the model was fitted. The same files in the same batches score the same to the last bit. One scale of colours holds
-for the whole folder (`common_scale`, or the key `scale`), so overlays are drawn at the end, from the maps on the disk:
-what is held in memory is two batches of images, the names and the scores. No torch at the top: a wrong folder is said
-at once.
+Images are read as in a run: grey repeated, alpha dropped, 16 bits scaled to 8, resized and cropped as when the model
+was fitted. The same files in the same batches get bit-identical scores. The whole folder shares one colour scale
+(`common_scale`, or the key `scale`), so overlays are drawn at the end, from the maps on disk: memory holds two batches
+of images, the names and the scores. No torch at the top: a wrong folder is reported at once.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
         folders: the user's own configuration, whose classes a model may name.
 
     Raises:
-        UsageError: no model, no image, weights other than the model's, or `out` cannot be used.
+        UsageError: no model, no image, weights that are not the model's, or an `out` that cannot be used.
     """
     wanted = read_wanted(values)
     files = [file for each in tree(wanted.images) for file in image_files(each)]
     if not files:
-        raise UsageError(f"images={wanted.images}: no image in it or its sub-folders; expected png, jpg, tif, bmp, ...")
+        raise UsageError(f"images={wanted.images}: no image in it or its subfolders; expected png, jpg, tif, bmp, ...")
     from anomaly_bench.hardware import torch_setup
     from anomaly_bench.runs import saved_model
 
@@ -51,12 +50,12 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     with sharing.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
         try:
             return Folder(wanted, files, about, reporter, pool).score(method, device)
-        except OSError as error:  # of an image it would be a DataError
+        except OSError as error:  # for an image it would be a DataError
             raise UsageError(f"out={wanted.out}: cannot be written ({error.strerror or error})") from error
 
 
 def read_wanted(values: Mapping[str, Any]) -> Wanted:
-    """Check the keys; see `score`."""
+    """Check the keys."""
     images = existing_folder(values, "images", "a folder of images to score")
     if values["out"] is None:
         raise UsageError("out=DIR is missing: expected a new folder for scores.csv, maps and overlays")
@@ -65,7 +64,7 @@ def read_wanted(values: Mapping[str, Any]) -> Wanted:
     if ours.is_relative_to(theirs) or theirs.is_relative_to(ours / "overlays"):
         raise UsageError(f"out={out} and images={images}: overlays would lie among the images; give out another folder")
     return Wanted(
-        model=existing_folder(values, "model", "a folder that save_model=true has written"),
+        model=existing_folder(values, "model", "a folder written by save_model=true"),
         images=images,
         out=out,
         weights=None if values["weights"] is None else str(values["weights"]),
@@ -83,5 +82,5 @@ def read_scale(value: Any) -> tuple[float, float] | None:
         return None
     numbers = isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
     if not numbers or not value[0] < value[1]:
-        raise UsageError(f"scale={value}: expected the lowest and the highest map value, as [0.5,12]")
+        raise UsageError(f"scale={value}: expected the lowest and the highest map value, such as [0.5,12]")
     return float(value[0]), float(value[1])

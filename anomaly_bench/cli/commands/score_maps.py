@@ -1,18 +1,18 @@
-"""`anomaly-bench score maps=DIR dataset=NAME ...`: metrics from kept anomaly maps, without a model. No torch here.
+"""`anomaly-bench score maps=DIR dataset=NAME ...`: metrics from saved anomaly maps, without a model. No torch here.
 
-DIR is either of
+DIR is one of
 
-- a results folder, or a folder in one, with the maps that `save_maps=true` kept beside records. Masks are resized and
-  cropped as the run did: a metric whose revision has not changed comes out as recorded.
-- maps of any program, one file (npy, npz, tif, tiff) an image, in a tree like that of the dataset's test images: MVTec
-  AD's <category>/test/<defect>/<image>.tiff. For one category DIR may be its folder, or its folder `test`, as
-  `score model=` writes it.
+- a results folder, or a folder in one, with maps that `save_maps=true` wrote beside records. Masks are resized and
+  cropped as in the run: metrics whose revision has not changed are reproduced exactly.
+- maps from any program, one file (npy, npz, tif, tiff) per image, in a tree like that of the dataset's test images: for
+  MVTec AD <category>/test/<defect>/<image>.tiff. For one category DIR may be its folder, or its folder `test`, as
+  written by `score model=`.
 
-Maps and masks have to be of one size. MVTec's evaluation code expects maps of their images' size, and that is the size
-here unless another is asked for: a smaller or larger map is resized (bilinear), the mask stays as it is. With
-`input.resize` and `input.crop` the comparison is that of a run with these keys: the mask is resized (nearest neighbour)
-and cropped; a map of the resulting size is taken as it is, any other is resized to it; with a crop, that can only be
-one of the image's own size, which is resized and cropped like the image.
+Maps and masks are compared at one size. By default that is the image's size, as in MVTec's evaluation code: the mask
+stays as it is, a map of another size is resized (bilinear). With `input.resize` and `input.crop` it is the size of a
+run with these keys: the mask is resized (nearest neighbour) and cropped; a map of the resulting size is used as it is,
+any other is resized to it. With a crop, only a map of the image's own size is accepted, and is resized and cropped
+like the image.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ if TYPE_CHECKING:
 
 
 def score_maps(values: Mapping[str, Any]) -> bool:
-    """Print the metrics of all maps that are found, and write metrics.csv and metrics.json if `out` is given.
+    """Print the metrics of all maps found, and write metrics.csv and metrics.json if `out` is given.
 
-    Returns: whether every category that was asked for has its metrics.
+    Returns: whether every requested category has its metrics.
 
     Raises:
-        UsageError: no maps, an unknown metric, or keys that do not go together.
+        UsageError: no maps, an unknown metric, or incompatible keys.
     """
     place = existing_folder(
-        values, "maps", "anomaly maps in the layout of the test images, or a results folder with kept maps"
+        values, "maps", "anomaly maps in the layout of the test images, or a results folder with saved maps"
     )
     picked = chosen_metrics(values)
     if not picked:
@@ -93,7 +93,7 @@ def score_maps(values: Mapping[str, Any]) -> bool:
 
 
 def read_frame(node: Mapping[str, Any], place: Path) -> Frame:
-    """The size of the comparison; maps that are known to cover a crop only cannot be laid over whole images."""
+    """The size of the comparison; maps known to cover only a crop cannot be compared with whole images."""
     if node["resize"] is not None:
         return Frame(*input_size(node))
     if node["crop"] is not None:
@@ -101,7 +101,7 @@ def read_frame(node: Mapping[str, Any], place: Path) -> Frame:
     cut = covered_crop(place)
     if cut is not None:
         keys = " ".join(f"input.{key}={size}".replace(", ", ",") for key, size in cut.items())
-        raise UsageError(f"maps={place}: they cover the centre of their images only; give {keys}")
+        raise UsageError(f"maps={place}: they cover only the centre of their images; give {keys}")
     return Frame(None, None)
 
 
@@ -112,14 +112,14 @@ def refuse_unused(values: Mapping[str, Any], recorded: bool) -> None:
     given = {"scores": values["scores"], **{f"input.{key}": value for key, value in values["input"].items()}}
     for key, value in given.items():
         if recorded and value is not None:
-            raise UsageError(f"{key}={value}: maps={values['maps']} has maps kept beside records, which say that too")
+            raise UsageError(f"{key}={value}: maps={values['maps']} has maps beside records, which set it already")
 
 
 def read_scores(value: Any) -> dict[str, float] | None:
     """File -> score of a CSV with these two columns; other columns are ignored.
 
     Raises:
-        UsageError: it cannot be read, or a row is not as it must be.
+        UsageError: it cannot be read, or a row is invalid.
     """
     if value is None:
         return None
@@ -148,7 +148,7 @@ def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> Table:
-    """Categories, each group followed by its mean, against metrics, in %."""
+    """Rows: categories, each group followed by its mean; columns: metrics, in %."""
     rows: list[tuple[Header, list[Cell]]] = []
 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
@@ -163,7 +163,7 @@ def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: 
 
     groups = list(dict.fromkeys(dataset.categories.values()))
     for group in groups:
-        names = [name for name, own in dataset.categories.items() if own == group]
+        names = [name for name, other in dataset.categories.items() if other == group]
         shown = sorted((each for each in results if each.task in names), key=lambda each: names.index(each.task))
         for each in shown:
             add(each.category, [each], opens=bool(rows) and each is shown[0])
@@ -183,7 +183,7 @@ def mean_of(what: str, part: Sequence[Result], categories: int) -> str:
 
 
 def result_rows(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> Iterator[dict[str, Any]]:
-    """One for each result; metrics as fractions, None where undefined."""
+    """One row per result; metrics as fractions, None where undefined."""
     for each in results:
         counts = {"images": each.images, "defects": each.defects}
         about = {"dataset": dataset.name, "category": each.category, "group": dataset.categories[each.task]}
@@ -200,7 +200,7 @@ def as_csv(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Met
 
 
 def as_json(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> str:
-    """The rows with their curves, and the revisions of the metrics."""
+    """The rows with their curves, and the metrics' revisions."""
     listed = [
         {**row, "curves": each.evaluation.curves}
         for row, each in zip(result_rows(results, dataset, picked), results, strict=True)

@@ -1,4 +1,4 @@
-"""`anomaly-bench status`: what is done, failed and missing of a run or of a sweep, without computing."""
+"""`anomaly-bench status`: done, failed and missing tasks of a run or sweep, without computing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def print_status(jobs: Jobs) -> bool:
-    """Print what is done, failed and missing of each job; True: nothing is failed or missing."""
+    """Print how many tasks of each job are done, failed and missing; True: all are done."""
     found = look(jobs, Reporter())
     rows = [((*method_and_backbone(job), job.shown_name), [str(job.count(state)) for state in State]) for job in found]
     console = new_console(sys.stdout)

@@ -38,7 +38,7 @@ DEVIATION = "±: sample standard deviation over seeds; for means over categories
 def write_tables(summary: Summary) -> None:
     """Write results.csv and all tables of the results folder; print the tables of this run's setups."""
     results = summary.settings.results
-    known, _ = outlines.outlines(results)  # damaged ones were reported when the run met them
+    known, _ = outlines.outlines(results)  # the run has already reported damaged ones
     results_csv.write_csv(known, results)
     here = {setup_name(record) for record in summary.records}
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]

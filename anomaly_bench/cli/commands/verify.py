@@ -1,4 +1,4 @@
-"""`anomaly-bench verify record=FILE`: does a record come out again, here and now?"""
+"""`anomaly-bench verify record=FILE`: can a record be reproduced on this machine?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(arguments: Sequence[str]) -> int:
     """Compute a record again and print the verdict.
 
     Raises:
-        UsageError: no such record, or this machine has not the weights, the data or the device.
+        UsageError: no such record, or this machine lacks the weights, the data or the device.
         DataError: the record is damaged, or an image cannot be read.
     """
     config = composed_once("verify", arguments)
@@ -43,7 +43,7 @@ def read_record(value: Any) -> Record:
     """The record of the key `record`.
 
     Raises:
-        UsageError: there is no such file. DataError: it is no record, or was changed.
+        UsageError: there is no such file. DataError: it is not a record, or was changed.
     """
     if value is None:
         raise UsageError("record=FILE is missing: expected a JSON file below results/records")
@@ -55,11 +55,11 @@ def read_record(value: Any) -> Record:
     except OlderRecord as error:
         raise DataError(str(error)) from error
     except DamagedRecord as error:
-        raise DataError(f"{str(error).partition(';')[0]}; expected a record as a run has written it") from error
+        raise DataError(f"{str(error).partition(';')[0]}; expected a record as written by a run") from error
 
 
 def report(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
-    """What is printed: the verdict, scores, metrics, files, environment."""
+    """The printed lines: verdict, scores, files, metrics, environment."""
     network = "" if record.backbone == "none" else f" on {record.titles['backbone']}"
     what = f"{record.category}, {record.titles['method']}{network}, seed {record.seed}, {describe(record)}"
     yield f"{verdict.word}: {what}"
@@ -76,17 +76,17 @@ def report(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
 def score_line(verdict: Verdict) -> str:
     unequal = sum(then != now for then, now in verdict.scores.values())
     if not unequal:
-        return f"{len(verdict.scores)} image scores: equal to the last bit"
+        return f"{len(verdict.scores)} image scores: bit-identical"
     value, file = verdict.largest
     share = f" = {value / verdict.range:.2g} of their range" if verdict.range else ""
     return (
-        f"{len(verdict.scores)} image scores: {unequal} differ, at most by {value:.3g}{share} ({file}); tolerated: "
+        f"{len(verdict.scores)} image scores: {unequal} differ, by at most {value:.3g}{share} ({file}); tolerance: "
         f"{SCORE_TOLERANCE:g} of the range"
     )
 
 
 def file_lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
-    """What is not as it was among the files, as far as the record knows them."""
+    """Which files have changed, as far as the record tells."""
     if again.fingerprint == record.fingerprint:
         return
     for names, text in ((verdict.lost, "in the record, not here"), (verdict.new, "here, not in the record")):
@@ -95,14 +95,14 @@ def file_lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]
     if record.counts["fit"] != again.counts["fit"]:
         yield f"{again.counts['fit']} training images, {record.counts['fit']} in the record"
     yield (
-        "the fingerprint is not the record's: an image or mask has changed since"
-        + ("" if verdict.lost or verdict.new else " (the test images have their names)")
+        "the fingerprint differs: an image or mask has changed since"
+        + ("" if verdict.lost or verdict.new else " (the test images' names have not)")
         + ", or the record was edited"
     )
 
 
 def metric_table(record: Record, again: Record, verdict: Verdict) -> Table:
-    """Metrics as fractions, recorded and present; a value of another revision of its metric is not compared."""
+    """Metrics as fractions, recorded and now; a value of another revision of its metric is not compared."""
     rows, names = [], list(dict.fromkeys((*record.metrics, *again.metrics)))
     for name in names:
         metric = find_metric(name, (record.metrics, again.metrics))
@@ -110,21 +110,21 @@ def metric_table(record: Record, again: Record, verdict: Verdict) -> Table:
         texts.append(gap(*verdict.metrics.get(name, (None, None))))
         rows.append((Header((metric.title if metric else name,)), texts))
     outdated = [name for name in names if name not in verdict.metrics]
-    caption = f"Metrics as fractions; tolerated: {SCORE_TOLERANCE:g}"
+    caption = f"Metrics as fractions; tolerance: {SCORE_TOLERANCE:g}"
     notes = [f"Of another revision or on one side only, not compared: {', '.join(outdated)}."] if outdated else []
     columns = [("recorded",), ("now",), ("difference",)]
     return Table.of_rows("verify", caption, ("Metric",), columns, rows, notes)
 
 
 def gap(then: float | None, now: float | None) -> str:
-    """'0', '+1.2e-07' or a dash where one is missing."""
+    """'0', '+1.2e-07', or a dash if one is missing."""
     if then is None or now is None:
         return DASH
     return f"{now - then:+.1e}" if now != then else "0"
 
 
 def environment(record: Record, again: Record) -> Iterator[str]:
-    """'torch: 2.6.0 in the record, 2.7.1 here', of all that is known of both."""
+    """Every difference, as in 'torch: 2.6.0 in the record, 2.7.1 here'."""
     import torch
 
     threads = torch.get_num_threads()

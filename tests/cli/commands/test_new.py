@@ -74,6 +74,6 @@ def test_bad_names(words, error, tmp_path, monkeypatch, capsys):
 def test_nothing_is_overwritten(tmp_path, capsys):
     (tmp_path / "test_first_try.py").write_text("mine")
     assert call(["new", "metric", "first_try", f"out={tmp_path}"]) == 2
-    assert "test_first_try.py: there already; give another name or out=DIR" in capsys.readouterr().err
+    assert "test_first_try.py: exists already; give another name or out=DIR" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["test_first_try.py"]
     assert (tmp_path / "test_first_try.py").read_text() == "mine"

@@ -28,16 +28,16 @@ def test_a_plan_is_made_of_shapes_then_of_records(words, command, tmp_path):
         assert row[:4] == ["padim", "lite0", f"seed={seed}", "2"]
         assert row[6:] == ["?", "shapes", "no", "record", "yet"]
         assert int(row[4]) >= 200, "the libraries alone"
-    assert "2 jobs: 0 records are there, 4 to make: unknown time" in out
+    assert "2 jobs: 0 records exist, 4 to make: unknown time" in out
     assert command(*words, "category=cog")[0] == 0
     status, out, _ = command("plan", *words, "seed=0,1")
     assert status == 0
     first, second = rows(out)
     assert (first[3], second[3]) == ("1", "2")
     assert first[-4:] == ["1", "records", "1", "records"]
-    assert "2 jobs: 1 records are there, 3 to make:" in out
+    assert "2 jobs: 1 records exist, 3 to make:" in out
     assert command(*words)[0] == 0
-    assert command("plan", *words)[1].strip() == "1 jobs: all 2 records are there"
+    assert command("plan", *words)[1].strip() == "1 jobs: all 2 records exist"
 
 
 def test_time_grows_with_images_and_epochs(words, command, tmp_path, monkeypatch):

@@ -272,7 +272,7 @@ def test_from_a_model_to_maps_to_metrics(rescore, made, command, tmp_path, below
     assert command("score", f"model={model}", *words)[0] == 0
     status, _, err = rescore(out / "maps", "category=cog")
     assert status == 2
-    assert "they cover the centre of their images only; give input.resize=[64,64] input.crop=[48,48]" in err
+    assert "they cover only the centre of their images; give input.resize=[64,64] input.crop=[48,48]" in err
     keys = [f"scores={out / 'scores.csv'}", "category=cog", *FRAME, f"out={tmp_path / 'out'}"]
     status, _, err = rescore(out / "maps", *keys)
     assert (status, err) == (0, "")
@@ -388,7 +388,7 @@ def test_a_transposed_map_is_not_stretched(command, tmp_path):
     write({"test/good/000": np.ones((60, 40)), "test/spot/000": np.ones((40, 60))}, tmp_path / "maps" / "cog")
     status, _, err = command("score", f"maps={tmp_path / 'maps'}", "dataset=folder", f"data_root={tmp_path / 'data'}")
     assert status == 1
-    assert "a map of 60×40, its image has 40×60; transpose it: height is first" in err
+    assert "a map of 60×40, its image has 40×60; transpose it: height comes first" in err
 
 
 def test_extra_maps_are_named_and_left_out(rescore, cog, tmp_path):
@@ -454,7 +454,7 @@ def test_wrong_usage(rescore, made, cog, command, tmp_path):
         (theirs, "threads=0"): "threads=0",
         (theirs, "category=cog", f"out={tmp_path / 'full'}"): "not empty; give a new folder, or overwrite=true",
         (made[1], "input.resize=64"): "input.resize=64: ",
-        (made[1], "scores=/no/such.csv"): "maps kept beside records, which say that too",
+        (made[1], "scores=/no/such.csv"): "maps beside records, which set it already",
         (tmp_path / "none",): "no such folder; expected anomaly maps",
         (tmp_path / "empty",): "no maps in it; expected <category>/test/<defect>/<image> with one of .npy, .npz",
         (theirs / "cog",): "6 maps in it, but none of cog, mat",
