@@ -23,7 +23,7 @@ demo: .venv/installed  ## the default benchmark on generated images: tables on t
 test: .venv/dev  ## the whole test suite
 	$(BIN)/python -m pytest
 
-fuzz: .venv/dev  ## two minutes of damaged folders and malformed command lines; MINUTES=120 for two hours
+fuzz: .venv/dev  ## two minutes of random damage to folders and command lines; MINUTES=120 for two hours
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 check: .venv/dev docs  ## style, import rules, types, links in the documentation, the Dockerfile
@@ -35,15 +35,15 @@ check: .venv/dev docs  ## style, import rules, types, links in the documentation
 	$(BIN)/mypy --platform darwin
 	$(BIN)/hadolint Dockerfile
 
-docs: .venv/dev  ## the documentation as a web site in build/docs; a broken link is an error
+docs: .venv/dev  ## the documentation as a website in build/docs; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-package: .venv/dev  ## wheel and source archive in build/dist, checked by twine
+package: .venv/dev  ## wheel and sdist in build/dist, checked by twine
 	rm -rf build/dist
 	$(BIN)/hatchling build -d build/dist
 	$(BIN)/twine check --strict build/dist/*
 
-results: .venv/installed  ## the committed records and tables; DATA is the folder with MVTec AD's categories
+results: .venv/installed  ## reproduce the committed records and tables; DATA is the folder with MVTec AD's categories
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0,1,2 \
 		input.crop=null,224 gallery=0
 	$(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) category=[bottle,transistor] backbone=lite0 seed=0 \
@@ -60,7 +60,7 @@ define trained_one
 
 endef
 
-trained: .venv/dev  ## the committed records of methods that train: as many epochs as fit into five minutes on two cores
+trained: .venv/dev  ## the committed records of methods that train, each within five minutes on two cores
 	$(call trained_one,method=fastflow method.epochs=40)
 	$(call trained_one,method=cflow_ad method.epochs=8)
 	$(call trained_one,method=pefm backbone=lite0_lite1 method.epochs=25)
@@ -72,7 +72,7 @@ trained: .venv/dev  ## the committed records of methods that train: as many epoc
 	$(call trained_one,method=ae_ssim method.epochs=9 method.samples=320 method.batch=32)
 	$(BIN)/python benchmarks/update_readme.py
 
-structure: .venv/dev  ## the package's structure in numbers, next to their targets
+structure: .venv/dev  ## measure the package's structure against its targets
 	$(BIN)/python benchmarks/structure.py
 
 bench: .venv/dev  ## speed against lower bounds and, after `make peer`, against anomalib
@@ -84,7 +84,7 @@ bench: .venv/dev  ## speed against lower bounds and, after `make peer`, against 
 	$(BIN)/python benchmarks/bench_reconstruction.py --peak
 	$(BIN)/python benchmarks/bench_sweeps.py --data $(DATA)
 
-peer:  ## anomalib in an environment of its own
+peer:  ## install anomalib in a separate environment
 	$(PYTHON) -m venv .peer
 	.peer/bin/python -m pip install --quiet 'anomalib==2.7.*'
 
@@ -93,9 +93,9 @@ peer:  ## anomalib in an environment of its own
 	.parity/bin/python -m pip install --quiet --editable . FrEIA 'anomalib==2.7.*' scikit-image pytorch-msssim
 	touch $@
 
-parity: .parity/installed  ## all methods against public implementations, in an environment of their own
+parity: .parity/installed  ## compare all methods with public implementations, in a separate environment
 	OMP_NUM_THREADS=1 .parity/bin/python benchmarks/parity
 	.parity/bin/anomaly-bench references evidence format=md out=docs/evidence.md
 
-clean:  ## remove what the other targets have made, except results
+clean:  ## remove everything the other targets made, except results
 	rm -rf .venv .peer .parity demo build

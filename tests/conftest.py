@@ -1,4 +1,4 @@
-"""Shared by all tests: a cache of their own, small folders of images, the real images where they are."""
+"""Fixtures for all tests: a separate cache, small image folders, the real images if available."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def real() -> Path:
 
 
 def picture(number: int, side: int = 48) -> np.ndarray:
-    """(side, side, 3) uint8, another for each number."""
+    """(side, side, 3) uint8, different for each number."""
     random = np.random.default_rng(number)
     rows, columns = np.mgrid[:side, :side]
     wave = 128 + 50 * np.sin((rows + columns) / 5)
@@ -68,7 +68,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A data set of two small categories, "cog" and "mat"."""
+    """A dataset of two small categories, "cog" and "mat"."""
     for name in ("cog", "mat"):
         make_category(tmp_path / "data" / name)
     return tmp_path / "data"

@@ -1,11 +1,11 @@
-"""Random mutations of a small data set and of the command line; what anomaly-bench makes of them is checked.
+"""Fuzzing: random mutations of a small dataset and of the command line.
 
     python tests/fuzz.py --minutes 2 [--seed 7]
 
-Every case has a seed of its own: it copies a healthy tree with finished records, spoils it, and calls a spoilt command
-line, most of them in this process, every tenth as a process of its own. Whatever happens, there is no traceback, no
-unknown exit status, no hang, and no record that was there before is lost, changed or damaged. What breaks this is
-printed once, with the line that repeats it, and the exit status is 1.
+Each case has its own seed: it copies a healthy tree with finished records, corrupts it, and runs a corrupted command
+line, usually in this process, every tenth time in a separate one. There must be no traceback, unknown exit status or
+hang, and no earlier record may be lost, changed or damaged. Each violation is printed once, with the command line that
+reproduces it, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from anomaly_bench.cli.main import command
 from anomaly_bench.config import compose
 from anomaly_bench.hardware import timing
 
-SECONDS = 600  # after which a case hangs, on a busy machine too
-EVERY = 10  # case is a process of its own
+SECONDS = 600  # after which a case counts as hanging, even on a busy machine
+EVERY = 10  # case runs in a separate process
 QUICK = ["dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5"]
 
 
@@ -80,7 +80,7 @@ def text(rng: Rng) -> str:
 
 
 def file_name(rng: Rng) -> str:
-    """Letters that a Linux file may have, sometimes with an image's suffix."""
+    """Characters allowed in Linux file names, sometimes with an image suffix."""
     name = text(rng).replace("/", "").replace("\x00", "").strip(".") or "x"
     return name + rng.choice(["", ".png", ".PNG", ".jpg", ".txt", "_mask.png"])
 
@@ -144,7 +144,7 @@ def become_folder(rng: Rng, root: Path, path: Path) -> None:
 
 
 def become_link(rng: Rng, root: Path, path: Path) -> None:
-    """To somewhere in the tree, to its parent (a loop), or to nowhere."""
+    """A link into the tree, to its parent (a loop), or to nowhere."""
     delete(rng, root, path)
     path.symlink_to(rng.choice([root, path.parent, Path("nowhere"), path, *files(root)]))
 
@@ -159,7 +159,7 @@ def forbid(rng: Rng, root: Path, path: Path) -> None:
 
 
 def another_mode(rng: Rng, root: Path, path: Path) -> None:
-    """Grey, palette, alpha, 16 bits, another size or format under the same name."""
+    """Save as grey, palette, alpha or 16 bits, or in another size or format, under the same name."""
     mode = rng.choice(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr", "HSV", "LAB"])
     size = (rng.choice([1, 2, 31, 32, 33, 200]), rng.choice([1, 32, 77]))
     kind = rng.choice(["PNG", "TIFF", "JPEG", "GIF", "BMP", "WEBP", "PPM"])
@@ -168,7 +168,7 @@ def another_mode(rng: Rng, root: Path, path: Path) -> None:
 
 
 def huge_header(rng: Rng, root: Path, path: Path) -> None:
-    """A PNG that claims very many pixels."""
+    """A PNG whose header claims a huge number of pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -193,25 +193,25 @@ TREE: list[Callable[[Rng, Path, Path], None]] = [
 ]
 
 
-def spoil_tree(rng: Rng, root: Path, done: Counter[str]) -> None:
+def corrupt_tree(rng: Rng, root: Path, done: Counter[str]) -> None:
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3, 8])):
         paths = files(root) + folders(root)
         if paths:
             mutation = rng.choice(TREE)
-            with contextlib.suppress(OSError, ValueError, IndexError):  # a name that is taken, no file that is left
+            with contextlib.suppress(OSError, ValueError, IndexError):  # the name is taken, or no file is left
                 mutation(rng, root, rng.choice(paths))
                 done[mutation.__name__] += 1
 
 
-def spoil_results(rng: Rng, results: Path, done: Counter[str]) -> None:
-    """Now and then a record that was damaged before; others must stay."""
+def corrupt_results(rng: Rng, results: Path, done: Counter[str]) -> None:
+    """Sometimes damage a record before the run; the others must survive."""
     found = sorted(results.rglob("*.json"))
     if rng.random() < 0.1 and found:
         rng.choice([truncate, flip])(rng, results, rng.choice(found))
         done["a damaged record"] += 1
 
 
-def spoil_words(rng: Rng, words: list[str], keys: list[str], done: Counter[str]) -> list[str]:
+def corrupt_words(rng: Rng, words: list[str], keys: list[str], done: Counter[str]) -> list[str]:
     words = list(words)
     for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
         kind = rng.randrange(9)
@@ -225,7 +225,7 @@ def spoil_words(rng: Rng, words: list[str], keys: list[str], done: Counter[str])
             words[place:place] = rng.choice(WORDS).split()
         elif kind == 5 and words:
             del words[place % len(words)]
-        elif kind == 6 and words:  # a letter more, less or another
+        elif kind == 6 and words:  # insert, delete or replace a character
             word = words[place % len(words)]
             if word.partition("=")[0] not in PLACES:
                 at = rng.randrange(len(word) + 1)
@@ -254,15 +254,15 @@ class Fuzz:
         timing.LEAST_CALLS, timing.WARM_UP = 1, 0
 
     def case(self, number: int) -> str | None:
-        """Run one case; what is wrong with it, or None."""
+        """Run one case; return what went wrong, or None."""
         rng = Rng(f"{self.seed}/{number}")
         here = self.folder / "case"
         shutil.copytree(self.folder / "whole", here)
-        spoil_tree(rng, here / "data", self.done)
-        spoil_results(rng, here / "results", self.done)
+        corrupt_tree(rng, here / "data", self.done)
+        corrupt_results(rng, here / "results", self.done)
         before = outlines(here / "results")
-        words = spoil_words(rng, self.start(rng, here), self.keys, self.done)
-        words = [word for word in words if "\x00" not in word]  # no system passes it
+        words = corrupt_words(rng, self.start(rng, here), self.keys, self.done)
+        words = [word for word in words if "\x00" not in word]  # not possible in an argument
         alone = number % EVERY == EVERY - 1
         os.chdir(here)
         found: str | None = None
@@ -284,7 +284,7 @@ class Fuzz:
         return f"{found}\n  case {number}: anomaly-bench {shlex.join(words)}\n  again: {again}"
 
     def start(self, rng: Rng, here: Path) -> list[str]:
-        """A command line that would work with the healthy tree."""
+        """A command line that works with the healthy tree."""
         data, results = f"data_root={here / 'data'}", f"results={here / 'results'}"
         model = sorted(path.parent for path in (here / "results").rglob("model.yaml"))
         uses = [
@@ -334,7 +334,7 @@ def judge(status: int, screen: str) -> str | None:
 
 
 def outlines(results: Path) -> dict[str, list[dict[str, object]]]:
-    """Record -> images and scores, of those that are undamaged."""
+    """Undamaged record -> images and scores."""
     found = {}
     for path in results.rglob("*.json"):
         with contextlib.suppress(records.DamagedRecord, OSError):
@@ -343,7 +343,7 @@ def outlines(results: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def free(folder: Path) -> None:
-    """Delete a folder whose rights were taken away."""
+    """Delete a folder whose permissions were removed."""
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o755)

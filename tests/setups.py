@@ -1,4 +1,4 @@
-"""Every method as tests run it: on a backbone that needs no network, and small where the published size is slow."""
+"""Every method as used in tests: on a backbone that needs no download, and small if the published size is slow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.testing.setup import Setup
 
 METHODS = choices("method", [conf_folder()])
-SLOW_LEARNERS = ("ae_ssim", "draem")  # tell a defect after hundreds of steps only
+SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 SMALLER = {
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),

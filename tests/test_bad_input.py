@@ -1,4 +1,4 @@
-"""Bad input: one clear line that names the file or key, what was expected, what to do; the healthy rest is done."""
+"""Bad input: one clear line with the file or key, what was expected and what to do; the rest still runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE, DEFECT, MASK = "train/good/002.png", "test/spot/001.png", "ground_truth/s
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A folder with healthy `data` (categories "cog" and "mat") and their `results`; not to be changed."""
+    """A folder with healthy `data` (categories "cog" and "mat") and their `results`; do not modify."""
     folder = tmp_path_factory.mktemp("whole")
     for name in ("cog", "mat"):
         make_category(folder / "data" / name, side=32)
@@ -43,7 +43,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def data(whole, tmp_path) -> Path:
-    """A copy of the healthy categories, to be spoilt."""
+    """A copy of the healthy categories, to be corrupted."""
     return shutil.copytree(whole / "data", tmp_path / "data")
 
 
@@ -54,9 +54,9 @@ def scores(results: Path) -> dict[str, list]:
     return {record.task: record.images for record in found}
 
 
-def check(said: tuple[int, str, str], status: int, *lines: tuple[str, ...]) -> None:
+def check(result: tuple[int, str, str], status: int, *lines: tuple[str, ...]) -> None:
     """The exit status; no traceback; one error line per fault, each with its parts."""
-    found, out, err = said
+    found, out, err = result
     assert found == status, err
     assert "Traceback" not in out + err
     assert "bug" not in err
@@ -75,12 +75,12 @@ def run(command, data: Path, results: Path, *words: str) -> tuple[int, str, str]
 
 class Fault(NamedTuple):
     name: str
-    spoil: Callable[[Path], object]  # the folder of the category "cog"
-    says: tuple[str, ...]  # what is named, what was expected, what to do
+    corrupt: Callable[[Path], object]  # the folder of the category "cog"
+    expected: tuple[str, ...]  # parts of the message: the file, what was expected, what to do
 
 
 def header(width: int, height: int) -> bytes:
-    """A PNG that claims so many pixels and has a few."""
+    """A PNG whose header claims this size, with only a few pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -186,7 +186,7 @@ FAULTS = [
         (r"'a\nb.png'", "expected a name of printable", "rename"),
     ),
     Fault(
-        "a file name that is no Unicode",
+        "a file name that is not Unicode",
         lambda cog: rename(cog / IMAGE, "\udcff.png"),
         (r"'\udcff.png'", "expected a name of printable", "rename"),
     ),
@@ -200,12 +200,12 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-def test_a_spoilt_category_fails_in_one_line(fault, command, data, tmp_path, whole):
-    fault.spoil(data / "cog")
-    said = run(command, data, tmp_path / "results")
-    check(said, 1, ("cog" if fault.name != "a line break in a category's name" else r"c\nog", *fault.says))
+def test_faulty_category_fails_in_one_line(fault, command, data, tmp_path, whole):
+    fault.corrupt(data / "cog")
+    result = run(command, data, tmp_path / "results")
+    check(result, 1, ("cog" if fault.name != "a line break in a category's name" else r"c\nog", *fault.expected))
     assert scores(tmp_path / "results") == {"mat": scores(whole / "results")["mat"]}
-    assert "1 of 2" in said[1]
+    assert "1 of 2" in result[1]
     (log,) = (tmp_path / "results" / "logs").iterdir()
     assert "Traceback" in log.read_text()
 
@@ -238,7 +238,7 @@ def test_an_odd_category_is_evaluated(oddity, command, data, tmp_path):
 @pytest.mark.parametrize(
     "name", ["two words", "it's", 'a "quote"', "Gehäuse", "齿轮", "a=b", "(c)", "50%", "[red]", "x & y_z $ {1}"]
 )
-def test_a_folder_of_any_name(name, command, whole, tmp_path):
+def test_folder_with_any_name(name, command, whole, tmp_path):
     place = tmp_path / name
     try:
         shutil.copytree(whole / "data" / "cog", place / name)
@@ -270,12 +270,12 @@ ROOTS = {
 
 @pytest.mark.parametrize("name", ROOTS)
 @pytest.mark.parametrize("words", [(), ("data", "check")], ids=["run", "check"])
-def test_a_root_without_categories_is_wrong_usage(name, words, command, data, tmp_path):
-    spoil, says = ROOTS[name]
-    spoil(data)
-    said = command(*words, "dataset=folder", f"data_root={data}", f"results={tmp_path / 'results'}")
-    check(said, 2, says)
-    assert said[1] == ""
+def test_root_without_categories_is_a_usage_error(name, words, command, data, tmp_path):
+    corrupt, expected = ROOTS[name]
+    corrupt(data)
+    result = command(*words, "dataset=folder", f"data_root={data}", f"results={tmp_path / 'results'}")
+    check(result, 2, expected)
+    assert result[1] == ""
 
 
 def test_missing_categories_are_named_once(command, whole, tmp_path):
@@ -368,7 +368,7 @@ USAGE = [
 
 
 @pytest.mark.parametrize(("words", "message"), USAGE, ids=[words for words, _ in USAGE])
-def test_wrong_usage_is_one_line_and_status_two(words, message, command, whole, tmp_path, monkeypatch):
+def test_usage_error_is_one_line_and_status_two(words, message, command, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ANOMALY_BENCH_DATA", raising=False)
     given = words.split()
@@ -378,37 +378,37 @@ def test_wrong_usage_is_one_line_and_status_two(words, message, command, whole, 
         if "dataset" in known:
             run = {"results": "r"}
         given = [*(f"{key}={value}" for key, value in run.items() if key not in known), *given]
-    said = command(*given)
-    check(said, 2, (message,))
-    assert said[1] == ""
+    result = command(*given)
+    check(result, 2, (message,))
+    assert result[1] == ""
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_weights_that_are_none(command, data, tmp_path):
+def test_invalid_weights(command, data, tmp_path):
     (tmp_path / "weights.pth").write_text("hello")
-    said = run(command, data, tmp_path / "r", f"backbone.weights={tmp_path / 'weights.pth'}")
-    check(said, 2, ("weights.pth: not a weights file that can be read safely", "expected safetensors, or"))
+    result = run(command, data, tmp_path / "r", f"backbone.weights={tmp_path / 'weights.pth'}")
+    check(result, 2, ("weights.pth: not a weights file that can be read safely", "expected safetensors, or"))
 
 
 def test_a_flag_between_overrides(command, data, tmp_path):
-    said = command("category=cog", "-m", *SMALL, f"data_root={data}", f"results={tmp_path / 'r'}", "seed=0,1")
-    assert said[0] == 0, said[2]
+    result = command("category=cog", "-m", *SMALL, f"data_root={data}", f"results={tmp_path / 'r'}", "seed=0,1")
+    assert result[0] == 0, result[2]
     assert len(records.load_all(tmp_path / "r")[0]) == 2
 
 
-def test_a_device_that_is_not_there(command, data, tmp_path):
+def test_missing_device(command, data, tmp_path):
     check(run(command, data, tmp_path / "r", "device=cuda:97"), 2, ("device=cuda:97: this machine has cpu", "auto"))
 
 
-def test_results_that_are_a_file(command, data, tmp_path):
+def test_results_folder_that_is_a_file(command, data, tmp_path):
     (tmp_path / "file").write_text("")
-    said = run(command, data, tmp_path / "file")
-    check(said, 2, (f"results={tmp_path / 'file'}: cannot be written", "give another folder"))
+    result = run(command, data, tmp_path / "file")
+    check(result, 2, (f"results={tmp_path / 'file'}: cannot be written", "give another folder"))
 
 
-def test_tables_into_a_file_that_cannot_be(command, whole, tmp_path):
-    said = command("tables", f"results={whole / 'results'}", f"out={tmp_path}")
-    check(said, 2, (f"out={tmp_path}: cannot be written", "give another file"))
+def test_tables_into_an_unwritable_file(command, whole, tmp_path):
+    result = command("tables", f"results={whole / 'results'}", f"out={tmp_path}")
+    check(result, 2, (f"out={tmp_path}: cannot be written", "give another file"))
 
 
 def test_a_damaged_record_is_reported_and_recomputed(command, data, tmp_path, whole):
@@ -432,9 +432,9 @@ def test_names_with_brackets_are_shown_as_they_are(command, data):
 
 @pytest.fixture
 def ordinary() -> Iterator[None]:
-    """Rights count for this process: a superuser gives up reading and writing what it may not (Linux' capabilities)."""
+    """Make file permissions apply to this process: root drops the Linux capabilities that override them."""
     if sys.platform == "win32":
-        pytest.skip("Windows has no such rights")
+        pytest.skip("Windows has no such permissions")
     if os.geteuid() != 0:
         yield
         return
@@ -453,7 +453,7 @@ def ordinary() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "expected"),
     [
         (f"cog/{IMAGE}", ("002.png: cannot be read (Permission denied)", "check the file")),
         ("cog/train/good", ("good: cannot be listed (Permission denied)", "check the folder's permissions")),
@@ -461,25 +461,25 @@ def ordinary() -> Iterator[None]:
     ],
     ids=["file", "folder", "category"],
 )
-def test_what_may_not_be_read(path, says, command, data, tmp_path, ordinary, whole):
+def test_unreadable_files(path, expected, command, data, tmp_path, ordinary, whole):
     (data / path).chmod(0)
-    said = run(command, data, tmp_path / "results")
+    result = run(command, data, tmp_path / "results")
     (data / path).chmod(0o755)
-    check(said, 1, says)
+    check(result, 1, expected)
     assert scores(tmp_path / "results") == {"mat": scores(whole / "results")["mat"]}
 
 
-def test_a_root_that_may_not_be_read(command, data, tmp_path, ordinary):
+def test_unreadable_root(command, data, tmp_path, ordinary):
     data.chmod(0)
-    said = run(command, data, tmp_path / "results")
+    result = run(command, data, tmp_path / "results")
     data.chmod(0o755)
-    check(said, 2, ("data_root=", "cannot be listed (Permission denied)", "check its permissions"))
+    check(result, 2, ("data_root=", "cannot be listed (Permission denied)", "check its permissions"))
 
 
-def test_results_that_may_not_be_written(command, data, tmp_path, ordinary):
+def test_unwritable_results_folder(command, data, tmp_path, ordinary):
     (tmp_path / "results").mkdir(mode=0o555)
-    said = run(command, data, tmp_path / "results")
-    check(said, 2, ("results=", "cannot be written (Permission denied)", "give another folder"))
+    result = run(command, data, tmp_path / "results")
+    check(result, 2, ("results=", "cannot be written (Permission denied)", "give another folder"))
 
 
 @pytest.fixture
@@ -503,12 +503,12 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 
 def test_results_on_a_read_only_disk(command, data, disk):
     folder = disk("ro,size=1m")
-    said = run(command, data, folder / "results")
-    check(said, 2, ("results=", "cannot be written (Read-only file system)", "give another folder"))
+    result = run(command, data, folder / "results")
+    check(result, 2, ("results=", "cannot be written (Read-only file system)", "give another folder"))
 
 
-def test_a_disk_that_is_full(command, data, disk, whole):
-    """Room for the record of one category and its log, not for more; nothing that was there is lost."""
+def test_full_results_disk(command, data, disk, whole):
+    """Room for one category's record and log only; no existing file is lost."""
     results = disk("size=1m")
     check(run(command, data, results, "category=cog"), 0)
     before = {path: path.read_bytes() for path in results.rglob("*.json")}
@@ -528,14 +528,14 @@ def test_a_disk_that_is_full(command, data, disk, whole):
     assert scores(results) == scores(whole / "results")
 
 
-def test_a_cache_that_is_full_costs_time_only(command, data, disk, tmp_path, whole, monkeypatch):
+def test_full_cache_disk_only_costs_time(command, data, disk, tmp_path, whole, monkeypatch):
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(disk("size=16k")))
     check(run(command, data, tmp_path / "results"), 0)
     assert scores(tmp_path / "results") == scores(whole / "results")
 
 
-def test_a_disk_that_is_full_when_features_are_written(command, data, disk, tmp_path, whole, monkeypatch):
-    """It has room for the decoded images, and says that it has for features."""
+def test_disk_that_fills_up_while_features_are_written(command, data, disk, tmp_path, whole, monkeypatch):
+    """It has room for the decoded images, and claims to have room for features."""
     cache = disk("size=200k")
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(cache))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
@@ -547,24 +547,24 @@ def test_a_disk_that_is_full_when_features_are_written(command, data, disk, tmp_
     assert list(cache.rglob("*.npy"))
 
 
-def test_files_that_may_not_grow(command, data, tmp_path):
-    """A quota or `ulimit -f`: as a full disk."""
+def test_file_size_limit(command, data, tmp_path):
+    """A quota or `ulimit -f`: like a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        said = run(command, data, tmp_path / "results")
+        result = run(command, data, tmp_path / "results")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    check(said, 1, *[(f"{name}-s0-", "File too large; free some space", "run it again") for name in ("cog", "mat")])
+    check(result, 1, *[(f"{name}-s0-", "File too large; free some space", "run it again") for name in ("cog", "mat")])
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_job_that_would_not_fit_is_refused(command, data, tmp_path):
+def test_job_that_does_not_fit_is_refused(command, data, tmp_path):
     words = ("backbone=r18", "backbone.weights=random", "input.resize=8192", "method.dimensions=100")
-    said = run(command, data, tmp_path / "results", *words)
+    result = run(command, data, tmp_path / "results", *words)
     parts = ("at 8192x8192 pixels (statistics", "MB of memory, ", "smaller input.resize")
-    check(said, 1, ("cog", *parts), ("mat", *parts))
+    check(result, 1, ("cog", *parts), ("mat", *parts))
 
 
 LITTLE_MEMORY = """
@@ -580,21 +580,22 @@ main()
 
 
 def in_little_memory(*words: str) -> tuple[int, str, str]:
-    """A process of its own that may take 400 MB more than its libraries did: the memory that other tests have freed
-    would count as this one's."""
+    """A separate process limited to 400 MB beyond its libraries, as memory freed by other tests would count too."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("the size of a process is not known")
     done = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, *words], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_memory_that_runs_out(data, tmp_path):
-    said = run(in_little_memory, data, tmp_path / "results", "input.resize=1024")
-    check(said, 1, *[(name, "ran out of memory", "use a smaller batch_size, input.resize") for name in ("cog", "mat")])
+def test_out_of_memory(data, tmp_path):
+    result = run(in_little_memory, data, tmp_path / "results", "input.resize=1024")
+    check(
+        result, 1, *[(name, "ran out of memory", "use a smaller batch_size, input.resize") for name in ("cog", "mat")]
+    )
 
 
-def test_an_image_that_does_not_fit_into_memory(data, tmp_path, whole):
+def test_image_that_does_not_fit_into_memory(data, tmp_path, whole):
     (data / "cog" / IMAGE).write_bytes(header(13_000, 13_000))
-    said = run(in_little_memory, data, tmp_path / "results")
-    check(said, 1, ("002.png: does not fit into memory", "smaller", "replace"))
+    result = run(in_little_memory, data, tmp_path / "results")
+    check(result, 1, ("002.png: does not fit into memory", "smaller", "replace"))
     assert scores(tmp_path / "results") == {"mat": scores(whole / "results")["mat"]}

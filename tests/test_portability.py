@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as can be seen from here; `make check` has mypy look for functions that they lack."""
+"""Windows and macOS, as far as testable here; `make check` has mypy look for functions they lack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anomaly_bench.data import store
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("anomaly_bench", "benchmarks", "conf", "results", "tests")
 SOURCES = sorted((ROOT / "anomaly_bench").rglob("*.py"))
-ELSEWHERE = {"fcntl", "grp", "multiprocessing", "posix", "pwd", "resource", "termios"}  # missing there, or forks
+ELSEWHERE = {"fcntl", "grp", "multiprocessing", "posix", "pwd", "resource", "termios"}  # missing on Windows, or forks
 LINKS = {"fork", "forkpty", "hardlink_to", "link", "mkfifo", "symlink", "symlink_to"}
 
 
@@ -31,7 +31,7 @@ def test_file_names_are_legal_everywhere():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_that_windows_lacks(path):
+def test_no_functions_missing_on_windows(path):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             assert not ELSEWHERE & {alias.name.partition(".")[0] for alias in node.names}
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
         return array
 
     def unlinking(path, missing_ok=False):
-        assert [reference() for reference in mapped] == [None], "Windows deletes no file that is mapped"
+        assert [reference() for reference in mapped] == [None], "Windows cannot delete a mapped file"
         unlink(path, missing_ok)
 
     monkeypatch.setattr(np, "load", loading)
@@ -60,8 +60,8 @@ def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_tables_on_a_screen_that_lacks_characters():
-    """Windows' usual encoding has no superscript six."""
+def test_tables_on_a_console_with_a_limited_encoding():
+    """The usual encoding on Windows has no superscript six."""
     code = "import sys; from anomaly_bench.cli.main import main; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     words = ["tables", f"results={ROOT / 'results'}", "format=md"]
@@ -74,8 +74,8 @@ def test_tables_on_a_screen_that_lacks_characters():
     ("there", "module"),
     [("sys", "anomaly_bench"), ("sys", "anomaly_bench.cli.main"), ("pytest", "anomaly_bench.testing.pytest_plugin")],
 )
-def test_imports_take_nothing_heavy(there, module):
-    """Nothing but the standard library: torch takes seconds, numpy and Hydra tenths of one."""
+def test_imports_are_light(there, module):
+    """Only the standard library: torch takes seconds to import, numpy and Hydra tenths of a second."""
     code = f"import sys, {there}; before = set(sys.modules); import {module}; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     taken = set(done.stdout.split())

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and docs/: what they show runs, and their tables are those of results/."""
+"""README, CONTRIBUTING and docs/: their examples run, and their tables match results/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGES = {
 
 
 def blocks(language, page):
-    """Blocks that are meant to run; those of a language `text` need what a test has not: a cluster, a file's name."""
+    """Blocks meant to run; those marked `text` need what a test lacks: a cluster, a file's name."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +43,7 @@ COMMANDS = [line for line in LINES if "data download" not in line]  # tests/data
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """An empty folder to work in, small images for the data that a reader has, and no waiting for the clock."""
+    """An empty working folder, small images in place of the reader's data, and short timing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     for name in ("bottle", "screw", "carpet", "mine/cog"):
@@ -66,13 +66,13 @@ def test_command_lines(line, quick):
         words.append("batch_size=2")
     whole = "score" not in words and not any("category=[" in word for word in words)
     partial = whole and any("mvtec" in word for word in words)
-    incomplete = words[0] == "status" or "retry=failed" in words  # nothing has been done here before
+    incomplete = words[0] == "status" or "retry=failed" in words  # the cache starts empty
     missing = partial and "category=bottle" not in words  # categories, on the disk
     assert call(words) == (1 if missing or incomplete else 0)
 
 
 def with_files(words, quick):
-    """A `score` line whose model, images and maps are there."""
+    """A `score` command line whose model, images and maps exist."""
     fit = ["dataset=mvtec", f"data_root={quick}/data/mvtec", "category=screw", "input.resize=64", "speed=false"]
     assert call([*fit, "method.dimensions=20", "save_model=true", "results=fitted"]) == 0
     (model,) = Path("fitted").rglob("model.yaml")
@@ -85,7 +85,7 @@ def with_files(words, quick):
 
 
 def test_every_command_is_shown():
-    """Each command of `--help` stands in a block of the documentation, whether it can run here or not."""
+    """Each command of `--help` is in a code block of the documentation, whether or not it can run here."""
     from anomaly_bench.cli.main import SUBJECTS
 
     shown = {line.split()[1] for text in PAGES.values() for line in re.findall(r"anomaly-bench \w+", text)}
@@ -102,7 +102,7 @@ def test_the_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 150
 
 
-def test_python_door(quick, capsys):
+def test_python_api(quick, capsys):
     first, frame, second = blocks("python", "docs/python.md")
     exec(first, {})
     out = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_python_door(quick, capsys):
 
 @pytest.fixture
 def own(quick):
-    """The YAML blocks of CONTRIBUTING.md in the files that the text before each names."""
+    """The YAML blocks of CONTRIBUTING.md, each written to the file named before it."""
     shown = r"This is `(my_conf/[^`]+)`:\n\n```yaml\n(.*?)^```"
     for name, text in re.findall(shown, PAGES["CONTRIBUTING.md"], re.MULTILINE | re.DOTALL):
         path = quick / name
@@ -125,19 +125,19 @@ def own(quick):
     return quick / "my_conf"
 
 
-def test_a_backbone_of_ones_own(own):
+def test_user_backbone(own):
     setup = Setup("mahalanobis_ad", "mobile", ("backbone.weights=random",), [own])
     for check in BACKBONE_CHECKS:
         check(setup)
 
 
-def test_a_table_of_ones_own(own, capsys):
+def test_user_table(own, capsys):
     words = ["tables", "--config-dir", str(own), "table=image_level", f"results={ROOT / 'results'}", "method=padim"]
     assert call([*words, "format=md"]) == 0
     assert re.search(r"\| PaDiM +\| Lite0 .*\d\d\.\d", capsys.readouterr().out)
 
 
-def test_tables_are_those_of_the_committed_records():
+def test_tables_match_the_committed_records():
     spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks" / "update_readme.py")
     update_readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(update_readme)

@@ -10,7 +10,7 @@ PACKAGE = HERE.parent / "anomaly_bench"
 ROW = re.compile(r"^\| `([\w/]+\.py)` \| `([\w/]+\.py)` \| (.+) \|$", re.MULTILINE)
 
 
-def test_every_module_has_its_test_file_or_a_reason():
+def test_every_module_has_a_test_file_or_a_reason():
     listed = ROW.findall((HERE / "README.md").read_text(encoding="utf-8"))
     modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "templates" not in path.parts}
     modules = {path for path in modules if path.name != "__init__.py"}
@@ -20,9 +20,9 @@ def test_every_module_has_its_test_file_or_a_reason():
     assert [file for _, file, _ in listed if not (HERE / file).is_file()] == []
 
 
-def test_test_files_have_names_of_modules():
+def test_test_files_are_named_after_modules():
     files = [path.relative_to(HERE) for path in HERE.rglob("test_*.py") if path.parent not in (HERE, HERE / "cluster")]
     strays = [file for file in files if not (PACKAGE / file.parent / file.name.removeprefix("test_")).is_file()]
-    assert strays == [], "tests of no single module stand at the top of tests/"
+    assert strays == [], "tests that concern no single module belong at the top of tests/"
     names = [file.name for file in files]
-    assert len(set(names)) == len(names), "pytest needs different names"
+    assert len(set(names)) == len(names), "pytest needs unique names"

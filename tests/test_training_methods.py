@@ -57,7 +57,7 @@ def normals(**keys):
 
 
 @pytest.mark.parametrize("method", TRAINING)
-def test_a_killed_fit_goes_on_from_its_last_epoch_with_the_same_result(method, tmp_path):
+def test_killed_fit_resumes_with_the_same_result(method, tmp_path):
     unbroken = fit(method, make(method), normals())
     checkpoint = tmp_path / "c.checkpoint"
     with pytest.raises(Killed):
@@ -71,7 +71,7 @@ def test_a_killed_fit_goes_on_from_its_last_epoch_with_the_same_result(method, t
 
 
 @pytest.mark.parametrize("method", FROZEN)
-def test_epochs_after_the_first_pass_no_backbone(method):
+def test_later_epochs_run_no_backbone_pass(method):
     def passes(epochs):
         made, calls = make(method, epochs=epochs), []
         backbone = made.backbone
@@ -95,6 +95,6 @@ def test_one_training_image_is_enough(method):
 
 
 @pytest.mark.parametrize("method", TRAINING)
-def test_no_epochs_are_refused(method):
+def test_zero_epochs_are_rejected(method):
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
         fit(method, make(method, epochs=0), normals())

@@ -1,4 +1,4 @@
-"""The wheel, in an environment and a folder of its own: nothing of this repository, and one's own parts beside it."""
+"""The wheel in a separate environment and folder: nothing of this repository, but a user's own parts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """The wheel installed into an environment that finds everything else in the running one."""
+    """The wheel in an environment that takes its dependencies from the running one."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -78,7 +78,7 @@ def environment(wheel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All that a user has: the template's method, a dataset and a backbone, and two categories of images."""
+    """A user's folder: the template's method, a dataset, a backbone, and two categories of images."""
     import timm
     from safetensors.torch import save_file
 
@@ -99,13 +99,13 @@ def folder(tmp_path_factory):
 
 def pip(*words):
     quiet = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    at = 2 if words[0] == "--python" else 0  # a flag of pip itself, which stands before its command
+    at = 2 if words[0] == "--python" else 0  # a flag of pip itself, before its command
     subprocess.run([*quiet, *words[:at], words[at], "--no-deps", *words[at + 1 :]], check=True)
 
 
 @pytest.fixture
 def call(environment, folder):
-    """Runs a program of the environment in the folder; it must succeed."""
+    """Run a program of the environment in the folder; it must succeed."""
 
     def run(program, *words):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -127,7 +127,7 @@ def test_the_wheel_holds_package_and_conf(wheel):
     assert {name.split("/")[0].partition("-")[0] for name in names} == packages
 
 
-def test_it_is_the_wheel_that_runs(call, environment):
+def test_the_installed_wheel_is_what_runs(call, environment):
     out = call("python", "-c", "import anomaly_bench.config.settings as c; print(c.__file__); print(c.conf_folder())")
     for line in out.splitlines():
         assert Path(line).is_relative_to(environment.parent)
@@ -135,7 +135,7 @@ def test_it_is_the_wheel_that_runs(call, environment):
     assert {line.split()[0] for line in listed} == {"my_method", *choices("method", [conf_folder()])}
 
 
-def test_ones_own_method_dataset_and_backbone(call, folder):
+def test_user_method_dataset_and_backbone(call, folder):
     words = ["--config-dir", "my_conf", "method=my_method", "dataset=yards", "data_root=data", "backbone=tiny"]
     out = call("anomaly-bench", *words, "input.resize=64", "speed=false", "gallery=0")
     assert "Yards" in out
@@ -149,7 +149,7 @@ def test_ones_own_method_dataset_and_backbone(call, folder):
 
 def test_the_contract_of_all_three(call, folder):
     words = ["--method", "my_method", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
-    pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: as the program pytest, which does not look into this folder
+    pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: like the program pytest, which does not import from this folder
     out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.testing.contract", "--config-dir", "my_conf", *words)
     assert "17 passed" in out
     for title in ("my_method-same_seed_same_bits", "tiny-strides", "yards-tasks"):

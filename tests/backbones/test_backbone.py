@@ -95,7 +95,7 @@ def test_levels_of_a_transformer_are_its_blocks_as_grids(name):
 
 
 @pytest.mark.parametrize(("name", "level"), [("r18", 1), ("wrn101", 2), ("vgg19", 1), ("effb5", "3a"), ("alexnet", 2)])
-def test_the_cut_drops_what_lies_behind(name, level):
+def test_truncation_drops_later_layers(name, level):
     cut, whole = on_meta(name, [level]), on_meta(name)
     assert cut.shapes((64, 64)) == [whole.shapes((64, 64))[list(CHANNELS[name]).index(str(level))]]
     sizes = [sum(value.numel() for value in each.network.parameters()) for each in (cut, whole)]
@@ -136,7 +136,7 @@ SMALLER = {"vgg16": {"mlp_ratio": 0.01}, "cait_m48": {"img_size": 64, "depth": 6
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @torch.no_grad()
-def test_cut_equals_uncut(name, network, levels, reference):
+def test_truncated_network_gives_the_same_features(name, network, levels, reference):
     side = 56 if name == "dinov2_s" else 64
     options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
     ours = construct({**node(name), "network": network, "options": options}, "backbone", levels=levels)
@@ -152,7 +152,7 @@ def test_cut_equals_uncut(name, network, levels, reference):
     ("name", "network"), [("deit_base", "deit_tiny_distilled_patch16_224"), ("cait_m48", "cait_xxs24_224")]
 )
 @torch.no_grad()
-def test_levels_through_the_last_normalisation(name, network):
+def test_transformer_levels_after_the_last_normalisation(name, network):
     """Equals timm's own features with norm=True, for more than one block."""
     options = {**node(name).get("options", {}), **SMALLER.get(name, {})}
     made = {**node(name), "network": network, "options": options, "norm": "norm"}
@@ -171,17 +171,17 @@ def test_levels_through_the_last_normalisation(name, network):
         construct({**made, "norm": "nurm"}, "backbone", levels=["block4"])
 
 
-def test_maps_are_float32_and_as_the_shapes_say():
+def test_maps_are_float32_with_the_announced_shapes():
     backbone = Setup("padim").network
     maps = backbone(torch.rand(2, 3, 64, 96))
     assert [tuple(each.shape[1:]) for each in maps] == backbone.shapes((64, 96))
     assert all(each.dtype == torch.float32 and not each.requires_grad and each.isfinite().all() for each in maps)
     assert not any(each.is_inference() for each in maps), "a method may train on them"
-    assert not backbone.outputs, "nothing is held between two calls"
+    assert not backbone.outputs, "nothing is kept between two calls"
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_two_networks_are_read_one_after_the_other(name):
+def test_levels_of_two_networks_are_concatenated(name):
     setup = Setup("pefm", name, ("backbone.weights=random",))
     with torch.device("meta"):
         both = setup.network
@@ -199,35 +199,37 @@ def test_two_networks_on_the_same_images():
     assert all(map(torch.equal, levels, expected))
 
 
-def test_a_record_names_the_weights_of_both_networks(command, tree, tmp_path, monkeypatch):
+def test_record_names_the_weights_of_both_networks(command, tree, tmp_path, monkeypatch):
     monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     words = ["method=pefm", "backbone=lite0_lite1", "method.epochs=1", "method.latents=[4,4,4]", "save_model=true"]
     words += ["dataset=folder", f"data_root={tree}", "category=cog", "input.resize=64", "batch_size=2", "gallery=0"]
     assert command(*words, f"results={tmp_path / 'r'}")[0] == 0
     (record,) = records.load_all(tmp_path / "r")[0]
-    told = record.config["backbone"]["networks"]
+    known = record.config["backbone"]["networks"]
     for name in ("lite0", "lite1"):
-        assert told[name]["weights"] == resolve(name, "pretrained", source(name)).sha256
-        assert list(told[name]["modules"]) == list(node(name)["modules"])
-        assert told[name]["revision"] == 1
-        assert not {"about", "name"} & told[name].keys()
+        assert known[name]["weights"] == resolve(name, "pretrained", source(name)).sha256
+        assert list(known[name]["modules"]) == list(node(name)["modules"])
+        assert known[name]["revision"] == 1
+        assert not {"about", "name"} & known[name].keys()
     assert record.speed[0]["backbone_latency_ms"] > 0
     assert command(*words, f"results={tmp_path / 'r'}")[2].count("already done") == 1
     folder = tmp_path / "r" / record.path.with_suffix("")
     assert saved_model.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
     about = folder / "model.yaml"
-    about.write_text(about.read_text().replace(told["lite1"]["weights"], "f" * 64))
-    with pytest.raises(UsageError, match=f"lite1's weights .* {12 * 'f'}..., found {told['lite1']['weights'][:12]}"):
+    about.write_text(about.read_text().replace(known["lite1"]["weights"], "f" * 64))
+    with pytest.raises(UsageError, match=f"lite1's weights .* {12 * 'f'}..., found {known['lite1']['weights'][:12]}"):
         saved_model.load_model(folder)
 
 
-def test_the_weights_and_revision_of_each_network_count(tree):
+def test_fingerprint_includes_weights_and_revision_of_each_network(tree):
     found = set()
     for word in ("seed=0", "backbone.weights=random", "backbone.networks.lite1.weights=random"):
         found.add(fingerprint(tree, word))
     assert len(found) == 3
     assert fingerprint(tree, "backbone.networks.lite0.about.revision=2") not in found
-    assert fingerprint(tree, "backbone.networks.lite0.modules.stem=blocks.0") in found, "no level that is read"
+    assert fingerprint(tree, "backbone.networks.lite0.modules.stem=blocks.0") in found, (
+        "a level the method does not read"
+    )
 
 
 def fingerprint(tree, word):
@@ -247,7 +249,7 @@ def test_padim_on_efficientnet_b5():
 TINY = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=random")
 
 
-def test_a_pyramid_is_not_read_from_a_transformer_unless_its_blocks_are_named():
+def test_transformer_needs_named_blocks_for_a_pyramid():
     with pytest.raises(UsageError, match=r"no level 1 in Vision.*has block0 to block11, all with the same stride"):
         _ = Setup("padim", "deit_base", TINY).network
     method = Setup("padim", "deit_base", (*TINY, "method.levels=[block3,block7]")).fitted()
@@ -263,14 +265,14 @@ def test_a_pyramid_is_not_read_from_a_transformer_unless_its_blocks_are_named():
         ("cait_m48", (256, 256), "448 x 448 only"),
     ],
 )
-def test_a_size_that_a_transformer_cannot_take(name, size, expected):
+def test_unsupported_transformer_input_size(name, size, expected):
     backbone = on_meta(name, ["block0"])
     with pytest.raises(UsageError, match=rf"{size[0]} x {size[1]} pixels; expected .*{expected}.*input.resize"):
         backbone(torch.empty(1, 3, *size, device="meta"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_and_normalisation_are_those_of_the_library(name):
+def test_weights_and_normalisation_match_the_library(name):
     """Compared with timm's table of pretrained networks (torchvision's for AlexNet), as far as possible offline."""
     import timm
 
@@ -297,7 +299,7 @@ def source(name):
 
 
 @pytest.mark.parametrize(("name", "side", "count"), [("lite0", 224, 247), ("lite1", 240, 322), ("lite2", 260, 322)])
-def test_packaged_weights_know_an_espresso(name, side, count):
+def test_packaged_weights_classify_an_espresso(name, side, count):
     """They load by order and are trained on ImageNet: scikit-image's coffee is class 967 with high probability."""
     skimage_data = pytest.importorskip("skimage.data")
     if importlib.util.find_spec(source(name)["package"]) is None:
@@ -334,7 +336,7 @@ def test_weights_from_a_file_by_name_or_by_order(tmp_path):
         Backbone(**{**RESNET18, "network": "resnet34"}, levels=[1], weights=tmp_path / "named.safetensors")
 
 
-def test_random_weights_are_the_same_each_time():
+def test_random_weights_are_reproducible():
     image = torch.rand(1, 3, 64, 64)
     first, second = (Backbone(**RESNET18, levels=[1, 2])(image) for _ in range(2))
     assert all(map(torch.equal, first, second))
@@ -345,7 +347,7 @@ class Evil:
         return (print, ("code in a pickle was run",))
 
 
-def test_a_pickle_with_code_is_refused(tmp_path, capsys):
+def test_pickle_with_code_is_rejected(tmp_path, capsys):
     path = tmp_path / "evil.pth"
     torch.save({"weight": Evil()}, path)
     with pytest.raises(UsageError, match=r"evil\.pth: not a weights file that can be read safely"):
@@ -357,7 +359,7 @@ def test_a_pickle_with_code_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("reason", ["offline", "unreachable"])
-def test_without_a_network_the_way_out_is_named(reason, monkeypatch, tmp_path, empty_cache):
+def test_offline_error_names_the_remedy(reason, monkeypatch, tmp_path, empty_cache):
     import huggingface_hub
     import huggingface_hub.constants as hub
 
@@ -375,7 +377,7 @@ def test_without_a_network_the_way_out_is_named(reason, monkeypatch, tmp_path, e
         assert part in str(caught.value)
 
 
-def test_a_file_put_by_hand_is_found(monkeypatch, tmp_path):
+def test_manually_placed_file_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("ANOMALY_BENCH_WEIGHTS", str(tmp_path))
     (tmp_path / "r18.safetensors").write_bytes(b"content")
     found = resolve("r18", "pretrained", source("r18"))
@@ -412,7 +414,7 @@ def address(monkeypatch):
 CONTENT = hashlib.sha256(b"content").hexdigest()
 
 
-def test_weights_of_an_address_are_fetched_once(address, empty_cache):
+def test_weights_from_a_url_are_fetched_once(address, empty_cache):
     where = {"url": f"{address}/net.pth", "sha256": CONTENT}
     found = resolve("alexnet", "pretrained", where)
     assert found.sha256 == CONTENT
@@ -428,13 +430,13 @@ def test_weights_of_an_address_are_fetched_once(address, empty_cache):
         ("broken.pth", CONTENT, ""),
     ],
 )
-def test_weights_of_an_address_that_do_not_arrive(address, empty_cache, file, sha256, reason):
+def test_failed_download_of_weights(address, empty_cache, file, sha256, reason):
     with pytest.raises(UsageError, match=rf"could not be fetched \(.*{reason}.*Wanted: {address}/{file}\. Put it at"):
         resolve("alexnet", "pretrained", {"url": f"{address}/{file}", "sha256": sha256})
     assert not list(empty_cache.glob("weights/*"))
 
 
-def test_other_wrong_choices():
+def test_other_invalid_settings():
     with pytest.raises(UsageError, match="no such file; expected pretrained, random or a weights file"):
         resolve("r18", "no-file", {})
     with pytest.raises(UsageError, match="pip install no-such-package"):

@@ -102,7 +102,7 @@ def levels(entry: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ae_l2", "ae_ssim", "draem")])
-def test_every_feature_method_scores_the_same(method, data):
+def test_cached_features_give_the_same_scores_for_every_method(method, data):
     """Without a cache, with one that it fills itself, and with one filled by another method."""
     batch = 2 if method == "differnet" else 4
     words = [*SMALL[:-1], f"method.batch={batch}", f"method={method}", *SMALLER.get(method, ())]
@@ -127,7 +127,7 @@ def test_every_feature_method_scores_the_same(method, data):
 
 
 @pytest.mark.parametrize("levels", ["[block3,block7]", "all"])
-def test_a_transformers_features_lie_in_memory_as_they_did(levels, data):
+def test_cached_transformer_features_keep_their_memory_layout(levels, data):
     """Exact sums depend on strides, which are unusual for tokens without class tokens."""
     words = [*SMALL, "cache=on", "backbone=deit_base", "backbone.network=deit_tiny_distilled_patch16_224"]
     words += ["backbone.weights=random", f"method.levels={levels}"]
@@ -149,7 +149,7 @@ def rows_of(data: Path, count: int = FIT) -> ImageSet:
     return ImageSet("cog", "mine", pixels, {"files": list(range(count))})
 
 
-def test_a_second_method_passes_nothing(data, filled):
+def test_second_method_runs_no_forward_pass(data, filled):
     second = evaluate(data, *SMALL, "cache=on", "method=spade")
     assert (passed(filled), passed(second)) == (FIT + TEST, 0)
     assert filled.cost["extraction"]["cached"]
@@ -158,17 +158,17 @@ def test_a_second_method_passes_nothing(data, filled):
     assert "extraction" not in image.cost
 
 
-def test_a_pass_stores_what_most_methods_read_and_what_its_own_reads(data, cache, filled):
+def test_a_pass_stores_common_levels_and_its_own(data, cache, filled):
     often = {"blocks.1", "blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6"}
     assert [levels(entry) for entry in entries(cache)] == [often, often]
     whole = evaluate(data, *SMALL, "cache=on", "method=mahalanobis_ad")
-    assert passed(whole) == FIT + TEST, "levels that are not there take another pass"
+    assert passed(whole) == FIT + TEST, "missing levels take another pass"
     assert [levels(entry) for entry in entries(cache)] == 2 * [often | {"bn1", "blocks.0", "bn2"}]
     assert passed(evaluate(data, *SMALL, "cache=on", "method=mahalanobis_ad")) == 0
     assert passed(evaluate(data, *PADIM)) == 0
 
 
-def test_parts_and_changed_images_go_through_the_network(data):
+def test_subsets_and_transformed_images_bypass_the_cache(data):
     """STFPM holds out images; CS-Flow also reads smaller ones; DifferNet rotates them."""
     words = [*SMALL, "cache=on", "method.epochs=1"]
     for method, own in (("stfpm", FIT), ("cs_flow", 2 * (FIT + TEST))):
@@ -200,7 +200,7 @@ class Spy(Backbone):
         return super().__call__(images)
 
 
-def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
+def test_cache_is_used_only_for_the_announced_unmodified_tensor(watched, data):
     backbone, seen = watched
     rows = rows_of(data)
     images = to_tensor(rows.pixels[:4])
@@ -210,7 +210,7 @@ def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
     stored = backbone(images)
     assert len(seen) == 1
     assert torch.equal(backbone(images.clone())[0], stored[0])
-    assert len(seen) == 2, "another tensor of the same values"
+    assert len(seen) == 2, "another tensor with the same values"
     stored[0].zero_()  # methods may do this; the next read returns what was stored
     assert backbone(images)[0].any()
     images.mul_(0.5)
@@ -218,11 +218,11 @@ def test_only_the_announced_tensor_is_read_and_only_as_it_was(watched, data):
     assert len(seen) == 3
 
 
-def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
+def test_timed_batches_bypass_the_cache(data, monkeypatch, filled):
     measure = timing.measure
 
     def timed(*arguments: Any, **named: Any) -> dict[str, Any]:
-        monkeypatch.setattr(CachedPass, "read", lambda *_: pytest.fail("a timed batch came from the disk"))
+        monkeypatch.setattr(CachedPass, "read", lambda *_: pytest.fail("a timed batch was read from the cache"))
         return measure(*arguments, **named, seconds=0.01)
 
     monkeypatch.setattr(timing, "measure", timed)
@@ -231,7 +231,7 @@ def test_what_is_timed_goes_through_the_network(data, monkeypatch, filled):
     assert record.speed[0]["backbone_latency_ms"] > 0
 
 
-def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
+def test_reported_time_excludes_cache_overhead(data, monkeypatch):
     """With a clock that advances by 5 s for each computed batch and by 100 s for each batch read."""
     now = [0.0]
 
@@ -255,7 +255,7 @@ def test_times_are_those_of_the_pass_without_the_caches_own(data, monkeypatch):
         assert cost["extraction"] == {**expected, "cached": cache == "on", "images": images}
 
 
-def test_seconds_on_a_gpu_are_known_of_passes_only():
+def test_gpu_time_is_known_only_for_forward_passes():
     work = cached.ExtractionCost(images=3, computed=1.0, read=2.0)
     assert work.facts(torch.device("cpu"))["s"] == 3
     assert work.facts(torch.device("cuda"))["s"] is None
@@ -301,7 +301,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("part", ["nothing", *KEYS])
-def test_whatever_may_change_a_bit_is_in_the_key(part, data, filled, tmp_path, monkeypatch):
+def test_key_covers_everything_that_may_change_a_bit(part, data, filled, tmp_path, monkeypatch):
     data = shutil.copytree(data, tmp_path / "data")
     change, words = KEYS.get(part, (NOTHING, ()))
     change(monkeypatch, data)
@@ -323,7 +323,7 @@ def test_auto_is_a_cpu():
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut off", "gone", "index", "index changed"])
-def test_damage_is_found_and_made_anew(damage, data, cache, filled, caplog):
+def test_damaged_features_are_recomputed(damage, data, cache, filled, caplog):
     for entry in entries(cache):
         file = entry / ("pass.json" if damage.startswith("index") else "blocks.2.f32")
         content = bytearray(file.read_bytes())
@@ -336,13 +336,13 @@ def test_damage_is_found_and_made_anew(damage, data, cache, filled, caplog):
             file.write_bytes({"flipped": content, "cut off": content[:-20], "index": b"{"}[damage])
     found = evaluate(data, *PADIM)
     assert found.images == filled.images
-    last = FIT % 4 + TEST % 4  # images in the last batches, which were damaged
+    last = FIT % 4 + TEST % 4  # images in the damaged last batches
     assert passed(found) == (last if damage in ("flipped", "cut off") else FIT + TEST)
     assert ("recomputing the features" in caplog.text) == (not damage.startswith("index"))
     assert passed(evaluate(data, *PADIM)) == (0 if damage.startswith("index") else FIT + TEST)
 
 
-def test_an_interrupted_pass_leaves_nothing(data, cache, monkeypatch):
+def test_interrupted_pass_leaves_no_files(data, cache, monkeypatch):
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -353,7 +353,7 @@ def test_an_interrupted_pass_leaves_nothing(data, cache, monkeypatch):
     assert not list(cache.glob("features/*/*/*"))
 
 
-def test_what_a_killed_job_left_is_cleared(data, cache, filled):
+def test_leftovers_of_a_killed_job_are_removed(data, cache, filled):
     for entry in entries(cache):
         (entry / "pass.json").unlink()
         (entry / ".tmp-blocks.2").write_bytes(bytes(100))
@@ -362,7 +362,7 @@ def test_what_a_killed_job_left_is_cleared(data, cache, filled):
     assert not list(cache.rglob(".tmp-*"))
 
 
-def test_two_at_once_pass_once(data):
+def test_concurrent_jobs_share_one_pass(data):
     """One fills, the other waits and reads."""
     made = [evaluator(*PADIM) for _ in range(2)]
     rows = rows_of(data)
@@ -383,7 +383,7 @@ def size(cache: Path) -> float:
     return sum(path.stat().st_size for path in cache.glob("features/*/*/*")) / 1e9
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
+def test_least_recently_used_entries_are_evicted(tmp_path, cache):
     data = tmp_path / "data"
     for number, name in enumerate(("cog", "mat", "nut")):
         make_category(data / name, FIT, 2, TEST - 2, 64)
@@ -404,7 +404,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path, cache):
     assert passed(evaluate(data, *PADIM, limit, category="mat")) == FIT + TEST
 
 
-def test_others_count_what_is_still_being_written(cache):
+def test_unfinished_entries_count_towards_the_limit(cache):
     shelf = feature_store.FeatureCache(limit=1000)
     one, two = (shelf.folder("mine", key) for key in "ab")
     one.parent.mkdir(parents=True)
@@ -419,7 +419,7 @@ def test_others_count_what_is_still_being_written(cache):
     assert not one.exists(), "the job that wrote it has died"
 
 
-def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache):
+def test_eviction_during_a_read_only_costs_time(watched, data, cache):
     backbone, seen = watched
     rows = rows_of(data)
     for start in (0, 4):
@@ -433,7 +433,7 @@ def test_what_is_thrown_out_under_a_reader_costs_time_only(watched, data, cache)
 
 
 @pytest.mark.parametrize("reason", ["limit", "disk", "memory", "folder"])
-def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatch):
+def test_no_space_disables_the_cache(reason, data, cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="anomaly_bench")
     words, says = list(PADIM), "features are not cached"
     if reason == "limit":
@@ -462,7 +462,7 @@ def test_without_room_it_goes_on_without(reason, data, cache, caplog, monkeypatc
     assert record.images == evaluate(data, *words, "cache=off").images
 
 
-def test_a_sweep_passes_once(command, data, tmp_path, cache):
+def test_sweep_runs_one_forward_pass(command, data, tmp_path, cache):
     from anomaly_bench import records
 
     words = [*SMALL, f"data_root={data}", f"results={tmp_path / 'results'}", "backbone.weights=random"]
@@ -475,19 +475,19 @@ def test_a_sweep_passes_once(command, data, tmp_path, cache):
     assert not entries(cache)
 
 
-def test_on_and_off_are_truths_in_yaml():
+def test_yaml_on_and_off_are_booleans():
     """`cache: off` in a user's YAML file is False."""
     for word, expected in (("cache=false", "off"), ("cache=true", "on"), ("cache=off", "off"), ("cache=auto", "auto")):
         assert read_settings(compose.compose("config", [word])).cache == expected
     assert read_settings(compose.compose("config", ["cache_gb=0.5"])).cache_gb == 0.5
 
 
-def test_pairs_are_kept_network_by_network(data, filled):
+def test_backbone_pairs_are_cached_per_network(data, filled):
     words = [*SMALL, "cache=on", "method=pefm", "backbone=lite0_lite1", "method.epochs=1", *SMALLER["pefm"]]
     assert passed(evaluate(data, *words)) == FIT + TEST, "lite1's only"
 
 
-def test_the_ledger_leaves_out_what_the_cache_took(monkeypatch):
+def test_memory_ledger_excludes_the_cache(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(timing, "clock", lambda: now[0])
     ledger = ExtractionLog(torch.device("cpu"))

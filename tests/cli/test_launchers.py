@@ -1,4 +1,4 @@
-"""What is said about launchers before anything is launched, and the share of the cores that a job gets."""
+"""Launchers: errors before the launch, and each job's share of the cores."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def swept(name, mode="MULTIRUN"):
         (swept("basic"), None, None),
     ],
 )
-def test_explicit_threads_win_and_single_runs_have_all_cores(hydra, given, threads, eight_cores):
+def test_explicit_threads_win_and_single_runs_use_all_cores(hydra, given, threads, eight_cores):
     values = {"threads": given}
     launchers.settle(values, hydra)
     assert values == {"threads": threads}
@@ -69,7 +69,7 @@ def test_cores_of_a_slurm_job(monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 2), (4, 2), (16, 4), (64, 16)])
-def test_processes_at_once_on_a_cpu(cores, jobs, monkeypatch):
+def test_number_of_processes_on_a_cpu(cores, jobs, monkeypatch):
     monkeypatch.setattr(launchers, "cores", lambda: cores)
     monkeypatch.setattr("anomaly_bench.hardware.devices.GPU_NODES", ())
     monkeypatch.setattr("sys.platform", "linux")
@@ -77,7 +77,7 @@ def test_processes_at_once_on_a_cpu(cores, jobs, monkeypatch):
 
 
 @pytest.mark.parametrize("name", launchers.PLUGINS)
-def test_a_plugin_that_is_not_installed(name, command, monkeypatch):
+def test_missing_plugin(name, command, monkeypatch):
     monkeypatch.setattr(launchers, "installed", lambda module: False)
     status, out, err = command("-m", f"hydra/launcher={name}", "seed=0,1")
     assert (status, out) == (2, "")
@@ -91,19 +91,19 @@ def test_whether_a_plugin_is_installed():
     assert launchers.installed("anomaly_bench_sweeper")
 
 
-def test_a_launcher_of_a_single_run(command, monkeypatch):
+def test_launcher_without_a_sweep(command, monkeypatch):
     monkeypatch.setattr(launchers, "installed", lambda module: True)
     status, _, err = command("hydra/launcher=joblib")
     assert status == 2
     assert err == "error: hydra/launcher=joblib: has no effect on a single run; expected -m, as in -m seed=0,1,2\n"
 
 
-def test_a_misspelt_launcher(command):
+def test_misspelt_launcher(command):
     status, _, err = command("-m", "hydra/launcher=jobblib", "seed=0,1")
     assert (status, err) == (2, "error: hydra/launcher=jobblib: no such hydra/launcher; did you mean joblib?\n")
 
 
-def test_no_slurm_here(command, monkeypatch):
+def test_machine_without_slurm(command, monkeypatch):
     monkeypatch.setattr(launchers, "installed", lambda module: True)
     monkeypatch.setenv("PATH", "")
     status, _, err = command("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
@@ -112,7 +112,7 @@ def test_no_slurm_here(command, monkeypatch):
 
 
 @pytest.mark.parametrize("name", launchers.PLUGINS)
-def test_our_defaults_are_keys_of_the_plugin_and_the_command_line_has_the_last_word(name):
+def test_launcher_defaults_are_valid_and_can_be_overridden(name):
     if not launchers.installed(launchers.PLUGINS[name][0]):
         pytest.skip(f"needs the extra {launchers.PLUGINS[name][1]}")
     own = {
@@ -130,7 +130,7 @@ def test_our_defaults_are_keys_of_the_plugin_and_the_command_line_has_the_last_w
     assert defaults.keys() <= made.hydra.launcher.keys()
 
 
-def test_a_launcher_that_is_not_known_here_is_left_to_hydra():
+def test_unknown_launcher_is_left_to_hydra():
     assert launchers.prepare(["hydra/launcher=other", "-m"], launches=True) == ["hydra/launcher=other", "-m"]
 
 

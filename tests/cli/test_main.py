@@ -1,4 +1,4 @@
-"""The command line's words, errors and exit statuses."""
+"""The command line: arguments, errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -59,23 +59,23 @@ def test_quick_commands_import_no_torch(words):
     ("value", "word"),
     [(None, "null"), (True, "true"), (3, "3"), (0.5, "0.5"), (["a", 1], "['a',1]"), ("it's", r"'it\'s'")],
 )
-def test_python_values_in_hydras_grammar(value, word):
+def test_python_values_as_hydra_overrides(value, word):
     assert as_override(value) == word
 
 
 @pytest.mark.parametrize("text", ["C:\\data\\x", r"\\server\it's", "end\\", r"a\\'b", "a b,c=[d]{e}", "", "ü"])
-def test_text_comes_back_as_it_was(text):
+def test_text_override_round_trip(text):
     assert compose("config", [f"data_root={as_override(text)}"])["data_root"] == text
 
 
-def test_a_folder_of_yaml_that_is_not_there(command):
+def test_missing_config_dir(command):
     for words in (["list", "methods"], ["--help"], ["run"]):
         status, out, err = command(*words, "--config-dir", "nowhere")
         assert (status, out) == (2, "") or words == ["--help"]
         assert "--config-dir nowhere: no such folder" in err
 
 
-def test_a_log_file_is_written_whatever_was_logged_before(tmp_path):
+def test_log_file_is_written_despite_earlier_logging(tmp_path):
     logging.getLogger("anomaly_bench").info("asked below its level: logging keeps that answer")
     with log_file(tmp_path / "a" / "run.log"):
         logging.getLogger("anomaly_bench").info("fitted")

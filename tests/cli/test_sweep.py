@@ -1,4 +1,4 @@
-"""Sweeps: what is done is skipped, what fails is told and does not stop the others, equal jobs run once."""
+"""Sweeps: finished jobs are skipped, failures are reported and stop no others, equivalent jobs run once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sweep(tree, tmp_path):
     return ["method.levels=[1,2]", *WORDS, f"data_root={tree}", f"results={results}"], results
 
 
-def spoil(tree) -> None:
+def corrupt(tree) -> None:
     (tree / "cog" / "train" / "good" / "002.png").write_bytes(b"no picture")
 
 
@@ -30,7 +30,7 @@ def stamps(results):
 
 
 def row(text: str, *starts: str) -> list[str]:
-    """The numbers of the table's row that begins with these cells."""
+    """The numbers in the table row that starts with these cells."""
     for line in text.splitlines():
         cells = line.split()
         if tuple(cells[: len(starts)]) == starts and all(cell.isdigit() for cell in cells[len(starts) :]):
@@ -38,7 +38,7 @@ def row(text: str, *starts: str) -> list[str]:
     raise AssertionError(f"no row {starts} in\n{text}")
 
 
-def test_a_sweep_skips_what_is_done_and_prints_its_tables_once(sweep, command):
+def test_sweep_skips_finished_jobs_and_prints_tables_once(sweep, command):
     words, results = sweep
     status, first, err = command("-m", *words, "seed=0,1")
     assert status == 0, err
@@ -67,10 +67,10 @@ def test_a_finished_sweep_imports_no_torch(sweep, command):
         assert done.returncode == 0, done.stderr
 
 
-def test_a_failure_is_kept_with_cause_traceback_and_configuration(sweep, command, tree):
+def test_failure_is_stored_with_cause_traceback_and_configuration(sweep, command, tree):
     words, results = sweep
     healthy = (tree / "cog" / "train" / "good" / "002.png").read_bytes()
-    spoil(tree)
+    corrupt(tree)
     status, out, err = command("-m", *words, "seed=0,1")
     assert status == 1
     assert row(err, "padim", "lite0") == ["2", "0", "2", "0"]
@@ -78,10 +78,10 @@ def test_a_failure_is_kept_with_cause_traceback_and_configuration(sweep, command
     assert "Traceback" not in out + err
     files = list((results / "failed").rglob("*.json"))
     assert len(files) == 2
-    told = json.loads(files[0].read_text())
-    assert "002.png" in told["reason"]
-    assert "Traceback (most recent call last)" in told["traceback"]
-    assert told["config"]["method"]["dimensions"] == 5
+    stored = json.loads(files[0].read_text())
+    assert "002.png" in stored["reason"]
+    assert "Traceback (most recent call last)" in stored["traceback"]
+    assert stored["config"]["method"]["dimensions"] == 5
     (tree / "cog" / "train" / "good" / "002.png").write_bytes(healthy)
     status, _, err = command("-m", *words, "seed=0,1")
     assert status == 0, err
@@ -117,7 +117,7 @@ def broken(*_):
 
 def test_fail_fast_stops_run_and_sweep(sweep, command, tree):
     words, results = sweep
-    spoil(tree)
+    corrupt(tree)
     assert command(*words, "fail_fast=true")[0] == 1
     assert records.load_all(results)[0] == []
     status, _, err = command("-m", *words, "seed=0,1,2", "fail_fast=true")
@@ -125,7 +125,7 @@ def test_fail_fast_stops_run_and_sweep(sweep, command, tree):
     assert row(err, "padim", "lite0") == ["0", "0", "1", "5"]
 
 
-def test_a_configuration_that_cannot_work_fails_alone(sweep, command):
+def test_invalid_configuration_fails_alone(sweep, command):
     words, _ = sweep
     status, _, err = command("-m", *words, "batch_size=0,4")
     assert status == 1
@@ -138,7 +138,7 @@ def test_a_configuration_that_cannot_work_fails_alone(sweep, command):
     assert row(err, "padim", "lite0") == ["1", "0", "1", "0"]
 
 
-def test_jobs_that_are_equal_run_once(sweep, command):
+def test_equivalent_jobs_run_once(sweep, command):
     words, results = sweep
     words = [word for word in words if not word.startswith("method.")]
     words += ["input.resize=128", "method=ae_l2", "method.epochs=1", "method.samples=2", "category=cog"]
@@ -150,7 +150,7 @@ def test_jobs_that_are_equal_run_once(sweep, command):
     assert len(records.load_all(results)[0]) == 1
 
 
-def test_two_runs_on_one_folder_do_each_job_once(sweep, tmp_path):
+def test_concurrent_runs_do_each_job_once(sweep, tmp_path):
     words, results = sweep
     code = """
 import sys
@@ -166,15 +166,15 @@ sys.exit(command(sys.argv[2:]))
 """
     call = [sys.executable, "-c", code, tmp_path / "fits", "-m", *words, "seed=0,1,2,3"]
     both = [subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     fits = (tmp_path / "fits").read_text().splitlines()
     assert sorted(fits) == sorted(f"{name} {seed}" for name in ("cog", "mat") for seed in range(4))
     assert len(records.load_all(results)[0]) == 8
     assert not (results / "leases").exists()
 
 
-def test_a_run_waits_for_what_another_is_at_work_on(sweep, command, monkeypatch):
+def test_run_waits_for_a_job_in_progress_elsewhere(sweep, command, monkeypatch):
     from anomaly_bench.runs import leases
 
     words, results = sweep
@@ -199,7 +199,7 @@ def test_a_run_waits_for_what_another_is_at_work_on(sweep, command, monkeypatch)
         over.set()
         other.join()
 
-    monkeypatch.setattr("anomaly_bench.runs.runner.time.sleep", slept)  # it looks again when the other is over
+    monkeypatch.setattr("anomaly_bench.runs.runner.time.sleep", slept)  # it looks again once the other has ended
     status, _, err = command(*words)
     assert status == 0, err
     assert over.is_set()
@@ -207,7 +207,7 @@ def test_a_run_waits_for_what_another_is_at_work_on(sweep, command, monkeypatch)
     assert len(records.load_all(results)[0]) == 2
 
 
-def test_bad_keys_of_a_sweep(sweep, command):
+def test_invalid_sweep_keys(sweep, command):
     words, _ = sweep
     assert "retry=no: expected one of all, failed" in command(*words, "retry=no")[2]
     assert "fail_fast=1: expected true or false" in command(*words, "fail_fast=1")[2]

@@ -49,7 +49,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def missing() -> str:
-    """What is not here that a node needs; "": nothing."""
+    """What a node needs and this machine lacks; "": nothing."""
     programs = [program for program in PROGRAMS if not shutil.which(program)]
     if programs:
         return f"needs {', '.join(programs)} (Debian's slurm-wlm and munge)"
@@ -75,7 +75,7 @@ def node(folder: Path) -> Iterator[None]:
 
 
 def start(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
-    """Write the configuration and start the three daemons in the foreground of processes of ours."""
+    """Write the configuration and start the three daemons as foreground child processes."""
     for name in ("state", "spool"):
         (folder / name).mkdir()
     key = folder / "munge" / "key"

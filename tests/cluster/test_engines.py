@@ -1,4 +1,4 @@
-"""Sweeps by Hydra's launchers, through the console script: real processes, a real Slurm, a real Ray."""
+"""Sweeps with Hydra's launchers through the console script: real processes, a real Slurm, a real Ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAM = "import sys; from anomaly_bench.cli.main import main; main()"
 
 @pytest.fixture
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cluster of this machine."""
+    """A cluster on this machine."""
     if why := slurm_node.missing():
         pytest.skip(why)
     with slurm_node.node(tmp_path_factory.mktemp("slurm")):

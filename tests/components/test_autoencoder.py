@@ -32,7 +32,7 @@ def test_output_has_the_inputs_shape(side):
     assert autoencoder.AutoEncoder(3, side, 4)(torch.rand(1, 3, side, side)).shape == (1, 3, side, side)
 
 
-def test_sizes_that_it_cannot_take():
+def test_unsupported_sizes():
     with pytest.raises(
         UsageError, match="100 x 100 pixels; expected sides that are multiples of 16, such as 96 or 112"
     ):
@@ -135,7 +135,7 @@ def test_the_loss_falls(method):
     assert made.facts["patches"] is False
 
 
-def test_textures_are_seen_in_patches_and_a_saved_model_knows_it():
+def test_textures_use_patches_also_in_a_saved_model():
     made, asked = AEL2(epochs=1, samples=1, latent=8), AEL2(epochs=1, samples=1, latent=8, patches=True)
     fit(made, TrainingSet("weave", pixels(2, 144), group="textures"))
     fit(asked, TrainingSet("weave", pixels(2, 144)))
@@ -150,7 +150,7 @@ def test_textures_are_seen_in_patches_and_a_saved_model_knows_it():
     assert torch.equal(loaded.score(images).map, made.score(images).map)
 
 
-def test_an_epoch_has_as_many_views_as_asked():
+def test_epoch_has_the_requested_number_of_views():
     seen = []
     made = AEL2(epochs=2, samples=7, batch=3, latent=8)
     original = autoencoder.view

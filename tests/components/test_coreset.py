@@ -35,13 +35,13 @@ def check(points, count, **options):
 
 @pytest.fixture(params=[1, 5, 4096])
 def candidates(request, monkeypatch):
-    """With few candidates there are many passes, and candidates that are overtaken by other points."""
+    """Few candidates need many passes, and are overtaken by other points."""
     monkeypatch.setattr(coreset, "CANDIDATES", request.param)
 
 
 @pytest.mark.usefixtures("candidates")
 @pytest.mark.parametrize("block_bytes", [1, 5000, None])
-def test_as_the_naive_greedy_for_every_block(block_bytes):
+def test_matches_naive_greedy_for_every_block_size(block_bytes):
     found = check(random(400, 7), 60, block_bytes=block_bytes)
     assert len(set(found)) == 60
 
@@ -58,14 +58,14 @@ def test_ties_go_to_the_lowest_index(sides):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**6), st.integers(1, 8))
-def test_whole_numbers_with_many_copies(count, dimensions, values, seed, candidates):
+def test_integers_with_many_duplicates(count, dimensions, values, seed, candidates):
     points = torch.randint(values, (60, dimensions), generator=torch.Generator().manual_seed(seed)).float()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coreset, "CANDIDATES", candidates)
         check(points, count, seed=seed, block_bytes=seed % 3000 + 1)
 
 
-def test_all_the_same_point():
+def test_identical_points():
     assert len(set(k_centre(torch.full((20, 3), 7.5), 20).tolist())) == 20
 
 
@@ -85,13 +85,13 @@ def test_distances_are_exact(dimensions):
     assert moved.abs().max() <= 2.0**-18 * (points.amax(0) - points.amin(0)).max()
 
 
-def test_the_seed_decides_the_first():
+def test_seed_determines_the_first_centre():
     points = random(100, 3)
     assert k_centre(points, 5, seed=3).equal(k_centre(points, 5, seed=3))
     assert len({int(k_centre(points, 1, seed=seed)) for seed in range(20)}) > 10
 
 
-def test_centres_are_no_nearer_than_the_radius():
+def test_centres_are_at_least_the_covering_radius_apart():
     """Gonzalez 1985: distances between centres are at least the covering radius."""
     points = random(2000, 4)
     chosen = points[k_centre(points, 50)].double()
@@ -106,7 +106,7 @@ def test_progress_counts_every_centre():
     assert max(steps) <= coreset.CENTRES
 
 
-def test_the_points_are_left_alone():
+def test_points_are_not_modified():
     points = random(100, 3)
     before = points.clone()
     k_centre(points, 10)

@@ -21,7 +21,7 @@ def convolution(inputs, outputs):
 
 
 class Jointly(nn.Module):
-    """Each map's output depends on every map."""
+    """Every output map depends on all input maps."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -96,7 +96,7 @@ def test_the_inverse_is_exact(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_log_determinant_is_that_of_autograds_jacobian(name):
+def test_log_determinant_matches_autograd_jacobian(name):
     flow, x, condition = CASES[name]
     jacobian = torch.autograd.functional.jacobian(lambda values: flat(flow(shaped(values, x), *condition)[0]), flat(x))
     _, log_det = flow(x, *condition)
@@ -160,7 +160,7 @@ class Large(nn.Module):
         return [torch.full((1, 2), 1e9)]
 
 
-def test_outputs_of_the_two_sided_coupling_are_cut_off():
+def test_outputs_of_the_two_sided_coupling_are_clamped():
     glow = TwoSided([2], lambda a, b: Large(), 3.0)
     assert glow([torch.ones(1, 2)])[0][0].tolist() == [[1e6, 1e6]]
 
@@ -177,7 +177,7 @@ def test_rotations():
     assert counts.min() > 70, "uniform over the circle"
 
 
-def test_permutations_are_buffers_drawn_from_torchs_seed():
+def test_permutations_are_buffers_drawn_by_the_torch_seed():
     def state(seed):
         torch.manual_seed(seed)
         flow = Flow([OneSided(6, linear, 2.0), OneSided(6, linear, 2.0, soft=True), TwoSided([6, 4], Jointly, 3.0)])
@@ -190,7 +190,7 @@ def test_permutations_are_buffers_drawn_from_torchs_seed():
     assert not all(first[name].equal(other[name]) for name in first)
 
 
-def test_counted_on_the_meta_device():
+def test_parameters_are_counted_on_the_meta_device():
     with torch.device("meta"):
         flow = Flow([OneSided(2048, linear, 1.9, soft=True, condition=128), OneSided(6, convolution, 2.0)])
         glow = TwoSided([4, 6], Jointly, 3.0)

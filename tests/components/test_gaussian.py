@@ -38,7 +38,7 @@ def test_align_replicates_deeper_levels_and_selects_channels():
 
 
 @pytest.mark.parametrize("batches", [[20], [7, 13], [1, 1, 18], [6, 6, 6, 2]])
-def test_moments_are_numpys_however_the_images_are_batched(batches):
+def test_moments_match_numpy_for_any_batching(batches):
     x = torch.randn(4, 20, 6, generator=torch.Generator().manual_seed(0)) * 3 + 100  # a mean far from zero
     moments = gaussian.Moments(torch.empty(4, 6), torch.empty(4, 6, 6))
     for part in x.split(batches, dim=1):
@@ -83,7 +83,7 @@ def test_position_code_of_an_odd_number_of_channels():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 36)])
-def test_rotated_images_are_torchvisions(size):
+def test_rotation_matches_torchvision(size):
     from torchvision.transforms.v2.functional import rotate
 
     images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_rotated_images_are_torchvisions(size):
     for number, angle in enumerate(angles.tolist()):
         expected = rotate(images[number : number + 1], angle)[0]
         same = (found[number] == expected).all(dim=0).float().mean()
-        assert same > 0.99, "but for ties between two pixels"
+        assert same > 0.99, "except for ties between two pixels"
     assert torch.equal(augmentation.rotate_images(images, torch.full((4,), 0.0)), images)
 
 

@@ -23,7 +23,7 @@ def reference(a, b):
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.5])
-def test_as_scikit_image(noise):
+def test_ssim_matches_scikit_image(noise):
     first = images(0)
     second = (first + noise * (images(1) - 0.5)).clamp(0, 1)
     means, maps = reference(first.numpy(), second.numpy())
@@ -31,12 +31,12 @@ def test_as_scikit_image(noise):
     assert float(ssim(first, second)) == pytest.approx(means.mean(), abs=1e-10)
 
 
-def test_in_float32():
+def test_ssim_in_float32():
     first, second = images(0), images(1)
     assert torch.allclose(ssim_map(first.float(), second.float()).double(), ssim_map(first, second), atol=1e-4)
 
 
-def test_zeros_beyond_the_border_change_the_border_only():
+def test_zero_padding_affects_only_the_border():
     first, second = images(0), images(1)
     mirror, zeros = ssim_map(first, second), ssim_map(first, second, zeros=True)
     inner = (..., slice(5, -5), slice(5, -5))
@@ -45,7 +45,7 @@ def test_zeros_beyond_the_border_change_the_border_only():
     assert torch.allclose(ssim_map(*padded)[inner], zeros)
 
 
-def test_an_image_is_like_itself():
+def test_image_is_identical_to_itself():
     assert torch.allclose(ssim_map(images(0), images(0)), torch.ones(()).double())
 
 
@@ -76,7 +76,7 @@ def test_focal_loss_follows_the_equation(classes):
     assert float(focal_loss(logits, target)) == pytest.approx(slow_focal(logits.numpy(), target.numpy()), rel=1e-9)
 
 
-def test_focal_loss_of_sure_answers():
+def test_focal_loss_of_confident_predictions():
     right = torch.tensor([[20.0, -20.0]])[..., None, None]
     assert float(focal_loss(right, torch.zeros(1, 1, 1, dtype=torch.int64))) == pytest.approx(0, abs=1e-9)
     wrong = float(focal_loss(right, torch.ones(1, 1, 1, dtype=torch.int64)))

@@ -35,24 +35,24 @@ def check(queries, bank, k, **options):
 @pytest.mark.parametrize("k", [1, 3, 20])
 @pytest.mark.parametrize("rows", [20, GROUP * 4, GROUP * 40 + 5])
 @pytest.mark.parametrize("block_bytes", [1, 3000, None])
-def test_as_brute_force_for_every_block(k, rows, block_bytes):
+def test_matches_brute_force_for_every_block_size(k, rows, block_bytes):
     check(random(33, 12), random(rows, 12, seed=1), k, block_bytes=block_bytes)
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_far_from_the_origin_nothing_is_lost(k):
+def test_precision_far_from_the_origin(k):
     """In float32, 1e8 + 1 is 1e8: the matrix product alone would fail here."""
     bank = random(300, 8) + 1e4
     check(bank[::7] + 0.01 * random(43, 8, seed=1), bank, k)
 
 
-def test_two_far_clusters():
+def test_two_distant_clusters():
     """No offset brings both close to the origin."""
     bank = torch.cat([random(200, 6), random(200, 6, seed=1) + 3e4])
     check(bank[::9] + 0.1 * random(45, 6, seed=2), bank, 2)
 
 
-def test_a_copy_is_at_zero():
+def test_duplicate_has_distance_zero():
     bank = random(500, 100) * 50 + 1000
     found = nearest(bank[100:140], bank)
     assert found.distances.eq(0).all()
@@ -68,7 +68,7 @@ def test_a_copy_is_at_zero():
     st.sampled_from([0.0, 1.0, 1e3]),
     st.booleans(),
 )
-def test_any_bank(rows, dimensions, seed, scale, offset, whole):
+def test_random_banks_match_brute_force(rows, dimensions, seed, scale, offset, whole):
     bank, queries = (random(n, dimensions, seed=seed + n) * scale + offset for n in (rows, 7))
     if whole:  # many ties and copies
         bank, queries = bank.round(), queries.round()
@@ -81,7 +81,7 @@ def test_norms_are_used_as_given():
     assert nearest(queries, bank, norms=neighbours.squared_lengths(bank)).indices.equal(nearest(queries, bank).indices)
 
 
-def test_results_do_not_depend_on_the_other_queries():
+def test_results_do_not_depend_on_other_queries():
     bank, queries = random(1000, 30), random(64, 30, seed=1)
     together = nearest(queries, bank)
     alone = [nearest(query[None], bank) for query in queries]
@@ -95,7 +95,7 @@ def test_k_out_of_range(k):
         nearest(random(2, 3), random(5, 3), k)
 
 
-def test_no_array_of_all_distances():
+def test_full_distance_matrix_is_never_allocated():
     """2,000 x 10,000 distances are 80 MB; the largest array allocated is a fiftieth of that."""
     largest = 0
 
@@ -114,7 +114,7 @@ def test_no_array_of_all_distances():
     assert largest <= 1_600_000
 
 
-def test_rows_are_loaded_whatever_their_number():
+def test_bank_of_any_size_is_loaded():
     class Bank(nn.Module):
         def __init__(self, rows):
             super().__init__()
@@ -131,7 +131,7 @@ def test_rows_are_loaded_whatever_their_number():
         loaded.load_state_dict({"0.rows": torch.ones(4, 2)})
 
 
-def test_rounding_cannot_hide_the_nearest_row():
+def test_rounding_does_not_hide_the_nearest_row():
     """For distant clusters the product's rounding exceeds the gaps between neighbours: such queries are rechecked."""
     fine = 0.05 * random(GROUP * 30, 4)
     shuffled = torch.randperm(GROUP * 60, generator=torch.Generator().manual_seed(2))
@@ -139,6 +139,6 @@ def test_rounding_cannot_hide_the_nearest_row():
 
 
 @pytest.mark.parametrize("rows", [GROUP * 40, GROUP * 40 + 5])
-def test_well_spread_rows_need_no_second_look(rows, monkeypatch):
+def test_well_separated_rows_need_no_recheck(rows, monkeypatch):
     monkeypatch.setattr(neighbours, "by_differences", lambda *_: pytest.fail("compared with the whole bank"))
     check(random(50, 6), random(rows, 6, seed=1), 1, block_bytes=8 * GROUP * 50 * 4)

@@ -45,7 +45,7 @@ def test_noise_is_zero_at_the_lattice():
     assert synthetic_anomalies.perlin((16, 16), synthetic_anomalies.draw_angles(4, 4))[::4, ::4].abs().max() < 1e-6
 
 
-def test_masks_cover_little_or_much():
+def test_masks_vary_in_coverage():
     torch.manual_seed(0)
     shares = torch.stack([synthetic_anomalies.perlin_mask((64, 64)).float().mean() for _ in range(60)])
     assert shares.min() == 0
@@ -53,7 +53,7 @@ def test_masks_cover_little_or_much():
     assert 0.01 < shares.mean() < 0.3
 
 
-def test_half_of_the_images_stay_and_the_others_change_in_the_mask_only():
+def test_half_of_the_images_change_and_only_inside_the_mask():
     torch.manual_seed(0)
     image = torch.rand(3, 32, 32)
     pairs = [synthetic_anomalies.simulate(image, synthetic_anomalies.generated_texture) for _ in range(100)]
@@ -64,7 +64,7 @@ def test_half_of_the_images_stay_and_the_others_change_in_the_mask_only():
     assert any((changed != image).any(dim=0)[mask].float().mean() > 0.9 for changed, mask in pairs if mask.any())
 
 
-def test_the_global_seed_decides():
+def test_global_seed_determines_the_anomalies():
     def draw():
         torch.manual_seed(5)
         return [
@@ -103,6 +103,6 @@ def test_textures_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["missing", ""])
-def test_a_folder_without_textures(tmp_path, folder):
+def test_folder_without_textures(tmp_path, folder):
     with pytest.raises(UsageError, match=r"anomaly_source=.*no images there; expected a folder such as DTD's"):
         synthetic_anomalies.folder_texture(tmp_path / folder)

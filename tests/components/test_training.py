@@ -41,13 +41,13 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_the_seed_decides_everything():
+def test_seed_determines_training():
     assert same(fit()[0], fit()[0])
     assert not same(fit()[0], fit(seed=4)[0])
 
 
 @pytest.mark.parametrize("stop_in", [0, 1, 4])
-def test_a_killed_training_goes_on_as_if_unbroken(tmp_path, stop_in):
+def test_killed_training_resumes_bit_identically(tmp_path, stop_in):
     unbroken, loop = fit()
     with pytest.raises(Stopped):
         fit(stop_in=stop_in, checkpoint=tmp_path / "a" / "c")
@@ -58,7 +58,7 @@ def test_a_killed_training_goes_on_as_if_unbroken(tmp_path, stop_in):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["c"]
 
 
-def test_a_finished_training_is_not_trained_again(tmp_path):
+def test_finished_training_is_not_repeated(tmp_path):
     module, _ = fit(checkpoint=tmp_path / "c")
     again, loop = fit(checkpoint=tmp_path / "c", make_nan_in=0)
     assert same(module, again)
@@ -66,7 +66,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
-def test_a_damaged_or_foreign_checkpoint_counts_as_none(tmp_path, content, caplog):
+def test_damaged_or_foreign_checkpoint_is_ignored(tmp_path, content, caplog):
     if content is None:  # the right module, a different optimiser
         module, _ = fit(epochs=1)
         state = {"module": module.state_dict(), "optimisers": [{}], "losses": [1.0], "memo": {}}
@@ -77,7 +77,7 @@ def test_a_damaged_or_foreign_checkpoint_counts_as_none(tmp_path, content, caplo
     assert "not a checkpoint of this training" in caplog.text
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_loss(tmp_path):
+def test_non_finite_loss_reports_epoch_and_last_loss(tmp_path):
     with pytest.raises(ValueError, match=r"cog: the loss is nan in epoch 3 of 5, the last finite loss was \d"):
         fit(make_nan_in=2)
     with pytest.raises(ValueError, match=r"in epoch 1 of 5, the last finite loss was none"):
@@ -85,23 +85,23 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_last_loss(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_batch_may_be_larger_than_the_training_set():
+def test_batch_larger_than_the_training_set():
     assert len(fit(batch=100)[1].losses) == 5
 
 
-def test_losses_fall_and_are_facts():
+def test_losses_fall_and_are_reported_as_facts():
     _, loop = fit(epochs=100, dropout=0.0, batch=10)
     assert loop.facts["epochs"] == len(loop.facts["losses"]) == 100
     assert loop.losses[-1] < loop.losses[0] / 3
 
 
-def test_no_epochs_are_refused():
+def test_zero_epochs_are_rejected():
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
         fit(epochs=0)
 
 
 class Adversaries(nn.Module):
-    """A GAN on single numbers: one network generates them from noise, the other tells them from values around 3."""
+    """A GAN on scalars: one network generates them from noise, the other discriminates them from values around 3."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +123,7 @@ def fit_adversaries(stop_in=None, **keys):
     return module, loop
 
 
-def test_adversaries_are_trained_by_an_optimiser_each(tmp_path):
+def test_adversaries_have_one_optimiser_each(tmp_path):
     module, loop = fit_adversaries()
     assert float(module.make.bias.detach()) == pytest.approx(3, abs=1)
     with pytest.raises(Stopped):
@@ -133,7 +133,7 @@ def test_adversaries_are_trained_by_an_optimiser_each(tmp_path):
     assert again.losses == loop.losses
 
 
-def test_a_step_of_several_optimisers_names_its_own():
+def test_step_with_several_optimisers_must_name_one():
     module = nn.Linear(1, 1)
     several = [torch.optim.SGD([parameter], 0.1) for parameter in module.parameters()]
     epoch = next(iter(Loop(module, several, normals(), 1)))
@@ -141,7 +141,7 @@ def test_a_step_of_several_optimisers_names_its_own():
         epoch.step(module(X).mean())
 
 
-def test_a_checkpoint_of_another_number_of_optimisers_changes_nothing(tmp_path, caplog):
+def test_checkpoint_with_other_number_of_optimisers_is_ignored(tmp_path, caplog):
     with pytest.raises(Stopped):
         fit_adversaries(stop_in=2, checkpoint=tmp_path / "c")
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_number_of_optimisers_changes_nothing(tmp_path, 
     assert optimiser.state_dict()["state"] == {}
 
 
-def test_clipped_steps_are_short():
+def test_gradient_clipping_limits_steps():
     weight = nn.Parameter(torch.zeros(()))
     module = nn.ParameterList([weight])
     for epoch in Loop(module, torch.optim.SGD(module.parameters(), lr=1.0), normals(), 1, clip=0.5):
@@ -162,7 +162,7 @@ def test_clipped_steps_are_short():
     assert float(weight.detach()) == pytest.approx(-0.5)
 
 
-def test_every_image_once_an_epoch_in_another_order():
+def test_every_epoch_has_each_image_once_in_a_new_order():
     orders = []
     module = nn.Linear(1, 1)
     for epoch in Loop(module, torch.optim.SGD(module.parameters(), lr=0.1), normals(), 2):
@@ -178,7 +178,7 @@ def pixels(count=7):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_kept_features_are_those_of_one_pass(large, monkeypatch):
+def test_stored_features_match_one_pass(large, monkeypatch):
     if large:
         monkeypatch.setattr(FeatureArray, "LARGE", 100)  # forces a file
     calls = []
@@ -198,13 +198,13 @@ def test_kept_features_are_those_of_one_pass(large, monkeypatch):
         assert part.equal(level[chosen])
 
 
-def test_kept_features_of_transformed_images():
+def test_stored_features_of_transformed_images():
     task = TrainingSet("cog", pixels())
     kept = task.feature_array(lambda images: [images], 4, transform=lambda images: images.flip(-1))
     assert kept[:][0].equal(torch.cat(list(task.images(4))).flip(-1))
 
 
-def test_split_is_a_partition_by_the_seed():
+def test_split_is_a_seeded_partition():
     task = TrainingSet("cog", pixels(10))
     rest, held = task.split(0.2, seed=1)
     assert (len(rest), len(held)) == (8, 2)

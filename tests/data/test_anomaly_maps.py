@@ -15,7 +15,7 @@ from anomaly_bench.errors import DataError
 def test_names_are_stems_unless_two_images_share_one():
     assert map_names(["good/a.png", "spot/a.png", "spot/b.c.png"]) == ["good/a", "spot/a", "spot/b.c"]
     assert map_names(["a.png", "a.jpg", "b.png"]) == ["a.png", "a.jpg", "b"]
-    assert map_names(["a.png", "A.jpg"]) == ["a.png", "A.jpg"], "one file where case does not count"
+    assert map_names(["a.png", "A.jpg"]) == ["a.png", "A.jpg"], "one file on case-insensitive systems"
     assert map_names(["a.png", "a.jpg", "a.png.jpg"]) == ["a.png", "a.jpg", "a.png.jpg"]
 
 
@@ -39,12 +39,12 @@ def test_no_two_images_have_one_name(files):
         (set(), True, None),
     ],
 )
-def test_where_an_image_is_looked_for(known, alone, written):
+def test_forms_of_an_image_name(known, alone, written):
     way = addressed("cog", ["test/good/0", "test/good/1"], known, alone)
     assert (way and way("test/good/0")) == written
 
 
-def test_a_map_at_the_size_of_the_comparison():
+def test_map_is_resized_to_the_comparison_size():
     """Half-pixel bilinear for upsampling, averaging for downsampling, and cropping."""
     ramp = np.array([[0, 1, 2, 3]], np.float32).repeat(4, axis=0)
     own, run, crop = Frame(None, None), Frame((4, 4), None), Frame((4, 4), (2, 2))

@@ -1,4 +1,4 @@
-"""`data check`: official counts, what a root may be wrong in, and the memory of headers."""
+"""`data check`: official counts, invalid roots, and the cache of headers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def opened(monkeypatch):
     return files
 
 
-def test_the_official_counts_are_the_papers():
+def test_official_counts_match_the_paper():
     counts = OFFICIAL["about"]["counts"]
     assert sorted(counts) == sorted(name for names in OFFICIAL["categories"].values() for name in names)
     sums = {key: sum(count[key] for count in counts.values()) for key in check.COUNTED}
@@ -55,7 +55,7 @@ def test_the_official_counts_are_the_papers():
     assert sums["train"] + sums["good"] + sums["defects"] == 5354
 
 
-def test_the_whole_official_layout(command, tmp_path, empty_cache, opened):
+def test_complete_official_layout(command, tmp_path, empty_cache, opened):
     def png(pixels):
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
@@ -86,7 +86,7 @@ def test_the_whole_official_layout(command, tmp_path, empty_cache, opened):
     assert opened == []
 
 
-def test_counts_that_differ_are_named(tree, capsys):
+def test_differing_counts_are_reported(tree, capsys):
     assert data.check_dataset(config(tree, {"cog": TRUE, "mat": TRUE}))
     assert capsys.readouterr().out.count(" ok ") == 2
     assert not data.check_dataset(config(tree, {"cog": TRUE, "mat": {"train": 7, "good": 3, "defects": 4, "kinds": 2}}))
@@ -96,7 +96,7 @@ def test_counts_that_differ_are_named(tree, capsys):
     assert data.check_dataset(config(tree, {"cog": {"train": 7}}, category="mat")), "a category without official counts"
 
 
-def test_a_broken_header_is_read_again_and_the_sound_ones_are_not(tree, empty_cache, opened):
+def test_only_broken_headers_are_read_again(tree, empty_cache, opened):
     assert data.check_dataset(config(tree))
     (tree / "cog" / "train" / "good" / "002.png").write_text("no image")
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_a_broken_header_is_read_again_and_the_sound_ones_are_not(tree, empty_ca
         assert [path.name for path in opened] == ["002.png"]
 
 
-def test_a_changed_file_of_the_same_size_is_read_again(tree, empty_cache, opened):
+def test_changed_file_of_the_same_size_is_read_again(tree, empty_cache, opened):
     path = tree / "cog" / "train" / "good" / "002.png"
     assert data.check_dataset(config(tree))
     before = path.stat()
@@ -114,14 +114,14 @@ def test_a_changed_file_of_the_same_size_is_read_again(tree, empty_cache, opened
     assert not data.check_dataset(config(tree))
 
 
-def test_without_a_cache_it_only_takes_longer(tree, empty_cache, opened):
+def test_check_works_without_a_cache(tree, empty_cache, opened):
     empty_cache.write_text("a file where the cache should be")
     assert data.check_dataset(config(tree))
     assert data.check_dataset(config(tree))
     assert len(opened) == 2 * 2 * (6 + 3 + 3 + 3)
 
 
-def test_a_mask_of_another_size(tree):
+def test_mask_of_a_different_size(tree):
     save(np.zeros((40, 48), np.uint8), tree / "cog" / "ground_truth" / "spot" / "001_mask.png")
     numbers, problems = check.examine(folder(None, None, tree), "cog", TRUE)
     assert numbers == ["6", "3", "3", "1", "3"]
@@ -129,14 +129,14 @@ def test_a_mask_of_another_size(tree):
     assert problems[0].endswith("001_mask.png: 48x40 pixels, its image test/spot/001.png has 48x48; expected the same")
 
 
-def test_a_category_that_is_not_there(tree, capsys):
+def test_missing_category(tree, capsys):
     shutil.rmtree(tree / "cog")
     assert not data.check_dataset(config(tree))
     assert "no folder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["empty", "other", "file", "number"])
-def test_a_root_that_cannot_be_is_one_clear_line(command, tmp_path, layout):
+def test_invalid_root_gives_one_clear_line(command, tmp_path, layout):
     root = tmp_path / "root"
     message = f"no category of MVTec AD in it (folders there: {'images, labels' if layout == 'other' else 'none'})"
     if layout == "file":
@@ -155,7 +155,7 @@ def test_a_root_that_cannot_be_is_one_clear_line(command, tmp_path, layout):
     assert len(err.splitlines()) == 1
 
 
-def test_an_empty_folder_of_ones_own(tmp_path):
+def test_empty_user_folder(tmp_path):
     node = compose("config", ["dataset=folder"])["dataset"]
     with pytest.raises(UsageError, match=r"no category found.*folders there: none"):
         data.check_dataset(OmegaConf.create({"dataset": node, "data_root": str(tmp_path), "category": "all"}))

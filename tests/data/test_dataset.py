@@ -1,4 +1,4 @@
-"""The dataset protocol, by four small datasets that MVTec AD's layout cannot hold: each runs from files to records."""
+"""The dataset protocol: four small datasets outside MVTec AD's layout, each run from files to records."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def surface(number, defective):
 
 
 def scans(name, title, data_root):
-    """RGB and float coordinates in files beside each other, class ids in the masks, a validation set."""
+    """RGB and float coordinates in separate files, class ids in the masks, a validation set."""
     root = Path(data_root)
 
     def part(split, label, first, count):
@@ -93,7 +93,7 @@ def scans(name, title, data_root):
 
 
 SCAN_FILES = (("rgb", "png"), ("xyz", "tiff"), ("gt", "png"))
-readers.READERS["depth"] = lambda source: readers.read_tiff(source)[..., 2]  # as a dataset's module adds its own
+readers.READERS["depth"] = lambda source: readers.read_tiff(source)[..., 2]  # as a dataset's module would add it
 
 
 def clips(name, title, data_root):
@@ -209,7 +209,7 @@ def config(tmp_path, dataset, chosen=None, *words, side=SIDE):
 
 
 def run(*args, **keys):
-    """The records of a run by their test set, and again: nothing is computed twice."""
+    """The records of a run by test set; a second run computes nothing."""
     made = config(*args, **keys)
     summary = Runner(made, Reporter()).run()
     assert not summary.failed, summary.failed
@@ -221,15 +221,15 @@ def run(*args, **keys):
 
 
 @pytest.mark.parametrize("dataset", [scans, clips, arrays, scenes], ids=lambda dataset: dataset.__name__)
-def test_each_keeps_the_contract(dataset, tmp_path):
+def test_each_dataset_fulfils_the_contract(dataset, tmp_path):
     made = dataset("mine", "Mine", tmp_path)
     for check in DATASET_CHECKS:
         check(made)
 
 
-def test_a_method_reads_the_planes_that_its_yaml_names(tmp_path):
+def test_method_reads_the_planes_named_in_its_yaml(tmp_path):
     rgb = run(tmp_path, scans)["test"]
-    assert rgb.metrics["image_auroc"]["value"] < 1, "the defects are no colour"
+    assert rgb.metrics["image_auroc"]["value"] < 1, "the defects are invisible in colour"
     depth = run(tmp_path, scans, method(Deviation, planes=["depth"]))["test"]
     assert depth.value("image_auroc") == depth.value("pixel_auroc") == 1
     assert depth.cost["validation"] == 2
@@ -248,7 +248,7 @@ def test_a_method_reads_the_planes_that_its_yaml_names(tmp_path):
     assert run(tmp_path, scans, both["method"])["test"].value("pixel_auroc") == 1
 
 
-def test_only_the_planes_that_are_read_are_hashed(tmp_path):
+def test_only_planes_in_use_are_hashed(tmp_path):
     before = run(tmp_path, scans, method(Deviation))["test"].fingerprint
     tifffile.imwrite(tmp_path / "data" / "train" / "xyz" / "0.tiff", surface(99, False), photometric="rgb")
     assert run(tmp_path, scans, method(Deviation))["test"].fingerprint == before
@@ -272,12 +272,12 @@ def test_only_the_planes_that_are_read_are_hashed(tmp_path):
         ),
     ],
 )
-def test_planes_that_do_not_fit_are_said_before_the_fit(dataset, keys, message, tmp_path):
+def test_incompatible_planes_are_rejected_before_the_fit(dataset, keys, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         Runner(config(tmp_path, dataset, method(Deviation, **keys)), Reporter()).run()
 
 
-def test_holes_are_not_mixed_with_what_is_beside_them(tmp_path):
+def test_holes_are_not_interpolated(tmp_path):
     job = Runner(config(tmp_path, scans, method(Deviation, planes=["xyz"]), side=32), Reporter()).job("only")
     heights = job.pixels(job.task.fit)[..., 2]
     assert set(np.unique(heights < 400)) == {False, True}
@@ -296,7 +296,7 @@ def test_frames_of_clips(tmp_path):
     assert len(job.digests) == 5, "one for each file, not for each frame"
 
 
-def test_many_images_of_one_file(tmp_path):
+def test_many_images_in_one_file(tmp_path):
     record = run(tmp_path, arrays, side=32)["test"]
     assert record.counts["fit"] == 6
     assert record.value("image_auroc") == 1
@@ -307,7 +307,7 @@ def test_many_images_of_one_file(tmp_path):
     assert len({tuple(identity(image, job.digests)) for image in job.task.samples}) == 12
 
 
-def test_several_masks_of_one_image_are_united_and_remain(tmp_path):
+def test_several_masks_per_image_are_merged_and_kept(tmp_path):
     made = run(tmp_path, scenes)
     assert list(made) == ["logical", "structural"]
     assert all(record.value("pixel_auroc") > 0.9 for record in made.values())
@@ -319,7 +319,7 @@ def test_several_masks_of_one_image_are_united_and_remain(tmp_path):
     assert np.array_equal(united, (single[0] > 0) | (single[1] > 0))
 
 
-def test_a_task_without_training_images_needs_a_method_that_takes_none(tmp_path):
+def test_task_without_training_images_needs_a_zero_shot_method(tmp_path):
     made = config(tmp_path, arrays, method(Brightest, zero_shot=True), side=32)
     runner = Runner(made, Reporter())
     runner.dataset = replace(runner.dataset, made=replace(runner.dataset.made, fit=()))
@@ -332,7 +332,7 @@ def test_a_task_without_training_images_needs_a_method_that_takes_none(tmp_path)
     assert "no training images, but method=deviation learns from normal images" in refused.run().failed["only"]
 
 
-def test_an_image_in_a_zip(tmp_path):
+def test_image_in_a_zip_archive(tmp_path):
     save(picture(1), tmp_path / "image.png")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "image.png", "train/0.png")
@@ -364,7 +364,7 @@ def faults(tmp_path):
         ("image.png", "", "tif", r"no reader tif; did you mean tiff"),
     ],
 )
-def test_what_cannot_be_read_is_named(file, member, reader, message, tmp_path):
+def test_unreadable_file_is_named(file, member, reader, message, tmp_path):
     files = faults(tmp_path)
     image = Sample("it", None, (Source(files["image.png"]), Source(files[file], member, reader)))
     with pytest.raises(DataError, match=message):
@@ -373,7 +373,7 @@ def test_what_cannot_be_read_is_named(file, member, reader, message, tmp_path):
         decode_mask(Sample("it", "spot", image.sources, (Source(files["mask.png"]),)), (48, 48))
 
 
-def test_make_job_says_what_is_not_there(tmp_path):
+def test_make_job_reports_missing_categories(tmp_path):
     runner = Runner(config(tmp_path, arrays, side=32), Reporter())
     with pytest.raises(DataError, match="no category absent"):
         make_job(runner.config, runner.settings, runner.dataset, runner.weights, "absent")

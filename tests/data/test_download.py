@@ -45,7 +45,7 @@ class Request:
 
 @dataclass
 class State:
-    """What the server has and was asked for; how it behaves is the first word of a path."""
+    """The server's content and the requests received; the first word of a path is its behaviour."""
 
     content: bytes = b""
     etag: str | None = '"one"'
@@ -54,8 +54,8 @@ class State:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """whole; plain: knows no Range; cut, stall, interrupt: after half of what was asked for; page; gone; endless: gives
-    no length; shifted: another part than was asked for."""
+    """whole; plain: without Range; cut, stall, interrupt: after half of the requested bytes; page; gone; endless: sends
+    no length; shifted: the wrong range."""
 
     state: State
 
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         request.sent = len(body)
         if behaviour == "interrupt":
-            time.sleep(0.2)  # let it arrive
+            time.sleep(0.2)  # wait until it has arrived
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if behaviour in ("stall", "interrupt"):
             self.state.over.wait(10)
@@ -110,7 +110,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """The bytes of a tar.xz of two categories and a licence, as MVTec's is laid out, its folders read-only."""
+    """The bytes of a tar.xz of two categories and a licence in MVTec's layout, with read-only folders."""
     folder = tmp_path_factory.mktemp("archive")
     for name in ("cog", "mat"):
         make_category(folder / name, train=4, good=2, defects=2)
@@ -128,7 +128,7 @@ def archive(tmp_path_factory):
 
 
 class Site:
-    """The server and what a dataset's YAML says of it."""
+    """The server, and a dataset's YAML node that describes it."""
 
     def __init__(self, server, root):
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -156,13 +156,13 @@ class Site:
         }
 
     def get(self, *behaviours, category="all"):
-        """Call the command's function with these addresses, and forget the requests before."""
+        """Run the download with these addresses, after clearing the list of requests."""
         self.requests.clear()
         values = {"dataset": self.node(*behaviours), "data_root": str(self.root), "category": category}
         return data_download.download_dataset(OmegaConf.create(values))
 
     def files(self):
-        """All that is in the data's root, but for the folder that the download works in."""
+        """All files in the data root, except the download's working folder."""
         found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
         return sorted(file for file in found if not file.startswith(".download/"))
 
@@ -188,7 +188,7 @@ def test_the_official_archive_is_described():
     assert archive.members > 5354 + 1258
 
 
-def test_plain(site, capsys):
+def test_download_and_unpack(site, capsys):
     assert site.get("whole")
     assert site.is_complete()
     assert (site.root / "license.txt").read_text() == "free"
@@ -198,21 +198,21 @@ def test_plain(site, capsys):
     assert err.splitlines()[0] == LICENCE
 
 
-def test_nothing_to_do(site, capsys):
+def test_complete_dataset_is_not_fetched(site, capsys):
     site.get("whole")
     assert site.get("whole")
     assert site.requests == []
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_only_what_is_asked_for(site):
+def test_only_requested_categories_are_unpacked(site):
     assert site.get("whole", category="cog")
     assert not (site.root / "mat").exists()
     assert site.get("whole", category=["cog", "mat"])
     assert site.is_complete()
 
 
-def test_what_is_there_stays(site):
+def test_existing_files_are_kept(site):
     (site.root / "cog").mkdir(parents=True)
     (site.root / "cog" / "mine.txt").write_text("mine")
     (site.root / "license.txt").write_text("old")
@@ -222,7 +222,7 @@ def test_what_is_there_stays(site):
     assert len(list((site.root / "mat").rglob("*.png"))) == 10
 
 
-def test_a_broken_transfer_is_resumed(site, capsys):
+def test_broken_transfer_is_resumed(site, capsys):
     half = len(site.state.content) // 2
     assert not site.get("cut")
     assert site.part.stat().st_size == half
@@ -235,20 +235,20 @@ def test_a_broken_transfer_is_resumed(site, capsys):
     assert site.is_complete()
 
 
-def test_the_second_address_goes_on_where_the_first_broke(site):
+def test_second_address_resumes_where_the_first_broke_off(site):
     assert site.get("cut", "whole")
     assert [request.path for request in site.requests] == ["cut", "whole"]
     assert sum(request.sent for request in site.requests) == len(site.state.content)
     assert site.is_complete()
 
 
-def test_the_etag_is_sent_to_its_own_address_only(site):
+def test_etag_is_sent_only_to_its_own_address(site):
     site.get("cut")
     site.get("cut", "whole")
     assert [request.if_range for request in site.requests] == ['"one"', None]
 
 
-def test_a_file_that_has_changed_is_fetched_anew(site):
+def test_changed_file_is_fetched_again(site):
     site.get("cut")
     site.state.etag = '"two"'
     assert not site.get("cut")
@@ -265,7 +265,7 @@ def test_a_weak_etag_is_not_sent(site):
     assert [request.if_range for request in site.requests] == [None, None]
 
 
-def test_a_server_without_range_starts_anew(site):
+def test_server_without_range_support_restarts(site):
     site.get("cut")
     assert site.get("plain")
     assert site.requests[0].range is not None
@@ -273,7 +273,7 @@ def test_a_server_without_range_starts_anew(site):
     assert site.is_complete()
 
 
-def test_a_server_that_sends_another_part(site, capsys):
+def test_server_that_sends_the_wrong_range(site, capsys):
     site.get("cut")
     before = site.part.read_bytes()
     assert not site.get("shifted")
@@ -281,12 +281,12 @@ def test_a_server_that_sends_another_part(site, capsys):
     assert site.part.read_bytes() == before
 
 
-def test_a_server_that_gives_no_length(site):
+def test_server_that_sends_no_length(site):
     assert site.get("endless")
     assert site.is_complete()
 
 
-def test_a_whole_file_put_there_by_hand_needs_no_network(site):
+def test_manually_placed_archive_needs_no_network(site):
     site.part.parent.mkdir(parents=True)
     site.part.write_bytes(site.state.content)
     assert site.get("gone")
@@ -294,27 +294,27 @@ def test_a_whole_file_put_there_by_hand_needs_no_network(site):
     assert site.is_complete()
 
 
-def test_a_part_that_is_longer_than_the_file(site):
+def test_part_longer_than_the_file(site):
     site.part.parent.mkdir(parents=True)
     site.part.write_bytes(site.state.content + b"more")
     assert site.get("whole")
     assert [request.range is None for request in site.requests] == [False, True]
 
 
-@pytest.mark.parametrize(("first", "said"), [("gone", "404"), ("page", "sent a page")])
-def test_the_second_address_when_the_first_fails(site, capsys, first, said):
+@pytest.mark.parametrize(("first", "message"), [("gone", "404"), ("page", "sent a page")])
+def test_second_address_is_tried_when_the_first_fails(site, capsys, first, message):
     assert site.get(first, "whole")
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert site.is_complete()
 
 
-def test_a_page_instead_of_the_archive_does_not_cost_what_has_come(site):
+def test_page_instead_of_the_archive_keeps_the_part(site):
     site.get("cut")
     assert not site.get("page")
     assert site.part.stat().st_size == len(site.state.content) // 2
 
 
-def test_no_server_at_all(site, capsys):
+def test_unreachable_server(site, capsys):
     site.url = "http://127.0.0.1:1"
     assert not site.get("whole", "gone")
     err = capsys.readouterr().err
@@ -324,23 +324,23 @@ def test_no_server_at_all(site, capsys):
 
 
 @pytest.mark.parametrize("address", ["no address", "http://[", "ftp://127.0.0.1:1", "file://{folder}"])
-def test_an_address_that_is_none(site, capsys, tmp_path, address):
+def test_invalid_address(site, capsys, tmp_path, address):
     (tmp_path / "whole").write_bytes(site.state.content)
     site.url = address.format(folder=tmp_path)
     assert not site.get("whole")
     assert "no address delivered" in capsys.readouterr().err
 
 
-def test_a_wrong_hash_deletes_what_came(site, capsys):
+def test_wrong_hash_deletes_the_download(site, capsys):
     site.sha256 = "0" * 64
     assert not site.get("whole", "cut")
     err = capsys.readouterr().err
     assert f"expected {'0' * 64}; it is deleted" in err
-    assert [request.range for request in site.requests] == [None, None], "the second address starts anew"
+    assert [request.range for request in site.requests] == [None, None], "the second address starts from scratch"
     assert site.files() == []
 
 
-def test_a_server_that_stalls(site, capsys, monkeypatch):
+def test_stalling_server(site, capsys, monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.2)
     assert not site.get("stall")
     err = capsys.readouterr().err
@@ -396,13 +396,13 @@ def test_exit_statuses(site, tmp_path, command, monkeypatch):
     assert err.startswith("error: nothing to download")
 
 
-def test_a_misspelt_key_of_the_archive(site):
+def test_misspelt_archive_key(site):
     site.limits["memberz"] = 3
     with pytest.raises(UsageError, match="memberz"):
         site.get("whole")
 
 
-def test_two_at_once(site, capsys):
+def test_concurrent_downloads_are_refused(site, capsys):
     site.part.parent.mkdir(parents=True)
     site.part.write_bytes(site.state.content[:10])
     with download.workplace(site.root):
@@ -441,7 +441,7 @@ def packed(*members):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_leaves_nothing(site, capsys, tmp_path, name):
+def test_hostile_archive_leaves_no_files(site, capsys, tmp_path, name):
     site.holds(packed(member("cog/train/good/0.png"), member("mat/0.png"), HOSTILE[name]))
     assert not site.get("whole")
     assert f"{HOSTILE[name][0].name!r} is refused" in capsys.readouterr().err
@@ -457,7 +457,7 @@ def test_harmless_names(site):
 
 
 @pytest.mark.parametrize("limit", ["unpacked", "members"])
-def test_a_bomb(site, capsys, limit):
+def test_archive_bomb(site, capsys, limit):
     big = [member("cog/zeros", content=bytes(3 * 10**6))] if limit == "unpacked" else []
     many = [member(f"cog/{number}") for number in range(200)] if limit == "members" else []
     site.holds(packed(*big, *many, member("mat/0.png")))
@@ -468,7 +468,7 @@ def test_a_bomb(site, capsys, limit):
     assert site.files() == []
 
 
-def test_an_archive_without_a_category(site, capsys):
+def test_archive_without_a_category(site, capsys):
     site.holds(packed(member("cog/0.png")))
     assert not site.get("whole")
     assert "the archive has no folder mat" in capsys.readouterr().err
@@ -476,14 +476,14 @@ def test_an_archive_without_a_category(site, capsys):
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"\xfd7zXZ\x00" + bytes(100), b""])
-def test_a_file_that_is_no_archive(site, capsys, content):
+def test_file_that_is_not_an_archive(site, capsys, content):
     site.holds(content or site.state.content[:9999])
     assert not site.get("whole")
     assert "cannot be unpacked" in capsys.readouterr().err
     assert site.files() == []
 
 
-def test_too_little_space_is_said_before_anything_comes(site, capsys, monkeypatch):
+def test_lack_of_space_is_reported_before_the_transfer(site, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4 * 10**6))
     assert not site.get("whole")
     assert re.search(r"needs up to 10\.\d MB free, found 4\.0 MB", capsys.readouterr().err)
@@ -495,7 +495,7 @@ def test_too_little_space_is_said_before_anything_comes(site, capsys, monkeypatc
 @pytest.mark.parametrize(
     "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ZeroDivisionError()]
 )
-def test_unpacking_that_stops_in_the_middle(site, capsys, monkeypatch, failure):
+def test_unpacking_interrupted_midway(site, capsys, monkeypatch, failure):
     inner, calls = tarfile.TarFile.extract, []
 
     def extract(self, *arguments, **keys):
@@ -516,7 +516,7 @@ def test_unpacking_that_stops_in_the_middle(site, capsys, monkeypatch, failure):
     assert [path.name for path in (site.root / ".download").glob("unpacked*")] == []
     monkeypatch.undo()
     assert site.get("whole")
-    assert site.requests == [], "the archive had come"
+    assert site.requests == [], "the archive had been received"
     assert site.is_complete()
 
 
@@ -529,7 +529,7 @@ def test_killed_while_unpacking(site):
     assert "cog/half.png" not in site.files()
 
 
-def test_renaming_that_stops_after_the_first(site, monkeypatch):
+def test_renaming_interrupted_after_the_first(site, monkeypatch):
     inner, calls = Path.rename, []
 
     def rename(self, target):
@@ -550,7 +550,7 @@ def test_renaming_that_stops_after_the_first(site, monkeypatch):
 
 @pytest.fixture
 def small_disk(site):
-    """The data's root as a disk of its own; returns a function that makes it of a number of bytes."""
+    """The data root as a separate disk; returns a function that sets its size in bytes."""
     if sys.platform != "linux":
         pytest.skip("needs Linux")
     site.root.mkdir()
@@ -569,8 +569,8 @@ def small_disk(site):
 
 
 @pytest.mark.parametrize("times", [0.5, 1.5])
-def test_a_disk_that_is_really_full(site, small_disk, capsys, monkeypatch, times):
-    """Half the archive fits, or the archive but not what is in it; the space was there when it was asked for."""
+def test_full_disk(site, small_disk, capsys, monkeypatch, times):
+    """Half the archive fits, or the archive but not its contents; the space was free when checked."""
     size = int(times * len(site.state.content))
     small_disk(size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 10**9))
@@ -587,13 +587,13 @@ def test_a_disk_that_is_really_full(site, small_disk, capsys, monkeypatch, times
     assert site.is_complete()
 
 
-def test_a_place_that_cannot_be_written(site, capsys):
+def test_unwritable_folder(site, capsys):
     site.root.mkdir()
     (site.root / ".download").write_text("a file")
     assert not site.get("whole")
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_the_sources_file_is_plain(site):
+def test_source_file_is_plain_json(site):
     site.get("cut")
     assert json.loads((site.part.parent / "source.json").read_bytes()) == {f"{site.url}/cut": '"one"'}

@@ -1,4 +1,4 @@
-"""Readers of MVTec AD's layout and of one's own folders, and `data check`."""
+"""Readers of MVTec AD's layout and of user folders, and `data check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anomaly_bench.errors import UsageError
 OFFICIAL = compose("config", ["dataset=mvtec"])["dataset"]["categories"]
 
 
-def test_mvtec_has_the_papers_fifteen_in_their_order(tmp_path):
+def test_mvtec_has_the_fifteen_categories_in_the_papers_order(tmp_path):
     dataset = mvtec("mvtec", "MVTec AD", OFFICIAL, tmp_path)
     names = list(dataset.categories)
     assert len(names) == 15
@@ -71,7 +71,7 @@ def test_no_masks_at_all_is_allowed(tree):
     assert all(not image.masks for image in folder(None, None, tree).task("cog").tests["test"])
 
 
-def test_hidden_and_foreign_files_are_left_out(tree):
+def test_hidden_and_unrelated_files_are_ignored(tree):
     for name in (".DS_Store", "._000.png", "notes.txt"):
         (tree / "cog" / "train" / "good" / name).write_text("no image")
     assert len(folder(None, None, tree).task("cog").fit) == 6
@@ -90,7 +90,7 @@ def test_synthetic_is_a_dataset_in_the_cache():
         assert len({image.label for image in defects}) >= 3
     removed = next(iter(dataset.categories))
     shutil.rmtree(dataset.folder(removed) / "train")
-    assert len(open_dataset(config, None).task(removed).fit) == 40, "a damaged tree must be made again"
+    assert len(open_dataset(config, None).task(removed).fit) == 40, "a damaged tree must be regenerated"
     with pytest.raises(UsageError, match="data_root"):
         open_dataset(config, dataset.root)
 

@@ -1,4 +1,4 @@
-"""The decoded image store: any file that PIL reads, one decode, no damaged or stale pixel."""
+"""The store of decoded images: every PIL format, decoded once, no damaged or stale pixels."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def test_damaged_store_is_rebuilt(paths, empty_cache, caplog):
     assert np.array_equal(load(paths), before)
 
 
-def test_two_at_once_make_one_file(paths, empty_cache):
+def test_concurrent_calls_write_one_file(paths, empty_cache):
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: load(paths), range(2))
     assert np.array_equal(first, second)
     assert len(stored_files(empty_cache)) == 1
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(paths, tmp_path, monkeypatch, caplog):
+def test_unwritable_cache_only_costs_time(paths, tmp_path, monkeypatch, caplog):
     blocked = tmp_path / "file-not-folder"
     blocked.write_text("")
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(blocked))
@@ -112,7 +112,7 @@ def test_any_suffix(tmp_path, empty_cache, suffix):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", None])
-def test_file_that_is_no_image_is_named(paths, content):
+def test_file_that_is_not_an_image_is_named(paths, content):
     whole = paths[1].read_bytes()
     paths[1].write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(DataError, match=r"1\.png: cannot be decoded"):
@@ -135,7 +135,7 @@ def test_masks_are_zero_and_one_by_nearest_neighbour(tmp_path, empty_cache, mode
     found = mask_of(tmp_path, mask)
     expected = np.zeros((24, 24), np.uint8)
     expected[5:15, 10:20] = 1
-    if mode == "I;16":  # 255 of 65535 is not nothing
+    if mode == "I;16":  # 255 of 65535 is not zero
         assert found[0].max() == 1
     assert np.array_equal(found[0], expected)
     assert found[1].max() == 0

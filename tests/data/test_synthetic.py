@@ -1,4 +1,4 @@
-"""The generated data set: layout, determinism, exact masks, and no way to score with the brightness alone."""
+"""The generated dataset: layout, determinism, exact masks, and brightness that does not reveal defects."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_masks_are_exact(root: Path, category: str, defect: str) -> None:
         assert not nothing.any()
         assert not change[~inside].any()
         assert 20 <= inside.sum() < 4000
-        assert (change[inside] > 0).mean() > 0.9  # the rest are specks closed up
+        assert (change[inside] > 0).mean() > 0.9  # the rest are closed specks
 
 
 @pytest.mark.parametrize("category", synthetic.CATEGORIES)
-def test_an_image_depends_on_its_name_alone(root: Path, category: str) -> None:
+def test_image_depends_only_on_its_name(root: Path, category: str) -> None:
     defect = synthetic.DEFECTS[category][-1]
     image, mask = synthetic.render(category, "test", index(category, defect, 3), defect)
     assert np.array_equal(image, read(root / category / "test" / defect)[3])
@@ -80,13 +80,13 @@ def test_an_image_depends_on_its_name_alone(root: Path, category: str) -> None:
 
 
 @pytest.mark.parametrize("category", synthetic.CATEGORIES)
-def test_no_two_images_are_alike(root: Path, category: str) -> None:
+def test_images_are_distinct(root: Path, category: str) -> None:
     contents = [file.read_bytes() for file in (root / category).rglob("*.png") if "ground_truth" not in file.parts]
     assert len(contents) == len(set(contents)) == 80
 
 
 @pytest.mark.parametrize("category", synthetic.CATEGORIES)
-def test_brightness_tells_nothing(root: Path, category: str) -> None:
+def test_brightness_does_not_reveal_defects(root: Path, category: str) -> None:
     def means(folder: str) -> NDArray[np.float64]:
         return np.asarray(read(root / category / folder).mean(axis=(1, 2, 3)))
 
@@ -95,14 +95,14 @@ def test_brightness_tells_nothing(root: Path, category: str) -> None:
     usual = means("train/good").mean()
     for normal, defective in ((good, bad), (abs(good - usual), abs(bad - usual))):
         auroc = (normal[:, None] < defective).mean()  # no two means are equal
-        assert 0.35 <= auroc <= 0.65  # neither brighter nor darker, neither nearer nor farther
+        assert 0.35 <= auroc <= 0.65  # neither brightness nor its deviation from the mean separates them
 
 
 @pytest.mark.parametrize(
     ("category", "mean"), [("weave", 93.13), ("granite", 106.13), ("gear", 141.60), ("biscuit", 112.07)]
 )
-def test_the_images_are_those_of_this_revision(category: str, mean: float) -> None:
-    """If this fails, raise REVISION and measure the published numbers anew."""
+def test_images_match_the_revision(category: str, mean: float) -> None:
+    """If this fails, raise IMAGES_REVISION and measure the published numbers again."""
     image, mask = synthetic.render(category, "test", 21, synthetic.DEFECTS[category][0])
     assert synthetic.IMAGES_REVISION == 2
     assert image[mask].mean() == pytest.approx(mean, abs=0.02)

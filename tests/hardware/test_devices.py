@@ -1,4 +1,4 @@
-"""Other devices and precisions: on those that exist, and on pretended ones where none does."""
+"""Other devices and precisions: on real ones if available, else on mock devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pretend import pretend
+from mock_device import mock_device
 from setups import METHODS, SLOW_LEARNERS, setup
 
 from anomaly_bench import records
@@ -28,7 +28,7 @@ TEMPLATE = Path(__file__).parents[2] / "anomaly_bench" / "cli" / "templates" / "
 
 
 def once(method: str, device: str = "cpu") -> Setup:
-    """One epoch, of a method that trains."""
+    """One epoch, for methods that train."""
     trains = "epochs" in setup(method).config["method"]
     return setup(method, device=device, words=("method.epochs=1",) if trains else ())
 
@@ -38,19 +38,19 @@ def once(method: str, device: str = "cpu") -> Setup:
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_whole_contract(device, method, check):
     if check is check_planted_defect_outscores_its_twin and method in SLOW_LEARNERS:
-        pytest.skip(f"{method} tells a defect after hundreds of steps only")
+        pytest.skip(f"{method} detects a defect only after hundreds of steps")
     check(setup(method, device=device))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_cpus_scores(device, method):
-    """Not bit by bit: sums are taken in another order."""
+def test_scores_match_the_cpu(device, method):
+    """Not bit by bit: the order of summation differs."""
     close(once(method, device).one.score(new_images().to(device)), once(method).one.score(new_images()), 1e-2)
 
 
 def there(method: str, device: str) -> Any:
-    """Fitted on a pretended device, or, as autograd has no engine for that, brought there from the CPU."""
+    """Fitted on a mock device, or moved there from the CPU if it trains, as autograd does not support that device."""
     made = replace(once(method), device=device)
     if "epochs" not in made.config["method"]:
         return made.one
@@ -64,35 +64,35 @@ def there(method: str, device: str) -> Any:
 @pytest.mark.parametrize("device", PRETENDED)
 def test_no_method_mixes_devices(device, method):
     expected = once(method).one.score(new_images())
-    with pretend(device):
+    with mock_device(device):
         found = there(method, device).score(new_images().to(device))
         assert {part.device.type for part in found if part is not None} == {device}
         found = Scores(*(None if part is None else part.cpu() for part in found))
     assert_close(found, expected, "the same arithmetic on the same CPU")
 
 
-def test_the_templates_method_mixes_no_devices(monkeypatch):
+def test_template_method_mixes_no_devices(monkeypatch):
     monkeypatch.syspath_prepend(str(TEMPLATE))
-    with pretend("cuda"):
+    with mock_device("cuda"):
         setup = Setup("my_method", folders=[TEMPLATE], device="cuda")
         assert setup.one.score(setup.new_images()).map.device.type == "cuda"
 
 
 @pytest.mark.parametrize("device", PRETENDED)
-def test_a_whole_run_on_a_pretended_device(device, tree, tmp_path, command, monkeypatch):
+def test_whole_run_on_a_mock_device(device, tree, tmp_path, command, monkeypatch):
     monkeypatch.setattr(torch_setup, "find_device", torch.device)
     words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path}", "category=cog", "input.resize=64"]
     words += [f"device={device}", "save_model=true", "save_maps=true", "speed=false", "method.dimensions=20"]
-    with pretend(device):
+    with mock_device(device):
         status, _, err = command(*words)
     assert status == 0, err
     (record,) = records.load_all(tmp_path)[0]
-    assert (record.cost["device"] == "Pretended GPU") == (device == "cuda")
+    assert (record.cost["device"] == "Mock GPU") == (device == "cuda")
     assert np.isfinite([image["score"] for image in record.images]).all()
 
 
-def test_a_pretended_device_refuses_what_a_gpu_refuses():
-    with pretend("mps"):
+def test_mock_device_rejects_what_a_gpu_would_reject():
+    with mock_device("mps"):
         there = torch.rand(3, device="mps")
         with pytest.raises(RuntimeError, match="add: expected all tensors on the same device"):
             there + torch.rand(3)
@@ -102,12 +102,12 @@ def test_a_pretended_device_refuses_what_a_gpu_refuses():
             there.numpy()
         assert (there + torch.tensor(1.0) - 1).sub_(there).abs().cpu().numpy().max() < 1e-6
         assert there[[2, 0]].tolist() == there.cpu()[[2, 0]].tolist()
-    with pretend("cuda"):
+    with mock_device("cuda"):
         assert torch.zeros(3, dtype=torch.float64, device="cuda:0").device.type == "cuda"
 
 
 def close(found: Scores, expected: Scores, share: float) -> None:
-    """Within a share of the expected scores' size."""
+    """Within a fraction of the expected scores' magnitude."""
     for a, b in zip(found, expected, strict=True):
         if a is not None and b is not None:
             assert (a.cpu() - b.cpu()).abs().max() <= share * b.abs().max()
@@ -135,8 +135,8 @@ def test_half_precision_gives_nearly_the_same_scores(method, precision):
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("no kernel for it\nand more"), None])
-def test_a_precision_that_the_device_has_not(failure, monkeypatch):
-    """It raises, or autocast stays with float32 in silence."""
+def test_unsupported_precision(failure, monkeypatch):
+    """It raises, or autocast silently stays in float32."""
 
     def autocast(*_):
         if failure is not None:

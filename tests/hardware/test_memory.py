@@ -1,4 +1,4 @@
-"""How much memory is free, within which limits, and what a job takes."""
+"""Free memory, its limits, and what a job needs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from anomaly_bench.runs.evaluator import LIBRARY_BYTES, Evaluator
 from anomaly_bench.runs.job import make_job
 
 
-def test_what_does_not_fit_is_refused_with_size_and_options(monkeypatch):
+def test_job_that_does_not_fit_is_refused_with_size_and_options(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 10**9)
     memory.require(10**9, None, "the bank", "method.ratio=0.01")
     with pytest.raises(TooLarge, match=r"the bank needs 2500 MB of memory, 1000 MB are free: method.ratio=0.01"):
         memory.require(25 * 10**8, None, "the bank", "method.ratio=0.01")
 
 
-def test_nothing_is_refused_where_a_system_does_not_say(monkeypatch):
+def test_nothing_is_refused_if_free_memory_is_unknown(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: None)
     memory.require(10**18, None, "the bank", "method.ratio=0.01")
 
@@ -58,7 +58,7 @@ def own(folder: Path, *lines: str) -> Path:
     return folder / "own"
 
 
-def test_version_2_groups_each_leave_their_rest(groups):
+def test_cgroup_v2_limits_of_all_ancestors(groups):
     stat = "anon 5\nactive_file 10\ninactive_file 20"
     groups("", memory__stat="active_file 1\ninactive_file 1")  # the root has no limit
     groups("job", memory__max="1000", memory__current="600", memory__stat=stat)
@@ -68,25 +68,25 @@ def test_version_2_groups_each_leave_their_rest(groups):
     assert memory.group_free(mount, own(mount, "0::/job/step")) == [0, 430]
 
 
-def test_version_1_groups_count_those_below_them(groups):
+def test_cgroup_v1_usage_includes_children(groups):
     stat = "active_file 1\ninactive_file 2\ntotal_active_file 100\ntotal_inactive_file 200"
     files = {"memory__usage_in_bytes": "700", "memory__stat": stat}
     mount = groups("memory/job", memory__limit_in_bytes="1000", **files)
     assert memory.group_free(mount, own(mount, "8:cpu:/x", "4:memory:/job", "0::/")) == [600]
 
 
-def test_a_container_sees_its_own_group_as_the_root(groups):
+def test_container_sees_its_own_cgroup_as_root(groups):
     mount = groups("", memory__max="1000", memory__current="400", memory__stat="active_file 0\ninactive_file 50")
     assert memory.group_free(mount, own(mount, "0::/docker/0123")) == [650]
 
 
-def test_no_groups_no_limit(tmp_path):
+def test_no_cgroups_no_limit(tmp_path):
     assert memory.group_free(tmp_path, tmp_path / "none") == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux'")
-def test_a_real_group_limits_what_is_free():
-    """A process in a group of 300 MB, made for it, sees less than that."""
+def test_real_cgroup_limits_free_memory():
+    """A process in a new control group of 300 MB sees less than that."""
     for folder in (memory.CONTROL_GROUPS / "memory", memory.CONTROL_GROUPS):
         group = folder / f"anomaly-bench-{os.getpid()}"
         limit = "memory.limit_in_bytes" if folder.name == "memory" else "memory.max"
@@ -127,12 +127,12 @@ def test_a_real_group_limits_what_is_free():
         (ValueError("out of memory"), False),
     ],
 )
-def test_memory_that_ran_out_is_recognised(error, known):
+def test_out_of_memory_errors_are_recognised(error, known):
     assert ran_out(error) == known
     assert ("ran out of memory" in reason(error)) == known
 
 
-def test_peak_counts_what_is_alive_at_one_time():
+def test_peak_counts_simultaneously_live_memory():
     with Peak() as peak:
         a = torch.zeros(1000)  # 4000 bytes
         b = a + 1  # 8000
@@ -144,7 +144,7 @@ def test_peak_counts_what_is_alive_at_one_time():
     assert (peak.now, peak.most) == (0, 8000)
 
 
-def test_peak_of_a_network_is_the_same_without_computing():
+def test_peak_of_a_network_is_the_same_on_the_meta_device():
     backbone = instantiate.construct(compose.compose("config", [])["backbone"], "backbone", levels=[1, 2, 3])
     shapes, most = backbone.infer_shapes((64, 96))
     assert shapes == [(24, 16, 24), (40, 8, 12), (112, 4, 6)]
@@ -164,7 +164,7 @@ def evaluator(*words: str) -> Evaluator:
     [
         (["method.dimensions=20"], 16 * 16 * (20 * 20 + 20) * 4 + 20 * 8),
         (["method=mahalanobis_ad", "method.levels=[1,2]"], (24 * 24 + 24 + 40 * 40 + 40) * 4),
-        (["method=patchcore"], 0),  # a bank asks for its memory itself
+        (["method=patchcore"], 0),  # a memory bank reserves its own memory
     ],
 )
 def test_statistics_are_known_before_the_fit(words, stored):
@@ -175,7 +175,7 @@ def test_statistics_are_known_before_the_fit(words, stored):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_parts_of_a_job_are_named(tmp_path, monkeypatch):
+def test_memory_parts_of_a_job_are_named(tmp_path, monkeypatch):
     make_category(tmp_path / "data" / "cog", train=4, good=2, defects=1, side=32)
     words = ("input.resize=[96,128]", "method.dimensions=100", f"data_root={tmp_path / 'data'}")
     made = evaluator(*words)

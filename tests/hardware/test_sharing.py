@@ -1,4 +1,4 @@
-"""Locks between jobs of one machine: timing gets its turn and is alone; what a killed process had is free."""
+"""Locks between jobs on one machine: timing gets its turn and runs alone; locks of killed processes are released."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quick(empty_cache, monkeypatch):
 
 
 class Other:
-    """Another process that holds a lock until it is told to go, or killed."""
+    """Another process that holds a lock until told to stop, or killed."""
 
     def __init__(self, kind: str) -> None:
         words = [sys.executable, "-c", HOLD.format(kind=kind)]
@@ -50,7 +50,7 @@ class Other:
         self.process.communicate()
 
 
-def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
+def test_jobs_run_in_parallel_and_timing_waits_for_all():
     with Other("exclusive") as timer:
         assert timer.says() == "True"
     with Other("computing") as job, sharing.computing():
@@ -62,20 +62,20 @@ def test_jobs_compute_side_by_side_and_timing_waits_for_all_of_them():
                 timer.process.wait(0.2)
 
 
-def test_jobs_that_begin_one_after_the_other_do_not_keep_timing_waiting():
+def test_new_jobs_do_not_starve_timing():
     with Other("computing") as first:
         assert first.says() == "None"
         with Other("exclusive") as timer:
             assert timer.says() == "waits"
             with Other("computing") as second:
                 first.process.communicate("\n")
-                assert timer.says() == "True", "the second began before it"
+                assert timer.says() == "True", "the second started before it"
                 timer.process.communicate("\n")
                 assert second.says() == "None"
 
 
 @pytest.mark.parametrize("kind", ["computing", "exclusive", "gpu"])
-def test_what_a_killed_process_held_is_free(kind):
+def test_locks_of_a_killed_process_are_released(kind):
     with Other(kind) as other:
         other.says()
     with sharing.exclusive(lambda: pytest.fail("waits for a dead process")) as alone:
@@ -84,17 +84,17 @@ def test_what_a_killed_process_held_is_free(kind):
         assert place == 0
 
 
-def test_timing_gives_up_at_last(monkeypatch):
+def test_timing_stops_waiting_eventually(monkeypatch):
     monkeypatch.setattr(sharing, "LONGEST_WAIT", 0.05)
-    said = []
+    messages = []
     with Other("computing") as job:
         job.says()
-        with sharing.exclusive(lambda: said.append("waits")) as alone:
+        with sharing.exclusive(lambda: messages.append("waits")) as alone:
             assert not alone
-    assert said == ["waits"]
+    assert messages == ["waits"]
 
 
-def test_without_locks_the_work_goes_on(monkeypatch):
+def test_work_continues_without_locks(monkeypatch):
     cache_root().parent.mkdir(exist_ok=True)
     cache_root().write_text("no folder")
     with sharing.computing(), sharing.exclusive(lambda: None) as alone:
@@ -104,7 +104,7 @@ def test_without_locks_the_work_goes_on(monkeypatch):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, monkeypatch):
+def test_speed_records_whether_it_was_timed_alone(busy, tree, tmp_path, command, monkeypatch):
     monkeypatch.setattr(sharing, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path / 'results'}", "category=cog"]
@@ -122,15 +122,15 @@ def test_a_speed_says_whether_it_was_timed_alone(busy, tree, tmp_path, command, 
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """A list of devices that are not there."""
+    """Two mock GPUs in the list of devices."""
     monkeypatch.setattr(devices, "device_kind", lambda name: "cuda" if name == "auto" else name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"{index:08}-beef"))
 
 
-def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch):
-    reporter, said, told = Reporter(), [], threading.Event()
-    monkeypatch.setattr(reporter, "say", lambda line: (said.append(line), told.set()))
+def test_each_job_gets_its_own_gpu_and_the_third_waits(two_gpus, monkeypatch):
+    reporter, messages, reported = Reporter(), [], threading.Event()
+    monkeypatch.setattr(reporter, "say", lambda line: (messages.append(line), reported.set()))
     with torch_setup.own_device("auto", reporter) as first, torch_setup.own_device("auto", reporter) as second:
         assert (first, second) == ("cuda:0", "cuda:1")
         found, over = [], threading.Event()
@@ -142,9 +142,9 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch
 
         waiting = threading.Thread(target=third)
         waiting.start()
-        told.wait()
+        reported.wait()
         with torch_setup.own_device("cuda:1", reporter) as named, torch_setup.own_device("cpu", reporter) as cpu:
-            assert (named, cpu) == ("cuda:1", "cpu"), "what is named is not waited for"
+            assert (named, cpu) == ("cuda:1", "cpu"), "an explicitly named GPU is not waited for"
         assert not found
         with torch_setup.own_device("cuda", reporter):
             pass
@@ -153,10 +153,10 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits(two_gpus, monkeypatch
     over.set()
     waiting.join()
     assert found[0] in ("cuda:0", "cuda:1")
-    assert said == ["all GPUs of this machine (2) are in use; waiting for one (device=cuda does not wait)"]
+    assert messages == ["all GPUs of this machine (2) are in use; waiting for one (device=cuda does not wait)"]
 
 
-def test_each_host_has_locks_of_its_own(monkeypatch):
+def test_each_host_has_its_own_locks(monkeypatch):
     here = sharing.locks()
     monkeypatch.setattr(sharing.platform, "node", lambda: "another host")
     assert isinstance(here, Path)

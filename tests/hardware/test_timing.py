@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock that goes on by one second at each look."""
+    """A clock that advances by one second each time it is read."""
     monkeypatch.setattr(timing, "clock", itertools.count().__next__)
 
 
@@ -33,12 +33,12 @@ def test_at_most_300_calls(monkeypatch):
     assert len(timing.in_turn({"a": lambda: None}, CPU, 1, lambda done: None)["a"]) == 300
 
 
-def test_until_the_time_is_up(ticking):
-    # two looks in each of the first five rounds; then one more in the loop's condition, at 11, 14, ... 29, 32
+def test_calls_stop_when_the_time_is_up(ticking):
+    # read twice in each of the first five rounds; then once more in the loop's condition, at 11, 14, ... 29, 32
     assert len(timing.in_turn({"a": lambda: None}, CPU, 30, lambda done: None)["a"]) == 5 + 7
 
 
-def test_percentiles_need_their_calls():
+def test_percentiles_need_enough_calls():
     samples = [float(value) for value in range(99)]
     assert timing.percentile(samples, 50) == 49
     assert timing.percentile(samples, 99) is None
@@ -47,7 +47,7 @@ def test_percentiles_need_their_calls():
     assert timing.percentile(samples[:20], 95) is not None
 
 
-def test_an_entry(monkeypatch):
+def test_speed_entry(monkeypatch):
     monkeypatch.setattr(timing, "milliseconds", lambda call, device: call() or 20.0)
 
     def run(call, device):
@@ -83,8 +83,8 @@ def test_stopwatch_stops():
     assert elapsed() == elapsed()
 
 
-def test_a_mac_has_a_cpu_and_a_gpu():
-    """Under one name, the speed of one would be taken for that of the other."""
+def test_mac_cpu_and_gpu_have_different_names():
+    """With one name, their speeds would be confused."""
     assert devices.device_name("mps") == f"GPU of {devices.device_name('cpu')}"
 
 

@@ -91,7 +91,7 @@ def test_the_loss_follows_the_equations(fitted):
 
 
 @pytest.mark.parametrize(("fibres", "steps"), [(50, 2), (128, 1), (1000, 1)])
-def test_whole_batches_of_fibres_only_unless_there_is_none(fitted, fibres, steps):
+def test_only_full_fibre_batches_unless_there_are_none(fitted, fibres, steps):
     fitted.fibres, before = fibres, fitted.fibres
     epoch = Recorded(0, 0, [], None)
     fitted.train_level(0, fitted.backbone(to_tensor(pictures(2)))[0], epoch)
@@ -99,7 +99,7 @@ def test_whole_batches_of_fibres_only_unless_there_is_none(fitted, fibres, steps
     assert len(epoch.losses) == steps
 
 
-def test_a_step_moves_its_own_level_only():
+def test_step_updates_only_its_own_level():
     method = Setup("cflow_ad", overrides=SMALL).fitted(TrainingSet("cog", pictures(1)))
     before = [copy.deepcopy(flow.state_dict()) for flow in method.flows]
     epoch = Epoch(0, 0, [torch.optim.Adam(method.parameters(), 1e-2)], None)
@@ -111,7 +111,7 @@ def test_a_step_moves_its_own_level_only():
     assert moved == [True, True, False]
 
 
-def test_the_learning_rate_warms_up_and_falls_in_25_stairs():
+def test_learning_rate_warms_up_and_falls_in_25_steps():
     cosine = [2e-7 + (2e-4 - 2e-7) * (1 + math.cos(math.pi * part / 25)) / 2 for part in range(25)]
     assert rate(2e-4, 0) == pytest.approx(2e-5)
     assert rate(2e-4, 1 / 25) == pytest.approx((2e-5 + cosine[2]) / 2)
@@ -120,7 +120,7 @@ def test_the_learning_rate_warms_up_and_falls_in_25_stairs():
             assert rate(2e-4, (part + within) / 25) == pytest.approx(cosine[part])
 
 
-def test_views_are_rotated_a_little_and_taken_in_turn():
+def test_views_are_slightly_rotated_and_used_in_turn():
     method = Setup("cflow_ad", overrides=(*SMALL, "method.views=3")).new()
     seen = []
     method.backbone = lambda images: seen.append(images) or [images]
@@ -140,7 +140,7 @@ def test_views_are_rotated_a_little_and_taken_in_turn():
         assert level.equal(seen[number % 3][1:])
 
 
-def test_no_views_are_new_rotations_in_each_epoch():
+def test_without_views_each_epoch_draws_new_rotations():
     setup = Setup("cflow_ad", overrides=(*SMALL, "method.views=0"))
     passed = []
     method = setup.new()
@@ -172,12 +172,12 @@ def test_extra_parameters_on_wrn50():
 
 
 @pytest.mark.parametrize(("key", "message"), [("views=-1", r"views=-1: expected 0"), ("code=6", "multiple of 4")])
-def test_wrong_keys(key, message):
+def test_invalid_settings(key, message):
     with pytest.raises(UsageError, match=message):
         Setup("cflow_ad", overrides=(f"method.{key}",)).new()
 
 
-def test_the_oracle_takes_the_test_images_largest_likelihoods(tree, tmp_path, command, monkeypatch):
+def test_oracle_normalises_by_test_image_likelihoods(tree, tmp_path, command, monkeypatch):
     """From the command line: a separate, marked record with different maps; the training maxima are replaced."""
     from anomaly_bench import records
     from anomaly_bench.methods.cflow_ad import CFlowAD
@@ -194,7 +194,7 @@ def test_the_oracle_takes_the_test_images_largest_likelihoods(tree, tmp_path, co
         (path,) = set(tmp_path.glob("records/*/cflow_ad-lite0/*.json")) - set(found)
         found[path] = records.load(path)
     assert [record.oracle for record in found.values()] == [False, True]
-    assert len(maxima) == 3, "of the training images, and again, and of the test images"
+    assert len(maxima) == 3, "of the training images, twice, and of the test images"
     assert maxima[0].equal(maxima[1])
     assert not maxima[1].equal(maxima[2])
     scores = [[image["score"] for image in record.images] for record in found.values()]

@@ -54,7 +54,7 @@ def double(x):
 
 
 def subnet(net, maps):
-    """The three outputs written out: own convolution, plus one from the smaller scale and one from the larger."""
+    """The three outputs: each scale's own convolution, plus one from the smaller and one from the larger scale."""
     hidden = [convolve(x, layer) for x, layer in zip(maps, net.first, strict=True)]
     hidden = [np.where(x > 0, x, 0.1 * x) for x in hidden]
     large = convolve(hidden[0], net.second[0]) + convolve(double(hidden[1]), net.up[0])
@@ -97,12 +97,12 @@ def test_scores_maps_and_loss_follow_the_equations(method):
         expected = F.interpolate(small[None, None], size=(64, 64), mode="bilinear")[0, 0]
         np.testing.assert_allclose(result.map[number], expected, rtol=2e-3)
         losses.append(((elements**2).sum() / 2 - log_det) / len(elements))
-    assert any(block.from_first.gamma.abs().max() > 0.01 for block in method.flow), "the test would say nothing"
+    assert any(block.from_first.gamma.abs().max() > 0.01 for block in method.flow), "otherwise the test is vacuous"
     found = method.loss([torch.from_numpy(each).float() for each in maps])
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_the_flow_starts_as_a_permutation():
+def test_flow_is_initialised_as_a_permutation():
     method = make(network)
     method.build([(6, 8, 8)])
     maps = [torch.randn(2, 6, side, side) for side in (8, 4, 2)]
@@ -113,7 +113,7 @@ def test_the_flow_starts_as_a_permutation():
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_every_scale_hears_of_its_neighbours_only(kernel):
+def test_each_scale_depends_only_on_adjacent_scales(kernel):
     torch.manual_seed(0)
     net = CrossConvolutions([2, 2, 2], [4, 4, 4], hidden=5, kernel=kernel)
     torch.nn.init.ones_(net.gamma)
@@ -139,7 +139,7 @@ def test_extra_parameters_of_the_published_backbone(kernels, count):
 
 
 @pytest.mark.parametrize(("size", "grid"), [((768, 768), (24, 24)), ((256, 128), (8, 4)), ((224, 224), (16, 16))])
-def test_sizes_that_work(size, grid):
+def test_supported_sizes(size, grid):
     check_size(size, grid)
 
 
@@ -154,12 +154,12 @@ def test_sizes_that_work(size, grid):
         ((256, 256), (7, 7), "a backbone with a grid of 8 x 8 here"),
     ],
 )
-def test_sizes_that_do_not(size, grid, expected):
+def test_unsupported_sizes(size, grid, expected):
     with pytest.raises(UsageError, match=expected):
         check_size(size, grid)
 
 
-def test_a_size_that_does_not_work_is_refused_before_training(command, tree):
+def test_unsupported_size_is_rejected_before_training(command, tree):
     words = ["method=cs_flow", "method.hidden=4", "dataset=folder", f"data_root={tree}", "input.resize=96"]
     status, _, err = command(*words)
     assert status == 2
@@ -173,7 +173,7 @@ def test_a_size_that_does_not_work_is_refused_before_training(command, tree):
         ({"backbone": network, "kernels": [3, 4]}, "expected odd numbers"),
     ],
 )
-def test_what_it_cannot_work_with(keys, expected):
+def test_incompatible_settings(keys, expected):
     with pytest.raises(UsageError, match=expected):
         fit(make(**keys))
 

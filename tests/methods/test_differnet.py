@@ -79,7 +79,7 @@ def test_scores_are_the_mean_over_rotations(method):
 
 
 @pytest.mark.parametrize("count", [1, 7, 40])
-def test_rotations_in_one_pass_are_few_and_change_nothing(method, count, monkeypatch):
+def test_scores_do_not_depend_on_rotations_per_pass(method, count, monkeypatch):
     seen = []
 
     def counting(images):
@@ -100,7 +100,7 @@ def test_loss_is_the_likelihood_per_dimension(method):
     assert float(method.loss(torch.from_numpy(x).float())) == pytest.approx(expected, rel=1e-4)
 
 
-def test_kept_vectors_are_those_of_rotated_images():
+def test_stored_vectors_match_rotated_images():
     images = to_tensor(pictures(3))
     torch.manual_seed(5)
     (kept,) = make(network).random_views(images)
@@ -112,7 +112,7 @@ def test_kept_vectors_are_those_of_rotated_images():
         np.testing.assert_allclose(kept[image, :, view, 0], vectors(turned)[0], rtol=1e-4)
 
 
-def test_a_batch_has_some_rotations_of_each_image():
+def test_batch_has_some_rotations_of_each_image():
     kept = (torch.arange(2)[:, None, None, None] * 100 + torch.arange(5)[:, None]).expand(2, 15, 5, 1).float()
     epoch = type("Epoch", (), {"generator": torch.Generator().manual_seed(0)})
     drawn = make(network).drawn(kept, epoch)
@@ -135,7 +135,7 @@ def passes(epochs, train_views):
     return sum(seen)
 
 
-def test_kept_rotations_pass_the_network_once_and_new_ones_in_each_epoch():
+def test_fixed_rotations_pass_the_network_once_and_new_ones_every_epoch():
     assert passes(1, 2) == passes(3, 2)
     assert passes(3, 0) - passes(1, 0) == 2 * 3 * 4 * 3  # epochs x images x rotations x scales
 
@@ -154,7 +154,7 @@ def test_extra_parameters_of_the_published_backbone():
     assert sum(value.numel() for value in method.parameters()) == 172_077_056
 
 
-def test_images_of_which_a_quarter_is_too_small(command, tree):
+def test_images_too_small_for_the_smallest_scale(command, tree):
     words = ["method=differnet", "backbone=alexnet", "backbone.weights=random", "method.hidden=8", "method.epochs=1"]
     status, _, err = command(*words, "dataset=folder", f"data_root={tree}", "input.resize=128")
     assert status == 2

@@ -52,13 +52,13 @@ def test_scores_follow_the_equations():
     assert torch.equal(method.discriminate.seen, torch.cat([repaired, images], dim=1))
     probability = logits.double().softmax(dim=1)[:, 1].numpy()
     order = np.argsort(probability.ravel())
-    assert (np.diff(result.map.numpy().ravel()[order]) >= 0).all(), "the map ranks as the probability does"
+    assert (np.diff(result.map.numpy().ravel()[order]) >= 0).all(), "the map ranks like the probability"
     for index in range(2):
         smooth = uniform_filter(probability[index], 21, mode="constant")
         assert float(result.image[index]) == pytest.approx(smooth.max(), abs=1e-6)
 
 
-def test_far_out_pixels_still_rank():
+def test_extreme_pixels_keep_their_rank():
     logits = torch.zeros(1, 2, 32, 32)
     logits[0, 1, 0, :3] = torch.tensor([100.0, 200.0, 300.0])
     method = small()
@@ -91,7 +91,7 @@ def gradients(accumulate):
     return [parameter.grad for parameter in method.parameters()]
 
 
-def test_parts_of_a_batch_have_the_gradient_of_the_whole_but_for_batch_normalisation():
+def test_accumulated_gradients_match_the_whole_batch_without_batch_norm():
     torch.testing.assert_close(gradients(1), gradients(3))
 
 
@@ -100,7 +100,7 @@ def test_too_many_parts():
         small(accumulate=9)
 
 
-def test_sides_that_cannot_be_halved():
+def test_sides_that_are_not_divisible():
     with pytest.raises(UsageError, match=r"cannot take images of 100 x 64 pixels; .* such as 96 or 128"):
         small().build([(3, 100, 64)])
 
@@ -119,7 +119,7 @@ def test_the_loss_falls():
     assert method.facts["anomaly_source"] == "generated"
 
 
-def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
+def test_learning_rate_drops_at_80_and_90_percent(monkeypatch):
     rates = []
     from anomaly_bench.components import training
 
@@ -134,7 +134,7 @@ def test_the_rate_falls_at_80_and_90_percent(monkeypatch):
     assert rates == pytest.approx([1.0] * 8 + [0.2, 0.04])
 
 
-def test_a_folder_of_textures_is_known_by_its_files_not_by_its_place(tree, tmp_path):
+def test_texture_folder_is_identified_by_content_not_path(tree, tmp_path):
     def fingerprint(folder):
         words = ["method=draem", "dataset=folder", f"data_root={tree}", f"method.anomaly_source={folder}"]
         return Runner(compose("config", words), Reporter()).job("cog").first.fingerprint

@@ -87,7 +87,7 @@ def test_strong_anomalies_stay_finite_and_ordered(fitted):
     assert math.isfinite(scores[-1])
 
 
-def test_levels_are_standardised_where_the_papers_learning_rate_does_not_fit():
+def test_levels_are_standardised_unless_the_papers_learning_rate_applies():
     assert not Setup("fastflow", "wrn50", ("backbone.weights=random",)).config["method"]["layer_norm"]
     setup = Setup("fastflow", overrides=("method.steps=1",))
     assert setup.config["method"]["layer_norm"]
@@ -98,7 +98,7 @@ def test_levels_are_standardised_where_the_papers_learning_rate_does_not_fit():
             torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_steps_take_the_kernels_in_turn():
+def test_steps_alternate_kernel_sizes():
     method = Setup("fastflow", "wrn50", ("backbone.weights=random",)).config["method"]
     assert (method["steps"], method["kernels"]) == (8, [3, 1])
     with torch.device("meta"):
@@ -130,7 +130,7 @@ def test_extra_parameters_of_the_papers_networks(backbone, expected, side, withi
     assert all(value.is_meta for value in method.state_dict().values())
 
 
-def test_a_transformer_is_read_through_its_last_normalisation():
+def test_transformer_features_pass_the_last_normalisation():
     words = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=random", "method.steps=2")
     setup = Setup("fastflow", "deit_base", (*words, "method.epochs=2"))
     assert setup.config["method"]["levels"] == ["block7"]
@@ -139,7 +139,7 @@ def test_a_transformer_is_read_through_its_last_normalisation():
     assert setup.fitted().score(to_tensor(pictures(2))).map.shape == (2, 64, 64)
 
 
-def test_a_size_that_a_transformer_cannot_take_is_refused_before_training():
+def test_unsupported_transformer_size_is_rejected_before_training():
     words = ("backbone.network=deit_tiny_distilled_patch16_224", "backbone.weights=random")
     odd = pictures(3)[:, :60, :60]
     with pytest.raises(UsageError, match=r"60 x 60 pixels; expected .* multiples of 16, such as 48 or 64"):
@@ -154,6 +154,6 @@ def test_a_size_that_a_transformer_cannot_take_is_refused_before_training():
         ("method.kernels=[]", "expected odd numbers"),
     ],
 )
-def test_wrong_keys(key, message):
+def test_invalid_settings(key, message):
     with pytest.raises(UsageError, match=message):
         Setup("fastflow", overrides=(key,)).new()

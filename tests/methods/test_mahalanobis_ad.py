@@ -42,7 +42,7 @@ def test_scores_follow_the_equations(levels):
     assert found.map is None
 
 
-def test_by_hand():
+def test_distance_computed_by_hand():
     """One channel: no shrinkage, the distance is |x - mean| / deviation; levels are summed."""
     method = MahalanobisAD(lambda images: [images[:, :1], 3 * images[:, 1:2]])
     greys = np.array([0, 120, 240], np.uint8)
@@ -56,7 +56,7 @@ def test_by_hand():
 
 @settings(max_examples=20, deadline=None)
 @given(scale=st.floats(1e-2, 1e2), shift=st.floats(-10, 10), seed=st.integers(0, 99))
-def test_scale_and_origin_of_the_features_do_not_matter(scale, shift, seed):
+def test_scores_are_invariant_to_feature_scale_and_offset(scale, shift, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 2, 2, 3), np.uint8)
     plain = MahalanobisAD(lambda images: [images])
     moved = MahalanobisAD(lambda images: [images * scale + shift * scale])
@@ -72,14 +72,14 @@ def test_too_few_images(count):
         Setup("mahalanobis_ad").fitted(TrainingSet("single", pictures(count)))
 
 
-def test_images_that_are_all_alike():
+def test_identical_images():
     with pytest.raises(ValueError, match="all 4 training images have the same features"):
         Setup("mahalanobis_ad", "r18", ("backbone.weights=random",)).fitted(
             TrainingSet("alike", pictures(1).repeat(4, axis=0))
         )
 
 
-def test_the_papers_settings():
+def test_published_settings():
     """Nine covariances of EfficientNet-B4, 3.53 M floats, at 380 px without a crop."""
     setup = Setup("mahalanobis_ad", "effb4", ("backbone.weights=random", "protocol=paper"))
     assert read_settings(setup.config).input == {"resize": [380, 380], "crop": None}
@@ -104,4 +104,4 @@ def test_a_run_has_no_pixel_metrics(tree, tmp_path, command):
     assert not record.localises
     assert {file.name for file in path.with_suffix("").iterdir()} >= {"model.yaml", "model.safetensors"}
     assert not path.with_suffix("").joinpath("maps.npy").exists()
-    assert "already done" in "".join(command(*words)[1:]), "there are no maps to wait for"
+    assert "already done" in "".join(command(*words)[1:]), "the second run has nothing to do"

@@ -51,14 +51,14 @@ def test_maps_and_scores_follow_the_equations(dimensions):
     np.testing.assert_allclose(result.image.numpy(), expected.max(axis=(1, 2)), rtol=1e-3)
 
 
-def test_the_draw_depends_on_the_seed_only():
+def test_random_dimensions_depend_only_on_the_seed():
     first, second = Setup("padim").fitted(), Setup("padim").fitted(TrainingSet("other", pictures(5, first=300)))
     assert torch.equal(first.chosen, second.chosen)
     assert len(first.chosen.unique()) == 100
     assert not torch.equal(first.chosen, Setup("padim", overrides=("seed=1",)).fitted().chosen)
 
 
-def test_papers_settings_per_backbone():
+def test_published_settings_per_backbone():
     assert Setup("padim", "r18").config["method"]["dimensions"] == 100
     assert Setup("padim", "wrn50").config["method"]["dimensions"] == 550
     assert Setup("padim", "wrn50", ("method.dimensions=30",)).config["method"]["dimensions"] == 30
@@ -74,7 +74,7 @@ def test_one_training_image_is_too_few():
         Setup("padim").fitted(TrainingSet("single", pictures(1)))
 
 
-def test_another_image_size_is_refused():
+def test_different_image_size_is_rejected():
     with pytest.raises(ValueError, match="score images of the same size"):
         Setup("padim").one.score(torch.rand(1, 3, 96, 96))
 
@@ -104,7 +104,7 @@ print(timing.peak_ram_mb())
 
 
 @pytest.mark.slow
-def test_memory_of_wrn50_is_its_statistics_and_little_more():
+def test_peak_memory_on_wrn50_is_little_more_than_the_statistics():
     """At 96 px: one copy of the statistics, the network and one batch's features."""
     code = MEMORY.format(images=40, side=96)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

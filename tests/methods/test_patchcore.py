@@ -94,7 +94,7 @@ def equation_7(distances, bank, patches):
     return (1 - np.exp(apart[0]) / np.exp(apart).sum()) * apart[0]
 
 
-def test_reweighting_survives_large_distances():
+def test_reweighting_is_stable_for_large_distances():
     """exp(1000) overflows, but the weight still lies between 1 - 1/9 and 1."""
     method = Setup("patchcore", overrides=("method.reweight=true",)).fitted()
     method.bank *= 1000
@@ -137,7 +137,7 @@ def test_adaptive_averages_by_hand():
     assert patchcore.shrink(torch.arange(8.0).view(1, 8, 1, 1), 4).flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
 
 
-def test_the_seed_draws_the_first_entry():
+def test_seed_determines_the_first_entry():
     first, second, other = (Setup("patchcore", overrides=(f"seed={seed}",)).fitted() for seed in (0, 0, 1))
     assert first.bank.equal(second.bank)
     assert not first.bank[0].equal(other.bank[0])
@@ -168,12 +168,12 @@ def test_a_wrong_pooling_or_width():
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
-def test_a_ratio_that_is_none(ratio):
+def test_invalid_ratio(ratio):
     with pytest.raises(UsageError, match=f"method.ratio={ratio}: expected a fraction"):
         Setup("patchcore", overrides=(f"method.ratio={ratio}",)).new()
 
 
-def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
+def test_memory_is_refused_before_the_second_batch(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 6 * 10**6)
     seen = []
     with pytest.raises(TooLarge, match=r"1536 patches x 1024, with a bank of 15, needs 6 MB.*input.resize"):
@@ -183,12 +183,12 @@ def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
     assert seen == []
 
 
-def test_another_image_size_is_refused():
+def test_different_image_size_is_rejected():
     with pytest.raises(ValueError, match="score images of the same size"):
         Setup("patchcore").one.score(torch.rand(1, 3, 96, 96))
 
 
-def test_the_selection_has_a_bar_inside_the_fits():
+def test_selection_has_its_own_progress_bar():
     screen, reporter = io.StringIO(), Reporter()
     reporter.console = Console(file=screen, force_terminal=True, width=100)
     with reporter.stage("fitting", 24) as advance:
@@ -197,7 +197,7 @@ def test_the_selection_has_a_bar_inside_the_fits():
     assert "fitting" in screen.getvalue()
 
 
-def test_every_chosen_patch_is_counted():
+def test_progress_counts_every_selected_patch():
     import contextlib
 
     steps = []
@@ -212,7 +212,7 @@ def test_every_chosen_patch_is_counted():
     assert sum(steps[1:]) == len(method.bank) == 15
 
 
-def test_a_copy_of_a_training_image_of_a_full_bank_scores_zero():
+def test_training_image_scores_zero_with_a_full_bank():
     train = pictures(3)
     method = Setup("patchcore", overrides=("method.ratio=1",)).fitted(TrainingSet("all", train))
     assert isinstance(method, PatchCore)

@@ -92,7 +92,7 @@ def test_loss_is_the_sum_of_both_mean_squared_errors():
     assert float(method.loss(method.read(to_tensor(pixels))).detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_levels_are_trained_apart():
+def test_levels_are_trained_independently():
     """A shared optimiser is equivalent to one per level: a level trained alone gives the same projector."""
     method, alone = unfitted(), unfitted()
     alone.load_state_dict(method.state_dict())
@@ -119,7 +119,7 @@ def test_extra_parameters_of_the_published_pair():
     assert [round(count / 1e6, 3) for count in counts] == [0.894, 3.560, 17.101]
 
 
-def test_latents_by_the_rule_are_those_of_the_codes_logs():
+def test_default_latents_match_the_official_logs():
     setup = Setup("pefm", "r34_r50", ("backbone.weights=random", "method.latents=null"))
     with torch.device("meta"):
         method = setup.new()
@@ -135,12 +135,12 @@ def test_latents_by_the_rule_are_those_of_the_codes_logs():
         ("lite0_lite1", ("method.latents=[4]",), r"method.latents=\[4\]: expected 3 numbers"),
     ],
 )
-def test_what_it_cannot_work_with(backbone, words, expected):
+def test_incompatible_settings(backbone, words, expected):
     with pytest.raises(UsageError, match=expected):
         Setup("pefm", backbone, words).fitted(TrainingSet("cog", pictures(1)))
 
 
-def test_a_single_network_is_refused_in_one_line(command, tree):
+def test_single_network_is_rejected_in_one_line(command, tree):
     status, _, err = command("method=pefm", "dataset=folder", f"data_root={tree}", "input.resize=64")
     assert status == 2
     assert "error: method=pefm compares two networks" in err

@@ -42,7 +42,7 @@ def test_parameters_of_the_basic_blocks_by_hand():
     assert count("r18") == fusion + embedding + decoder
 
 
-def test_the_loss_is_that_of_whole_maps():
+def test_loss_uses_whole_maps():
     """1 - cos of flattened maps: batch mean, summed over levels; not the paper's mean over positions."""
     generator = torch.Generator().manual_seed(0)
     pairs = [[torch.randn(3, c, 4, 4, generator=generator) for c in (2, 5)] for _ in range(2)]
@@ -87,7 +87,7 @@ def corners_kept(grid: np.ndarray, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("expansion", [1, 4])
 @pytest.mark.parametrize(("grid", "side"), [("up", 16), ("down", 4), ("same", 8)])
-def test_residual_blocks_keep_their_word(expansion, grid, side):
+def test_residual_blocks_have_the_announced_shapes(expansion, grid, side):
     block = Residual(8, 12, expansion, 2.0, grid)
     assert block(torch.randn(2, 8, 8, 8)).shape == (2, 12, side, side)
     assert not isinstance(block.shortcut, nn.Identity)
@@ -101,12 +101,12 @@ def test_residual_blocks_keep_their_word(expansion, grid, side):
         [(8, 12, 12), (8, 6, 6), (8, 3, 3)],
     ],
 )
-def test_levels_that_cannot_be_mirrored(shapes):
+def test_unsupported_levels(shapes):
     with pytest.raises(UsageError, match=r"grids .* multiples of 32, such as 224 or 256"):
         check_levels(shapes)
 
 
-def test_an_input_that_does_not_fit_is_refused(tree, tmp_path, command):
+def test_incompatible_input_is_rejected(tree, tmp_path, command):
     words = (f"data_root={tree}", f"results={tmp_path / 'r'}", "input.resize=48", "speed=false", "threads=1")
     status, _, err = command("method=reverse_distillation", "dataset=folder", *words)
     assert status == 2

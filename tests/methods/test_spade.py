@@ -75,7 +75,7 @@ def test_scores_and_maps_follow_the_equations(pyramid, size):
         np.testing.assert_allclose(result.map[index], expected, rtol=1e-3)
 
 
-def test_small_blocks_change_nothing(monkeypatch):
+def test_block_size_does_not_change_scores(monkeypatch):
     setup = Setup("spade", overrides=("method.neighbours=6",))
     images = to_tensor(pictures(2, first=700))
     expected = setup.one.score(images).map
@@ -85,7 +85,7 @@ def test_small_blocks_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("few", [0.01, 10**6])
 @pytest.mark.parametrize("bytes", [1, 10**6])
-def test_patches_of_cells_are_compared_by_pairs_or_all(monkeypatch, few, bytes):
+def test_cell_patches_are_compared_in_pairs_or_all_at_once(monkeypatch, few, bytes):
     monkeypatch.setattr(spade, "FEW", few)
     monkeypatch.setattr(spade, "cache_bytes", lambda device: bytes)
     random = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def test_patches_of_cells_are_compared_by_pairs_or_all(monkeypatch, few, bytes):
 
 
 @pytest.mark.parametrize(("fine", "coarse"), [((4, 6), (2, 3)), ((17, 18), (9, 9)), ((5, 5), (5, 5)), ((7, 3), (2, 2))])
-def test_cells_are_the_positions_that_a_coarse_one_fills(fine, coarse):
+def test_cells_are_the_positions_of_one_coarse_position(fine, coarse):
     found = spade.positions_of_cells(fine, coarse)
     assert found.shape[0] == coarse[0] * coarse[1]
     for cell, positions in enumerate(found.tolist()):
@@ -141,7 +141,7 @@ def test_one_training_image():
     assert result.map[0].max() < 1e-3 * result.map[1].max()
 
 
-def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
+def test_memory_is_refused_before_the_second_batch(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 10**5)
     seen = []
     with pytest.raises(TooLarge, match=r"many: the gallery of 24 images needs 1 MB.*fewer training images"):
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_before_the_second_batch(monkeypatch):
     assert seen == []
 
 
-def test_another_image_size_is_refused():
+def test_different_image_size_is_rejected():
     with pytest.raises(ValueError, match="score images of the same size"):
         Setup("spade").one.score(torch.rand(1, 3, 96, 96))
 
@@ -162,6 +162,6 @@ def test_another_image_size_is_refused():
         ("method.levels=[1,4]", "method.levels: 2 levels; SPADE needs"),
     ],
 )
-def test_settings_that_make_no_sense(words, message):
+def test_invalid_settings(words, message):
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         Setup("spade", overrides=(words,)).fitted()

@@ -90,7 +90,7 @@ def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     assert 1 <= made.facts["best_epoch"] <= 5
 
 
-def test_the_best_epoch_on_images_held_out_is_kept():
+def test_best_epoch_on_held_out_images_is_kept():
     """If held-out scores worsen after an early epoch, its weights are kept, not the last."""
     levels = []
     original = STFPM.mean_map
@@ -109,7 +109,7 @@ def test_the_best_epoch_on_images_held_out_is_kept():
     assert not all(torch.equal(value, levels[-1][1][name]) for name, value in made.state_dict().items())
 
 
-def test_the_student_is_the_teachers_architecture_with_its_own_weights():
+def test_student_has_the_teachers_architecture_but_its_own_weights():
     setup = Setup("stfpm", "r18", ("backbone.weights=random",))
     student = setup.network.trainable_copy().eval()
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_the_student_is_the_teachers_architecture_with_its_own_weights():
     assert any(isinstance(module, nn.BatchNorm2d) for module in student.modules()), "it learns with its normalisation"
 
 
-def test_a_copy_of_the_teacher_finds_nothing():
+def test_copy_of_the_teacher_scores_zero():
     setup = Setup("stfpm", "r18", ("backbone.weights=random",))
     made = setup.new()
     made.build(())
@@ -141,7 +141,7 @@ def test_transformers_have_no_pyramid():
 
 
 @pytest.mark.parametrize("backbone", ["r18", "lite0"])
-def test_blocks_computed_anew_train_the_same_student_in_less_memory(backbone, monkeypatch):
+def test_checkpointing_trains_the_same_student_in_less_memory(backbone, monkeypatch):
     teacher = Setup("stfpm", backbone, ("backbone.weights=random",)).network
 
     def steps(student):

@@ -106,7 +106,7 @@ def pro_by_mvtec(maps: Array, masks: Array) -> float:
 
 
 def outcome(maps: Array, masks: Array, labels: Array | None = None) -> Outcome:
-    """An outcome whose image scores are the maps' maxima and whose arrays cannot be written to."""
+    """An outcome whose image scores are the maps' maxima and whose arrays are read-only."""
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, bool)
     labels = masks.any((1, 2)) if labels is None else np.asarray(labels, bool)
     arrays = [labels, maps.max((1, 2)), maps, masks]
@@ -138,7 +138,7 @@ MASKS: dict[str, Masks] = {
 
 @st.composite
 def cases(draw: st.DrawFn) -> Outcome:
-    """Small outcomes of every kind of scores and masks, defects a little higher or not."""
+    """Small outcomes with all kinds of scores and masks; defects score slightly higher or not."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     shape = (draw(st.integers(1, 6)), draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     masks = MASKS[draw(st.sampled_from(sorted(MASKS)))](random, shape)
@@ -156,8 +156,8 @@ def same(values: dict[str, float | None], others: dict[str, float | None], withi
 
 @quick
 @given(case=cases(), run=st.sampled_from([1, 3, ranking.RUN]))
-def test_every_metric_is_its_definition(case: Outcome, run: int) -> None:
-    """Within 1e-6 of a threshold sweep, however many positives are worked on at a time."""
+def test_every_metric_matches_its_definition(case: Outcome, run: int) -> None:
+    """Within 1e-6 of a threshold sweep, however many positives are processed at a time."""
     assert case.maps is not None
     assert case.masks is not None
     images = by_sweep(case.scores, case.labels) or (None, None, None)
@@ -207,7 +207,7 @@ def test_agrees_with_scikit_learn_and_mvtec(scores: str) -> None:
         ([1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0], "#..........", 0.3**2 / (2 * 0.4) / 0.3),
         # a ramp from .2 to .4, cut in the middle
         ([1, 2, 2, 1, 1, 0, 0, 0, 0, 0, 0], "#..........", 0.1**2 / (2 * 0.2) / 0.3),
-        # a ramp from .1 to .2, then flat: twice as high after it as in its middle
+        # a ramp from .1 to .2, then flat at twice its mid-height
         ([1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0], "#..........", (0.1 / 2 + 0.1) / 0.3),
         # first reached at .4, beyond the limit
         ([1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0], "#..........", 0.0),
@@ -218,20 +218,20 @@ def test_pro_by_hand(scores: list[float], mask: str, expected: float) -> None:
     assert evaluate(row(scores, mask)).values["pro"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_regions_touch_by_corners_and_end_with_their_image() -> None:
-    """A pair of corner pixels, one of them found, is one region: a half of it; it does not reach the next image."""
+def test_regions_are_8_connected_and_per_image() -> None:
+    """Two pixels touching at a corner, one of them found, are one region, half found; regions end with their image."""
     masks = np.zeros((3, 3, 4), bool)
     masks[0, [0, 1], [0, 1]] = masks[1, 1, 1:3] = True  # a corner pair, an edge pair
     maps = np.zeros((3, 3, 4))
     maps[masks] = [9, -9, 9, 9]
     assert evaluate(outcome(maps.copy(), masks.copy())).values["pro"] == pytest.approx((0.5 + 1) / 2)
-    masks[2, 1, 2] = True  # behind a defect pixel of the image before, and not found
+    masks[2, 1, 2] = True  # in memory right after a defect pixel of the previous image, and not found
     maps[2, 1, 2] = -9
     assert evaluate(outcome(maps, masks)).values["pro"] == pytest.approx((0.5 + 1 + 0) / 3)
 
 
 def test_good_images_count_as_background() -> None:
-    """One of 3 background pixels beats the defect; with a quiet good image it is one of 7."""
+    """One of 3 background pixels outscores the defect; with a low-scoring good image it is one of 7."""
     maps, masks = np.array([[[5, 9, 0, 0]], [[0, 0, 0, 0]]]), np.array([[[1, 0, 0, 0]], [[0, 0, 0, 0]]])
     assert evaluate(outcome(maps[:1], masks[:1])).values["pro"] == 0
     assert evaluate(outcome(maps, masks)).values["pro"] == pytest.approx((0.3 - 1 / 7) / 0.3)
@@ -248,7 +248,7 @@ def test_separated_scores_give_one_and_reversed_zero() -> None:
         worst,
         {
             **{"image_auroc": 0, "pixel_auroc": 0, "pro": 0},
-            **{"image_ap": 1 / 2, "pixel_ap": 30 / 256},  # precision where all is found
+            **{"image_ap": 1 / 2, "pixel_ap": 30 / 256},  # precision at full recall
             **{"image_f1_max": 2 / 3, "pixel_f1_max": 60 / 286},
         },
         within=1e-12,
@@ -266,7 +266,7 @@ def test_rounding_does_not_lift_a_perfect_score_above_one(seed: int) -> None:
             assert name.startswith("image") or 1 - 1e-12 < value <= 1, name
 
 
-def test_zeros_of_both_signs_are_tied() -> None:
+def test_signed_zeros_are_tied() -> None:
     assert evaluate(row([-0.0, 0.0, -1, -1], "#...")).values["pixel_auroc"] == pytest.approx(2.5 / 3)
 
 
@@ -335,7 +335,7 @@ def test_dense_ranks_score_the_same(case: Outcome) -> None:
 
 @quick
 @given(case=cases(), seed=st.integers(0, 2**32))
-def test_the_order_of_images_does_not_count(case: Outcome, seed: int) -> None:
+def test_image_order_does_not_matter(case: Outcome, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(case.labels))
     assert case.maps is not None
     assert case.masks is not None
@@ -355,7 +355,7 @@ def area_of(curve: dict[str, list[float]], limit: float) -> float:
 
 @pytest.mark.parametrize("run", [100, ranking.RUN])
 @pytest.mark.parametrize("scores", SCORES)
-def test_curves_have_the_area_of_their_metric(scores: str, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_area_under_curve_equals_the_metric(scores: str, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "RUN", run)
     evaluation = evaluate(large(scores))
     assert area_of(evaluation.curves["image_roc"], 1.0) == pytest.approx(evaluation.values["image_auroc"], abs=1e-5)
@@ -366,7 +366,7 @@ def test_curves_have_the_area_of_their_metric(scores: str, run: int, monkeypatch
 
 @pytest.mark.parametrize("steps", [200, 251, 300, 499, 1000])
 def test_thinning_keeps_the_area_of_a_staircase(steps: int) -> None:
-    """The worst curve for it: with 499 steps every corner falls midway between two points."""
+    """The worst case: with 499 steps every corner falls midway between two points."""
     labels = np.tile([True, False], steps)
     evaluation = evaluate(Outcome(labels, np.arange(2 * steps, 0, -1, dtype=np.float32), None, None))
     assert len(evaluation.curves["image_roc"]["x"]) == min(2 * steps + 1, 500)
@@ -374,8 +374,8 @@ def test_thinning_keeps_the_area_of_a_staircase(steps: int) -> None:
     assert area_of(evaluation.curves["image_roc"], 1.0) == pytest.approx(evaluation.values["image_auroc"], abs=within)
 
 
-def test_images_of_unlike_sizes() -> None:
-    """A list of arrays is the one array of its pixels: by hand, and against the array where the sizes are equal."""
+def test_images_of_different_sizes() -> None:
+    """A list of arrays counts as one array of all pixels: by hand, and against the array if the sizes are equal."""
     random = np.random.default_rng(3)
     case = outcome(random.random((4, 9, 7)), MASKS["sparse"](random, (4, 9, 7)))
     as_list = Outcome(case.labels, case.scores, list(case.maps), list(case.masks))
@@ -392,7 +392,7 @@ def test_images_of_unlike_sizes() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+def test_non_finite_scores_are_rejected(bad: float) -> None:
     case = large("continuous")
     assert case.maps is not None
     maps, scores = case.maps.copy(), case.scores.copy()
@@ -404,7 +404,7 @@ def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
         evaluate(Outcome(case.labels, scores, case.maps, case.masks))
 
 
-def test_arrays_that_do_not_fit_are_refused() -> None:
+def test_mismatched_arrays_are_rejected() -> None:
     case = large("continuous")
     assert case.maps is not None
     assert case.masks is not None
@@ -421,7 +421,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 
 def peak_bytes(case: Outcome) -> int:
-    """Memory that `evaluate` takes beside the outcome."""
+    """Memory that `evaluate` needs besides the outcome."""
     tracemalloc.start()
     try:
         evaluate(case)
@@ -430,8 +430,8 @@ def peak_bytes(case: Outcome) -> int:
         tracemalloc.stop()
 
 
-def test_memory_for_a_pixel() -> None:
-    """160 maps of 1024 x 1024 must fit 8 GiB, 51 bytes a pixel; the outcome has 5, the interpreter about 3."""
+def test_memory_per_pixel() -> None:
+    """160 maps of 1024 x 1024 must fit 8 GiB, 51 bytes per pixel; the outcome has 5, the interpreter about 3."""
     random = np.random.default_rng(0)
     masks = np.zeros((40, 512, 512), bool)
     masks[10:, 100:160, 200:280] = True
@@ -439,9 +439,9 @@ def test_memory_for_a_pixel() -> None:
     assert peak_bytes(outcome(maps, masks)) < 7 * masks.size  # a 64-bit column for all pixels takes 8
 
 
-def test_memory_for_a_defect_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all but a few pixels are defects, 28 bytes each; a constant map is one tie of them all."""
-    monkeypatch.setattr(ranking, "RUN", 1 << 14)  # as small a part of this case as they are of a large one
+def test_memory_per_defect_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nearly all pixels are defects, 28 bytes each; in a constant map all are tied."""
+    monkeypatch.setattr(ranking, "RUN", 1 << 14)  # as small a fraction of this case as of a large one
     monkeypatch.setattr(metrics, "RUN_POINTS", 300)
     masks = np.ones((8, 512, 512), bool)
     masks[0, 0] = False
@@ -450,7 +450,7 @@ def test_memory_for_a_defect_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_bytes(outcome(np.ones(masks.shape), masks)) < 32 * masks.size
 
 
-def test_titles_are_had_without_torch_or_scipy() -> None:
+def test_titles_need_neither_torch_nor_scipy() -> None:
     code = (
         "import sys; from anomaly_bench.metrics.registry import packaged_metrics; packaged_metrics();"
         "print(sorted({'torch', 'scipy'} & set(sys.modules)))"

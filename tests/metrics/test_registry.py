@@ -1,4 +1,4 @@
-"""metric=: what is computed, stored and shown; metrics of one's own, with a run, later, and in what reads records."""
+"""metric=: what is computed, stored and shown; user-defined metrics, during a run, later, and in tables."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ limit: 0.05
 
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory):
-    """A folder of one's own with PRO up to 0.05."""
+    """A user's configuration folder with PRO up to 0.05."""
     folder = tmp_path_factory.mktemp("conf")
     (folder / "metric").mkdir()
     (folder / "metric" / "pro_005.yaml").write_text(PRO_005)
     return folder
 
 
-def test_the_seven_of_the_default_and_their_order():
+def test_standard_metrics_and_their_order():
     assert list(standard_metrics()) == list(chosen_metrics(compose("config", [])))
     assert len(standard_metrics()) == 7
     sets = {"standard", "localisation", "all"}
@@ -67,7 +67,7 @@ def test_sets_and_lists():
         (PRO_005.replace("metrics.pro\n", "metrics.prro\n"), ["metric=pro_005"], "cannot be imported"),
     ],
 )
-def test_what_is_no_metric(tmp_path, text, words, error):
+def test_invalid_metrics(tmp_path, text, words, error):
     (tmp_path / "metric").mkdir()
     (tmp_path / "metric" / "pro_005.yaml").write_text(text)
     with pytest.raises(UsageError, match=error):
@@ -82,12 +82,12 @@ def test_contract(name, conf):
             check(metric)
 
 
-def test_another_limit_is_another_number(conf):
+def test_limit_changes_the_value(conf):
     for outcome in list(outcomes())[:2]:
         assert value_of(find("pro_005", [conf]), outcome) != value_of(find("pro"), outcome)
 
 
-def test_one_s_own_metric_with_a_run_and_later(conf, tmp_path, monkeypatch, capsys):
+def test_user_metric_during_a_run_and_later(conf, tmp_path, monkeypatch, capsys):
     make_category(tmp_path / "data" / "cog")
     monkeypatch.chdir(tmp_path)
     words = ["dataset=folder", "data_root=data", "input.resize=64", "speed=false", "gallery=0", f"--config-dir={conf}"]
@@ -108,10 +108,10 @@ def test_one_s_own_metric_with_a_run_and_later(conf, tmp_path, monkeypatch, caps
     assert [*without.metrics] == [*standard_metrics()]
     assert (without.fingerprint, without.curves) == (with_it.fingerprint, with_it.curves)
     capsys.readouterr()
-    assert call([*run, "metric=pro_005"]) == 0  # from kept maps
-    said = capsys.readouterr()
-    assert "already done" in said.err
-    assert f" {100 * entry['value']:.2f}" in said.out
+    assert call([*run, "metric=pro_005"]) == 0  # from saved maps
+    output = capsys.readouterr()
+    assert "already done" in output.err
+    assert f" {100 * entry['value']:.2f}" in output.out
     (later,), _ = records.load_all(tmp_path / "results")
     assert (later.metrics, later.curves) == (with_it.metrics, with_it.curves)
 

@@ -1,4 +1,4 @@
-"""Fingerprints: what counts, what does not, and that neither new keys nor moved classes orphan a record."""
+"""Fingerprints: what changes them, what does not; neither new keys nor moved classes orphan a record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ levels: [1, 2, 3]
 
 @pytest.fixture
 def print_of(tree):
-    """The fingerprint of category cog under a command line."""
+    """The fingerprint of category cog for a command line."""
 
     def call(*words, folders=()):
         config = compose("config", ["dataset=folder", f"data_root={tree}", *words], folders)
@@ -62,7 +62,7 @@ def print_of(tree):
         ("method=cflow_ad", "oracle=true"),
     ],
 )
-def test_what_can_change_a_score_counts(print_of, words):
+def test_settings_that_change_scores_change_the_fingerprint(print_of, words):
     words = [f"+{word}" if word.startswith("dataset.about") else word for word in words]
     assert print_of(*words) != print_of(*(["method=cflow_ad"] if len(words) > 1 and "method=cflow_ad" in words else []))
 
@@ -77,12 +77,12 @@ def test_what_can_change_a_score_counts(print_of, words):
         ("backbone.modules.stem=blocks.0",),
     ],
 )
-def test_defaults_and_what_changes_no_score_do_not_count(print_of, words):
+def test_defaults_and_neutral_settings_keep_the_fingerprint(print_of, words):
     assert print_of(*words) == print_of()
 
 
-def test_a_moved_class_is_the_same_method(print_of, monkeypatch):
-    """As if all of ours lay in other modules: YAML and class move together."""
+def test_moving_a_class_keeps_the_fingerprint(print_of, monkeypatch):
+    """As if all our classes were in other modules: YAML and class move together."""
     before = print_of(), print_of("method=pefm", "backbone=lite0_lite1")
     packaged = parts.packaged_node
 
@@ -100,7 +100,7 @@ def test_a_moved_class_is_the_same_method(print_of, monkeypatch):
     assert print_of(*new) == before[1]
 
 
-def test_ones_own_part_counts_by_target_and_all_keys(print_of, tmp_path):
+def test_user_parts_are_hashed_by_target_and_all_keys(print_of, tmp_path):
     folder = tmp_path / "conf" / "method"
     folder.mkdir(parents=True)
 
@@ -109,14 +109,14 @@ def test_ones_own_part_counts_by_target_and_all_keys(print_of, tmp_path):
         return print_of("method=mine", folders=[tmp_path / "conf"])
 
     ours = mine("mine", "anomaly_bench.methods.padim.PaDiM")
-    assert ours == mine("mine", "anomaly_bench.elsewhere.PaDiM"), "a class of ours may move"
+    assert ours == mine("mine", "anomaly_bench.elsewhere.PaDiM"), "our classes may move"
     found = {ours, print_of(), mine("mine", "other.PaDiM"), mine("mine", "mypackage.PaDiM")}
     found |= {mine("mine", "mypackage.PaDiM", sigma=2.0), mine("padim", "mypackage.PaDiM")}
     assert len(found) == 6
 
 
-def test_a_new_key_orphans_no_record(print_of, monkeypatch):
-    """A later version's key of a run, of the input, of a method: at its default all is as before, else it counts."""
+def test_new_keys_keep_old_fingerprints(print_of, monkeypatch):
+    """A later version's new key of a run, input or method: neutral at its default, else it changes the fingerprint."""
     before = print_of()
     run = {"seed": 0, "input": {"resize": [256, 256], "crop": None}, "protocol": "unified", "oracle": False}
     settings = {"run": run, "dataset": {"name": "d", "_target_": "anomaly_bench.d"}, "files": {}, "backbone": None}
@@ -140,15 +140,15 @@ def test_a_new_key_orphans_no_record(print_of, monkeypatch):
 
 
 @pytest.mark.parametrize("group", ["method", "backbone"])
-def test_a_changed_default_raises_the_revision(group):
-    """Keys at their default are left out of fingerprints, so a default may not change under the same revision.
+def test_changed_default_needs_a_new_revision(group):
+    """Keys at their default are left out of fingerprints, so a default must not change within a revision.
 
-    A new key's default must be what was done without it. `tests/records/defaults.json` holds what each revision
-    said; a new part, key or revision is added there: python tests/records/test_fingerprint.py
+    A new key's default must give the behaviour without the key. `tests/records/defaults.json` holds the defaults of
+    each revision; add a new part, key or revision with: python tests/records/test_fingerprint.py
     """
     known = json.loads(DEFAULTS_FILE.read_text())[group]
     for name, (revision, keys) in defaults(group).items():
-        assert name in known, f"{name} is new: call python tests/records/test_fingerprint.py"
+        assert name in known, f"{name} is new: run python tests/records/test_fingerprint.py"
         assert revision >= known[name][0], name
         if revision == known[name][0]:
             then = known[name][1]

@@ -22,7 +22,7 @@ from anomaly_bench.records.results_csv import CSV_COLUMNS
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Two records, the second without masks and with a metric of one's own."""
+    """Two records, the second without masks and with a user-defined metric."""
     folder = tmp_path_factory.mktemp("frame")
     make_category(folder / "data" / "cog")
     words = ["dataset=folder", f"data_root={folder / 'data'}", f"results={folder / 'results'}", "input.resize=64"]
@@ -51,11 +51,11 @@ def test_the_same_as_results_csv(results):
     with (results / "results.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     frame = anomaly_bench.load_results(results).iloc[0]
-    told = {name: value for name, value in row.items() if value}
-    numbers = {name for name in told if isinstance(frame[name], (int, float)) and not isinstance(frame[name], bool)}
-    assert {name: float(told[name]) for name in numbers} == {name: float(frame[name]) for name in numbers}
-    assert {name: told[name] for name in told.keys() - numbers} == {
-        name: str(frame[name]) for name in told.keys() - numbers
+    csv_row = {name: value for name, value in row.items() if value}
+    numbers = {name for name in csv_row if isinstance(frame[name], (int, float)) and not isinstance(frame[name], bool)}
+    assert {name: float(csv_row[name]) for name in numbers} == {name: float(frame[name]) for name in numbers}
+    assert {name: csv_row[name] for name in csv_row.keys() - numbers} == {
+        name: str(frame[name]) for name in csv_row.keys() - numbers
     }
 
 
@@ -68,7 +68,7 @@ def test_one_row_per_metric(results):
     assert frame.groupby("metric")["value"].count()["pro"] == 1
 
 
-def test_nothing_and_what_is_damaged(tmp_path):
+def test_empty_and_damaged_results(tmp_path):
     with pytest.raises(UsageError, match=r"none: no such folder; expected one written by anomaly-bench"):
         anomaly_bench.load_results(tmp_path / "none")
     assert list(anomaly_bench.load_results(tmp_path).columns) == [*CSV_COLUMNS, *FACTS]
@@ -79,6 +79,6 @@ def test_nothing_and_what_is_damaged(tmp_path):
         assert anomaly_bench.load_results(tmp_path).empty
 
 
-def test_pandas_is_imported_when_it_is_needed():
+def test_pandas_is_imported_lazily():
     code = "import anomaly_bench, sys; import anomaly_bench.cli.main; print('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

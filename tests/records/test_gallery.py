@@ -7,7 +7,7 @@ import numpy as np
 from anomaly_bench.records import gallery
 
 
-def test_the_mask_is_outlined_on_the_map(tmp_path):
+def test_mask_is_outlined_on_the_map(tmp_path):
     masks = np.zeros((2, 64, 64), bool)
     masks[1, 16:32, 8:40] = True
     maps, pixels = np.zeros((2, 64, 64), np.float32), np.zeros((2, 64, 64, 3), np.uint8)
@@ -26,5 +26,5 @@ def test_the_mask_is_outlined_on_the_map(tmp_path):
             rows, columns = np.nonzero(shown)
             edges = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]) / side * 64
             assert np.abs(edges - (16, 32, 8, 40)).max() <= 1
-            inside = shown[40:60, 20:76]  # well within the rectangle, in pixels of the picture
+            inside = shown[40:60, 20:76]  # well inside the rectangle, in pixels of the picture
             assert not inside.any()

@@ -1,4 +1,4 @@
-"""Records: written whole or not at all, read whole or reported."""
+"""Records: written completely or not at all, read completely or reported as damaged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record():
     )  # fmt: skip
 
 
-def test_saved_is_loaded(record, tmp_path):
+def test_record_round_trip(record, tmp_path):
     path = records.save(record, tmp_path)
     assert path.relative_to(tmp_path).as_posix() == "records/mvtec/padim-lite0/bottle-s3-abababab.json"
     assert records.load(path) == record
@@ -41,7 +41,7 @@ def test_saved_is_loaded(record, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "digit", "field", "empty", "list", "binary"])
-def test_damage_is_noticed(record, tmp_path, damage):
+def test_damage_is_detected(record, tmp_path, damage):
     path = records.save(record, tmp_path)
     text = path.read_text()
     if damage == "field":
@@ -80,7 +80,7 @@ def test_results_csv(record, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bottle", "metal_nut", "Gehäuse", "a b", "../up", "con", "NUL.txt", "x:y", "", "."])
-def test_names_are_legal_on_windows_and_stay_apart(name):
+def test_file_names_are_legal_on_windows_and_distinct(name):
     found = safe_filename(name)
     assert found.strip(". ")
     assert not set(found) & set('<>:"/\\|?* ')

@@ -1,4 +1,4 @@
-"""The HTML report: its numbers in Python, its behaviour in a headless Chromium where there is one."""
+"""The HTML report: its numbers in Python, its behaviour in a headless Chromium if installed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CURVES = {"image_roc": CURVE, "pixel_roc": CURVE, "pro": {"x": [0.0, 0.1, 0.3], 
 
 
 def pictured(results: Path, made: Record, seed: int = 0) -> Record:
-    """A record with 12 images, of them 6 defective, written with its pictures."""
+    """A record with 12 images, 6 of them defective, saved with its pictures."""
     random = np.random.default_rng(seed)
     defects = [None] * 6 + [made.titles.get("defect") or "crack"] * 6
     scores = (random.normal(size=12) + np.repeat([0, 1], 6)).astype(np.float32)
@@ -63,7 +63,7 @@ def timed(milliseconds: float) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Two setups: three methods on MVTec AD (one without maps), and one whose every name is hostile."""
+    """Two setups: three methods on MVTec AD (one without maps), and one in which every name is hostile."""
     folder = tmp_path_factory.mktemp("report")
     for number, (method, points, speed) in enumerate(
         [("padim", (95, 90, 80), timed(10)), ("patchcore", (99, 95, 90), timed(100)), ("draem", (100, None, None), [])]
@@ -112,12 +112,12 @@ def test_command_writes_a_page_and_figures(results, tmp_path, command):
         assert (folder / f"{part}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_equal_records_give_equal_bytes(page, results):
+def test_page_is_deterministic(page, results):
     assert call(["report", f"results={results}", f"out={results}/twin.html"]) == 0
     assert (results / "twin.html").read_bytes() == page.read_bytes()
 
 
-def test_figures_with_hostile_names_are_saved_the_same_twice(tmp_path):
+def test_figures_with_hostile_names_are_deterministic(tmp_path):
     for name in ("one", "two"):
         curve = plots.Curve(CURVE["x"], CURVE["y"], HOSTILE, 3)
         svg.save_for_print(plots.curves({"image_roc": [curve]}, legend=True), tmp_path / name)
@@ -157,7 +157,7 @@ def test_no_torch(results, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_record_of_two_folders_counts_once_with_both_speeds(tmp_path):
+def test_record_in_two_folders_counts_once_with_both_speeds(tmp_path):
     here, there = timed(10), [{**SPEED, "device": "H100", "latency_ms": 1.0, "fps": 1000.0}]
     one, two = record(speed=here), record(speed=[*here, *there])
     two.fingerprint = one.fingerprint
@@ -183,14 +183,14 @@ def test_points_of_the_figures(results):
     published, measured = section.timeline("image_auroc")
     months = {point.label: point.x for point in measured}
     assert months["PaDiM WRN50"] == plots.month_number(2020, 11)
-    told = {point.label: (point.x, point.y) for point in published}
-    assert len(told) == 13
-    assert told["FastFlow"] == (plots.month_number(2021, 11), 99.4)
-    assert told["SPADE"] == (plots.month_number(2020, 5), 85.5)
+    stated = {point.label: (point.x, point.y) for point in published}
+    assert len(stated) == 13
+    assert stated["FastFlow"] == (plots.month_number(2021, 11), 99.4)
+    assert stated["SPADE"] == (plots.month_number(2020, 5), 85.5)
     assert section.timeline("pro")[0] == []
 
 
-def test_tables_of_numbers_are_those_of_the_html_format(page, results):
+def test_tables_match_the_html_format(page, results):
     known = load_all(results)[0]
     for number, part in enumerate(setups(known), 1):
         shown = sections.Section(f"s{number}", part, [results]).heat["pro"]
@@ -207,19 +207,19 @@ def test_published_values_stay_with_their_dataset(tmp_path):
     assert [point.y for point in measured] == [90.0]
 
 
-def test_arxiv_numbers_are_those_of_the_configurations():
+def test_arxiv_numbers_match_the_configurations():
     folder = Path(__file__).parents[2] / "conf" / "method"
     known = publications()
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        told = re.search(r"arXiv:? ?(\d{4}\.\d{4,5})", text)
-        assert known[path.stem].arxiv == (told[1] if told else "")
+        stated = re.search(r"arXiv:? ?(\d{4}\.\d{4,5})", text)
+        assert known[path.stem].arxiv == (stated[1] if stated else "")
         assert known[path.stem].title == yaml.safe_load(text)["about"]["title"]
     assert known["padim"].month == (2020, 11)
     assert known["glance"].month is None
 
 
-def test_a_dotted_line_leads_to_the_same_method_not_the_same_month():
+def test_dotted_line_connects_the_same_method():
     published = [labels.Point(100.0, 80.0, "SPADE", method="spade")]
     measured = [labels.Point(100.0, y, name, 0, name) for y, name in ((90.0, "spade"), (99.0, "mahalanobis_ad"))]
     lines = plots.timeline(published, measured, "AUROC").axes[0].lines
@@ -251,7 +251,7 @@ def test_worst_cases_by_brute_force(images):
         assert scores == sorted(scores)
 
 
-def test_pictures_are_found_again(tmp_path):
+def test_pictures_are_found(tmp_path):
     made = pictured(tmp_path, record())
     found = list(gallery.cases(made, tmp_path / made.path.with_suffix("")))
     assert [case.kind for case in found] == ["alarm"] * 3 + ["miss"] * 3
@@ -293,13 +293,13 @@ def test_contrast(theme):
         assert contrast >= {"paper": 1, "line": 1, "ink": 4.5, "muted": 4.5}.get(name, 3), name
 
 
-def test_every_series_has_a_look_of_its_own():
+def test_every_series_has_a_distinct_style():
     looks = {(repr(plots._look(number)), number // len(style.SERIES) % 4) for number in range(40)}
     assert len(looks) == 40
 
 
 def test_a_full_benchmark_stays_below_20_mb(tmp_path):
-    """One category of ten methods that agree on no image, with pictures of pure noise: a fifteenth of 20 MB."""
+    """One category, ten methods that agree on no image, pictures of pure noise: below a fifteenth of 20 MB."""
     random = np.random.default_rng(0)
     images = [{"file": f"{n}.png", "defect": "x" if n > 30 else None} for n in range(60)]
     x = np.linspace(0, 1, 500)
@@ -317,7 +317,7 @@ def test_a_full_benchmark_stays_below_20_mb(tmp_path):
     assert 15 * (tmp_path / "report.html").stat().st_size < 20e6
 
 
-def test_hostile_names_make_no_element(page):
+def test_hostile_names_create_no_elements(page):
     text = page.read_text(encoding="utf-8")
     elements = Elements(text).found
     assert [attributes for tag, attributes in elements if tag == "script"] == [{}]
@@ -352,7 +352,7 @@ def find(browser, css: str) -> list[Any]:
 
 
 def column(browser, title: str) -> list[str]:
-    """The shown cells of a column of the table of records, from the top."""
+    """The visible cells of a column in the table of records, from the top."""
     script = (
         "const [heads, rows] = ['thead th', 'tbody tr'].map(css => [...document.querySelectorAll('#table ' + css)]);"
         "const place = heads.findIndex(head => head.innerText.trim() == arguments[0]);"
@@ -402,7 +402,7 @@ def test_filtering(browser):
     reset(browser)
 
 
-def test_the_metric_is_chosen_for_heat_map_and_figures(browser):
+def test_metric_selection_updates_heat_map_and_figures(browser):
     shown = "#s1 h3, #s2 h3"
     mvtec = next(each for each in find(browser, "section.setup") if "MVTec AD" in each.text).get_attribute("id")
     assert "image AUROC by category" in [each.text for each in find(browser, shown)]
@@ -463,7 +463,7 @@ def test_dark_and_light(browser):
     assert len({background for background, _ in colours}) == len({line for _, line in colours}) == 2
 
 
-def test_a_telephone_needs_no_sideways_scrolling(browser):
+def test_no_horizontal_scrolling_on_a_phone(browser):
     size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
@@ -479,8 +479,8 @@ def test_hostile_names_stay_text(browser):
     assert any(shown in text for text in texts)
 
 
-def test_nothing_is_fetched_and_nothing_complains(browser, page):
-    """The last test: over everything that the others did."""
+def test_no_requests_and_no_console_errors(browser, page):
+    """The last test: covers everything the others did."""
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]

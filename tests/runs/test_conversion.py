@@ -1,4 +1,4 @@
-"""Records and saved models of schema 1: carried over with their numbers, proven to be of the files or marked."""
+"""Records and saved models of schema 1: migrated with their numbers, verified against the files or marked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def digest(value):
 
 
 def write_as_schema_1(path, tree):
-    """What version 0.1.0 wrote where today's version has written `path`: its record, its folder, its model."""
+    """Rewrite the record `path`, its folder and its model as version 0.1.0 wrote them."""
     content = json.loads(path.read_bytes())
     for name in ("checksum", "converted"):
         del content[name]
@@ -35,14 +35,14 @@ def write_as_schema_1(path, tree):
     backbone["_target_"] = packaged_node("backbone", "lite0")["_target_"]
     read = {level: module for level, module in backbone["modules"].items() if level in ("1", "2", "3")}
 
-    def told(file):
+    def facts(file):
         return [(tree / file).stat().st_size, hashlib.sha256((tree / file).read_bytes()).hexdigest()]
 
     def image(file):
         _, kind, name = file.split("/")
         defect = None if kind == "good" else kind
-        mask = told(f"ground_truth/{kind}/{name.replace('.png', '_mask.png')}") if defect else None
-        return [file, defect, *told(file), mask]
+        mask = facts(f"ground_truth/{kind}/{name.replace('.png', '_mask.png')}") if defect else None
+        return [file, defect, *facts(file), mask]
 
     files = {part: sorted(each.relative_to(tree).as_posix() for each in (tree / part).rglob("*.png")) for part in KINDS}
     same = ("dataset", "task", "input", "protocol", "oracle", "precision", "seed")
@@ -72,7 +72,7 @@ KINDS = ("train", "test")
 
 @pytest.fixture
 def old(tree, tmp_path, command):
-    """A results folder as version 0.1.0 left it: (words of the run, the old file, where today's version has it)."""
+    """A results folder as left by version 0.1.0: (overrides of the run, the old file, its path in this version)."""
     words = [*SMALL, f"data_root={tree}", f"results={tmp_path / 'r'}", "save_model=true", "gallery=2", "category=cog"]
     assert command(*words)[0] == 0
     (path,) = (tmp_path / "r" / "records").rglob("*.json")
@@ -110,7 +110,7 @@ def test_converted_records_are_done(old, command, tree):
 
 
 @pytest.mark.parametrize("fault", ["no data_root", "other files", "no category"])
-def test_without_its_files_a_record_is_shown_and_not_taken_for_done(old, command, tree, fault):
+def test_record_without_its_files_is_shown_but_not_reused(old, command, tree, fault):
     words, before, after = old
     results, fingerprint = before.parents[3], json.loads(before.read_bytes())["fingerprint"]
     if fault == "other files":
@@ -130,7 +130,7 @@ def test_without_its_files_a_record_is_shown_and_not_taken_for_done(old, command
         assert "0 done, 0 failed, 1 missing" in command("status", *words)[1]
 
 
-def test_what_cannot_be_carried_over_is_left(old, command, tree):
+def test_unconvertible_records_are_left_unchanged(old, command, tree):
     words, before, after = old
     text = before.read_text()
     before.write_text(text.replace('"seed": 0', '"seed": 1', 1))
@@ -149,7 +149,7 @@ def test_what_cannot_be_carried_over_is_left(old, command, tree):
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["padim", "pefm", "ae_l2"])
 def test_records_that_version_0_1_0_wrote(name, real, command, tmp_path):
-    """Committed records of before, without curves and most images: they become those that are committed now."""
+    """Formerly committed records, without curves and most images, become those committed now."""
     text = (HERE / "schema_1" / f"{name}.json").read_text()
     content = json.loads(text)
     path = tmp_path / "records" / "mvtec" / name / f"x-{content['fingerprint'][:8]}.json"

@@ -1,4 +1,4 @@
-"""Leases: one owner at a time, run out without a heartbeat or with a dead process, never taken from the living."""
+"""Leases: one owner at a time; they expire without a heartbeat or with a dead process, never for a live one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with leases.claim(Path(sys.argv[1]), "work") as ours:
 
 
 def other(results) -> subprocess.Popen:
-    """A process that claims, says whether it could, and holds on until its input ends."""
+    """A process that tries to claim a lease, reports the outcome, and holds it until its stdin closes."""
     return subprocess.Popen(
         [sys.executable, "-c", CLAIM, results], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -34,7 +34,7 @@ def write(results, **changes) -> None:
     (results / "leases" / "work.json").write_text(json.dumps({**leases.owner(), **changes}))
 
 
-def test_a_lease_is_one_processs_and_goes_with_the_work(tmp_path):
+def test_lease_belongs_to_one_process_and_ends_with_the_work(tmp_path):
     with leases.claim(tmp_path, "work") as ours:
         assert ours
         second = other(tmp_path)
@@ -45,7 +45,7 @@ def test_a_lease_is_one_processs_and_goes_with_the_work(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a dead process's lease has to run out")
-def test_a_killed_process_holds_nothing(tmp_path):
+def test_killed_process_holds_no_lease(tmp_path):
     first = other(tmp_path)
     assert first.stdout.readline() == "True\n"
     with leases.claim(tmp_path, "work") as ours:
@@ -58,7 +58,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("age", "free"), [(30, False), (59, False), (61, True), (4000, True)])
-def test_a_lease_of_another_machine_runs_out_without_a_beat(tmp_path, age, free):
+def test_lease_of_another_machine_expires_without_heartbeat(tmp_path, age, free):
     write(tmp_path, host="elsewhere", process=1)
     path = tmp_path / "leases" / "work.json"
     then = path.stat().st_mtime - age
@@ -69,13 +69,13 @@ def test_a_lease_of_another_machine_runs_out_without_a_beat(tmp_path, age, free)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="start times are read from /proc")
-def test_a_process_number_that_was_given_again_is_another_process(tmp_path):
+def test_reused_process_id_is_another_process(tmp_path):
     write(tmp_path, started="1")
     with leases.claim(tmp_path, "work") as ours:
         assert ours
 
 
-def test_the_beat_keeps_a_lease_alive(tmp_path, monkeypatch):
+def test_heartbeat_keeps_a_lease_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "BEAT", 0.01)
     with leases.claim(tmp_path, "work"):
         path = tmp_path / "leases" / "work.json"
@@ -85,21 +85,21 @@ def test_the_beat_keeps_a_lease_alive(tmp_path, monkeypatch):
             beaten.wait(0.005)
 
 
-def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(tmp_path):
+def test_lease_taken_over_is_left_to_its_new_owner(tmp_path):
     path = tmp_path / "leases" / "work.json"
     with leases.claim(tmp_path, "work"):
         write(tmp_path, host="elsewhere")
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
-def test_a_lease_that_is_cut_off_is_nobodys(tmp_path):
+def test_truncated_lease_has_no_owner(tmp_path):
     write(tmp_path)
     (tmp_path / "leases" / "work.json").write_text("{")
     with leases.claim(tmp_path, "work") as ours:
         assert ours
 
 
-def test_of_many_claims_at_once_one_is_granted(tmp_path):
+def test_one_of_many_concurrent_claims_is_granted(tmp_path):
     granted, begin, over = [], threading.Barrier(8), threading.Barrier(8)
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Whole runs on small folders: resume, failures, interruption, what is kept and what is never repeated."""
+"""Whole runs on small folders: resuming, failures, interruption, files kept, work never repeated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_finished_run_imports_no_torch(small, command):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_has_gone_costs_no_table(small, command):
+def test_closed_stdout_loses_no_table(small, command):
     words, results = small
     command(*words)
     shutil.rmtree(results / "tables")
@@ -74,7 +74,7 @@ def test_a_reader_that_has_gone_costs_no_table(small, command):
     assert len(list((results / "tables").rglob("*.*"))) == 4
 
 
-def test_the_record_holds_what_the_issue_names(small, command):
+def test_record_has_all_required_contents(small, command):
     words, results = small
     command(*words, "category=cog")
     (record,) = records.load_all(results)[0]
@@ -98,8 +98,8 @@ def test_each_setting_that_matters_makes_its_own_record(small, command):
     for number, variant in enumerate(variants, 1):
         assert command(*words, "category=cog", variant)[0] == 0
         assert len(files(results)) == number, variant
-    command(*words, "category=cog", "batch_size=2", "threads=1")  # these do not change a score
-    command(*words, "category=cog", "backbone.modules.head=conv_head")  # a level that the method does not read
+    command(*words, "category=cog", "batch_size=2", "threads=1")  # these change no score
+    command(*words, "category=cog", "backbone.modules.head=conv_head")  # a level the method does not read
     assert len(files(results)) == len(variants)
 
 
@@ -120,7 +120,7 @@ def test_without_masks_there_are_image_metrics_only(small, command, tree):
     assert record.value("pixel_auroc") is record.value("pro") is None
 
 
-def test_alone_as_in_the_full_run(small, command, tmp_path):
+def test_single_category_matches_the_full_run(small, command, tmp_path):
     words, results = small
     command(*words)
     command(*words, "category=mat", f"results={tmp_path / 'alone'}")
@@ -173,14 +173,14 @@ def test_maps_model_and_gallery(small, command, tree):
         saved_model.load_model(results)
 
 
-def test_wanted_files_that_are_not_there_are_made(small, command):
+def test_missing_requested_files_are_written(small, command):
     words, results = small
     command(*words, "category=cog")
     command(*words, "category=cog", "save_maps=true")
     assert len(list(results.rglob("maps.npy"))) == 1
 
 
-def test_a_method_that_fails_is_one_line(small, command, monkeypatch):
+def test_failing_method_gives_one_line(small, command, monkeypatch):
     words, _ = small
 
     def broken(self, job):
@@ -193,7 +193,7 @@ def test_a_method_that_fails_is_one_line(small, command, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_ctrl_c_keeps_what_is_done(small, command, monkeypatch):
+def test_ctrl_c_keeps_finished_work(small, command, monkeypatch):
     words, results = small
     whole = evaluator.Evaluator.evaluate
 
@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_what_is_done(small, command, monkeypatch):
 
 
 @pytest.mark.slow
-def test_kill_costs_the_category_at_work(small, tmp_path):
+def test_kill_loses_only_the_category_in_progress(small, tmp_path):
     words, results = small
     code = "import sys; from anomaly_bench.cli.main import command; sys.exit(command(sys.argv[1:]))"
     process = subprocess.Popen(
@@ -237,7 +237,7 @@ def test_multirun(small, command):
     assert sorted(record.seed for record in records.load_all(results)[0]) == [0, 1]
 
 
-def test_python_door(small, tree):
+def test_python_api(small, tree):
     _, results = small
     made = anomaly_bench.evaluate(
         "input.resize=64", "method.dimensions=20", method="padim", dataset="folder", data_root=tree, results=results,
@@ -266,7 +266,7 @@ def test_hydra_leaves_nothing_behind(small, command, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_synthetic_is_neither_easy_nor_hopeless(tmp_path):
+def test_synthetic_is_neither_trivial_nor_hopeless(tmp_path):
     made = anomaly_bench.evaluate(results=tmp_path, speed=False, gallery=0)
     assert [record.task for record in made] == ["weave", "granite", "gear", "biscuit"]
     for record in made:
@@ -275,8 +275,8 @@ def test_synthetic_is_neither_easy_nor_hopeless(tmp_path):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_bottle_reaches_the_marks(real, command, tmp_path):
-    """One seed on real images; the closing figures are the means of three in results/."""
+def test_bottle_reaches_the_expected_scores(real, command, tmp_path):
+    """One seed on real images; the final figures are means over three seeds in results/."""
     status, _, err = command(
         "dataset=mvtec", f"data_root={real}", "category=bottle", "input.crop=224", "speed=false", "gallery=0",
         f"results={tmp_path}",

@@ -1,4 +1,4 @@
-"""The choices of conf/task, end to end: what is fitted on, what is scored, and that tables keep them apart."""
+"""The choices in conf/task, end to end: training images, test sets, and separate tables."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_multi_class_of_some_categories_is_another_task(small, command, tree):
     assert command(*words, "task=multi_class")[0] == 0
     found = records.load_all(results)[0]
     assert len(found) == 7
-    assert sorted(len(part) for part in setups(found)) == [2, 2, 3], "no table mixes what was fitted on other images"
+    assert sorted(len(part) for part in setups(found)) == [2, 2, 3], "no table mixes models fitted on different images"
     assert len({setup_name(each) for each in found}) == 3
     (whole,) = {setup_name(each) for each in found if each.task == "all"}
     assert whole == "data-multi_class-unified-32x32"
@@ -103,11 +103,11 @@ def test_each_task_has_its_fingerprint_and_the_default_is_left_out(small):
     words, _ = small
     ways = [[], ["task=few_shot", "task.shots=2"], ["task=few_shot", "task.shots=6"], ["task=few_shot", "task.shots=5"]]
     found = [job([*words, *way], "cog").first.fingerprint for way in ways]
-    assert len(set(found)) == 4, "also where all images are drawn"
+    assert len(set(found)) == 4, "even if all images are drawn"
     assert job([*words, "task=one_class"], "cog").first.fingerprint == found[0]
 
 
-def test_records_that_do_not_say_are_unknown_and_stand_apart(small, command):
+def test_records_without_a_task_are_unknown_and_separate(small, command):
     words, results = small
     assert command(*words, "category=cog")[0] == 0
     (record,) = records.load_all(results)[0]
@@ -141,7 +141,7 @@ def test_more_shots_than_images(small, command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("task=multi_class",), ("task=few_shot",)], ids=["multi_class", "few_shot"])
-def test_on_the_generated_images(words, command, tmp_path):
+def test_tasks_on_the_generated_images(words, command, tmp_path):
     status, out, err = command(*SMALL, *words, "gallery=0", f"results={tmp_path / 'r'}")
     assert status == 0, err
     assert "mean of all" in out

@@ -1,4 +1,4 @@
-"""Records computed again: the same, altered, of other files, other settings, other machines."""
+"""Recomputed records: unchanged, edited, with other files, other settings, on other machines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PADIM = ("method=padim", "method.dimensions=20")
 
 @pytest.fixture
 def made(tree, tmp_path, command):
-    """Makes one record with further words, and verifies it: (path, record, verify(...))."""
+    """Makes one record with extra overrides, and verifies it: (path, record, verify(...))."""
 
     def make(*words):
         results = tmp_path / "results"
@@ -54,7 +54,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
-def test_what_was_just_computed_is_bit_equal(made, verify, words):
+def test_fresh_record_is_bit_identical(made, verify, words):
     status, out, err = verify(made(*words))
     assert status == 0, out + err
     assert out.startswith("bit-equal: cog, ")
@@ -127,7 +127,7 @@ def test_other_weights(made, verify, tmp_path):
 PACKAGED = "models/efficientnet-lite0-57934424.pth"
 
 
-def test_what_cannot_be_verified(made, verify, command, tmp_path, tree):
+def test_unverifiable_records(made, verify, command, tmp_path, tree):
     assert "record=FILE is missing" in command("verify")[2]
     status, _, err = command("verify", f"record={tmp_path / 'no.json'}")
     assert status == 2

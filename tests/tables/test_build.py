@@ -199,7 +199,7 @@ def test_latex() -> None:
     assert render_tables(SMALL, PER_CLASS, ["pixel_auroc", "pro"], "latex") == LATEX
 
 
-def test_color_only_adds_codes() -> None:
+def test_color_only_adds_escape_codes() -> None:
     colored = render_tables(SMALL, PER_CLASS, color=True)
     assert "(\x1b[1m100.0\x1b[0m, 95.5, –)" in colored
     assert re.sub(r"\x1b\[\d+m", "", colored) == CONSOLE
@@ -224,7 +224,7 @@ def test_the_same_record_twice_counts_once() -> None:
     assert render_tables([*SMALL, *SMALL], PER_CLASS) == CONSOLE
 
 
-def test_a_setting_with_a_footnote_is_marked_and_others_are_not() -> None:
+def test_only_settings_with_a_footnote_are_marked() -> None:
     """`about.footnotes` of the method's own YAML, or of the record's where the package has no such method."""
     note = "without the authors' pooling to 1024 values"
     as_authors, mean = (
@@ -244,7 +244,7 @@ def test_a_setting_with_a_footnote_is_marked_and_others_are_not() -> None:
     assert "Of rain." in render_tables([own], PER_CLASS)
 
 
-def test_rows_stand_in_the_datasets_order() -> None:
+def test_rows_follow_the_datasets_order() -> None:
     grid = only([record(task=name) for name in reversed(MVTEC)])
     means = ["mean of textures", "mean of objects", "mean of all"]
     names = list(MVTEC)
@@ -260,7 +260,7 @@ def test_mean_of_all_is_over_categories_not_groups() -> None:
     assert (rows["mean of textures"], rows["mean of all (3 of 4)"]) == (["91.0"], ["77.3"])
 
 
-def test_a_category_without_records_has_no_row_but_counts() -> None:
+def test_category_without_records_has_no_row_but_is_counted() -> None:
     rows = texts(only([record((90, 80, 70), "carpet"), record((92, 81, 71), "grid")]))
     assert rows == {
         "carpet": ["90.0 80.0 70.0"],
@@ -270,7 +270,7 @@ def test_a_category_without_records_has_no_row_but_counts() -> None:
     }
 
 
-def test_undefined_values_are_dashes_and_stay_out_of_the_mean() -> None:
+def test_undefined_values_are_dashes_and_excluded_from_the_mean() -> None:
     records = [record((90, None, 60), "weave", categories=FOUR), record((80, 70, None), "gear", categories=FOUR)]
     grid = only(records)
     assert texts(grid)["weave"] == ["90.0 – 60.0"]
@@ -311,7 +311,7 @@ def test_columns_that_cover_different_categories_have_footnotes() -> None:
     ]
 
 
-def test_the_best_mean_is_among_the_methods_with_most_categories() -> None:
+def test_best_mean_is_among_methods_with_the_most_categories() -> None:
     records = [record((v, v, v), task, m, categories=FOUR) for m, v in (("a", 60), ("b", 70)) for task in FOUR]
     records.append(record((99, 99, 99), "weave", "c", categories=FOUR))
     rows = texts(only(records, cells=["pro"]))
@@ -331,12 +331,12 @@ def test_equal_numbers_of_different_categories_are_not_compared() -> None:
         ((90.04, 80, None), (89.96, 80.06, 70), ["90.0* 80.0 –", "90.0* 80.1* 70.0"]),
     ],
 )
-def test_the_best_of_a_row_by_component(left: Any, right: Any, expected: list[str]) -> None:
+def test_best_of_a_row_per_component(left: Any, right: Any, expected: list[str]) -> None:
     grid = only([record(left), record(right, method="patchcore")])
     assert texts(grid)["bottle"] == expected
 
 
-def test_nothing_is_best_in_a_single_column() -> None:
+def test_no_best_in_a_single_column() -> None:
     assert "**" not in render_tables([record(), record(task="cable")], PER_CLASS, format="md").split("\n", 1)[1]
 
 
@@ -366,7 +366,7 @@ def test_different_seeds_have_footnotes() -> None:
     assert {cell.notes for cells in grid.cells for cell in (cells[0], cells[2])} == {()}
 
 
-def test_each_category_with_a_seed_of_its_own() -> None:
+def test_each_category_with_its_own_seed() -> None:
     grid = only([record(seed=1), record(task="cable", seed=2), record(task="pill", seed=2)], cells=["pro"])
     assert grid.notes[0] == ("", "Seed 2 unless marked.")
     assert [[marked(grid)[each] for each in cells[0].notes] for cells in grid.cells] == [
@@ -382,12 +382,12 @@ def test_datasets_without_groups_have_one_mean() -> None:
     assert list(texts(only([record(task="b", categories={"b": None})]))) == ["b"]  # type: ignore[dict-item]
 
 
-def test_a_single_group_has_no_mean_of_its_own() -> None:
+def test_single_group_has_no_separate_mean() -> None:
     names = dict.fromkeys(("a", "b"), "objects")
     assert list(texts(only([record(task=task, categories=names) for task in names]))) == ["a", "b", "mean of all"]
 
 
-def test_not_a_number_is_a_dash() -> None:
+def test_nan_is_a_dash() -> None:
     assert texts(only([record((float("nan"), float("inf"), 1))]))["bottle"] == ["– – 1.0"]
 
 
@@ -404,7 +404,7 @@ def test_test_sets_of_one_task_for_all_categories_are_the_categories() -> None:
     assert list(texts(only(records)))[:2] == ["weave", "mean of textures (1 of 2)"]
 
 
-def test_results_csv_and_tables_call_a_category_the_same() -> None:
+def test_results_csv_and_tables_use_the_same_category_names() -> None:
     together = [record(task="together", test=test, categories=FOUR) for test in ("gear", "weave", "dark")]
     alone = [record(task="gear", test=test, categories=FOUR) for test in ("test", "dark")]
     for records in (together, alone):
@@ -427,7 +427,7 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "description"),
     [
         ({"dataset": "visa", "titles": {"dataset": "VisA"}}, "VisA, input 256×256, protocol unified: PRO"),
         ({"protocol": "paper"}, "MVTec AD, input 256×256, protocol paper: PRO"),
@@ -437,12 +437,12 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"precision": "bf16"}, "MVTec AD, input 256×256, protocol unified, bf16: PRO"),
     ],
 )
-def test_setups_have_their_own_tables(changed: dict[str, Any], said: str) -> None:
+def test_setups_have_their_own_tables(changed: dict[str, Any], description: str) -> None:
     records = [record((90, 90, 90)), record((50, 50, 50), method="patchcore", **changed)]
     assert sorted(len(part) for part in setups(records)) == [1, 1]
     made = {grid.caption: texts(grid)["bottle"] for grid in build_tables(records, PER_CLASS, ["pro"])}
     (caption,) = [caption for caption, row in made.items() if row == ["50.0"]]
-    assert f"{said} (in %)" in caption
+    assert f"{description} (in %)" in caption
     assert made["MVTec AD, input 256×256, protocol unified: PRO (in %)"] == ["90.0"]
     assert len({grid.name for grid in build_tables(records, PER_CLASS)}) == 2  # labels of LaTeX
 
@@ -453,7 +453,7 @@ def test_columns_by_title_and_backbone() -> None:
     assert columns(grid) == ["PaDiM / R18", "PaDiM / WRN50", "PatchCore / WRN50", "zero"]
 
 
-def test_methods_with_one_title_are_told_apart() -> None:
+def test_methods_sharing_a_title_are_distinguished() -> None:
     titles = {"dataset": "MVTec AD", "method": "PaDiM", "backbone": "WRN50"}
     grid = only([record(method="padim", titles=titles), record(method="mine", titles=titles)])
     assert columns(grid) == ["PaDiM (mine) / WRN50", "PaDiM (padim) / WRN50"]
@@ -476,7 +476,7 @@ def test_every_differing_hyper_parameter_is_named() -> None:
     ]
 
 
-def test_a_backbone_with_other_weights_is_another_column() -> None:
+def test_backbone_with_other_weights_has_its_own_column() -> None:
     def config(weights: str) -> dict[str, Any]:
         return {"method": {}, "backbone": {"weights": weights * 64}}
 
@@ -484,7 +484,7 @@ def test_a_backbone_with_other_weights_is_another_column() -> None:
     assert columns(grid) == [f"PaDiM (backbone.weights={8 * each}) / WRN50" for each in "ab"]
 
 
-def test_what_changes_no_score_splits_no_column() -> None:
+def test_neutral_settings_do_not_split_columns() -> None:
     about = [{"title": "A", "revision": 1}, {"title": "B", "revision": 1, "input": 256}]
     grid = only([record(settings={"about": each}, seed=seed) for seed, each in enumerate(about)])
     assert columns(grid) == ["PaDiM / WRN50"]
@@ -532,7 +532,7 @@ Extra parameters: trained, not counting the backbone's. Stored: statistics of th
     assert texts(only(records, COMPLEXITY))["PatchCore WRN50"][:3] == ["30.00*", "37.5*", "20.0"]
 
 
-def test_speeds_of_other_settings_are_not_compared() -> None:
+def test_speeds_at_other_settings_are_not_compared() -> None:
     gpu = {"device": "H100", "threads": None, "batch_size": 64, "precision": "fp32", "fps": 900.0}
     both = timed(10)
     both.speed.append(gpu)
@@ -558,7 +558,7 @@ def test_costs_on_other_machines_are_not_compared(tmp_path: Path) -> None:
     assert [shown(cells[0]) for cells in only(pair, fit).cells] == ["1.0", "2.0"]
 
 
-def test_a_fit_whose_features_were_kept_is_marked() -> None:
+def test_fit_with_cached_features_is_marked() -> None:
     pair = [timed(10), timed(9, "patchcore")]
     pair[1].cost = {**pair[1].cost, "extraction": {"images": 0, "s": 1.0, "cached": True}}
     grid = only(pair, COMPLEXITY)
@@ -573,7 +573,7 @@ def test_the_latest_speed_of_a_setting_counts() -> None:
     assert texts(only([twice], COMPLEXITY))["PaDiM WRN50"][0] == "11.00"
 
 
-def test_a_percentile_of_too_few_calls_is_a_dash() -> None:
+def test_percentile_of_too_few_calls_is_a_dash() -> None:
     grid = only([timed(10, speed=[{**SPEED, "fps": 10.0, "latency_ms": None}])], COMPLEXITY)
     assert texts(grid)["PaDiM WRN50"][:3] == ["10.00", "–", "–"]
 
@@ -673,7 +673,7 @@ def test_the_first_folder_wins(tmp_path: Path) -> None:
         ("name: mine", "- name", "cannot be read"),
     ],
 )
-def test_wrong_layouts_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_invalid_layouts_are_rejected(tmp_path: Path, old: str, new: str, message: str) -> None:
     layout(tmp_path, MINE)
     with pytest.raises(UsageError, match=message):
         layout(tmp_path, MINE.replace(old, new))
@@ -739,7 +739,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
             assert f"({len(setups(records))} page" in log.replace("\n", "")
 
 
-def test_latex_sets_every_letter_that_it_keeps(tmp_path: Path) -> None:
+def test_latex_typesets_every_unescaped_letter(tmp_path: Path) -> None:
     letters = "".join(map(chr, (*range(32, 127), *range(0xA0, 0x250), 0x2013, 0x2014, 0x2019, 0x4E00, 0x1F600)))
     names = [letters[start : start + 30] for start in range(0, len(letters), 30)]
     records = [record(task=name, categories=dict.fromkeys(names, "")) for name in names]
@@ -763,7 +763,7 @@ def test_importing_tables_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_what_is_shown_imports_no_torch() -> None:
+def test_printing_tables_does_not_import_torch() -> None:
     packages = ("tables", "published", "comparison", "report", "records", "data", "config", "metrics")
     code = f"""
 import importlib, pkgutil, sys

@@ -1,4 +1,4 @@
-"""The status of every method, held to the tests, comparisons and pages that exist."""
+"""The status of every method must be supported by existing tests, comparisons and pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evidence(name):
 
 
 def missing(names, root=ROOT):
-    """Of 'tests/test_x.py::test_y', those that no file has."""
+    """Those of the names 'tests/test_x.py::test_y' that no file contains."""
     gone = []
     for name in names:
         file, _, function = name.partition("::")
@@ -36,55 +36,55 @@ def missing(names, root=ROOT):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_status_is_one_that_the_evidence_bears_out(name):
-    told = evidence(name)
-    assert told.keys() <= {"status", "choices", "tests"}
-    assert told["status"] in STATUSES
+def test_status_is_supported_by_the_evidence(name):
+    listed = evidence(name)
+    assert listed.keys() <= {"status", "choices", "tests"}
+    assert listed["status"] in STATUSES
     peers = [row["peer"] for row in COMPARISONS if row["method"] == name]
-    assert told["tests"]
-    assert missing(told["tests"]) == [], f"conf/method/{name}.yaml names tests that are gone"
-    if told["status"] == "parity":
+    assert listed["tests"]
+    assert missing(listed["tests"]) == [], f"conf/method/{name}.yaml names tests that are gone"
+    if listed["status"] == "parity":
         assert any(peer.startswith("authors") for peer in peers)
-    if told["status"] == "parity_third_party":
+    if listed["status"] == "parity_third_party":
         assert any(not peer.startswith(("torch", "an independent")) for peer in peers)
-    if told["status"] == "reconstruction":
-        assert told["choices"]
+    if listed["status"] == "reconstruction":
+        assert listed["choices"]
 
 
-def test_a_test_that_is_gone_is_missed(tmp_path):
+def test_removed_test_is_detected(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_x.py").write_text("def test_here(): ...\n")
     names = ["tests/test_x.py::test_here", "tests/test_x.py::test_gone", "tests/test_y.py::test_here"]
     assert missing(names, tmp_path) == names[1:]
 
 
-def test_every_comparison_is_within_its_bound_and_of_a_method_that_exists():
+def test_every_comparison_is_within_bounds_and_of_an_existing_method():
     assert {row["method"] for row in COMPARISONS} <= {*METHODS, *SHARED_PARTS}
     for row in COMPARISONS:
         assert row["difference"] <= row["bound"] <= 1e-3, row
         assert row["bound"] <= 1e-5 or row["remark"], row
 
 
-def test_the_committed_page_is_what_the_command_makes(command, monkeypatch):
+def test_committed_page_is_up_to_date(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     status, out, _ = command("references", "evidence", "format=md")
     assert status == 0
     assert out == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), (
-        "anomaly-bench references evidence format=md out=docs/evidence.md makes it anew"
+        "anomaly-bench references evidence format=md out=docs/evidence.md regenerates it"
     )
     titles = [packaged_node("method", name)["about"]["title"] for name in METHODS]
     rows = out.partition("## In detail")[0]
     assert all(f"| [{title}](#" in rows and f"\n### {title}\n" in out for title in titles)
 
 
-def test_a_method_without_a_line_of_its_paper_is_named(command, monkeypatch):
+def test_method_missing_from_the_list_of_papers(command, monkeypatch):
     monkeypatch.setattr("anomaly_bench.tables.evidence.publications", dict)
     status, _, err = command("references", "evidence", "format=md")
     assert status == 2
     assert "published/methods.csv has no line for ae_l2: add its name, title and arXiv number" in err
 
 
-def test_records_do_not_keep_the_evidence():
+def test_records_exclude_the_evidence():
     kept = without_target("method", packaged_node("method", "padim"))
     assert kept["about"].keys() == evidence_free("padim")
     assert "evidence" in packaged_node("method", "padim")["about"]
@@ -94,7 +94,7 @@ def evidence_free(name):
     return packaged_node("method", name)["about"].keys() - {"evidence"}
 
 
-def test_a_missing_table_is_said(tmp_path, command):
+def test_missing_table_is_reported(tmp_path, command):
     with pytest.raises(DataError, match="make parity"):
         read_parity(tmp_path / "parity.json")
     status, _, err = command("references", "evidence", f"results={tmp_path}")

@@ -1,4 +1,4 @@
-"""The papers' tables: as printed, as measured, and side by side; and every format of every layout."""
+"""The papers' tables: as printed, as measured, and side by side; every format of every layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ABOUT = {"about": {"title": "PaDiM", "revision": 1, "input": {"resize": 256, "cr
 
 
 def ours(points: tuple[float | None, ...] = (90, 98.0, 95.0), task: str = "bottle", **others: Any) -> Record:
-    """A record as `test_tables.record` makes them, at PaDiM's own input."""
+    """A record as made by `test_build.record`, at PaDiM's published input."""
     return record(points, task, **{"settings": ABOUT, "input": CROPPED, **others})
 
 
@@ -64,14 +64,14 @@ def notes_at(grid: Table, row: str, column: str) -> list[str]:
     return [marked(grid)[mark] for mark in (*head.notes, *cell_at(grid, row, column).notes)]
 
 
-def said(grid: Table) -> str:
+def notes_text(grid: Table) -> str:
     """The table's notes without a letter."""
     return " ".join(text for mark, text in grid.notes if not mark)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_reported_is_the_papers_table_value_for_value(name: str) -> None:
-    """tests/published holds the lines of the scanned papers, without bold, header and reference marks."""
+def test_reported_table_matches_the_paper(name: str) -> None:
+    """tests/published has the scanned papers' lines, without bold, headers and reference marks."""
     lines = (Path(__file__).parent / "published" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     printed = [[cell.strip("()").replace("/", ",") for cell in line.split("\t")[1:]] for line in lines]
     grid = table([], LAYOUTS[name], "reported")
@@ -107,21 +107,21 @@ def test_repaired_cells_have_a_footnote_with_the_value() -> None:
     assert "screw 91.9" in note
     assert cell_at(flow, "screw", "CFlow").values[0].text == "99.7"
     assert notes_at(flow, "screw", "FastFlow") == []
-    assert "repaired values" in said(flow)
-    assert "repaired values" not in said(table([], LAYOUTS["zheng2022_6"], "reported"))
+    assert "repaired values" in notes_text(flow)
+    assert "repaired values" not in notes_text(table([], LAYOUTS["zheng2022_6"], "reported"))
 
 
 def test_the_source_and_whose_numbers_they_are() -> None:
     grid = table([], PADIM, "reported")
-    assert "As printed: Defard et al. 2020, Table III" in said(grid)
-    assert "arXiv 2011.08785" in said(grid)
-    assert "quoted by the paper unless marked" in said(grid)
+    assert "As printed: Defard et al. 2020, Table III" in notes_text(grid)
+    assert "arXiv 2011.08785" in notes_text(grid)
+    assert "quoted by the paper unless marked" in notes_text(grid)
     assert notes_at(grid, "carpet", "WR50-Rd550") == ["the paper's own result"]
     assert notes_at(grid, "carpet", "VAE") == ["re-run by the paper's authors"]
 
 
 def test_best_and_second_are_computed() -> None:
-    """The scan sets the transistor's PRO of SPADE in bold beside 87.4; and PaDiM's AUROC is the best by its number."""
+    """The scan prints SPADE's PRO of transistor in bold beside 87.4; and PaDiM's AUROC is numerically the best."""
     grid = table([], PADIM, "reported")
     names = ("SPADE", "R18-Rd100", "WR50-Rd550")
     ranks = {name: [value.rank for value in cell_at(grid, "transistor", name).values] for name in names}
@@ -129,7 +129,7 @@ def test_best_and_second_are_computed() -> None:
     shuffled = table([], LAYOUTS["zheng2022_1"], "reported")
     assert cell_at(shuffled, "carpet", "CFlow").values[0].rank == 0  # printed 100.0, but it is 98.7
     times = table([], LAYOUTS["zheng2022_3"], "reported")
-    assert [row[1].values[0].rank for row in times.cells] == [0, 0, 2, 0, 0, 1]  # of the times the lowest
+    assert [row[1].values[0].rank for row in times.cells] == [0, 0, 2, 0, 0, 1]  # for times, the lowest is best
 
 
 def test_the_second_best_of_two_is_not_marked() -> None:
@@ -152,11 +152,11 @@ def test_measured_published_and_gap() -> None:
     (bottle,) = [line for line in lines if line.startswith("bottle")]
     assert bottle.endswith("98.0 (98.3) −0.3 / 95.0 (94.8) +0.2")
     assert "– (98.1, 93.9)" in bottle
-    assert "In parentheses: Defard et al. 2020, Table III" in said(grid)
-    assert "Input 256×256, crop 224×224, protocol unified." in said(grid)
+    assert "In parentheses: Defard et al. 2020, Table III" in notes_text(grid)
+    assert "Input 256×256, crop 224×224, protocol unified." in notes_text(grid)
 
 
-def test_a_repaired_value_stands_beside() -> None:
+def test_repaired_value_is_shown_beside_the_printed_one() -> None:
     spades = [ours((90, 95, 90), task, method="spade") for task in MVTEC]
     (value, _) = cell_at(table(spades), "all classes", "SPADE / WRN50").values
     assert (value.published, value.gap) == ("96.0", "−1.0")
@@ -173,15 +173,15 @@ def test_a_repaired_value_stands_beside() -> None:
         ({"backbone": "none"}, "backbone none (published: wrn50)"),
     ],
 )
-def test_a_gap_between_unlike_things_is_grey_and_says_why(changed: dict[str, Any], reason: str) -> None:
+def test_incomparable_gap_is_grey_with_a_reason(changed: dict[str, Any], reason: str) -> None:
     grid = table([ours(**changed)])
     values = [value for cell in grid.cells[6] for value in cell.values if value.gap]
     assert [value.grade for value in values] == ["unlike", "unlike"]
-    assert reason.lower() in said(grid).lower()
+    assert reason.lower() in notes_text(grid).lower()
     assert "\\textcolor{gray}{$-$" in render_tables([ours(**changed)], PADIM, format="latex", source="both")
 
 
-def test_what_holds_for_a_whole_column_stands_in_its_header() -> None:
+def test_column_wide_notes_are_in_the_header() -> None:
     made = [ours(backbone="lite0", task=task) for task in ("bottle", "cable")]
     grid = table([*made, ours((90, 98, 95), method="spade"), ours((90, 98, 95), "cable", method="spade")])
     heads = {
@@ -195,13 +195,13 @@ def test_what_holds_for_a_whole_column_stands_in_its_header() -> None:
     assert cell_at(single, "cable", "PaDiM").notes == (), "of (–, 96.7) too"
 
 
-def test_a_method_in_image_space_needs_no_backbone_to_agree() -> None:
+def test_image_space_methods_ignore_the_backbone() -> None:
     made = ours((90, 95.0, 80), method="draem", backbone="none")
     (value,) = cell_at(table([made], LAYOUTS["zheng2022_2"]), "bottle", "DRAEM").values
     assert (value.published, value.gap, value.grade) == ("99.1", "−4.1", "worse")
 
 
-def test_what_others_ran_again_had_an_unknown_input() -> None:
+def test_reruns_by_others_have_an_unknown_input() -> None:
     cell = load_references("padim2020_III")[-1]
     again = [dataclasses.replace(cell, origin="re-run", category="bottle")]
     assert table([ours()], references=again).cells[6][0].values[1].grade == "unlike"
@@ -241,7 +241,7 @@ def test_every_speed_setting_has_a_row_of_its_own() -> None:
     assert [head.labels[0] for head in grid.rows[:3]] == ["SPADE", "SPADE", "PatchCore"]
 
 
-def test_texts_stand_beside_texts() -> None:
+def test_text_values_are_shown_side_by_side() -> None:
     made = ours(method="padim", dataset="mvtec_3d")
     (row,) = [cells for head, *cells in zip_rows(table([made], LAYOUTS["zheng2022_4"])) if head == "PaDim"]
     assert [(value.text, value.published, value.gap) for value in row] == [
@@ -254,7 +254,7 @@ def zip_rows(grid: Table) -> list[list[Any]]:
     return [[head.labels[0], *(cell.values[0] for cell in cells)] for head, cells in rows]
 
 
-def test_methods_stand_in_the_papers_order_and_others_after_them() -> None:
+def test_methods_follow_the_papers_order_then_others() -> None:
     made = [ours(method=method) for method in ("zero", "padim", "spade", "patch_svdd")]
     grid = table([*made, ours(backbone="lite0"), ours((90, None, None), method="mahalanobis_ad")])
     names = [name.partition(" / ")[2] for name in columns(grid)]
@@ -268,14 +268,14 @@ def test_methods_stand_in_the_papers_order_and_others_after_them() -> None:
     assert "PaDiM / lite0" in columns(table([ours(backbone="lite0")], source="measured"))[-1]  # not "WR50"
 
 
-def test_methods_in_rows_have_a_part_of_their_own() -> None:
+def test_methods_as_rows_have_their_own_section() -> None:
     grid = table([ours(), ours(method="zero")], LAYOUTS["npad2022_2"])
     made = [" ".join(head.labels) for head in grid.rows]
     assert made[4:] == ["PaDiM WRN50", "PatchCore ", "N-pad ", "zero WRN50"]
     assert (grid.rows[-1].above, grid.rows[-1].opens) == ("not in the paper", True)
 
 
-def test_the_papers_rows_stay_without_records() -> None:
+def test_paper_rows_remain_without_records() -> None:
     rows = texts(table([ours()], source="measured"))
     assert len(rows) == 18
     assert rows["carpet"] == ["– –"] * 8
@@ -288,13 +288,13 @@ def test_records_of_other_datasets_are_not_in_the_table() -> None:
     assert all(value.text == "–" for row in grid.cells for cell in row for value in cell.values)
 
 
-def test_unlike_setups_are_refused_or_marked() -> None:
+def test_mixed_setups_are_refused_or_marked() -> None:
     made = [ours(), ours(task="cable"), record((90, 97.0, 94.0), method="spade", settings=ABOUT)]
     said_so = r"2 setups.*allow_mixed=true.*setup=mvtec-unified-256x256-crop224x224: input 256"
     with pytest.raises(UsageError, match=said_so):
         table(made)
     grid = table(made, mixed=True)
-    assert "Input 256×256, crop 224×224, protocol unified unless marked." in said(grid)
+    assert "Input 256×256, crop 224×224, protocol unified unless marked." in notes_text(grid)
     assert "input 256×256, protocol unified" in notes_at(grid, "bottle", "SPADE / WRN50")
     ranks = [value.rank for cell in grid.cells[6] for value in cell.values]
     assert set(ranks) == {0}, "unlike inputs are not compared"
@@ -307,7 +307,7 @@ def test_mixed_setups_of_one_method_are_columns() -> None:
     assert grid.caption.startswith("MVTec AD, several setups:")
 
 
-def test_a_wrong_source() -> None:
+def test_invalid_source() -> None:
     with pytest.raises(UsageError, match="source=reported: per_class is not a paper's table; expected source=measured"):
         build_tables([record()], load_layout("per_class", [FOLDER]), source="reported")
     with pytest.raises(UsageError, match="source=bot: unknown; did you mean both"):
@@ -327,12 +327,12 @@ def test_a_wrong_source() -> None:
         ({"second": 1}, "second is 1, expected a value of type bool"),
     ],
 )
-def test_wrong_layouts_of_papers_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_paper_layouts_are_rejected(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         make_layout({**dataclasses.asdict(PADIM), **changed}, "here")
 
 
-def test_numbers_are_in_the_tables_unit() -> None:
+def test_numbers_use_the_tables_unit() -> None:
     (cell, *_) = load_references("zheng2022_5")
     fractions = LAYOUTS["zheng2022_5"].measure("image_auroc")
     assert (cell.printed, cell.value, number_of(cell, fractions)) == ("0.383", 38.3, pytest.approx(0.383))
@@ -341,7 +341,7 @@ def test_numbers_are_in_the_tables_unit() -> None:
     assert (value.text, value.published, value.gap) == ("0.975", "0.975", "±0.000")
 
 
-def test_deviation_in_any_table(tmp_path: Path, command) -> None:
+def test_deviation_key_works_in_any_table(tmp_path: Path, command) -> None:
     for seed, points in enumerate((90, 91, 95)):
         for task in ("bottle", "cable"):
             save(record((points, 50, 50 + seed), task, seed=seed), tmp_path)
@@ -467,7 +467,7 @@ def test_reported_needs_no_records(command: Any, tmp_path: Path) -> None:
     assert (status, "setup=any has no effect on source=reported" in err) == (2, True)
 
 
-def test_a_papers_table_is_both_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paper_tables_show_both_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have = {"method": ["draem", "padim", "patchcore", "spade"], "dataset": ["mvtec"]}
     monkeypatch.setattr("anomaly_bench.cli.commands.tables.choices", lambda group, folders: have[group])
     status, out, err = command("tables", "table=padim2020_III", f"results={folder}")
@@ -503,7 +503,7 @@ def test_several_tables_are_one_document(command: Any, folder: Path) -> None:
     assert command(*words, "format=csv")[1].count("table,row,") == 1
 
 
-def test_a_method_that_the_paper_does_not_have(command: Any, folder: Path) -> None:
+def test_method_missing_from_the_paper(command: Any, folder: Path) -> None:
     save(ours((99, None, None), method="zero"), folder)
     words = [f"results={folder}", "method=zero"]
     status, out, err = command("tables", "table=zheng2022_1", *words)
@@ -531,7 +531,7 @@ def test_several_results_folders(command: Any, folder: Path, tmp_path: Path) -> 
     assert "H100" in out
 
 
-def test_records_are_chosen(command: Any, folder: Path) -> None:
+def test_records_are_selected(command: Any, folder: Path) -> None:
     save(record(settings=ABOUT), folder)
     words = ["tables", "table=padim2020_III", f"results={folder}"]
     status, _, err = command(*words)
@@ -541,14 +541,14 @@ def test_records_are_chosen(command: Any, folder: Path) -> None:
     assert status == 0
     assert "Input 256×256, protocol unified." in out
     assert "SPADE" not in out
-    for word, said in (
+    for word, message in (
         ("setup=mvtec-unified-256", "setup=mvtec-unified-256: no record of it; did you mean mvtec-unified-256x256"),
         ("method=pdim", "method=pdim: no record of it; did you mean padim"),
         ("table=padim2020_II", "table=padim2020_II: no such table; did you mean padim2020_I"),
         ("allow_mixed=2", "allow_mixed=2: expected true or false"),
     ):
         status, _, err = command(*words, word)
-        assert (status, said in err) == (2, True), err
+        assert (status, message in err) == (2, True), err
 
 
 def test_tables_import_no_torch(folder: Path) -> None:
@@ -559,12 +559,12 @@ print("torch" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("\nFalse\n")
 
 
-def test_outlines_make_the_tables_of_whole_records(folder: Path, empty_cache: Path) -> None:
+def test_outlines_give_the_same_tables_as_records(folder: Path, empty_cache: Path) -> None:
     timed_one = timed(10, task="screw", provenance={"torch": "2"}, curves={"pro": {"x": [0.0], "y": [1.0]}})
     timed_one.speed[0]["latency_samples_ms"] = [1.0, 2.0]
     save(timed_one, folder)
     whole, _ = load_all(folder)
-    for _ in range(2):  # read, then kept
+    for _ in range(2):  # read first, then cached
         outlines, damaged = outlines_module.outlines(folder)
         assert damaged == []
         assert [each.identity for each in outlines] == [each.identity for each in whole]
@@ -588,7 +588,7 @@ def test_outlines_follow_the_files(folder: Path, empty_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "5", '{"files": {}}', "{}"])
-def test_a_damaged_index_is_made_again(content: str, folder: Path, empty_cache: Path) -> None:
+def test_damaged_index_is_rebuilt(content: str, folder: Path, empty_cache: Path) -> None:
     outlines_module.outlines(folder)
     (index,) = (empty_cache / "outlines").iterdir()
     index.write_text(content)
@@ -596,7 +596,7 @@ def test_a_damaged_index_is_made_again(content: str, folder: Path, empty_cache: 
     assert json.loads(index.read_text())["shared"]
 
 
-def test_references_are_what_the_layouts_cover() -> None:
+def test_references_match_the_layouts() -> None:
     everything, covered = load_references(), set()
     for name, layout in LAYOUTS.items():
         metrics = [measure.published or measure.value for measure in map(layout.measure, layout.cells)]

@@ -1,5 +1,5 @@
-"""Every method in conf/method passes the contract on every kind of backbone that runs without a network; breaking
-the contract gives an error that says what to do."""
+"""Every method in conf/method passes the contract on every kind of backbone that needs no download; breaking the
+contract gives an error with advice."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ BACKBONES = ("lite0", "r18")
 def test_contract(method, backbone, check):
     if check is check_planted_defect_outscores_its_twin:
         if method in SLOW_LEARNERS:
-            pytest.skip(f"{method} tells a defect after hundreds of steps only")
+            pytest.skip(f"{method} detects a defect only after hundreds of steps")
         if method == "pefm" and backbone == "r18":
-            pytest.skip("two networks of random weights know no defect")
+            pytest.skip("two networks with random weights detect no defect")
     made = setup(method, backbone)
     if backbone != BACKBONES[0] and not made.config["method"].get("uses_backbone", True):
         pytest.skip(f"{method} uses no backbone")
@@ -64,7 +64,7 @@ def test_one_name_everywhere(method):
 
 
 @pytest.mark.parametrize("group", ["dataset", "backbone", "table"])
-def test_files_carry_their_names(group):
+def test_file_names_match_their_contents(group):
     from omegaconf import OmegaConf
 
     for name in choices(group, [conf_folder()]):
@@ -82,7 +82,7 @@ def test_every_module_of_a_method_has_a_configuration():
 
 
 class Pool:
-    """A backbone without a network: mean colours of 4 x 4 pixel patches."""
+    """A backbone without weights: mean colours of 4 x 4 pixel patches."""
 
     def __call__(self, images):
         return [torch.nn.functional.avg_pool2d(images, 4)]
@@ -92,7 +92,7 @@ class Pool:
 
 
 class Mean(torch.nn.Module):
-    """Fulfils the contract: the distance to the mean colour at each position."""
+    """A method that fulfils the contract: the distance to the mean colour at each position."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -182,7 +182,7 @@ BROKEN = {  # check: (method, error message)
 }
 
 
-def test_every_check_can_fail_and_says_what_to_do():
+def test_every_check_can_fail_with_advice():
     assert [check.__name__ for check in CHECKS] == list(BROKEN)
     for check in CHECKS:
         check(OfMethod(Mean))
@@ -192,7 +192,7 @@ def test_every_check_can_fail_and_says_what_to_do():
 
 
 class Sensitive(Mean):
-    """A score that uses gradients: the sensitivity of the distance to each pixel."""
+    """A score based on gradients: the sensitivity of the distance to each pixel."""
 
     def score(self, images):
         check_fitted(self)
@@ -202,12 +202,12 @@ class Sensitive(Mean):
         return self.scores(slope.norm(dim=1))
 
 
-def test_a_score_may_take_gradients():
+def test_score_may_use_gradients():
     for check in CHECKS:
         check(OfMethod(Sensitive))
 
 
-def test_a_method_that_imports_the_old_name_is_told_the_new_one(tmp_path, monkeypatch):
+def test_old_import_name_gives_a_hint(tmp_path, monkeypatch):
     (tmp_path / "written_before.py").write_text("from anomaly_bench.protocol import Normals, Scores\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match="Normals was renamed TrainingSet: change the import"):
@@ -266,7 +266,7 @@ def test_backbones_that_run_without_a_network(check):
         check(Setup(READS_ALL, name, () if name == "lite0" else ("backbone.weights=random",)))
 
 
-def test_a_backbone_that_breaks_the_contract():
+def test_backbone_that_breaks_the_contract():
     wrong = Setup(READS_ALL, "r18", ("backbone.weights=random", "backbone.modules.2=layer1"))
     with pytest.raises(AssertionError, match=r"level 2 of .* has 56 x 56 .* expected 28 x 28: level n has stride"):
         check_strides(wrong)
@@ -277,12 +277,12 @@ def test_a_backbone_that_breaks_the_contract():
         check_each_image_by_itself(learning)
 
 
-def test_a_dataset_that_keeps_the_contract(tree):
+def test_dataset_that_fulfils_the_contract(tree):
     for check in DATASET_CHECKS:
         check(folder(None, None, tree))
 
 
-def test_datasets_that_break_it(tree):
+def test_datasets_that_break_the_contract(tree):
     made = folder(None, None, tree)
     with pytest.raises(AssertionError, match="categories Cog, cog differ only in case"):
         check_names(replace(made, categories={"Cog": None, "cog": None, "mat": None}))
@@ -329,14 +329,14 @@ def test_the_contract_as_a_command(tree, capsys):
         (["--backbone", "r18", "--override", "backbone.weights=none.pth"], "no such file; expected pretrained, random"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line(words, message, capsys):
+def test_uncheckable_arguments_give_one_line(words, message, capsys):
     assert run_pytest(*CONTRACT, *words) == pytest.ExitCode.USAGE_ERROR
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
 
 
-def test_other_runs_of_pytest_do_not_get_the_options(tmp_path, capsys):
+def test_other_pytest_runs_do_not_get_the_options(tmp_path, capsys):
     (tmp_path / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--method')")
     (tmp_path / "test_theirs.py").write_text("def test(pytestconfig): assert pytestconfig.getoption('method') == 'own'")
     assert run_pytest(str(tmp_path), "--method", "own") == pytest.ExitCode.OK, capsys.readouterr()

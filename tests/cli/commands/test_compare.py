@@ -166,7 +166,7 @@ def test_two_methods_alone_in_their_folders(tmp_path, command):
     assert found["image AUROC / PatchCore on WRN50 in b − PaDiM on WRN50 in a", "Seeds"] == "1"
 
 
-def test_unlike_records(tmp_path, command):
+def test_incompatible_records(tmp_path, command):
     a = fill(tmp_path / "a", A)
     b = fill(tmp_path / "b", B, input={"resize": [128, 128], "crop": None})
     status, out, err = command("compare", f"a={a}", f"b={b}")
@@ -243,7 +243,7 @@ def test_figure(many, command, tmp_path):
     assert before == (tmp_path / "cd.svg").read_bytes()
 
 
-def test_ranking_is_that_of_the_categories_all_have(many):
+def test_ranking_uses_categories_common_to_all_methods(many):
     from anomaly_bench.comparison.significance import Side, mean_ranks
     from anomaly_bench.tables.entries import group_records
 
@@ -258,7 +258,7 @@ def test_ranking_is_that_of_the_categories_all_have(many):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["figure=x.svg", "method=[padim,spade]"], "2 methods on 7 shared categories; expected at least 3 methods"),
         (["figure=x.jpg"], "figure=x.jpg: expected a name that ends in .svg, .pdf, .png"),
@@ -270,10 +270,10 @@ def test_ranking_is_that_of_the_categories_all_have(many):
         (["mtric=pro"], "mtric: no such key; did you mean metric"),
     ],
 )
-def test_wrong_words(many, command, words, said):
+def test_invalid_arguments(many, command, words, message):
     status, out, err = command("compare", f"results={many}", "metric=image_auroc", *words)
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_gate(tmp_path, command, condition, holds):
         assert "any image_auroc drops 3.5: carpet by 3.50, from 90.00 to 86.50" in err
 
 
-def test_gate_names_what_b_lacks(tmp_path, command):
+def test_gate_reports_what_is_missing_in_b(tmp_path, command):
     a = fill(fill(tmp_path / "a", A), A, "patchcore")
     b = fill(tmp_path / "b", A[:5], categories=CATEGORIES[:5])
     status, _, err = command("compare", f"a={a}", f"b={b}", "fail_if=image_auroc drops 90")
@@ -310,7 +310,7 @@ def test_gate_names_what_b_lacks(tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"),
+    ("condition", "message"),
     [
         ("image_auroc falls 1", "cannot be read; expected METRIC drops POINTS"),
         ("image_auroc drops 0", "found 0, expected points above 0"),
@@ -320,26 +320,26 @@ def test_gate_names_what_b_lacks(tmp_path, command):
         (";", "no condition"),
     ],
 )
-def test_gate_that_cannot_be_held(two, command, condition, said):
+def test_gate_that_cannot_be_evaluated(two, command, condition, message):
     status, _, err = command("compare", f"a={two[0]}", f"b={two[1]}", f"fail_if={condition}")
     assert status == 2
-    assert said in err
+    assert message in err
 
 
-def test_results_beside_two_folders(two, command):
+def test_results_with_two_folders_is_rejected(two, command):
     assert "a=DIR is missing: expected two results folders" in command("compare", f"b={two[1]}")[2]
     status, _, err = command("compare", f"a={two[0]}", f"b={two[1]}", "results=elsewhere")
     assert status == 2
     assert "results=elsewhere has no effect with a=DIR b=DIR" in err
 
 
-def test_conditions_print_as_they_are_read():
+def test_conditions_round_trip_through_str():
     for text in ("image_auroc drops 0.5", "any pro drops 2"):
         assert str(*read_conditions(text)) == text
     assert read_conditions(None) == []
 
 
-def test_it_imports_no_torch(two):
+def test_compare_does_not_import_torch(two):
     code = (
         "import sys; from anomaly_bench.cli.main import command; status = command(sys.argv[1:]);"
         "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules), 'a slow import'; sys.exit(status)"

@@ -1,4 +1,4 @@
-"""`anomaly-bench new`: what it writes passes its own test, and runs at once; nothing is overwritten."""
+"""`anomaly-bench new`: the generated files pass their test and run; nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ("method", "dataset", "metric")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_own_test_passes(kind, tmp_path):
+def test_generated_test_passes(kind, tmp_path):
     folder = tmp_path / "first_try"
     assert call(["new", kind, "first_try", f"out={folder}"]) == 0
     quiet = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_first_try.py"]
@@ -32,7 +32,7 @@ def test_its_own_test_passes(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_runs_by_the_console_script(kind, tmp_path):
+def test_generated_part_runs_from_the_command_line(kind, tmp_path):
     assert call(["new", kind, "first_try", f"out={tmp_path}"]) == 0
     make_category(tmp_path / "data" / "cog")
     for number, picture in enumerate(pictures(12, 0)):

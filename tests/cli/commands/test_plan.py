@@ -1,4 +1,4 @@
-"""Plans: memory and disk from shapes, time from earlier records, refusals before the work; nothing is computed."""
+"""Plans: memory and disk from shapes, time from earlier records, early refusals; nothing is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.startswith("padim")]
 
 
-def test_a_plan_is_made_of_shapes_then_of_records(words, command, tmp_path):
+def test_plan_uses_shapes_then_records(words, command, tmp_path):
     status, out, err = command("plan", *words, "seed=0,1")
     assert status == 0, err
     assert not (tmp_path / "results").exists(), "a plan writes nothing"
@@ -53,7 +53,7 @@ def test_time_grows_with_images_and_epochs(words, command, tmp_path, monkeypatch
     assert rows(out)[0][5:7] == ["4", "min"]  # 30 s + 2 categories x 2 timings x 45 s = 210 s
 
 
-def test_what_cannot_fit_is_refused_with_a_way_out(words, command, monkeypatch):
+def test_job_that_cannot_fit_is_refused_with_a_remedy(words, command, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device=None: 100_000_000)
     status, out, _ = command("plan", *words, "seed=0")
     assert status == 1
@@ -67,7 +67,7 @@ def test_what_cannot_fit_is_refused_with_a_way_out(words, command, monkeypatch):
     assert "MB of disk, 0 MB are free: free some, or set ANOMALY_BENCH_CACHE" in out
 
 
-def test_a_configuration_that_cannot_work_is_refused(words, command):
+def test_invalid_configuration_is_refused(words, command):
     status, out, _ = command("plan", *words[1:], "method.levels=[9]")
     assert status == 1
     assert "refused: cog: method.levels" in out or "no level 9" in out

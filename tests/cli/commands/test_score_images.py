@@ -1,4 +1,4 @@
-"""`score model=DIR`: any folder of images, scored as the run scored them; what fails is named and stops nothing."""
+"""`score model=DIR`: any folder of images, scored as in the run; failures are named and do not stop the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METHODS = {"padim": ("method.dimensions=20",), "patchcore": ("method.ratio=0.1",
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The folder of images, and of each method its record and the folder of its model."""
+    """The folder of images, and for each method its record and its model's folder."""
     root = tmp_path_factory.mktemp("models")
     make_category(root / "data" / "cog")
     made = {}
@@ -51,7 +51,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def padim(models, monkeypatch):
-    """The model's folder as a word, and the test images; the model is loaded once for all tests."""
+    """The model's folder as an argument, and the test images; the model is loaded once for all tests."""
     root, made = models
     monkeypatch.setattr(saved_model, "load_model", LOAD_ONCE)
     monkeypatch.setattr(score_images, "cores", lambda: 1)
@@ -69,7 +69,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_and_maps_are_the_runs_to_the_last_bit(models, method, command, tmp_path):
+def test_scores_and_maps_are_bit_identical_to_the_run(models, method, command, tmp_path):
     root, made = models
     record, folder = made[method]
     out = tmp_path / "out"
@@ -96,7 +96,7 @@ def test_scores_and_maps_are_the_runs_to_the_last_bit(models, method, command, t
     assert len(files(out)) == 6 + 6 + 3  # maps, overlays, and scores.csv, score.log, maps/about.json
 
 
-def test_every_format_size_and_mode_as_the_dataset_reader_reads_it(padim, models, command, tmp_path):
+def test_every_image_format_is_read_as_by_the_dataset(padim, models, command, tmp_path):
     model, _ = padim
     images, out = tmp_path / "images", tmp_path / "out"
     pixels = picture(7, 60)
@@ -161,8 +161,8 @@ def test_a_batch_without_a_readable_image(padim, command, tmp_path):
     assert text.startswith("0 of 2 images")
 
 
-def test_a_reader_that_fails_in_its_own_way(padim, command, tmp_path, monkeypatch):
-    """Whatever a decoder raises names the file; a full disk is no fault of an image and ends the work."""
+def test_any_decoder_error_names_the_file(padim, command, tmp_path, monkeypatch):
+    """Any error of a decoder names the file; a full disk is not an image's fault and ends the run."""
     model, test = padim
 
     def broken(source, size):
@@ -195,7 +195,7 @@ def test_maps_and_overlays_can_be_switched_off(padim, command, tmp_path, maps, o
     assert {path.name for path in out.iterdir()} == {"scores.csv", "score.log", *wanted}
 
 
-def test_scale_is_given_or_made_of_the_folder(padim, command, tmp_path):
+def test_scale_is_given_or_derived_from_the_folder(padim, command, tmp_path):
     model, test = padim
     pictures = {}
     for name, words in {"own": [], "given": ["scale=[0,1e6]"], "again": []}.items():
@@ -205,7 +205,7 @@ def test_scale_is_given_or_made_of_the_folder(padim, command, tmp_path):
         pictures[name] = np.asarray(Image.open(tmp_path / name / "overlays" / "spot" / "000.png")).astype(int)
     assert np.array_equal(pictures["own"], pictures["again"])
     original = np.asarray(Image.open(test / "spot" / "000.png")).astype(int)
-    assert np.abs(pictures["given"] - original).max() <= 1, "far below the scale there is no heat"
+    assert np.abs(pictures["given"] - original).max() <= 1, "nothing is drawn far below the scale"
     assert np.abs(pictures["own"] - original).max() > 50
 
 
@@ -217,7 +217,7 @@ def test_common_scale():
     assert overlays_module.common_scale([(0.5, 0.5)] * 3) == (0.5, 0.5)
 
 
-def test_an_overlay_has_heat_within_the_crop_only(tmp_path):
+def test_overlay_is_drawn_only_within_the_crop(tmp_path):
     save(np.full((100, 200, 3), 100, np.uint8), tmp_path / "image.png")
     values = np.zeros((40, 40), np.float32)
     values[:, 20:] = 9
@@ -232,13 +232,13 @@ def test_an_overlay_has_heat_within_the_crop_only(tmp_path):
     assert (flat == 100).all()
 
 
-def test_an_overlay_is_no_larger_than_it_has_to_be(tmp_path):
+def test_overlay_size_is_limited(tmp_path):
     save(np.zeros((10, 3 * overlays_module.LONGEST_SIDE, 3), np.uint8), tmp_path / "image.png")
     picture = overlays_module.overlay(tmp_path / "image.png", np.ones((8, 8), np.float32), 0, 1, (8, 8), None)
     assert picture.size == (overlays_module.LONGEST_SIDE, 3)
 
 
-def test_no_more_than_two_parts_are_at_work():
+def test_at_most_two_parts_are_in_progress():
     started, lock = [], threading.Lock()
 
     def work(item):
@@ -250,12 +250,12 @@ def test_no_more_than_two_parts_are_at_work():
         seen = []
         for part, futures in folder_scoring.ahead(pool, work, folder_scoring.chunks(range(100), 7)):
             seen += [future.result() for future in futures]
-            assert len(started) <= len(seen) + 7, "more than the next part has been started"
+            assert len(started) <= len(seen) + 7, "more than the next part was started"
             assert list(part) == seen[-len(part) :]
     assert seen == list(range(100))
 
 
-def test_an_interrupted_work_leaves_a_part(padim, command, tmp_path, monkeypatch):
+def test_interruption_keeps_finished_parts(padim, command, tmp_path, monkeypatch):
     from anomaly_bench.runs import evaluator
 
     model, test = padim
@@ -277,18 +277,18 @@ def test_an_interrupted_work_leaves_a_part(padim, command, tmp_path, monkeypatch
     assert {path.name for path in out.iterdir()} == {"scores.csv.part", "score.log"}, "no temporary maps are left"
 
 
-def test_a_link_to_a_folder_above_is_no_endless_tree(padim, command, tmp_path):
+def test_symlink_to_a_parent_folder_does_not_loop(padim, command, tmp_path):
     model, _ = padim
     save(picture(1), tmp_path / "images" / "deep" / "a.png")
     try:
         (tmp_path / "images" / "deep" / "up").symlink_to(tmp_path / "images", target_is_directory=True)
     except OSError:
-        pytest.skip("this system makes no links")
+        pytest.skip("this system has no symbolic links")
     assert command("score", model, f"images={tmp_path / 'images'}", f"out={tmp_path / 'out'}")[0] == 0
     assert list(rows(tmp_path / "out")) == ["deep/a.png"]
 
 
-def test_a_name_that_is_no_utf8(padim, command, tmp_path):
+def test_file_name_that_is_not_utf8(padim, command, tmp_path):
     model, _ = padim
     save(picture(1), tmp_path / "images" / "a.png")
     try:
@@ -350,7 +350,7 @@ def test_wrong_usage(padim, models, command, tmp_path):
         assert len(err.strip().splitlines()) == 1, (words, err)
 
 
-def test_other_weights_are_refused_and_moved_ones_can_be_named(models, command, tmp_path):
+def test_other_weights_are_refused_but_moved_ones_accepted(models, command, tmp_path):
     import timm
 
     root, _ = models
@@ -368,14 +368,14 @@ def test_other_weights_are_refused_and_moved_ones_can_be_named(models, command, 
         assert status == 2
         assert "made with lite0's weights of the sha256" in err
         assert "give weights=FILE" in err
-    assert not out.exists(), "nothing is made before the model is there"
+    assert not out.exists(), "nothing is written before the model is loaded"
     status, _, err = command("score", model, images, f"out={out}", f"weights={tmp_path / 'moved.pth'}")
     assert status == 0, err
     assert list(rows(out).values()) == pytest.approx([each["score"] for each in record.images if each["defect"]])
 
 
-def test_large_grey_pictures_are_drawn_too(padim, command, tmp_path):
-    """16 bits in a large picture: the overlay reads it as the model does."""
+def test_overlay_of_a_large_16_bit_image(padim, command, tmp_path):
+    """The overlay reads a large 16-bit image as the model does."""
     model, _ = padim
     canvas = Image.new("L", (1500, 600), 90)
     ImageDraw.Draw(canvas).ellipse((500, 200, 700, 400), fill=200)

@@ -1,4 +1,4 @@
-"""`score maps=`: metrics from kept maps, a run's own or another program's, against the run's and references."""
+"""`score maps=`: metrics from saved maps, ours or another program's, against the run's and references."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pro")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder of two small categories and a results folder with kept maps of two methods."""
+    """A folder of two small categories and a results folder with saved maps of two methods."""
     root = tmp_path_factory.mktemp("made")
     for name in ("cog", "mat"):
         make_category(root / "data" / name)
@@ -76,7 +76,7 @@ def cog(made):
 
 
 def write(maps, folder, suffix=".npy"):
-    """Maps as another program would leave them."""
+    """Write maps as another program would."""
     for name, values in maps.items():
         path = folder / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write(maps, folder, suffix=".npy"):
     return folder
 
 
-def test_kept_maps_give_the_metrics_of_their_records(made, rescore, tmp_path):
+def test_saved_maps_reproduce_the_recorded_metrics(made, rescore, tmp_path):
     found = records.load_all(made[1])[0]
     before = {path: path.read_bytes() for path in made[1].rglob("*.json")}
     status, text, err = rescore(made[1], f"out={tmp_path / 'out'}")
@@ -106,11 +106,11 @@ def test_kept_maps_give_the_metrics_of_their_records(made, rescore, tmp_path):
     curves = {(each["maps"].split()[0], each["category"]): each["curves"] for each in content["results"]}
     assert curves == {(record.titles["method"], record.task): record.curves for record in found}
     assert text.count("(in %)") == 2
-    assert "mean of all (1 of 2)" in text, "PatchCore has but one category"
-    assert before == {path: path.read_bytes() for path in made[1].rglob("*.json")}, "records are left as they are"
+    assert "mean of all (1 of 2)" in text, "PatchCore has only one category"
+    assert before == {path: path.read_bytes() for path in made[1].rglob("*.json")}, "records are unchanged"
 
 
-def test_one_record_one_category_some_metrics(made, rescore, cog):
+def test_selected_record_category_and_metrics(made, rescore, cog):
     folder = made[1] / cog[0].path.with_suffix("")
     status, text, err = rescore(folder, "metric=pro")
     assert (status, err) == (0, "")
@@ -132,7 +132,7 @@ def test_no_torch_is_imported(made):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_outdated_record_is_named_and_mended(made, rescore, cog, tmp_path):
+def test_outdated_record_is_reported_and_updated(made, rescore, cog, tmp_path):
     results = shutil.copytree(made[1], tmp_path / "results")
     whole, path = cog[0], results / cog[0].path
     metrics = {**whole.metrics, "pro": {"value": 0.5, "revision": 0}, "mine": {"value": 1.0, "revision": 1}}
@@ -148,7 +148,7 @@ def test_an_outdated_record_is_named_and_mended(made, rescore, cog, tmp_path):
     assert rescore(results, "update=true")[2] == ""
 
 
-def test_a_value_that_should_be_the_same_and_is_not(made, rescore, cog, tmp_path):
+def test_value_that_is_not_reproduced(made, rescore, cog, tmp_path):
     results = shutil.copytree(made[1], tmp_path / "results")
     path = results / cog[0].path
     metrics = {**cog[0].metrics, "pro": {"value": 0.5, "revision": 1}, "pixel_ap": {"value": 0.5, "revision": 0}}
@@ -160,7 +160,7 @@ def test_a_value_that_should_be_the_same_and_is_not(made, rescore, cog, tmp_path
     assert records.load(path).metrics == metrics
 
 
-def test_records_of_other_settings_have_tables_of_their_own(made, rescore, cog, tmp_path):
+def test_records_of_other_settings_get_separate_tables(made, rescore, cog, tmp_path):
     results = shutil.copytree(made[1], tmp_path / "results")
     config = {**cog[0].config, "method": {**cog[0].config["method"], "eps": 0.5}}
     other = replace(cog[0], config=config, fingerprint="0" * 64)
@@ -171,7 +171,7 @@ def test_records_of_other_settings_have_tables_of_their_own(made, rescore, cog, 
     assert text.count("PaDiM on Lite0, seed 0, input 64×64, crop 48×48, protocol unified, settings ") == 2
 
 
-def test_records_whose_images_or_maps_are_others(made, rescore, cog, tmp_path, command):
+def test_records_whose_images_or_maps_have_changed(made, rescore, cog, tmp_path, command):
     results = shutil.copytree(made[1], tmp_path / "results")
     np.save(results / cog[0].path.with_suffix("") / "maps.npy", np.zeros((6, 64, 64), np.float32))
     status, text, err = rescore(results)
@@ -192,7 +192,7 @@ def test_records_whose_images_or_maps_are_others(made, rescore, cog, tmp_path, c
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif", ".tiff", ".TIFF"])
-def test_files_of_a_runs_maps_give_the_runs_metrics(rescore, cog, tmp_path, suffix):
+def test_map_files_of_a_run_reproduce_its_metrics(rescore, cog, tmp_path, suffix):
     record, maps = cog
     write(maps, tmp_path / "theirs" / "cog", suffix)
     status, _, err = rescore(tmp_path / "theirs", "category=cog", *FRAME, f"out={tmp_path / 'out'}")
@@ -203,7 +203,7 @@ def test_files_of_a_runs_maps_give_the_runs_metrics(rescore, cog, tmp_path, suff
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64, np.uint8, np.int64])
-def test_numbers_of_every_type_keep_their_ranks(rescore, cog, tmp_path, kind):
+def test_every_numeric_type_keeps_its_ranks(rescore, cog, tmp_path, kind):
     maps = {name: (values * 3).astype(kind)[None, :, :, None] for name, values in cog[1].items()}
     write(maps, tmp_path / "theirs" / "cog", ".tiff" if kind == np.float16 else ".npy")
     assert rescore(tmp_path / "theirs", "category=cog", *FRAME, f"out={tmp_path / 'out'}")[0] == 0
@@ -221,8 +221,8 @@ def mask_of(tmp_path, name, cog):
     return np.asarray(Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST))[8:56, 8:56]
 
 
-def test_at_the_images_own_size_and_with_images_of_unlike_sizes(rescore, made, command, tmp_path):
-    """The default: maps are resized to their images, masks are not; pixels of all images count alike."""
+def test_native_and_mixed_image_sizes(rescore, made, command, tmp_path):
+    """The default: maps are resized to their images, masks are not; all pixels count equally."""
     random, data = np.random.default_rng(0), tmp_path / "data"
     truth, found, scores = [], [], {}
     for number, (height, width) in enumerate([(40, 50), (48, 48), (50, 40), (33, 70)]):
@@ -253,8 +253,8 @@ def test_at_the_images_own_size_and_with_images_of_unlike_sizes(rescore, made, c
     assert float(row["image_auroc"]) == pytest.approx(roc_auc_score(labels, best))
 
 
-def test_a_map_of_the_whole_image_is_cropped_like_it(rescore, cog, tmp_path):
-    """A run's crop lies within maps that another program made of whole images."""
+def test_map_of_the_whole_image_is_cropped_like_it(rescore, cog, tmp_path):
+    """Another program's maps of whole images are cropped as in the run."""
     whole = {name: np.pad(inner, 8, constant_values=1e6) for name, inner in cog[1].items()}  # nothing else counts
     write(whole, tmp_path / "theirs" / "cog")
     assert rescore(tmp_path / "theirs", "category=cog", *FRAME, f"out={tmp_path / 'out'}")[0] == 0
@@ -264,7 +264,7 @@ def test_a_map_of_the_whole_image_is_cropped_like_it(rescore, cog, tmp_path):
 
 @pytest.mark.parametrize("below", ["", "cog", "cog/test"])
 def test_from_a_model_to_maps_to_metrics(rescore, made, command, tmp_path, below):
-    """The maps and scores of `score model=` are taken as they are, whichever folder was scored."""
+    """The maps and scores of `score model=` are used unchanged, whichever folder was scored."""
     record = next(each for each in records.load_all(made[1])[0] if (each.task, each.method) == ("cog", "padim"))
     model = made[1] / record.path.with_suffix("")
     out = tmp_path / "scored"
@@ -283,7 +283,7 @@ def test_from_a_model_to_maps_to_metrics(rescore, made, command, tmp_path, below
     assert values(row) == same
 
 
-def test_scores_of_a_list_come_before_the_maps_maximum(rescore, cog, tmp_path):
+def test_listed_scores_override_the_map_maximum(rescore, cog, tmp_path):
     record, maps = cog
     write(maps, tmp_path / "theirs" / "cog")
     listed = tmp_path / "scores.csv"
@@ -314,7 +314,7 @@ def test_scores_of_a_list_come_before_the_maps_maximum(rescore, cog, tmp_path):
 
 
 def broken(maps, folder, name):
-    """One map made wrong."""
+    """Corrupt one map."""
     path = folder / "test" / "spot" / "001.npy"
     values = np.array(maps["test/spot/001"])
     if name == "missing":
@@ -357,7 +357,7 @@ def broken(maps, folder, name):
         ("tiff", "{stem}.tiff: cannot be read ("),
     ],
 )
-def test_what_is_wrong_with_a_map_is_one_line(rescore, cog, tmp_path, name, message):
+def test_faulty_map_gives_a_one_line_error(rescore, cog, tmp_path, name, message):
     root = tmp_path / "theirs"
     for category in ("cog", "mat"):
         write(cog[1], root / category)
@@ -370,7 +370,7 @@ def test_what_is_wrong_with_a_map_is_one_line(rescore, cog, tmp_path, name, mess
     assert "mean of all (1 of 2)" in text, "the other category has its metrics"
 
 
-def test_several_bad_maps_are_one_line(rescore, cog, tmp_path):
+def test_several_bad_maps_give_one_line(rescore, cog, tmp_path):
     for name in cog[1]:
         write({name: cog[1][name] * np.inf}, tmp_path / "theirs" / "cog")
     status, _, err = rescore(tmp_path / "theirs", "category=cog", *FRAME)
@@ -381,7 +381,7 @@ def test_several_bad_maps_are_one_line(rescore, cog, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_transposed_map_is_not_stretched(command, tmp_path):
+def test_transposed_map_is_rejected(command, tmp_path):
     data = make_category(tmp_path / "data" / "cog", good=1, defects=1)
     for path in sorted(data.rglob("*.png")):
         Image.open(path).resize((60, 40)).save(path)
@@ -391,7 +391,7 @@ def test_a_transposed_map_is_not_stretched(command, tmp_path):
     assert "a map of 60×40, its image has 40×60; transpose it: height comes first" in err
 
 
-def test_extra_maps_are_named_and_left_out(rescore, cog, tmp_path):
+def test_extra_maps_are_reported_and_ignored(rescore, cog, tmp_path):
     write({**cog[1], "test/dent/000": cog[1]["test/spot/000"], "train/000": np.ones(3)}, tmp_path / "theirs" / "cog")
     status, _, err = rescore(tmp_path / "theirs", "category=cog", *FRAME)
     assert status == 0
@@ -407,7 +407,7 @@ def test_categories_without_maps_are_named_once(rescore, cog, tmp_path):
     assert "mean of all (1 of 2)" in text
 
 
-def test_images_of_one_stem_have_maps_with_their_suffix(command, tmp_path):
+def test_images_sharing_a_stem_have_maps_with_their_suffix(command, tmp_path):
     data = make_category(tmp_path / "data" / "cog", good=2, defects=1)
     Image.open(data / "test" / "good" / "001.png").save(data / "test" / "good" / "000.bmp")
     maps = {name: picture(number)[..., 0] for number, name in enumerate(("good/000.png", "good/000.bmp", "good/001"))}
@@ -420,7 +420,7 @@ def test_images_of_one_stem_have_maps_with_their_suffix(command, tmp_path):
     assert "1 of 4 test images have no map" in command("score", f"maps={tmp_path / 'maps'}", *words)[2]
 
 
-def test_undefined_metrics_are_dashes_and_means_say_so(command, tmp_path):
+def test_undefined_metrics_are_dashes_noted_in_means(command, tmp_path):
     for name in ("cog", "mat"):
         make_category(tmp_path / "data" / name, good=2, defects=1)
         maps = {f"test/good/{number:03}": np.zeros((48, 48)) for number in range(2)}

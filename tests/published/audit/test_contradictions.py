@@ -1,4 +1,4 @@
-"""Published numbers: the CSVs against the scanned papers, the loader's errors, and the check of contradictions."""
+"""Published numbers: the CSVs against the scanned papers, the loader's errors, and the check for contradictions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CELLS = {
     "spade2020_1": 5,
     "spade2020_2": 16 * 8,
 }
-# table -> seed, the beginning of its first line, how many such lines come before, its number of lines
+# table -> scan, start of its first line, number of earlier lines that start so, number of lines
 LINES = {
     "padim2020_III": ("000", "Carpet", 0, 18),
     "padim2020_IV": ("000", "AUROC score%", 0, 1),
@@ -74,14 +74,14 @@ def printed(table, **wanted):
     return [cell.printed for cell in cells if all(getattr(cell, key) == text for key, text in wanted.items())]
 
 
-def test_every_cell_of_every_table_is_there():
+def test_every_cell_of_every_table_is_present():
     assert {table: len(load_references(table)) for table in TABLES} == CELLS
     assert len(ALL) == sum(CELLS.values()) == 1874
 
 
 @pytest.mark.parametrize("table", LINES)
-def test_each_table_prints_the_characters_of_its_seed_in_their_order(table):
-    """Read here anew, by another way than the CSVs were made."""
+def test_csv_text_matches_the_scanned_table(table):
+    """Parsed independently of how the CSVs were made."""
     number, first, before, count = LINES[table]
     found = list(SEEDS.glob(f"{number}_*.txt"))
     if not found:
@@ -93,7 +93,7 @@ def test_each_table_prints_the_characters_of_its_seed_in_their_order(table):
         tokens = [text for row in rows for text in row.split("\t")]
     else:
         split = [re.findall(r"-|\d+(?:\.\d+)?", row) for row in rows]
-        if table == "spade2020_2":  # one column too many for its header: CNN and Dict are one
+        if table == "spade2020_2":  # one column more than in the header: CNN and Dict are one
             assert {row.pop(6) for row in split} == {"-"}
         tokens = [token for row in split for token in row]
     assert printed(table) == tokens
@@ -180,15 +180,15 @@ def test_one_method_has_one_id_in_all_papers():
 
 
 @pytest.mark.parametrize("name", ["method", "backbone"])
-def test_names_that_this_package_has_are_its_own(name):
-    """A method or backbone that gets a YAML here must find its published numbers under the same name."""
+def test_published_names_match_the_package(name):
+    """A method or backbone with a YAML must have its published numbers under the same name."""
     near = {getattr(cell, name).replace("_", "") for cell in ALL if getattr(cell, name)}
     exact = {getattr(cell, name) for cell in ALL}
     ours = {path.stem for path in (ROOT / "conf" / name).glob("*.yaml")}
     assert not {each for each in ours if each.replace("_", "") in near and each not in exact}
 
 
-def test_values_are_points_and_repairs_keep_what_is_printed():
+def test_values_are_in_percent_and_repairs_keep_the_printed_text():
     assert one("zheng2022_5", "AE", "cable_gland", variant="3d + RGB/voxel").value == 54.0
     assert one("npad2022_1", "FastFlow", "bottle", "pixel_auroc").value == 98.1
     assert one("padim2020_III", "Student", "carpet", "pixel_auroc").value is None
@@ -209,7 +209,7 @@ def test_values_are_points_and_repairs_keep_what_is_printed():
     assert all(cell.comment for cell in changed)
 
 
-def test_cflow_is_read_in_alphabetical_order_and_differnet_is_kept():
+def test_cflow_is_reordered_alphabetically_and_differnet_is_unchanged():
     rows = [cell for cell in load_references("zheng2022_1") if not cell.is_mean]
     cflow = [cell for cell in rows if cell.printed_name == "CFlow"]
     assert [cell.value for cell in sorted(cflow, key=lambda cell: cell.category)] == [
@@ -252,7 +252,7 @@ def test_loading_a_paper_or_a_table():
         ('spade2020_1,"geom', "not a UTF-8 CSV"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path, line, message):
+def test_invalid_line_is_named(tmp_path, line, message):
     folder = shutil.copytree(CSV_FOLDER, tmp_path / "references")
     path = folder / "spade2020.csv"
     count = len(path.read_text(encoding="utf-8").splitlines())
@@ -264,7 +264,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
     assert message in str(caught.value)
 
 
-def test_a_wrong_file_is_named(tmp_path):
+def test_invalid_file_is_named(tmp_path):
     folder = shutil.copytree(CSV_FOLDER, tmp_path / "references")
     (folder / "npad2022.csv").unlink()
     with pytest.raises(DataError, match=r"npad2022\.csv: .*part of the package"):
@@ -327,7 +327,7 @@ LAST_DIGIT = [
 ]
 
 
-def test_means_off_in_the_last_digit_are_told_apart(findings):
+def test_last_digit_deviations_of_means_are_separate(findings):
     (rounded,) = [finding for finding in findings if "off in the last digit" in finding.title]
     assert set(LAST_DIGIT) < set(rounded.evidence)
 
@@ -342,28 +342,28 @@ def test_the_evidence_of_a_shuffled_column(findings):
     assert ("grid", "97.1", "84.0") in differnet.table
 
 
-def test_nothing_else_is_called_shuffled(findings):
+def test_no_other_column_is_reported_as_shuffled(findings):
     assert sum(finding.group == "shuffled" for finding in findings) == 2
 
 
-def test_other_runs_are_no_contradictions(findings):
+def test_separate_runs_are_not_contradictions(findings):
     npad = load_references("npad2022")
     again = [cell for cell in npad if cell.printed_name in ("FastFlow", "CFLOW-AD") and not cell.is_mean]
     assert again
     assert not set(again) & {cell for finding in findings for cell in finding.cells}
 
 
-def test_the_committed_page_is_what_the_command_makes(command, tmp_path):
+def test_committed_page_is_up_to_date(command, tmp_path):
     status, out, _ = command("references", "check", "format=md")
     assert status == 0
     assert out == (ROOT / "docs" / "contradictions.md").read_text(encoding="utf-8"), (
-        "anomaly-bench references check format=md out=docs/contradictions.md makes it anew"
+        "anomaly-bench references check format=md out=docs/contradictions.md regenerates it"
     )
     assert command("references", "check", "format=md", f"out={tmp_path / 'page.md'}")[:2] == (0, "")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == out
 
 
-def test_the_page_on_a_screen_and_as_text(command, tmp_path):
+def test_page_on_the_console_and_as_markdown(command, tmp_path):
     status, out, _ = command("references", "check")
     assert status == 0
     words = " ".join(out.split())
@@ -383,14 +383,14 @@ def test_the_page_on_a_screen_and_as_text(command, tmp_path):
         (["references", "check", "fromat=md"], "fromat: no such key; did you mean format"),
     ],
 )
-def test_wrong_words(command, words, message):
+def test_invalid_arguments(command, words, message):
     status, _, err = command(*words)
     assert status == 2
     assert message in err
 
 
 def cells(table, name, numbers, order, metric="pixel_auroc", digits=1):
-    """A column with a mean, as some paper prints it; `name` is the method too."""
+    """A column with a mean, as a paper would print it; `name` is also the method."""
     rounded = {row: f"{numbers[row]:.{digits}f}" for row in order}
     mean = sum(map(Decimal, rounded.values())) / len(rounded)
     return [
@@ -400,7 +400,7 @@ def cells(table, name, numbers, order, metric="pixel_auroc", digits=1):
 
 
 def papers(seed):
-    """Two tables of four methods: categories are hard for all of them, and the second paper copies the first."""
+    """Two tables of four methods that find the same categories hard; the second paper copies the first."""
     random = np.random.default_rng(seed)
     hard = random.uniform(70, 95, 15)
     made = []
@@ -412,7 +412,7 @@ def papers(seed):
 
 
 def change(made, table, name, category, text):
-    """One cell printed otherwise."""
+    """Change the printed text of one cell."""
     return [
         replace(cell, printed=text, value=float(text))
         if (cell.table, cell.method, cell.category) == (table, name, category)
@@ -422,7 +422,7 @@ def change(made, table, name, category, text):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_clean_tables_give_no_finding(seed):
+def test_clean_tables_have_no_findings(seed):
     assert find_contradictions(papers(seed)) == []
 
 
@@ -434,7 +434,7 @@ def test_a_clean_page_says_so():
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("order", ["alphabetical order", "the order of DRAEM's tables"])
-def test_a_planted_shuffle_is_found_in_the_column_that_has_it(seed, order):
+def test_planted_shuffle_is_found_in_its_column(seed, order):
     made = papers(seed)
     column = [cell for cell in made if (cell.table, cell.method) == ("adtr2022_1", "b") and not cell.is_mean]
     values = {cell.category: cell.printed for cell in column}
@@ -446,7 +446,7 @@ def test_a_planted_shuffle_is_found_in_the_column_that_has_it(seed, order):
     assert {(cell.table, cell.method) for cell in finding.cells} == {("adtr2022_1", "b")}
 
 
-def test_an_order_without_a_name_is_not_made_up():
+def test_unknown_order_is_not_named():
     made = papers(0)
     column = [cell for cell in made if (cell.table, cell.method) == ("adtr2022_1", "b") and not cell.is_mean]
     values = [cell.printed for cell in column]
@@ -466,7 +466,7 @@ def test_a_planted_contradiction_is_found():
     assert finding.weight == pytest.approx(0.3)
 
 
-def test_a_value_rounded_by_the_other_paper_is_no_contradiction():
+def test_rounding_is_not_a_contradiction():
     numbers = dict(zip(TEXTURES + OBJECTS, np.random.default_rng(3).uniform(70, 95, 15).round(1), strict=True))
     fine = cells("adtr2022_1", "a", numbers, TEXTURES + OBJECTS)
     coarse = cells("npad2022_1", "a", numbers, TEXTURES + OBJECTS, digits=0)
@@ -517,7 +517,7 @@ def test_the_tolerance_of_a_mean():
     assert tolerance(column, "mean:all") == pytest.approx(0.05 + 3 * 0.1 / np.sqrt(12 * 5))
 
 
-def test_zeros_that_all_rows_end_in_are_no_digits():
+def test_common_trailing_zeros_are_not_digits():
     (dfr,) = [column for column in printed_columns(ALL) if column.head.printed_name == "DFR"]
     assert (dfr.step("tile"), dfr.step("mean:all")) == (1, 1)
     glance = next(column for column in printed_columns(ALL) if column.head.printed_name == "Glance")
@@ -525,7 +525,7 @@ def test_zeros_that_all_rows_end_in_are_no_digits():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ranks_and_correlation_are_scipys(seed):
+def test_ranks_and_correlation_match_scipy(seed):
     random = np.random.default_rng(seed)
     left, right = random.integers(0, 9, (2, 15))
     named = [ranks({str(name): float(value) for name, value in enumerate(values)}) for values in (left, right)]
@@ -533,14 +533,14 @@ def test_ranks_and_correlation_are_scipys(seed):
     assert fit(*named) == pytest.approx(stats.spearmanr(left, right)[0])
 
 
-def test_random_orders_by_counting():
+def test_random_order_probability_by_counting():
     column = {name: float(rank) for rank, name in enumerate(TEXTURES[:3] + OBJECTS[:2])}
     assert chance_fits(column, column, 1.0, groups=False) == pytest.approx(10_000 / 120, rel=0.3)  # 5! orders
     assert chance_fits(column, column, 1.0, groups=True) == pytest.approx(10_000 / 12, rel=0.1)  # 3! 2!
     assert chance_fits(column, column, -1.0, groups=False) == 10_000
 
 
-def test_orders_are_orders_of_the_fifteen_categories():
+def test_orders_are_permutations_of_the_fifteen_categories():
     assert {tuple(sorted(order)) for order in ORDERS.values()} == {tuple(sorted(TEXTURES + OBJECTS))}
     assert len(set(ORDERS.values())) == len(ORDERS)
     assert orders_of(PrintedColumn({cell.category: cell for cell in load_references("spade2020_1")})) == {}

@@ -1,7 +1,7 @@
-"""A GPU that is not there: tensors that say they are on it, compute on the CPU, and refuse what a GPU refuses.
+"""A mock device: its tensors report to be on a GPU, compute on the CPU, and reject what a GPU would reject.
 
-`with pretend("cuda")` finds code that mixes devices, hands a GPU's tensor to numpy, or (on "mps") uses float64. Values
-are real, so what a method does next may depend on them. What a GPU does otherwise than a CPU is not imitated.
+`with mock_device("cuda")` finds code that mixes devices, passes a GPU tensor to numpy, or (on "mps") uses float64.
+Values are real, so control flow may depend on them. Other differences between GPU and CPU are not imitated.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.utils.checkpoint  # noqa: F401 (it keeps the accelerator of its import: before one is pretended)
+import torch.utils.checkpoint  # noqa: F401 (it stores the accelerator at import: import it before mocking one)
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 MIXED = {"copy_", "_to_copy", "index", "index_put_", "index_put"}  # take tensors of several devices on a real GPU too
-UNDERNEATH = "pretended"  # the device that torch has for backends outside it
-NOW = {"device": torch.device("cpu")}  # what is pretended; "cpu": nothing
+UNDERNEATH = "mock_gpu"  # our name for torch's device of third-party backends
+NOW = {"device": torch.device("cpu")}  # the mocked device; "cpu": none
 
 
 class OnDevice(torch.Tensor):
-    """A tensor around one on the CPU, `on_cpu`, that says it is on `NOW["device"]`."""
+    """Wraps a CPU tensor, `on_cpu`, and reports to be on `NOW["device"]`."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -60,24 +60,24 @@ class OnDevice(torch.Tensor):
 
 
 class Calls(TorchFunctionMode):
-    """Torch's functions are called for the device underneath, as they would look for a real GPU first."""
+    """Call torch's functions with the device underneath, as they would look for a real GPU first."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = underneath(kwargs or {})
-        if func is torch.tensor and "device" in kwargs:  # it copies to its device past all modes
+        if func is torch.tensor and "device" in kwargs:  # it copies to its device bypassing all modes
             return torch.tensor(*args, **{**kwargs, "device": None}).to(kwargs["device"])
         return func(*(args if func is torch.device else underneath(args)), **kwargs)
 
 
 class Operations(TorchDispatchMode):
-    """For the operations that have no such tensor among their arguments: torch.zeros(device=...), Tensor.to."""
+    """Handle operations without such a tensor among their arguments: torch.zeros(device=...), Tensor.to."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
 
 def underneath(arguments):
-    """Arguments with the device underneath for the pretended one."""
+    """The arguments with the mocked device replaced by the device underneath."""
 
     def one(argument):
         names = isinstance(argument, (str, torch.device)) and str(argument).partition(":")[0] == NOW["device"].type
@@ -93,7 +93,7 @@ def lists_as_tensors(index):
 
 
 def run(func, args, kwargs):
-    """An operation on the inner tensors; its results are on the device where a GPU's would be."""
+    """Run an operation on the inner tensors; the results are on the device a GPU would use."""
     name = func._schema.name.removeprefix("aten::")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
@@ -105,7 +105,7 @@ def run(func, args, kwargs):
         there = torch.device(kwargs["device"]).type == UNDERNEATH
         kwargs = {**kwargs, "device": torch.device("cpu")} if there else kwargs
     inner, inner_kwargs = tree_map(lambda leaf: getattr(leaf, "on_cpu", leaf), (args, kwargs))
-    known = {id(tensor.on_cpu): tensor for tensor in ours}  # of operations in place: the same object comes back
+    known = {id(tensor.on_cpu): tensor for tensor in ours}  # in-place operations return the same object
 
     def outer(leaf):
         if not isinstance(leaf, torch.Tensor) or not there:
@@ -118,20 +118,20 @@ def run(func, args, kwargs):
 
 @functools.cache
 def register():
-    """Tell torch, once, that something stands behind the device underneath."""
+    """Register a backend for the device underneath, once."""
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch knows no device that is written in Python")
-    backend_registration._setup_privateuseone_for_python_backend("pretended")
+        pytest.skip("this torch does not support devices written in Python")
+    backend_registration._setup_privateuseone_for_python_backend(UNDERNEATH)
 
 
 @contextlib.contextmanager
-def pretend(name):
-    """This machine has a GPU "cuda" or "mps"."""
+def mock_device(name):
+    """Make this machine appear to have a GPU, "cuda" or "mps"."""
     register()
     gpu = {
         "is_available": True,
         "device_count": 1,
-        "get_device_name": "Pretended GPU",
+        "get_device_name": "Mock GPU",
         "mem_get_info": (10**12, 10**12),
     }
     gpu |= {"synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 0}
