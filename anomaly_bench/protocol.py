@@ -63,9 +63,10 @@ class Method(Protocol):
 
     Its parameters count as extra parameters, its persistent buffers as stored statistics; its state dict is saved. The
     backbone is passed to the constructor and is not a submodule. An optional attribute `facts` (a dict) is stored in
-    the record's `cost`; an optional `resolved` replaces constructor arguments in a saved model. If its YAML has the key
-    `oracle`, the method also has `oracle(images)`: with oracle=true it receives all batches of a test set before
-    scoring, to choose on them what its paper chose on the test set.
+    the record's `cost`, and its key "training", made by `components.training.Loop`, in `training`. An optional
+    `resolved` replaces constructor arguments in a saved model. If its YAML has the key `oracle`, the method also has
+    `oracle(images)`: with oracle=true it receives all batches of a test set before scoring, to choose on them what its
+    paper chose on the test set.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -139,6 +140,7 @@ class TrainingSet:
         self.advance, self.stage, self.checkpoint = advance, stage, checkpoint
 
         self.validation: TrainingSet | None = None  # normal images that the dataset holds out, if any
+        self.steps: int | None = None  # of the optimiser, by budget=; None: the method's own schedule
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -194,9 +196,11 @@ class TrainingSet:
 
     def part(self, numbers: NDArray[np.intp]) -> TrainingSet:
         """A subset of the images, by index."""
-        return TrainingSet(
+        part = TrainingSet(
             self.name, self.pixels[numbers], self.device, self.advance, self.stage, self.checkpoint, self.group
         )
+        part.steps = self.steps
+        return part
 
 
 class FeatureArray:

@@ -43,9 +43,10 @@ def show(name: str, category: str) -> None:
     begin = timing.clock()
     method = setup.fitted(TrainingSet(category, training))
     taken = timing.clock() - begin
-    losses = [float(loss) for loss in method.facts["losses"]]
+    told = method.facts["training"]["curve"]
+    losses: list[float] = told["loss"]
     chosen = np.linspace(0, len(losses) - 1, 6).astype(int)
-    curve = ", ".join(f"{(epoch + 1) * steps}: {losses[epoch]:.4f}" for epoch in chosen)
+    curve = ", ".join(f"{told['steps'][point]}: {losses[point]:.4f}" for point in chosen)
     print(f"{name}, {len(training)} images of {category}, {STEPS // steps * steps} steps of {batch}, {taken:.0f} s")
     print(f"    loss by step: {curve}; {'falls' if losses[-1] < losses[0] else 'DOES NOT FALL'}")
     clean = to_tensor(decoded([image for image in next(iter(task.tests.values())) if image.label is None][:16]))

@@ -67,7 +67,7 @@ def test_killed_fit_resumes_with_the_same_result(method, tmp_path):
     found, expected = resumed.score(new_images()), unbroken.score(new_images())
     assert_equal(found, expected, "what a fit draws must come from torch's generator, seeded anew in each epoch")
     assert resumed.facts == unbroken.facts
-    assert len(resumed.facts["losses"]) == EPOCHS
+    assert resumed.facts["training"]["epochs"] == EPOCHS
 
 
 @pytest.mark.parametrize("method", FROZEN)
@@ -98,3 +98,40 @@ def test_one_training_image_is_enough(method):
 def test_zero_epochs_are_rejected(method):
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
         fit(method, make(method, epochs=0), normals())
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_a_budget_counts_steps_whatever_the_number_of_images(method):
+    """The budget ends the training with the batch that reaches its steps; CFLOW-AD has several steps per batch."""
+    counted = []
+    for count in (8, 12):
+        task = TrainingSet("cog", pictures(count))
+        task.steps = 5
+        made = fit(method, make(method, batch=4), task)
+        counted.append(made.facts["training"]["steps"])
+    assert counted == [5, 5] if method != "cflow_ad" else all(5 <= steps < 40 for steps in counted)
+
+
+def test_every_method_that_trains_has_a_published_schedule():
+    has = [name for name in METHODS if "schedule" in setup(name, "lite0").config["method"]["about"]]
+    assert has == TRAINING
+
+
+def test_rates_that_change_follow_the_budget(monkeypatch):
+    """DRAEM's drops after 80 and 90 % of the steps; CFLOW-AD's cosine ends where the budget does."""
+    seen = []
+    step = torch.optim.Adam.step
+
+    def watched(self, *words, **keys):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *words, **keys)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    task = normals()
+    task.steps = 10
+    fit("draem", make("draem", batch=4), task)
+    assert seen == pytest.approx([1e-4] * 8 + [2e-5, 4e-6])
+    seen.clear()
+    task.steps = 200
+    fit("cflow_ad", make("cflow_ad", batch=1), task)
+    assert min(seen[-5:]) < 2e-4 / 20

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components.training import Loop
+from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted, check_sides
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
@@ -120,13 +120,19 @@ class Reconstruction(nn.Module):
             self.to(normals.device)
         optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
-        rounds = math.ceil(self.samples / len(normals))
         for epoch in loop:
-            order = torch.cat([part for _ in range(rounds) for part in epoch.batches(len(normals), self.batch)])
-            for numbers in torch.split(order[: self.samples], self.batch):
+            for numbers in epoch.batches(len(normals), self.batch, self.samples):
                 views = self.prepare(view(normals.select(numbers), self.resolved["patches"]))
                 epoch.step(self.loss(self.network(views), views))
+        loop.spread = self.spread(normals)
         self.facts = {**loop.facts, **self.resolved}
+
+    @torch.no_grad()
+    def spread(self, normals: TrainingSet) -> float | None:
+        """See `output_spread`, of views of the first training images."""
+        numbers = torch.arange(min(self.batch, len(normals)))
+        views = self.prepare(view(normals.select(numbers), self.resolved["patches"]))
+        return output_spread(self.network(views), views)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

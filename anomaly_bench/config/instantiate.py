@@ -39,6 +39,7 @@ RUNNER_KEYS = (
     "oracle",
     "planes",
     "zero_shot",
+    "train_steps",
 )  # not passed to the constructor
 
 

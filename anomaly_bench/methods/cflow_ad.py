@@ -106,9 +106,8 @@ class CFlowAD(nn.Module):
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            batches = list(epoch.batches(len(normals), self.batch))
-            for number, numbers in enumerate(batches):
-                optimiser.param_groups[0]["lr"] = rate(self.lr, (epoch.number + number / len(batches)) / self.epochs)
+            for numbers in epoch.batches(len(normals), self.batch):
+                optimiser.param_groups[0]["lr"] = rate(self.lr, epoch.progress)
                 levels = self.fresh(normals, numbers, epoch) if views is None else self.version(views, numbers, epoch)
                 for index, level in enumerate(levels):
                     self.train_level(index, level, epoch)

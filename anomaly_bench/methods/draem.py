@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import synthetic_anomalies
 from anomaly_bench.components.losses import focal_loss, ssim_map
-from anomaly_bench.components.training import Loop
+from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted, check_sides
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 WINDOW = 21  # pixels: side of the mean filter applied before taking the image score's maximum
 STRIDE = 32  # of the deepest stage
+MILESTONES = 0.8, 0.9  # shares of the training after which the learning rate drops
 
 
 class DRAEM(nn.Module):
@@ -89,11 +90,18 @@ class DRAEM(nn.Module):
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            drops = (epoch.number >= 0.8 * self.epochs) + (epoch.number >= 0.9 * self.epochs)
-            optimiser.param_groups[0]["lr"] = self.lr * 0.2**drops
             for numbers in epoch.batches(len(normals), self.batch):
+                drops = sum(epoch.progress >= milestone for milestone in MILESTONES)
+                optimiser.param_groups[0]["lr"] = self.lr * 0.2**drops
                 epoch.step(self.losses(normals.select(numbers)))
+        loop.spread = self.spread(normals)
         self.facts |= loop.facts
+
+    @torch.no_grad()
+    def spread(self, normals: TrainingSet) -> float | None:
+        """See `output_spread`, of the first training images."""
+        images = normals.select(torch.arange(min(self.batch, len(normals))))
+        return output_spread(self.reconstruct(images), images)
 
     def losses(self, images: Tensor) -> Iterator[Tensor]:
         """The parts () of a batch's loss (equation 6); backpropagate each before requesting the next."""

@@ -19,7 +19,7 @@ SHARED = ("categories", "titles", "input", "config")  # equal in many records
 
 
 def outlines(results: Path) -> tuple[list[Record], list[str]]:
-    """Like `load_all`, without what tables do not read (`UNREAD`, and the speed samples).
+    """Like `load_all`, without what tables do not read (`UNREAD`, learning curves, and the speed samples).
 
     Contents are cached by file size and modification time: reading 10,000 records would take 10 s.
     """
@@ -62,5 +62,6 @@ def _outline(record: Record, shared: dict[str, int]) -> dict[str, Any]:
     """The record's fields without `UNREAD`; `SHARED` ones are replaced by their index in `shared`."""
     speed = [{name: value for name, value in entry.items() if not isinstance(value, list)} for entry in record.speed]
     content = {entry.name: getattr(record, entry.name) for entry in fields(Record) if entry.name not in UNREAD}
+    content["training"] = record.training and {**record.training, "curve": None}
     places = {name: shared.setdefault(json.dumps(content[name]), len(shared)) for name in SHARED}
     return {**content, "speed": speed, **places}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench.files import digest, safe_filename, write_atomically
+from anomaly_bench.records.training_share import derived_training
 
 SCHEMA = 2  # of records, and of the `model.yaml` beside them
 OTHER_SCHEMA = "run anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
@@ -48,6 +49,9 @@ class Record:
             with a backbone "extraction": {"images": passed through it by this job, "s": its share of fit and scoring
             time or None, "cached": whether features came from an earlier pass, whose seconds then count}.
         config: the resolved configuration, built-in parts without `_target_`; provenance: versions and code of the run.
+        training: of a method that trains {"epochs", "steps": of the optimiser, "samples": images drawn, "published":
+            its schedule, "share": of that, "curve": {"steps", "loss"}, "last_tenth": relative change
+            of the loss, "spread": of a reconstruction's outputs}, see `components.training`; {}: it does not train.
         regime: the choice of conf/task: {"name": "one_class"}; {"name": "few_shot", "shots": images fitted on};
             {"name": "multi_class", "categories": those fitted on}.
         converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
@@ -82,6 +86,7 @@ class Record:
     schema: int = SCHEMA
     regime: dict[str, Any] | None = None
     converted: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -153,7 +158,10 @@ def load(path: Path) -> Record:
             raise DamagedRecord(f"{path}: modified or truncated since it was written; it will be recomputed")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error
-    return Record(**content)
+    record = Record(**content)
+    if record.training is None:
+        record.training = derived_training(record.config["method"], record.cost, record.counts)
+    return record
 
 
 def load_all(results: Path) -> tuple[list[Record], list[str]]:

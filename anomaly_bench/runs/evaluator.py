@@ -25,6 +25,7 @@ from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.records import gallery
 from anomaly_bench.records.provenance import provenance
+from anomaly_bench.records.training_share import training_of
 from anomaly_bench.runs import saved_model
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Fitted:
 
     method: Any  # a torch.nn.Module that is a protocol.Method
     cost: dict[str, Any]
+    training: dict[str, Any] | None
     work: ExtractionCost
 
 
@@ -164,8 +166,11 @@ class Evaluator:
             normals = TrainingSet(name, pixels, self.device, advance, stage, checkpoint, group, announce)
             if held_out is not None:
                 normals.validation = TrainingSet(name, held_out, self.device, group=group)
+            normals.steps = self.config["method"].get("train_steps")
             fit_method(method, self.shapes(job.task.channels)[0], normals, seed)
-        return Fitted(method, {"fit_s": elapsed(), **getattr(method, "facts", {})}, self.ledger.work)
+        facts = dict(getattr(method, "facts", {}))
+        training = training_of(facts.pop("training", None), self.config["method"])
+        return Fitted(method, {"fit_s": elapsed(), **facts}, training, self.ledger.work)
 
     def test(self, job: Job, test: str, fitted: Fitted) -> Record:
         """Score one test set and make its record."""
@@ -197,6 +202,7 @@ class Evaluator:
             ],
             size=sizes(fitted.method),
             cost=cost,
+            training=fitted.training,
             provenance=provenance(),
         )
         folder = self.settings.results / record.path.with_suffix("")

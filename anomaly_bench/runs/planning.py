@@ -87,19 +87,30 @@ class Planner:
         return [record for record in found if record.cost.get("device") == device]
 
     def seconds(self, runner: Runner, job: Job, like: Sequence[Record]) -> float | None:
-        """For fit, scoring and timing, from the records' medians per image and, for training, per epoch."""
+        """For fit, scoring and timing, from the records' medians per image and, for training, per epoch or step."""
         if not like:
             return None
-        epochs = job.config["method"].get("epochs", 1)
-        fitted = [
-            record.cost["fit_s"] / max(1, record.counts["fit"]) / record.config["method"].get("epochs", 1)
-            for record in like
-        ]
+        method = job.config["method"]
+        steps = method.get("train_steps")
+        lengths = [length_of(record, by_steps=steps is not None) for record in like]
+        fitted = [record.cost["fit_s"] / length for record, length in zip(like, lengths, strict=True) if length]
+        if not fitted:
+            return None
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values()))
         timed = 2 * timing.SECONDS if runner.settings.speed else 0
-        work = statistics.median(fitted) * len(job.task.fit) * epochs + statistics.median(scored) * tested
+        fit = steps if steps is not None else len(job.task.fit) * method.get("epochs", 1)
+        work = statistics.median(fitted) * fit + statistics.median(scored) * tested
         return float(work + timed)
+
+
+def length_of(record: Record, by_steps: bool) -> float | None:
+    """What a record's fitting time is proportional to: optimiser steps, or images times epochs; None: unknown."""
+    training = record.training or {}
+    if by_steps:
+        return training.get("steps")
+    epochs = training.get("epochs", record.config["method"].get("epochs", 1))
+    return float(max(1, record.counts["fit"]) * epochs)
 
 
 def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.backbones.build import find_weights
+from anomaly_bench.config.budget import with_budget
 from anomaly_bench.config.instantiate import check_choices
 from anomaly_bench.config.settings import check_writable, read_settings, results_folder
 from anomaly_bench.console import Reporter, log_file
@@ -84,7 +85,7 @@ class Runner:
 
     def __init__(self, config: Mapping[str, Any], reporter: Reporter, stop: Path | None = None) -> None:
         check_choices(config)
-        self.config = without_unused_backbone(config)
+        self.config = with_budget(without_unused_backbone(config))
         self.reporter, self.stop = reporter, stop
         self.settings = read_settings(config)
         if self.settings.oracle and "oracle" not in config["method"]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from anomaly_bench.components.training import Loop
+from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import FeatureArray, TrainingSet
 
@@ -23,13 +23,15 @@ def normals(**keys):
     return TrainingSet("cog", np.zeros((10, 4, 4, 3), np.uint8), **keys)
 
 
-def fit(epochs=5, stop_in=None, seed=3, make_nan_in=None, batch=4, dropout=0.5, **keys):
-    """A small training run with dropout, killed in epoch `stop_in`."""
+def fit(epochs=5, stop_in=None, seed=3, make_nan_in=None, batch=4, dropout=0.5, steps=None, samples=None, **keys):
+    """A small training run with dropout, killed in epoch `stop_in`; `steps`: of the budget."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 1))
-    loop = Loop(module, torch.optim.Adam(module.parameters(), 0.05, fused=True), normals(**keys), epochs)
+    task = normals(**keys)
+    task.steps = steps
+    loop = Loop(module, torch.optim.Adam(module.parameters(), 0.05, fused=True), task, epochs)
     for epoch in loop:
-        for chosen in epoch.batches(len(X), batch):
+        for chosen in epoch.batches(len(X), batch, samples):
             loss = (module(X[chosen]) - X[chosen] ** 2).square().mean()
             epoch.step(loss * (float("nan") if epoch.number == make_nan_in else 1))
             if epoch.number == stop_in:
@@ -70,6 +72,7 @@ def test_damaged_or_foreign_checkpoint_is_ignored(tmp_path, content, caplog):
     if content is None:  # the right module, a different optimiser
         module, _ = fit(epochs=1)
         state = {"module": module.state_dict(), "optimisers": [{}], "losses": [1.0], "memo": {}}
+        state |= {"steps": 1, "samples": 1, "share": 1.0, "curve": []}
         torch.save(state, tmp_path / "c")
     else:
         (tmp_path / "c").write_bytes(content)
@@ -91,8 +94,100 @@ def test_batch_larger_than_the_training_set():
 
 def test_losses_fall_and_are_reported_as_facts():
     _, loop = fit(epochs=100, dropout=0.0, batch=10)
-    assert loop.facts["epochs"] == len(loop.facts["losses"]) == 100
+    told = loop.facts["training"]
+    assert (told["epochs"], told["steps"], told["samples"]) == (100, 100, 1000)
+    assert told["curve"]["steps"] == list(range(1, 101))
+    assert told["curve"]["loss"] == pytest.approx(loop.losses, rel=1e-5)
+    assert told["last_tenth"] == pytest.approx(sum(loop.losses[90:]) / sum(loop.losses[80:90]) - 1, abs=1e-4)
+    assert told["last_tenth"] < 0
     assert loop.losses[-1] < loop.losses[0] / 3
+
+
+def test_a_learning_curve_has_few_points_and_keeps_the_mean():
+    _, loop = fit(epochs=250)
+    curve = loop.facts["training"]["curve"]
+    assert len(curve["steps"]) == len(curve["loss"]) == 200
+    assert curve["steps"][-1] == loop.steps == 750
+    whole = [loss for _, loss in loop.curve]
+    assert curve["loss"][0] == pytest.approx(np.mean(whole[:4]), rel=1e-5)
+    assert curve["loss"][-1] == pytest.approx(np.mean(whole[-3:]), rel=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 50])
+def test_a_budget_ends_the_training_with_the_batch_that_reaches_its_steps(epochs):
+    """3 batches of 4, 4 and 2 images are an epoch; `epochs` is passed over."""
+    _, loop = fit(epochs=epochs, steps=7)
+    told = loop.facts["training"]
+    assert (told["steps"], told["samples"], told["epochs"]) == (7, 24, 2.3333)
+    assert [steps for steps, _ in loop.curve] == list(range(1, 8))
+
+
+def test_a_budget_of_all_steps_is_the_whole_training():
+    whole, loop = fit(epochs=5)
+    module, budgeted = fit(epochs=50, steps=15)
+    assert same(module, whole)
+    assert budgeted.facts == loop.facts
+
+
+@pytest.mark.parametrize("stop_in", [1, 2])
+def test_a_killed_training_on_a_budget_goes_on_as_if_unbroken(tmp_path, stop_in):
+    unbroken, loop = fit(steps=7)
+    with pytest.raises(Stopped):
+        fit(steps=7, stop_in=stop_in, checkpoint=tmp_path / "c")
+    for _ in range(2):  # the second finds it finished
+        module, resumed = fit(steps=7, checkpoint=tmp_path / "c")
+        assert same(module, unbroken)
+        assert resumed.facts == loop.facts
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"), [({"steps": 6}, range(6)), ({"epochs": 2}, range(6)), ({"steps": 4}, range(4))]
+)
+def test_progress_counts_the_steps_of_the_budget_or_the_epochs(keys, expected):
+    seen = []
+    task = normals()
+    task.steps = keys.get("steps")
+    module = nn.Linear(1, 1)
+    loop = Loop(module, torch.optim.SGD(module.parameters(), 0.1), task, keys.get("epochs", 9))
+    for epoch in loop:
+        for chosen in epoch.batches(len(X), 4):
+            seen.append(epoch.progress)
+            epoch.step(module(X[chosen]).square().mean())
+    assert seen == pytest.approx([step / len(expected) for step in expected])
+
+
+def test_a_schedule_may_be_stated_in_steps():
+    module = nn.Linear(1, 1)
+    optimiser = torch.optim.SGD(module.parameters(), 0.1)
+    loop = Loop(module, optimiser, normals(), steps=4)
+    for epoch in loop:
+        for chosen in epoch.batches(len(X), 4):
+            epoch.step(module(X[chosen]).square().mean())
+    assert loop.facts["training"]["steps"] == 4
+    with pytest.raises(UsageError, match=r"method.steps=0: expected"):
+        Loop(module, optimiser, normals(), steps=0)
+    with pytest.raises(ValueError, match="either epochs or steps"):
+        Loop(module, optimiser, normals())
+
+
+def test_several_passes_in_an_epoch_are_cut_at_its_samples():
+    _, loop = fit(epochs=1, samples=26)
+    assert (loop.steps, loop.samples) == (7, 26)
+
+
+def test_the_budget_needs_steps_to_count():
+    task = normals()
+    task.steps = 3
+    module = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"call epoch\.step"):
+        list(Loop(module, torch.optim.SGD(module.parameters(), 0.1), task, 1))
+
+
+def test_the_spread_of_outputs():
+    images = torch.rand(6, 3, 8, 8)
+    assert output_spread(images, images) == pytest.approx(1)
+    assert output_spread(0.5 * images + 0.1, images) == pytest.approx(0.5)
+    assert output_spread(images[:1].expand(6, -1, -1, -1), images) == 0, "the network ignores its input"
 
 
 def test_zero_epochs_are_rejected():

@@ -83,7 +83,7 @@ class Recorded(Epoch):
 def test_the_loss_follows_the_equations(fitted):
     images = to_tensor(pictures(2))
     fitted.fibres, before = 2 * 64, fitted.fibres  # one step over all vectors of the first level
-    epoch = Recorded(0, 0, [], None)
+    epoch = Recorded(None, 0, 0)
     fitted.train_level(0, fitted.backbone(images)[0], epoch)
     fitted.fibres = before
     expected = np.log1p(np.exp(-slow_log_ps(fitted, images)[0].numpy())).mean()  # -log sigmoid

@@ -86,7 +86,8 @@ def fitted(*overrides, count=20):
 def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     made, calls = fitted()
     assert sum(calls) == 20
-    assert made.facts["losses"][-1] < made.facts["losses"][0]
+    losses = made.facts["training"]["curve"]["loss"]
+    assert losses[-1] < losses[0]
     assert 1 <= made.facts["best_epoch"] <= 5
 
 
