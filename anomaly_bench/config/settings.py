@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.hardware.devices import cores
 
 GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
@@ -20,6 +20,8 @@ SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoi
 CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
+FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`
+FILTER = "bilinear"  # of records before the key came, and where nothing else is said
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
 MOST_SEED = 2**63 - 1  # torch's limit
 MOST_THREADS = 1024  # OpenMP ends the process if it cannot start them
@@ -64,6 +66,7 @@ class Settings:
     regime: dict[str, Any]  # of conf/task: {"name": one of REGIMES}, with few_shot "shots"
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
+    filter: str  # one of FILTERS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,7 +75,8 @@ class Settings:
 
     @property
     def input(self) -> dict[str, Any]:
-        return {"resize": list(self.resize), "crop": None if self.crop is None else list(self.crop)}
+        crop = None if self.crop is None else list(self.crop)
+        return {"resize": list(self.resize), "crop": crop, "filter": self.filter}
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
@@ -81,7 +85,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: a value has the wrong type or is out of range; with the key, what was found and expected.
     """
-    names = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop"))
+    names = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop", "filter"))
     for key in ("input", "task", *names):
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
@@ -111,6 +115,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         regime=regime(config["task"]),
         resize=resize,
         crop=crop,
+        filter=resize_filter(config["input"]),
         **{name: truth(config, name) for name in SWITCHES},
     )
 
@@ -215,6 +220,14 @@ def input_size(node: Any) -> tuple[tuple[int, int], tuple[int, int] | None]:
     return resize, crop
 
 
+def resize_filter(node: Mapping[str, Any]) -> str:
+    """The key `input.filter`; a protocol of one's own need not have it."""
+    value = node.get("filter", FILTER)
+    if value not in FILTERS:
+        raise UsageError(f"input.filter={value}: no such filter{closest(str(value), FILTERS)}")
+    return str(value)
+
+
 def sides(value: Any, key: str, least: int) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
     numbers = isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
@@ -224,9 +237,11 @@ def sides(value: Any, key: str, least: int) -> tuple[int, int]:
 
 
 def describe_input(shape: Mapping[str, Any]) -> str:
-    """'256×256, crop 224×224' from {"resize": 256 or [H, W], "crop": the same or None}."""
+    """'256×256, crop 224×224, filter area' from {"resize": 256 or [H, W], "crop": the same or None, "filter": name}."""
     sizes = [(name, pair(shape.get(part))) for name, part in (("", "resize"), ("crop ", "crop"))]
-    return ", ".join(f"{name}{'×'.join(map(str, size))}" for name, size in sizes if size)
+    parts = [f"{name}{'×'.join(map(str, size))}" for name, size in sizes if size]
+    filter = shape.get("filter", FILTER)
+    return ", ".join([*parts, *([f"filter {filter}"] if filter != FILTER else [])])
 
 
 def pair(side: Any) -> list[int] | None:

@@ -41,15 +41,15 @@ def find_maps(root: Path) -> dict[str, list[Path]]:
 
 
 def write_about(root: Path, maker: str, input: Mapping[str, Any]) -> None:
-    """Write about.json: who made the maps, and the {"resize", "crop"} they cover."""
+    """Write about.json: who made the maps, and the input they cover."""
     write_atomically(root / ABOUT, json.dumps({"maker": maker, "input": input}, indent=1) + "\n")
 
 
 def covered_crop(root: Path) -> dict[str, Any] | None:
-    """The input of maps that cover only a crop; None: they cover whole images, or it is unknown."""
+    """The {"resize", "crop"} of maps that cover only a crop; None: they cover whole images, or it is unknown."""
     try:
         node = json.loads((root / ABOUT).read_bytes())["input"]
-        return dict(node) if node["crop"] else None
+        return {key: node[key] for key in ("resize", "crop")} if node["crop"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

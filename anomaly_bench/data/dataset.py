@@ -40,7 +40,8 @@ class Plane:
 
     Attributes:
         dtype: "uint8" values are scaled to [0, 1] for methods, "float32" ones are left as they are.
-        filter: "bilinear", or "nearest" where neighbouring values must not be mixed (3D points with holes).
+        filter: "bilinear": resized as `input.filter` says; "nearest": always so, as neighbouring values must not be
+            mixed (3D points with holes).
     """
 
     name: str

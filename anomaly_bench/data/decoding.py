@@ -1,4 +1,16 @@
-"""Decoding: images and masks as methods and metrics see them, resized, masks as 0 and 1."""
+"""Decoding: images and masks as methods and metrics see them, resized, masks as 0 and 1.
+
+The filters of `input.filter`; output pixel x covers [x n / m, (x + 1) n / m] of the n input pixels of its row:
+
+- bilinear, bicubic, lanczos: Pillow's, whose triangle, cubic (a = -1/2) or Lanczos kernel (a = 3) is widened by n / m
+  where the image is made smaller (antialiasing); rows first, 8-bit values rounded in between. torchvision's resize of
+  PIL images is the first.
+- area: the mean over what the output pixel covers, parts of pixels counted as parts; OpenCV's INTER_AREA where the
+  image is made smaller.
+- nearest: the input pixel at the output pixel's centre, floor((x + 1/2) n / m), between two pixels either.
+- bilinear_no_antialias: between the four input pixels around the output pixel's centre, whatever n / m; OpenCV's
+  INTER_LINEAR, rounded to the nearest integer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from anomaly_bench.config.settings import FILTER
 from anomaly_bench.data import readers
 from anomaly_bench.data.dataset import RGB
 from anomaly_bench.errors import DataError
@@ -17,23 +30,24 @@ if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Plane, Sample, Source
 
 
-FILTER = PILImage.Resampling.BILINEAR
+PILLOW = {name: PILImage.Resampling[name.upper()] for name in ("bilinear", "lanczos", "bicubic", "nearest")}
 Size = tuple[int, int]  # (H, W)
 
 
-def decode_sample(sample: Sample, planes: Sequence[Plane], size: Size) -> NDArray[Any]:
+def decode_sample(sample: Sample, planes: Sequence[Plane], size: Size, filter: str = FILTER) -> NDArray[Any]:
     """One image (H, W, C): a single plane in its own type, several as float32 with 8 bits scaled to [0, 1]."""
     if len(planes) == 1:
-        return decode_plane(sample.sources[0], planes[0], size)
+        return decode_plane(sample.sources[0], planes[0], size, filter)
     common_size(sample.sources, sample)
-    parts = [decode_plane(source, plane, size) for source, plane in zip(sample.sources, planes, strict=True)]
+    pairs = zip(sample.sources, planes, strict=True)
+    parts = [decode_plane(source, plane, size, filter) for source, plane in pairs]
     return np.concatenate([part / np.float32(255) if part.dtype == np.uint8 else part for part in parts], axis=-1)
 
 
-def decode_plane(source: Source, plane: Plane, size: Size) -> NDArray[Any]:
+def decode_plane(source: Source, plane: Plane, size: Size, filter: str) -> NDArray[Any]:
     """One plane (H, W, C)."""
     if source.reader == "image" and plane == RGB:
-        return decode_image(source, size)
+        return decode_image(source, size, filter)
     values = readers.read_source(source)
     values = values[..., None] if values.ndim == 2 else values
     if plane.channels == 3 and values.shape[2] == 1:  # grey
@@ -45,20 +59,37 @@ def decode_plane(source: Source, plane: Plane, size: Size) -> NDArray[Any]:
             f"plane {plane.name}"
         )
     values = values.astype(plane.dtype)
-    if values.shape[:2] == size:
-        return np.ascontiguousarray(values)
-    resample = PILImage.Resampling[plane.filter.upper()]
-    channels = [
-        PILImage.fromarray(values[..., index]).resize((size[1], size[0]), resample) for index in range(plane.channels)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    used = filter if plane.filter == FILTER else plane.filter
+    channels = [resize(PILImage.fromarray(values[..., index]), size, used) for index in range(plane.channels)]
+    return np.stack(channels, axis=-1)
 
 
-def decode_image(source: Source, size: Size) -> NDArray[np.uint8]:
+def decode_image(source: Source, size: Size, filter: str = FILTER) -> NDArray[np.uint8]:
     """One image file as (H, W, 3) uint8: grey is repeated, alpha dropped, 16 bits are scaled to 8."""
     with readers.opened(source) as image:
         colour = eight_bit(image, source).convert("RGB")
-        return np.asarray(colour.resize((size[1], size[0]), FILTER))
+        return resize(colour, size, filter)
+
+
+def resize(picture: PILImage.Image, size: Size, filter: str) -> NDArray[Any]:
+    """The (H, W) or (H, W, 3) pixels of a picture at another size, in its own type; at its own size as they are."""
+    if picture.size == size[::-1]:
+        return np.asarray(picture)
+    if filter in PILLOW:
+        return np.asarray(picture.resize(size[::-1], PILLOW[filter]))
+    if filter == "area":
+        from skimage.transform import resize_local_mean  # slow to import
+
+        values = np.asarray(picture)
+        means = resize_local_mean(values, size, preserve_range=True, channel_axis=2 if values.ndim == 3 else None)
+    else:  # of 8 bits Pillow would cut off the fractions
+        scales = (picture.width / size[1], 0, 0, 0, picture.height / size[0], 0)
+        affine, bilinear = PILImage.Transform.AFFINE, PILImage.Resampling.BILINEAR
+        bands = [band.convert("F").transform(size[::-1], affine, scales, bilinear) for band in picture.split()]
+        means = np.stack(bands, axis=-1) if len(bands) > 1 else np.asarray(bands[0])
+    return (
+        np.ascontiguousarray(means, np.float32) if picture.mode == "F" else np.rint(means).astype(np.uint8, order="C")
+    )
 
 
 def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:

@@ -25,8 +25,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from anomaly_bench.cache import cache_root
+from anomaly_bench.config.settings import FILTER
 from anomaly_bench.data.dataset import RGB
-from anomaly_bench.data.decoding import FILTER, decode_mask, decode_sample
+from anomaly_bench.data.decoding import decode_mask, decode_sample
 from anomaly_bench.files import digest, safe_filename
 from anomaly_bench.protocol import no_progress
 
@@ -39,9 +40,9 @@ logger = logging.getLogger(__name__)
 STORE_REVISION = 1  # raised when the pixels of a stored image change
 
 
-def made_by(task: Task) -> dict[str, Any]:
+def made_by(task: Task, filter: str) -> dict[str, Any]:
     """What stored pixels depend on, besides their files and size."""
-    return {"store": STORE_REVISION, "filter": FILTER.name, **told_planes(task)}
+    return {"store": STORE_REVISION, "filter": filter, **told_planes(task)}
 
 
 def told_planes(task: Task) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def load_images(
     images: Sequence[Sample],
     hashes: Sequence[str],
     resize: Size,
+    filter: str,
     place: str,
     threads: int,
     advance: Advance = no_progress,
@@ -61,9 +63,9 @@ def load_images(
     """Decoded, resized images (N, H, W, C) in the task's type and channels, memory-mapped, read-only.
 
     Args:
-        hashes: one per image, of all that its pixels depend on, besides planes and size.
-        resize: (H, W); by PIL's bilinear filter, which antialiases, unless a plane names another; the aspect ratio is
-            not kept.
+        hashes: one per image, of all that its pixels depend on, besides planes, size and filter.
+        resize: (H, W); the aspect ratio is not kept.
+        filter: see `data.decoding`.
         place: the subfolder of the store, the dataset's name.
         advance: called with the number of images done.
 
@@ -71,7 +73,8 @@ def load_images(
         DataError: a file that cannot be decoded.
     """
     about = {"kind": "image", "shape": (*resize, task.channels), "files": list(hashes), **told_planes(task)}
-    decode = [functools.partial(decode_sample, image, task.planes, resize) for image in images]
+    about |= {"filter": filter} if filter != FILTER else {}
+    decode = [functools.partial(decode_sample, image, task.planes, resize, filter) for image in images]
     return stored(about, task.dtype, decode, place, threads, advance)
 
 

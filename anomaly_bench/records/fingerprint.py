@@ -17,7 +17,7 @@ from anomaly_bench.files import digest
 DEFAULTS: dict[str, Any] = {  # of run keys; a new key's default must be the previous behaviour
     "seed": 0,
     "protocol": "unified",
-    "input": {"resize": [256, 256], "crop": None},
+    "input": {"resize": [256, 256], "crop": None, "filter": "bilinear"},
     "oracle": False,
     "precision": "fp32",
     "regime": {"name": "one_class"},

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from anomaly_bench.config.settings import FILTER
 from anomaly_bench.files import digest, safe_filename, write_atomically
 from anomaly_bench.records.training_share import derived_training
 
@@ -38,7 +39,7 @@ class Record:
         categories: every category of the dataset, in the papers' order: [{"name": ..., "group": ...}].
         method, backbone: names; "none" if the method uses no backbone.
         titles: as printed in tables, {"dataset": ..., "method": ..., "backbone": ...}.
-        input: {"resize": [H, W], "crop": [H, W] or None}.
+        input: {"resize": [H, W], "crop": [H, W] or None, "filter": one of `config.settings.FILTERS`}.
         counts: {"fit": images, "test": images, "defects": defective test images}.
         metrics: name -> {"value": fraction or None if undefined, "revision": int}.
         curves: name -> {"x": [...], "y": [...]}, at most 500 points.
@@ -87,6 +88,9 @@ class Record:
     regime: dict[str, Any] | None = None
     converted: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.input.setdefault("filter", FILTER)  # in place: records share it, see `records.outlines`
 
     @property
     def identity(self) -> tuple[Any, ...]:

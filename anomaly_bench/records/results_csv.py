@@ -20,7 +20,7 @@ CSV_COLUMNS = (
     *("dataset", "category", "method", "backbone", "seed", "image_auroc", "pixel_auroc", "pro"),
     *("image_ap", "pixel_ap", "image_f1_max", "pixel_f1_max"),
     *("fps", "latency_ms", "extra_params", "extra_mb", "stored_mb", "fit_s", "peak_ram_mb", "peak_gpu_mb"),
-    *("device", "threads", "batch_size", "protocol", "resize", "crop", "oracle", "precision"),
+    *("device", "threads", "batch_size", "protocol", "resize", "crop", "filter", "oracle", "precision"),
     *("fit_images", "test_images", "fingerprint"),
 )
 
@@ -42,6 +42,7 @@ def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str
         "category": record.category,
         "resize": "x".join(map(str, record.input["resize"])),
         "crop": "x".join(map(str, record.input["crop"] or [])),
+        "filter": record.input["filter"],
         "fit_images": record.counts["fit"],
         "test_images": record.counts["test"],
     }

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.settings import describe_input
+from anomaly_bench.config.settings import FILTER, describe_input
 from anomaly_bench.files import safe_filename
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def setup_name(record: Record) -> str:
     """The name of a record's setup: a folder name, and a value of `setup=`."""
     parts = [record.dataset, *regime_words(record), record.protocol, "x".join(map(str, record.input["resize"]))]
     parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
+    parts += [record.input["filter"]] if record.input["filter"] != FILTER else []
     parts += [record.precision] if record.precision != "fp32" else []
     return safe_filename("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from anomaly_bench.config.settings import FILTER
 from anomaly_bench.files import write_atomically
 from anomaly_bench.metrics.registry import find_metric, own_names, packaged_metrics
 from anomaly_bench.records.record import load_all
@@ -102,6 +103,7 @@ def table_row(record: Record, columns: Sequence[Column]) -> dict[str, Any]:
     """A record's cells by column name: text, or (number or None, text); and its `path`."""
     row = csv_row(record, [column.value for column in columns])
     size = " crop ".join(filter(None, (str(row["resize"]), str(row["crop"]))))
+    size += f" {row['filter']}" if row["filter"] != FILTER else ""
     numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in columns}
     texts = {name: str(row[name]) for name in ("category", "method", "backbone", "dataset", "protocol")}
     return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}

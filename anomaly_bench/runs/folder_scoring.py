@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench.config.settings import input_size
+from anomaly_bench.config.settings import input_size, resize_filter
 from anomaly_bench.data import decoding
 from anomaly_bench.data.anomaly_maps import map_names, write_about
 from anomaly_bench.data.dataset import Source
@@ -73,7 +73,7 @@ class Folder:
         backbone = about["backbone"]
         self.title = about["method"]["about"]["title"] + (f" on {backbone['about']['title']}" if backbone else "")
         self.input = about["input"]
-        self.resize, self.crop = input_size(self.input)
+        (self.resize, self.crop), self.filter = input_size(self.input), resize_filter(self.input)
         self.names = dict(zip(files, map_names([self.name(file) for file in files]), strict=True))
         self.failed = 0
         self.scored: list[tuple[float, str]] = []
@@ -148,7 +148,7 @@ class Folder:
             DataError: the file cannot be read, for any reason.
         """
         try:
-            return centred(decoding.decode_image(Source(file), self.resize), self.crop)
+            return centred(decoding.decode_image(Source(file), self.resize, self.filter), self.crop)
         except DataError:
             raise
         except Exception as error:  # PIL raises undocumented errors on damaged files

@@ -66,13 +66,14 @@ class Job:
         """Decoded images (N, H, W, C), cropped; a view of the store."""
         settings, name = self.settings, self.dataset.name
         hashes = [content_hash(image.sources, self.digests) for image in images]
-        whole = store.load_images(self.task, images, hashes, settings.resize, name, settings.threads, advance)
+        how = (settings.resize, settings.filter, name, settings.threads)
+        whole = store.load_images(self.task, images, hashes, *how, advance)
         return centre(whole, settings.crop)
 
     def pixels_identity(self, images: tuple[Sample, ...]) -> dict[str, Any]:
         """Everything that `pixels` depends on, except the version of Pillow."""
         files = [content_hash(image.sources, self.digests) for image in images]
-        return {"files": files, **self.settings.input, **store.made_by(self.task)}
+        return {"files": files, **self.settings.input, **store.made_by(self.task, self.settings.filter)}
 
     def masks(self, images: tuple[Sample, ...]) -> NDArray[np.bool_] | None:
         """Masks (N, H, W), cropped; None if the dataset has none for this test set."""

@@ -157,7 +157,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     method |= {"revision": about["revision"]} if "revision" in about else {}
     setup = [(name, getattr(record, name)) for name in ("protocol", "oracle", "precision")]
     setup.append(("task", "-".join(regime_words(record)) or "one_class"))
-    setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop")]
+    setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop", "filter")]
     return dict((*_flat(method, ""), *_flat(record.config.get("backbone"), "backbone."), *setup))
 
 

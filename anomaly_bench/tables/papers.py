@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.settings import describe_input, pair
+from anomaly_bench.config.settings import describe_input
 from anomaly_bench.published import ORIGINS
 from anomaly_bench.records.setups import regime_words
 from anomaly_bench.tables.layout import COSTS, SPEEDS
@@ -118,7 +118,7 @@ def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Co
     shape = _published_input(cell, sample)
     if shape is None:
         found["input"] = "input (published: not stated)"
-    elif any(pair(shape.get(part)) != pair(sample.input.get(part)) for part in ("resize", "crop")):
+    elif describe_input(shape) != describe_input(sample.input):
         found["input"] = f"input {describe_input(sample.input)} (published: {describe_input(shape)})"
     if measure.value in (*SPEEDS, *COSTS):
         found["machine"] = "published on another machine"

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_category, picture, save
-from PIL.Image import Resampling
 from setups import METHODS, SMALLER
 
 from anomaly_bench.backbones import build, cached, feature_store
@@ -283,7 +282,7 @@ def other_image(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
 NOTHING: Callable[[pytest.MonkeyPatch, Path], None] = lambda monkeypatch, data: None  # noqa: E731
 KEYS = {
     "images": (other_image, ()),
-    "resize filter": (with_attribute(store, "FILTER", Resampling.NEAREST), ()),
+    "resize filter": (NOTHING, ("input.filter=nearest",)),
     "decoding": (with_attribute(store, "STORE_REVISION", 2), ()),
     "size": (NOTHING, ("input.resize=96",)),
     "crop": (NOTHING, ("input.crop=64",)),

@@ -10,6 +10,7 @@ import pytest
 
 import anomaly_bench
 from anomaly_bench.config.compose import as_override, compose
+from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.console import log_file
 
 
@@ -61,6 +62,26 @@ def test_quick_commands_import_no_torch(words):
 )
 def test_python_values_as_hydra_overrides(value, word):
     assert as_override(value) == word
+
+
+FILTERS_OF_PAPERS = {
+    **dict.fromkeys(("cflow_ad", "padim", "pefm"), "lanczos"),
+    **dict.fromkeys(("draem", "mahalanobis_ad"), "bilinear_no_antialias"),
+    "spade": "area",
+}
+
+
+@pytest.mark.parametrize("method", choices("method", [conf_folder()]))
+def test_the_papers_protocol_takes_the_methods_own_filter(method):
+    expected = FILTERS_OF_PAPERS.get(method, "bilinear")
+    assert compose("config", [f"method={method}", "protocol=paper"])["input"]["filter"] == expected
+    assert compose("config", [f"method={method}"])["input"]["filter"] == "bilinear"
+
+
+def test_a_filter_that_is_none(command, tree):
+    status, _, err = command("dataset=folder", f"data_root={tree}", "input.filter=lancsoz")
+    assert status == 2
+    assert "input.filter=lancsoz: no such filter; did you mean lanczos" in err
 
 
 @pytest.mark.parametrize("text", ["C:\\data\\x", r"\\server\it's", "end\\", r"a\\'b", "a b,c=[d]{e}", "", "ü"])

@@ -11,17 +11,18 @@ import pytest
 from conftest import picture, save
 from PIL import Image as PILImage
 
+from anomaly_bench.config.settings import FILTERS
 from anomaly_bench.data import decoding, store
 from anomaly_bench.data.dataset import Sample, Source, Task
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError
 
 
-def load(paths, size=(32, 32), advance=lambda done: None):
+def load(paths, size=(32, 32), advance=lambda done: None, filter="bilinear"):
     digests = file_digests(paths, paths[0].parent)
     images = tuple(Sample(path.name, None, (Source(path),)) for path in paths)
     hashes = [content_hash(image.sources, digests) for image in images]
-    return store.load_images(Task("task", None, images, {}), images, hashes, size, "test", 2, advance)
+    return store.load_images(Task("task", None, images, {}), images, hashes, size, filter, "test", 2, advance)
 
 
 @pytest.fixture
@@ -44,6 +45,64 @@ def test_pixels_are_pils_bilinear(paths, empty_cache):
     expected = np.asarray(PILImage.open(paths[3]).resize((40, 32), PILImage.Resampling.BILINEAR))
     assert np.array_equal(array[3], expected)
     assert not array.flags.writeable
+
+
+def kernel(name, x):
+    """Pillow's documented kernels at distances of output pixels."""
+    x = np.abs(x)
+    if name == "bilinear":
+        return np.maximum(1 - x, 0)
+    if name == "lanczos":
+        return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+
+
+def weights(name, n, m):
+    """(m, n): what each of n pixels of a row contributes to each of m; written from the definitions in decoding.py."""
+    ratio, made = n / m, np.zeros((m, n))
+    for x in range(m):
+        centre = (x + 0.5) * ratio
+        if name == "nearest":
+            made[x, int(centre)] = 1
+        elif name == "area":
+            made[x] = [max(0, min((x + 1) * ratio, i + 1) - max(x * ratio, i)) for i in range(n)]
+        elif name == "bilinear_no_antialias":
+            left = int(np.floor(centre - 0.5))
+            for i, weight in ((left, left + 1 - (centre - 0.5)), (left + 1, centre - 0.5 - left)):
+                made[x, min(max(i, 0), n - 1)] += weight
+        else:
+            made[x] = kernel(name, (np.arange(n) + 0.5 - centre) / max(ratio, 1))
+    return made / made.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", [(14, 20), (32, 40), (96, 50), (76, 48)])
+@pytest.mark.parametrize("filter", FILTERS)
+def test_each_filter_is_as_defined(filter, size):
+    """Noise, made smaller, larger and both, against one weighted sum per pixel; of 8 bits and of floats."""
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 63, 3)).astype(np.uint8)
+    rows, columns = weights(filter, 45, size[0]), weights(filter, 63, size[1])
+    across = np.einsum("yj,ijc->iyc", columns, pixels.astype(float))
+    expected = np.einsum("xi,iyc->xyc", rows, np.rint(across.clip(0, 255)) if filter in decoding.PILLOW else across)
+    found = decoding.resize(PILImage.fromarray(pixels), size, filter)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected.clip(0, 255)).max() <= 0.55 + (
+        filter in decoding.PILLOW
+    )  # its middle is rounded too
+    floats = decoding.resize(PILImage.fromarray(pixels[..., 0].astype(np.float32) / 7), size, filter)
+    assert floats.dtype == np.float32
+    np.testing.assert_allclose(floats, rows @ across[..., 0] / 7, atol=1e-4)
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+def test_at_their_own_size_pixels_stay_as_they_are(filter):
+    assert np.array_equal(decoding.resize(PILImage.fromarray(picture(3)), (48, 48), filter), picture(3))
+
+
+def test_filters_have_files_of_their_own(paths, empty_cache):
+    made = {filter: np.array(load(paths, filter=filter)) for filter in FILTERS}
+    assert len(stored_files(empty_cache)) == len(FILTERS)
+    assert len({array.tobytes() for array in made.values()}) == len(FILTERS)
+    assert all(np.array_equal(load(paths, filter=filter), array) for filter, array in made.items())
 
 
 def test_second_call_decodes_nothing(paths, empty_cache, monkeypatch):

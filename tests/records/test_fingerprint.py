@@ -45,6 +45,7 @@ def print_of(tree):
         ("protocol=paper",),
         ("input.resize=64",),
         ("input.crop=224",),
+        ("input.filter=area",),
         ("precision=bf16",),
         ("method.sigma=2.0",),
         ("method.levels=[2]",),
@@ -72,6 +73,7 @@ def test_settings_that_change_scores_change_the_fingerprint(print_of, words):
     [
         ("method.sigma=4.0", "method.eps=0.01", "backbone.weights=pretrained", "precision=fp32"),
         ("input.resize=[256,256]",),
+        ("input.filter=bilinear",),
         ("batch_size=1", "threads=1", "speed=false", "gallery=0", "device=cpu", "cache=off"),
         ("method.about.title=Renamed", "dataset.title=Renamed"),
         ("backbone.modules.stem=blocks.0",),

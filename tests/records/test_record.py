@@ -40,6 +40,16 @@ def test_record_round_trip(record, tmp_path):
     assert [each.name for each in path.parent.iterdir()] == [path.name], "no temporary file is left"
 
 
+def test_a_record_from_before_input_filter_is_bilinear(record, tmp_path):
+    """Its checksum holds, and it is the same record as one that says so."""
+    path = records.save(record, tmp_path)
+    content = json.loads(path.read_text())
+    del content["input"]["filter"], content["checksum"]
+    path.write_text(json.dumps({**content, "checksum": files.digest(content)}))
+    assert records.load(path) == record
+    assert record.input["filter"] == "bilinear"
+
+
 @pytest.mark.parametrize("damage", ["truncate", "digit", "field", "empty", "list", "binary"])
 def test_damage_is_detected(record, tmp_path, damage):
     path = records.save(record, tmp_path)

@@ -17,7 +17,7 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.records.record import Record
 from anomaly_bench.records.results_csv import csv_row
-from anomaly_bench.records.setups import setups
+from anomaly_bench.records.setups import setup_name, setups
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import draw
 from anomaly_bench.tables.layout import load_layout
@@ -434,6 +434,10 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"input": {"resize": [256, 128], "crop": None}}, "MVTec AD, input 256×128, protocol unified: PRO"),
         ({"input": {"resize": [256, 256], "crop": [224, 224]}}, "input 256×256, crop 224×224, protocol unified: PRO"),
         ({"oracle": True}, "protocol unified, oracle (settings chosen on the test images): PRO"),
+        (
+            {"input": {"resize": [256, 256], "crop": None, "filter": "area"}},
+            "MVTec AD, input 256×256, filter area, protocol unified: PRO",
+        ),
         ({"precision": "bf16"}, "MVTec AD, input 256×256, protocol unified, bf16: PRO"),
     ],
 )
@@ -445,6 +449,16 @@ def test_setups_have_their_own_tables(changed: dict[str, Any], description: str)
     assert f"{description} (in %)" in caption
     assert made["MVTec AD, input 256×256, protocol unified: PRO (in %)"] == ["90.0"]
     assert len({grid.name for grid in build_tables(records, PER_CLASS)}) == 2  # labels of LaTeX
+
+
+def test_records_from_before_input_filter_share_the_tables_of_bilinear_ones() -> None:
+    said = {"resize": [256, 256], "crop": None, "filter": "bilinear"}
+    records = [record(), record(input=said, task="cable"), record(input={**said, "filter": "area"})]
+    assert [setup_name(part[0]) for part in setups(records)] == [
+        "mvtec-unified-256x256-area",
+        "mvtec-unified-256x256",
+    ]
+    assert [len(part) for part in setups(records)] == [1, 2]
 
 
 def test_columns_by_title_and_backbone() -> None:

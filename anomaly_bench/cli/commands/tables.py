@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from anomaly_bench import files
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_choices
-from anomaly_bench.config.settings import choices, conf_folder, truth
+from anomaly_bench.config.settings import FILTER, choices, conf_folder, truth
 from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import load_references
@@ -149,5 +149,7 @@ def _overrides(record: Record) -> str:
     for name in ("resize", "crop") if record.protocol != "paper" else ():
         size = record.input[name]
         parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
+    other = record.protocol != "paper" and record.input["filter"] != FILTER
+    parts += [f"input.filter={record.input['filter']}"] if other else []
     parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
     return " ".join([*parts, *(["oracle=true"] if record.oracle else [])])
