@@ -165,10 +165,10 @@ def test_any_decoder_error_names_the_file(padim, command, tmp_path, monkeypatch)
     """Any error of a decoder names the file; a full disk is not an image's fault and ends the run."""
     model, test = padim
 
-    def broken(source, size):
+    def broken(source, size, filter):
         if source.path.name == "001.png":
             raise IndexError("out of range")
-        return decode_image(source, size)
+        return decode_image(source, size, filter)
 
     monkeypatch.setattr(folder_scoring.decoding, "decode_image", broken)
     status, _, err = command("score", model, f"images={test}", f"out={tmp_path / 'out'}", "save_overlays=false")
