@@ -86,10 +86,11 @@ def resize(picture: PILImage.Image, size: Size, filter: str) -> NDArray[Any]:
         scales = (picture.width / size[1], 0, 0, 0, picture.height / size[0], 0)
         affine, bilinear = PILImage.Transform.AFFINE, PILImage.Resampling.BILINEAR
         bands = [band.convert("F").transform(size[::-1], affine, scales, bilinear) for band in picture.split()]
-        means = np.stack(bands, axis=-1) if len(bands) > 1 else np.asarray(bands[0])
-    return (
-        np.ascontiguousarray(means, np.float32) if picture.mode == "F" else np.rint(means).astype(np.uint8, order="C")
-    )
+        means = np.stack([np.asarray(band) for band in bands], axis=-1)
+        means = means if len(bands) > 1 else means[..., 0]
+    if picture.mode == "F":
+        return np.ascontiguousarray(means, np.float32)
+    return np.rint(means).astype(np.uint8, order="C")
 
 
 def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
