@@ -77,6 +77,7 @@ def resize(picture: PILImage.Image, size: Size, filter: str) -> NDArray[Any]:
         return np.asarray(picture)
     if filter in PILLOW:
         return np.asarray(picture.resize(size[::-1], PILLOW[filter]))
+    means: NDArray[np.floating[Any]]
     if filter == "area":
         from skimage.transform import resize_local_mean  # slow to import
 
