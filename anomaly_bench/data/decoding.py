@@ -89,9 +89,8 @@ def resize(picture: PILImage.Image, size: Size, filter: str) -> NDArray[Any]:
         bands = [band.convert("F").transform(size[::-1], affine, scales, bilinear) for band in picture.split()]
         means = np.stack([np.asarray(band) for band in bands], axis=-1)
         means = means if len(bands) > 1 else means[..., 0]
-    if picture.mode == "F":
-        return np.ascontiguousarray(means, np.float32)
-    return np.rint(means).astype(np.uint8, order="C")
+    pixels = means.astype(np.float32) if picture.mode == "F" else np.rint(means).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
 
 
 def decode_mask(sample: Sample, size: Size) -> NDArray[np.uint8]:
