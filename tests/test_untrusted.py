@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from conftest import make_category
 
+from anomaly_bench import load_results, records
 from anomaly_bench.backbones import weights
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.errors import UsageError
@@ -219,3 +221,115 @@ def test_weights_are_kept_in_their_folder(name, tmp_path, monkeypatch):
         server.shutdown()
     assert found.parent == tmp_path / "cache" / "weights"
     assert found.read_bytes() == b"content"
+
+
+def link_to(target: str):
+    return lambda path: (path.unlink(), path.symlink_to(target))
+
+
+def written(content: str | bytes):
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+WRONG_FILES = {
+    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+    "link to nowhere": link_to("no-such-file"),
+    "link to itself": lambda path: (path.unlink(), path.symlink_to(path.name)),
+    "link to a device": link_to("/dev/zero"),
+    "link to a secret": link_to("/etc/passwd"),
+    "nested deeply": written(DEEP),
+    "nested deeply in a key": written('{"checksum":' * 900 + "1" + "}" * 900),
+    "larger than any record": lambda path: os.truncate(path, 10**9),
+    "a number of many digits": written('{"schema": 1' + "0" * 10_000 + "}"),
+    "no text": written(bytes(range(256))),
+    "another thing": written('"text"'),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes pipes and links")
+@pytest.mark.parametrize("kind", WRONG_FILES)
+def test_a_wrong_file_among_records_is_one_damaged_record(kind, record, command):
+    """It is reported, the table of the others comes, and nothing is waited for."""
+    other = record.with_name("cog-s1-00000000.json")
+    shutil.copy(record, other)
+    WRONG_FILES[kind](other)
+    status, out, err = command("tables", "table=summary")
+    assert status == 0, err
+    assert "PaDiM" in out
+    assert [line for line in err.splitlines() if line.startswith("warning: ") and other.name in line]
+    found, damaged = records.load_all(Path("results"))
+    assert (len(found), len(damaged)) == (1, 1)
+    with pytest.warns(UserWarning, match=other.name):
+        assert len(load_results("results")) == 1
+    assert command("records", "convert", f"data_root={Path('data').resolve()}")[0] == 1
+
+
+WRONG_VALUES = {
+    "fingerprint": ["../../../../x", "", 5, None],
+    "task": [None, 5, ["cog"], "x" * 20_000],
+    "seed": [-1, "0", 1.5, True, None],
+    "titles": [None, {"method": 5}, "PaDiM"],
+    "input": [{"resize": [64]}, {"resize": [0, 0], "crop": None}, {"resize": "64", "crop": None}, []],
+    "counts": [{}, {"fit": -1, "test": 1, "defects": 1}, None],
+    "metrics.pro": [5, {}, {"value": "high", "revision": 1}, {"value": 1.0, "revision": "1"}],
+    "metrics.own": [{"value": 1.0, "revision": 1, "level": "evil"}, {"value": 1.0, "revision": 1, "digits": 10**6}],
+    "curves.roc": [{"x": [0], "y": []}, {"x": ["a"], "y": ["b"]}, 7],
+    "images": [[5], [{"file": None, "defect": None, "score": 1.0}], [{"file": "a", "defect": "b", "score": "c"}], {}],
+    "speed": [[{}], [{"device": "x", "fps": "fast"}], None],
+    "categories": [[{}], ["cog"], {}],
+    "config.method": [5, {}, {"name": None}],
+    "regime": [5, {}, {"name": "few_shot", "shots": -1}],
+    "cost.fit_s": ["long", None, []],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_VALUES.items() for value in values])
+def test_a_record_with_a_wrong_value_is_damaged(key, value, record):
+    """The checksum is right: anybody can compute it."""
+    change(record, key, value)
+    with pytest.raises(records.DamagedRecord, match=r"not a record \(.*(at `?\$|curves)"):
+        records.load(record)
+
+
+def test_a_record_describes_a_metric_but_names_no_function(record, command):
+    change(record, "metrics.mine", {"value": 0.5, "revision": 1, "target": "evil.Evil", "settings": {}, "needs": 5})
+    status, out, err = command("tables", "cells=[mine]", "table=per_class")
+    assert status == 0, err
+    assert "mine" in out
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: &a [1]\nb: [*a]\n", "has aliases, expected plain values"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested"),
+        ("a: " + "x" * 200_000, "expected at most"),
+        ("!!python/object/apply:os.system [touch was-run]", "could not determine a constructor"),
+        ("method: {name: padim}", "lacks backbone"),
+        ("- 1", "lacks method"),
+        ("\x00", "cannot be read"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_models_yaml_is_plain_and_small(text, says, model, score):
+    model.write_text(text)
+    refused(score(), says, "model.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("method.name", value) for value in (None, 5, ["padim"])),
+        *(("input", value) for value in ({"resize": [10**9, 10**9], "crop": None}, {"resize": 64}, None)),
+        *(("precision", value) for value in ("fp8", None)),
+        *(("weights_sha256", value) for value in (None, {"lite0": 5})),
+        *(("channels", value) for value in (-1, "3")),
+        ("method.about", {"title": "x"}),
+    ],
+)
+def test_a_models_yaml_has_the_types_that_are_written(key, value, model, score):
+    change(model, key, value)
+    refused(score(), "model.yaml: ", "fit and save the model again")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_bench.documents import read_json
 from anomaly_bench.errors import DataError
 from anomaly_bench.files import relative, tree, write_atomically
 
@@ -48,7 +49,7 @@ def write_about(root: Path, maker: str, input: Mapping[str, Any]) -> None:
 def covered_crop(root: Path) -> dict[str, Any] | None:
     """The {"resize", "crop"} of maps that cover only a crop; None: they cover whole images, or it is unknown."""
     try:
-        node = json.loads((root / ABOUT).read_bytes())["input"]
+        node = read_json(root / ABOUT)["input"]
         return {key: node[key] for key in ("resize", "crop")} if node["crop"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

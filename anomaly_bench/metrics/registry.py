@@ -99,7 +99,7 @@ def find_metric(name: str, entries: Entries = ()) -> Metric | None:
         return None
     latest = max(described, key=lambda entry: int(entry["revision"]))
     about = {"title": name, "level": "image", **latest}
-    return Metric(name, **{key: value for key, value in about.items() if key != "value"})
+    return Metric(name, **{key: about[key] for key in ("title", "level", "revision", "unit", "digits") if key in about})
 
 
 def own_names(entries: Entries) -> list[str]:

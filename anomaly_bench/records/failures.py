@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomaly_bench.documents import read_json
 from anomaly_bench.errors import reason
 from anomaly_bench.files import write_atomically
 from anomaly_bench.hardware import timing
@@ -46,7 +47,7 @@ def known_failure(results: Path, record: Record) -> str | None:
 def _read(file: Path) -> dict[str, Any]:
     """What `save_failure` wrote; empty if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
         return content if isinstance(content, dict) and "reason" in content else {}
     return {}
 

@@ -33,12 +33,12 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
     shared = {json.dumps(value): place for place, value in enumerate(kept["shared"])}
     damaged: list[str] = []
     for name in sorted(_files(results / "records")):
-        stat = os.stat(name)
-        stamp = [stat.st_size, stat.st_mtime_ns]
         try:
+            stat = os.lstat(name)
+            stamp = [stat.st_size, stat.st_mtime_ns]
             known = kept["files"].get(name)
             files[name] = known if known and known[0] == stamp else [stamp, _outline(load(Path(name)), shared)]
-        except DamagedRecord as error:
+        except (DamagedRecord, OSError) as error:
             damaged.append(str(error))
     values = [json.loads(text) for text in shared]
     if files != kept["files"]:
@@ -53,9 +53,9 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths of the JSON files below a folder, as text: much faster than `Path.rglob`."""
-    for root, _, names in os.walk(folder):
-        yield from (os.path.join(root, name) for name in names if name.endswith(".json"))
+    """Whatever is called .json below a folder, as text, which is much faster than `Path.rglob`."""
+    for root, folders, names in os.walk(folder):
+        yield from (os.path.join(root, name) for name in (*folders, *names) if name.endswith(".json"))
 
 
 def _outline(record: Record, shared: dict[str, int]) -> dict[str, Any]:

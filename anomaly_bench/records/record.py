@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench.config.settings import FILTER
+from anomaly_bench.documents import read_json
 from anomaly_bench.files import digest, safe_filename, write_atomically
+from anomaly_bench.records.content import check_content
 from anomaly_bench.records.training_share import derived_training
 
 SCHEMA = 2  # of records, and of the `model.yaml` beside them
@@ -150,21 +152,25 @@ def load(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        DamagedRecord: not JSON, fields missing, or changed since it was written. OlderRecord: of another schema.
+        DamagedRecord: it cannot be read, is no file of JSON, has not the fields or types of a record, or was changed
+            since it was written. OlderRecord: of another schema.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         checksum = content.pop("checksum")
         if content.get("schema") != SCHEMA:
             raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {OTHER_SCHEMA}")
         names = {entry.name for entry in fields(Record)}
         if not names - LATER <= content.keys() <= names or checksum != digest(content):
             raise DamagedRecord(f"{path}: modified or truncated since it was written; it will be recomputed")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        check_content(content, Record)
+        record = Record(**content)
+        if record.training is None:
+            record.training = derived_training(record.config["method"], record.cost, record.counts)
+    except OSError as error:
+        raise DamagedRecord(f"{path}: cannot be read ({error.strerror}); it will be recomputed") from error
+    except (ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error
-    record = Record(**content)
-    if record.training is None:
-        record.training = derived_training(record.config["method"], record.cost, record.counts)
     return record
 
 

@@ -8,8 +8,8 @@ says so: tables show it, but no run counts it as done. The old file is deleted o
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from omegaconf import OmegaConf
 from anomaly_bench.config.compose import dataset_node
 from anomaly_bench.config.parts import OURS, packaged_node
 from anomaly_bench.data.dataset import open_dataset
+from anomaly_bench.documents import read_json, read_yaml
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, write_atomically
 from anomaly_bench.records import SCHEMA, DamagedRecord, Record, load, save
+from anomaly_bench.records.content import check_content
 from anomaly_bench.runs.job import files_of, fingerprint_of, folders
 
 
@@ -66,7 +68,7 @@ def convert(results: Path, sources: Sources) -> dict[str, list[str]]:
         try:
             content = read_older(path)
             if content is not None:
-                record, proven = FROM[content["schema"]](content, sources)
+                record, proven = convert_content(path, content, sources)
                 move(path, record, results)
                 done["proven" if proven else "kept"].append(record.path.as_posix())
         except (DamagedRecord, DataError) as error:
@@ -81,16 +83,26 @@ def read_older(path: Path) -> dict[str, Any] | None:
         DamagedRecord: it cannot be read, or was modified.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         checksum = content.pop("checksum")
         if content["schema"] not in FROM:
             load(path)
             return None
         if checksum != digest(content):
             raise DamagedRecord(f"{path}: modified or truncated since it was written; left as it is")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); left as it is") from error
     return dict(content)
+
+
+def convert_content(path: Path, content: dict[str, Any], sources: Sources) -> tuple[Record, bool]:
+    """The record, and whether it is proven; DamagedRecord: the content is none of its schema."""
+    try:
+        record, proven = FROM[content["schema"]](content, sources)
+        check_content(asdict(record), Record)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedRecord(f"{path}: not a record ({error}); left as it is") from error
+    return record, proven
 
 
 def move(old: Path, record: Record, results: Path) -> None:
@@ -115,7 +127,10 @@ def convert_model(file: Path) -> None:
     """Migrate the `model.yaml` of a saved model, if it exists and has an older schema."""
     if not file.is_file():
         return
-    about: Any = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        about: Any = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
     if about.get("schema") == SCHEMA:
         return
     parts = {kind: untied(kind, about[kind], about[kind]["name"]) for kind in ("method", "backbone") if about[kind]}

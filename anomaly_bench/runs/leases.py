@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from anomaly_bench.documents import read_json
 from anomaly_bench.files import write_atomically
 
 BEAT, LIFE = 15.0, 60.0  # seconds
@@ -81,7 +82,7 @@ def is_held(path: Path) -> bool:
 def read_lease(path: Path) -> dict[str, Any] | None:
     """The holder of a lease; None: nobody, or a truncated file."""
     with contextlib.suppress(OSError, ValueError):
-        held_by = json.loads(path.read_text("utf-8"))
+        held_by = read_json(path)
         return held_by if isinstance(held_by, dict) else None
     return None
 

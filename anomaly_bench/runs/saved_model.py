@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import safetensors.torch
@@ -18,12 +18,35 @@ from torch import nn
 from anomaly_bench.backbones.build import make_backbone, make_method, recorded_weights
 from anomaly_bench.config.compose import backbone_node
 from anomaly_bench.config.parts import with_target, without_target
-from anomaly_bench.errors import UsageError, shorten
+from anomaly_bench.documents import read_yaml
+from anomaly_bench.errors import UsageError, one_line, shorten
 from anomaly_bench.files import write_atomically
 from anomaly_bench.records import SCHEMA
+from anomaly_bench.records.content import About as PartAbout
+from anomaly_bench.records.content import Input, Side, Text, convert
 
 if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
+
+
+class Part(TypedDict):
+    """A method or backbone in `model.yaml`."""
+
+    name: Text
+    about: PartAbout
+    networks: NotRequired[dict[Text, Part]]
+
+
+class About(TypedDict):
+    """What `model.yaml` has to hold."""
+
+    method: Part
+    backbone: Part | None
+    weights_sha256: dict[Text, Text]
+    precision: Literal["fp32", "bf16", "fp16"]
+    input: Input
+    channels: NotRequired[Side]
+
 
 ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
 
@@ -69,11 +92,9 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
             f"{folder}: no model.yaml and model.safetensors; expected a folder written by save_model=true{near}"
         )
     try:
-        about: Any = OmegaConf.to_container(OmegaConf.load(file))
-    except Exception as error:  # OmegaConf does not export the YAML parser's error types
-        raise UsageError(
-            f"{file}: cannot be read ({str(error).splitlines()[0]}); fit and save the model again"
-        ) from error
+        about: Any = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read ({one_line(str(error))}); fit and save the model again") from error
     lacking = [key for key in ABOUT_KEYS if not isinstance(about, dict) or key not in about]
     if lacking:
         raise UsageError(f"{file}: lacks {', '.join(lacking)}; fit and save the model again")
@@ -82,6 +103,10 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
             f"{file}: schema {about.get('schema', 1)}, expected {SCHEMA}; run anomaly-bench records convert "
             "on its results folder, or fit and save the model again"
         )
+    try:
+        convert(about, About)
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}; fit and save the model again") from error
     return {
         **about,
         **{part: with_target(part, about[part], folders) for part in ("method", "backbone") if about[part]},

@@ -11,6 +11,7 @@ from anomaly_bench.cli.hydra_app import composed_once
 from anomaly_bench.config.compose import config_folders
 from anomaly_bench.errors import DataError, Exit, UsageError, shorten
 from anomaly_bench.metrics.registry import find_metric
+from anomaly_bench.records.content import check_whole
 from anomaly_bench.records.record import DamagedRecord, OlderRecord
 from anomaly_bench.records.setups import describe
 from anomaly_bench.runs.verification import DIFFERENT, SCORE_TOLERANCE, judge, recompute
@@ -51,11 +52,15 @@ def read_record(value: Any) -> Record:
     if not path.is_file():
         raise UsageError(f"record={path}: {'no file' if path.exists() else 'no such file'}; expected a record's JSON")
     try:
-        return records.load(path)
+        record = records.load(path)
+        check_whole(record.config, record.cost)
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be computed again ({error})") from error
     except OlderRecord as error:
         raise DataError(str(error)) from error
     except DamagedRecord as error:
         raise DataError(f"{str(error).partition(';')[0]}; expected a record as written by a run") from error
+    return record
 
 
 def report(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:

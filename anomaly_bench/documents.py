@@ -1,0 +1,69 @@
+"""JSON and YAML files that somebody else may have written: plain values, of limited size and depth."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 * 10**6  # of a record of 300,000 images
+DEEPEST = 32  # lists and mappings within each other
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        ValueError: no file, larger than `most` bytes, no JSON, or nested too deeply.
+    """
+    try:
+        return shallow(json.loads(read_file(path, most)))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_yaml(path: Path, most: int = 10**5) -> Any:
+    """The content of a YAML file without aliases, a few lines of which stand for any number of values.
+
+    Raises: see `read_json`.
+    """
+    import yaml
+
+    try:
+        text = read_file(path, most)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("has aliases, expected plain values")
+        return shallow(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The bytes of a plain file; a pipe is not waited for."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+        raise ValueError(f"{kinds.get(stat.S_IFMT(status.st_mode), 'a pipe or device')}, expected a file")
+    if status.st_size > most:
+        raise ValueError(f"{status.st_size / 1e6:.0f} MB, expected at most {most / 1e6:.0f}")
+    return path.read_bytes()
+
+
+def shallow(content: Any) -> Any:
+    """The same; ValueError: nested more than `DEEPEST` deep."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (list, dict))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"nested more than {DEEPEST} deep")

@@ -1,0 +1,178 @@
+"""What the parts of a record are made of: whatever reads a record may rely on it, whoever wrote the file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+Side = Annotated[int, Meta(ge=1, le=10**6)]
+Shape = Annotated[list[Side], Meta(min_length=2, max_length=2)]
+Count = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=10_000)]
+
+
+class Category(TypedDict):
+    name: Text
+    group: Text | None
+
+
+class Input(TypedDict):
+    resize: Shape
+    crop: Shape | None
+
+
+class Counts(TypedDict):
+    fit: Count
+    test: Count
+    defects: Count
+    maps: NotRequired[Count]
+
+
+class Entry(TypedDict):
+    value: float | None
+    revision: int
+    title: NotRequired[Text]
+    level: NotRequired[Literal["image", "pixel"]]
+    unit: NotRequired[Text]
+    digits: NotRequired[Annotated[int, Meta(ge=0, le=17)]]
+
+
+class Curve(TypedDict):
+    x: list[float]
+    y: list[float]
+
+
+class Image(TypedDict):
+    file: Text
+    defect: Text | None
+    score: float
+    clip: NotRequired[Text]
+
+
+class Speed(TypedDict):
+    device: Text
+    threads: NotRequired[int | None]
+    batch_size: NotRequired[int | None]
+    precision: NotRequired[Text | None]
+    fps: NotRequired[float | None]
+    latency_ms: NotRequired[float | None]
+    backbone_fps: NotRequired[float | None]
+    backbone_latency_ms: NotRequired[float | None]
+
+
+class Cost(TypedDict, total=False):
+    fit_s: float
+    score_s: float
+    peak_ram_mb: float | None
+    peak_gpu_mb: float | None
+    device: Text
+    threads: int
+    extraction: dict[str, Any]
+
+
+class About(TypedDict):
+    revision: int
+    title: NotRequired[Text]
+
+
+class Method(TypedDict):
+    name: Text
+    about: About
+
+
+class Named(TypedDict):
+    name: Text
+
+
+class Network(TypedDict):
+    revision: int
+    weights: NotRequired[Text]
+    networks: NotRequired[dict[Text, Network]]
+
+
+class Config(TypedDict, total=False):
+    method: Named
+    backbone: dict[str, Any] | None
+    batch_size: int
+
+
+class WholeConfig(TypedDict):
+    method: Method
+    backbone: Network | None
+    batch_size: int
+
+
+class WholeCost(TypedDict):
+    device: Text
+    threads: int
+    peak_gpu_mb: float | None
+
+
+class Training(TypedDict, total=False):
+    epochs: float | None
+    steps: float | None
+    samples: float | None
+    share: float | None
+    published: dict[str, float]
+    last_tenth: float | None
+
+
+class Regime(TypedDict):
+    name: Text
+    shots: NotRequired[Annotated[int, Meta(ge=1)]]
+    categories: NotRequired[list[Text]]
+
+
+NARROWER: dict[str, Any] = {  # than the annotations of `Record`
+    **dict.fromkeys(("dataset", "task", "test", "method", "backbone", "protocol", "precision"), Text),
+    "fingerprint": Annotated[str, Meta(pattern="^[0-9a-f]{64}$")],
+    "group": Text | None,
+    "titles": dict[str, Text | None],
+    "seed": Annotated[int, Meta(ge=0, le=2**63 - 1)],
+    "categories": list[Category],
+    "input": Input,
+    "counts": Counts,
+    "metrics": dict[Text, Entry],
+    "curves": dict[Text, Curve],
+    "images": list[Image],
+    "speed": list[Speed],
+    "cost": Cost,
+    "config": Config,
+    "regime": Regime | None,
+    "training": Training | None,
+}
+
+
+@functools.cache
+def content_type(record: type) -> type[msgspec.Struct]:
+    """A record's file without its checksum, as a type; what is not in `NARROWER` is as the class `Record` says."""
+    hints = get_type_hints(record)
+    names = [entry.name for entry in fields(record)]
+    return msgspec.defstruct("Content", [(name, NARROWER.get(name, hints[name]), None) for name in names])
+
+
+def check_content(content: dict[str, Any], record: type) -> None:
+    """Raise ValueError where a part of a record is not what its readers rely on."""
+    convert(content, content_type(record))
+    for name, curve in content.get("curves", {}).items():
+        if len(curve["x"]) != len(curve["y"]):
+            raise ValueError(f"curves.{name}: {len(curve['x'])} values of x, {len(curve['y'])} of y")
+
+
+def check_whole(config: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+    """Raise ValueError where a record does not say all that is needed to compute it again."""
+    convert(config, WholeConfig)
+    convert(cost, WholeCost)
+
+
+def convert(content: Any, kind: Any) -> None:
+    """Raise ValueError where a content is not of this type: where, what was expected, what was found."""
+    try:
+        msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error).replace("`", "")) from error
