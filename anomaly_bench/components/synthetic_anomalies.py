@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image as PILImage
+from PIL import ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 from torchvision.transforms.v2.functional import InterpolationMode
@@ -120,8 +121,8 @@ def folder_texture(folder: Path) -> Texture:
     @functools.lru_cache(maxsize=512)
     def read(number: int, size: tuple[int, int]) -> Tensor:
         with PILImage.open(files[number]) as image:
-            pixels = image.convert("RGB").resize((size[1], size[0]), PILImage.Resampling.BILINEAR)
-            texture: Tensor = T.pil_to_tensor(pixels)
+            pixels = T.pil_to_tensor(image.convert("RGB"))
+            texture: Tensor = T.resize(pixels, list(size), InterpolationMode.BILINEAR, antialias=False)
             return texture
 
     return lambda size: read(int(torch.randint(len(files), ())), size)
@@ -131,22 +132,28 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
+def autocontrast(image: Tensor, cutoff: int) -> Tensor:
+    """Stretch each channel of a (3, H, W) uint8 image to 0..255 without its `cutoff` % darkest and lightest pixels."""
+    stretched: Tensor = T.pil_to_tensor(ImageOps.autocontrast(T.to_pil_image(image), cutoff))
+    return stretched
+
+
 AUGMENTATIONS: Sequence[Callable[[Tensor], Tensor]] = (
     lambda image: torch.stack([T.adjust_gamma(channel[None], uniform(0.5, 2))[0] for channel in image]),
     lambda image: (image * uniform(0.8, 1.2) + uniform(-30, 30)).clamp(0, 255).to(torch.uint8),
-    lambda image: T.adjust_sharpness(image, uniform(0, 3)),
+    lambda image: T.adjust_sharpness(image, uniform(0, 2)),
     lambda image: T.adjust_saturation(T.adjust_hue(image, uniform(-0.2, 0.2)), uniform(0.6, 1.4)),
     lambda image: T.solarize(image, uniform(32, 128)) if float(torch.rand(())) < 0.5 else image,
-    lambda image: T.posterize(image, int(torch.randint(2, 7, ()))),
+    lambda image: T.posterize(image, int(torch.randint(1, 9, ()))),
     T.invert,
-    T.autocontrast,
+    lambda image: autocontrast(image, int(torch.randint(21, ()))),
     T.equalize,
-    lambda image: T.rotate(image, uniform(-45, 45)),
+    lambda image: rotated(image, uniform(-45, 45)),
 )
 
 
 def augment(image: Tensor) -> Tensor:
-    """Apply three of the ten augmentations, chosen at random, to a (3, H, W) uint8 image."""
+    """Apply three of the ten augmentations, with imgaug's ranges, chosen at random, to a (3, H, W) uint8 image."""
     for number in torch.randperm(len(AUGMENTATIONS))[:3]:
         image = AUGMENTATIONS[int(number)](image)
     return image

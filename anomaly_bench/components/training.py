@@ -55,14 +55,17 @@ class Epoch:
         self.sum, self.summed = torch.zeros(()), 0  # of the losses since the last point of the learning curve
         self.points: list[tuple[int, Tensor]] = []  # optimiser steps so far, and the mean loss of a batch's steps
 
-    def batches(self, count: int, batch: int, samples: int | None = None) -> Iterator[Tensor]:
+    def batches(self, count: int, batch: int, samples: int | None = None, whole: bool = False) -> Iterator[Tensor]:
         """Indices of all `count` images in random order, `batch` at a time; the last batch may be smaller.
 
         Args:
             samples: indices in total, from as many passes over the images as are needed; None: `count`.
+            whole: drop a smaller last batch, unless it is the only one.
         """
         passes = 1 if samples is None else math.ceil(samples / count)
         order = torch.cat([torch.randperm(count, generator=self.generator) for _ in range(passes)])[:samples]
+        if whole:
+            order = order[: len(order) - len(order) % batch or len(order)]
         parts = torch.split(order, batch)
         self.planned += len(parts)
         for numbers in parts:

@@ -5,7 +5,8 @@ Denis Gudovskiy, Shun Ishizaka, Kazuki Kozuka; 2021 (WACV 2022), arXiv 2107.1257
 Each level of a frozen network has its own normalising flow over the feature vectors (fibres) at its positions,
 conditioned on a position encoding. As in the authors' code: layers with strides 8, 16, 32; the loss
 -log sigmoid(log p), where the paper uses the plain likelihood; log p per channel; a single Adam, stepped for one
-level's flow at a time (with their torch 1.8, momentum also moved the others); no blur. Couplings use the clamp of the
+level's flow at a time (with their torch 1.8, momentum also moved the others); batches and groups of vectors that are
+not full are dropped; no blur. Couplings use the clamp of the
 FrEIA version that the code pins, 1.9 * tanh(s) (see `anomaly_bench.components.flows`).
 
 Differences:
@@ -106,7 +107,7 @@ class CFlowAD(nn.Module):
         optimiser = torch.optim.Adam(self.parameters(), self.lr, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
-            for numbers in epoch.batches(len(normals), self.batch):
+            for numbers in epoch.batches(len(normals), self.batch, whole=True):
                 optimiser.param_groups[0]["lr"] = rate(self.lr, epoch.progress)
                 levels = self.fresh(normals, numbers, epoch) if views is None else self.version(views, numbers, epoch)
                 for index, level in enumerate(levels):

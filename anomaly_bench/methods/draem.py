@@ -7,7 +7,9 @@ One network learns to remove simulated anomalies from an image, another to locat
 Where the authors' code differs from the paper, this follows the code: noise threshold 0.5, rotations of up to 90
 degrees, and a learning rate that drops at 80 and 90 % of the epochs. Differences from the code: channels are RGB, not
 BGR; the data range of the structural similarity is 1, not guessed from the data; each epoch uses every image once
-instead of sampling with replacement; without a folder of photographs (DTD), textures are generated, as records show.
+instead of sampling with replacement; a texture's brightness and saturation are scaled in RGB and HSV, where imgaug
+draws a colour space and adds to the saturation; without a folder of photographs (DTD), textures are generated, as
+records and tables show. Other changes of textures have imgaug's ranges: sharpness 0 to 2, 1 to 8 bits, 0 to 20 % cut.
 """
 
 from __future__ import annotations

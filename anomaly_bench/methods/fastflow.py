@@ -19,6 +19,9 @@ Differences from those re-implementations:
   channels; it underflows to 0 in float32 from E = 104 on, so strong anomalies tie. Here it is -log of that mean, which
   ranks pixels alike for equal grids; between grid points E is interpolated, not exp(-E).
 
+- An epoch's last, smaller batch is kept; gathierry's code drops it, which leaves out up to 31 images of each epoch. The
+  paper does not say.
+
 The image score is the map's maximum, as in anomalib; gathierry's code has none and the paper does not state its rule.
 Re-implementations reach the paper's pixel AUROCs by choosing the epoch on the test set; here the last counts.
 """

@@ -7,6 +7,10 @@ distances sqrt((x - mean)^T covariance^-1 (x - mean)). There is no anomaly map. 
 mean over levels (same ranking), fits on four fifths of the normal images (average of five folds) instead of all, and
 rounds the precision matrix, not its factor, to float32. Their tables use all nine levels of EfficientNet-B4, as here;
 the example in their README omits the last.
+
+Their EfficientNet pads every convolution as if its input had the native size of the image (static padding); timm pads
+by the input that there is, as TensorFlow does. At 380 pixels B4's deep grids have 47, 23, 23, 11 and 11 positions a
+side there, and 48, 24, 24, 12 and 12 here, so pooled features differ a little.
 """
 
 from __future__ import annotations

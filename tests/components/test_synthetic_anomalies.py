@@ -84,6 +84,35 @@ def test_every_change_keeps_shape_and_type_and_changes_something(number):
     assert any(not torch.equal(each, image) for each in changed)
 
 
+def drawn(number, image, count):
+    torch.manual_seed(0)
+    return [synthetic_anomalies.AUGMENTATIONS[number](image) for _ in range(count)]
+
+
+def test_ranges_of_sharpness_bits_and_contrast_are_imgaugs():
+    """Sharpness 0 (smoothed) to 2, posterised to 1 to 8 bits, 0 to 20 % cut off at either end; each value is drawn."""
+    ramp = torch.linspace(0, 255, 4000).round().to(torch.uint8).view(1, 40, 100).repeat(3, 1, 1)
+    bits = {len(each.unique()) for each in drawn(5, ramp, 200)}
+    assert bits == {2**count for count in range(1, 9)}
+    cut = {int(100 * (each[0] == 0).float().mean()) for each in drawn(7, ramp, 400)}
+    assert cut == set(range(21))
+    image = torch.full((3, 9, 9), 100, dtype=torch.uint8)
+    image[:, 4, 4] = 113  # which smoothing with Pillow's kernel (5 of 13 in the middle) makes 105, and sharpness 2 121
+    middles = [int(each[0, 4, 4]) for each in drawn(2, image, 200)]
+    assert (min(middles), max(middles)) == (105, 120), "fractions are cut off"
+
+
+def test_contrast_is_stretched_as_pillow_does():
+    torch.manual_seed(3)
+    image = synthetic_anomalies.generated_texture((32, 40))
+    for cutoff in (0, 7, 20):
+        values = np.sort(image[0].numpy().ravel())[len(image[0].flatten()) * cutoff // 100 :]
+        low, high = values[0], np.sort(image[0].numpy().ravel())[::-1][image[0].numel() * cutoff // 100]
+        expected = (image[0].double().numpy() - low) * 255 / (int(high) - int(low))
+        found = synthetic_anomalies.autocontrast(image, cutoff)[0].numpy()
+        assert np.abs(found - expected.clip(0, 255)).max() <= 1
+
+
 def test_generated_textures_differ():
     torch.manual_seed(0)
     made = [synthetic_anomalies.generated_texture((32, 32)) for _ in range(5)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomaly_bench.components.training import Epoch
+from anomaly_bench.components.training import Epoch, Loop
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.errors import UsageError
 from anomaly_bench.methods.cflow_ad import rate
@@ -93,16 +93,24 @@ def test_the_loss_follows_the_equations(fitted):
 @pytest.mark.parametrize(("fibres", "steps"), [(50, 2), (128, 1), (1000, 1)])
 def test_only_full_fibre_batches_unless_there_are_none(fitted, fibres, steps):
     fitted.fibres, before = fibres, fitted.fibres
-    epoch = Recorded(0, 0, [], None)
+    epoch = Recorded(None, 0, 0)
     fitted.train_level(0, fitted.backbone(to_tensor(pictures(2)))[0], epoch)
     fitted.fibres = before
     assert len(epoch.losses) == steps
 
 
+@pytest.mark.parametrize(("batch", "used"), [(10, 20), (12, 24), (32, 24)])
+def test_only_full_batches_of_images_unless_there_are_none(batch, used):
+    words = ("method.epochs=2", f"method.batch={batch}", "method.levels=[4]", "method.blocks=1", "method.views=1")
+    method = Setup("cflow_ad", overrides=words).fitted()
+    assert method.facts["training"]["samples"] == 2 * used
+
+
 def test_step_updates_only_its_own_level():
     method = Setup("cflow_ad", overrides=SMALL).fitted(TrainingSet("cog", pictures(1)))
     before = [copy.deepcopy(flow.state_dict()) for flow in method.flows]
-    epoch = Epoch(0, 0, [torch.optim.Adam(method.parameters(), 1e-2)], None)
+    loop = Loop(method, torch.optim.Adam(method.parameters(), 1e-2), TrainingSet("cog", pictures(1)), 1)
+    epoch = Epoch(loop, 0, 0)
     for index in (0, 1):
         level = method.backbone(to_tensor(pictures(2)))[index]
         method.train_level(index, level, epoch)

@@ -111,12 +111,18 @@ def test_levels_are_trained_independently():
 
 
 def test_extra_parameters_of_the_published_pair():
-    setup = Setup("pefm", "r34_r50", ("backbone.weights=random",))
+    """With the latents that the code has by default: 21.55 million."""
+    setup = Setup("pefm", "r34_r50", ("backbone.weights=random", "method.latents=[200,400,900]"))
     with torch.device("meta"):
         method = setup.new()
         method.build(setup.network.shapes((256, 256)))
     counts = [sum(value.numel() for value in projector.parameters()) for projector in method.projectors]
     assert [round(count / 1e6, 3) for count in counts] == [0.894, 3.560, 17.101]
+
+
+def test_tuned_latents_are_the_default():
+    setup = Setup("pefm", "r34_r50", ("backbone.weights=random",))
+    assert setup.config["method"]["latents"] == [200, 400, 800]
 
 
 def test_default_latents_match_the_official_logs():
