@@ -65,6 +65,11 @@ class Pair(NamedTuple):
     first: Side
     second: Side
 
+    @property
+    def unlike(self) -> bool:
+        """Whether one side was trained as published, and the other for less: such pairs are not tested."""
+        return bool(self.first.entry.budget) != bool(self.second.entry.budget)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -111,7 +116,11 @@ def paired_differences(pairs: Sequence[Pair], metric: str) -> list[Difference]:
     """Tested differences of all pairs in which a side has the metric; p-values corrected over them."""
     points = {side.name: side.points(metric) for pair in pairs for side in (pair.first, pair.second)}
     found = [Difference(pair, metric, points[pair.first.name], points[pair.second.name]) for pair in pairs]
-    found = [replace(each, p=p_value([*each.values.values()])) for each in found if each.first or each.second]
+    found = [
+        replace(each, p=None if each.pair.unlike else p_value([*each.values.values()]))
+        for each in found
+        if each.first or each.second
+    ]
     corrected = iter(holm([each.p for each in found if each.p is not None]))
     return [each if each.p is None else replace(each, corrected=next(corrected)) for each in found]
 
@@ -163,7 +172,7 @@ class MeanRanks:
         ranks: method -> mean rank over categories; 1 is best.
         p: (k, k) Holm-adjusted p-values of all pairs, in the order of `ranks`; 1 on the diagonal.
         friedman: p-value of Friedman's test that all methods are equal.
-        left_out: methods without the metric.
+        left_out: methods without the metric, or trained for less than published where others were not.
     """
 
     title: str
@@ -182,7 +191,8 @@ def mean_ranks(sides: Sequence[Side], metric: str) -> MeanRanks:
     """
     from scipy.stats import friedmanchisquare, rankdata
 
-    points = {side.name: found for side in sides if (found := side.points(metric))}
+    ranked = [side for side in sides if not side.entry.budget] or sides
+    points = {side.name: found for side in ranked if (found := side.points(metric))}
     shared = [name for name in next(iter(points.values()), {}) if all(name in each for each in points.values())]
     if len(points) < LEAST_METHODS or len(shared) < LEAST_CATEGORIES:
         raise UsageError(

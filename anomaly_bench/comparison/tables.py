@@ -27,6 +27,7 @@ TOO_FEW = (
     f"No p-value below {LEAST_CATEGORIES} categories: with {LEAST_CATEGORIES - 1} the smallest the test can give "
     f"is {2 ** (2 - LEAST_CATEGORIES):g}, whatever the numbers."
 )
+UNLIKE = "No p-value where only one of two methods was trained as published."
 
 
 def comparison_tables(found: Comparison, metrics: Sequence[str], folders: bool) -> Iterator[Table]:
@@ -102,8 +103,11 @@ def test_notes(values: Mapping[str, Sequence[Difference]], tests: int) -> Iterat
     """How p-values are computed, and why some are missing; `tests`: the maximum number of tested pairs per metric."""
     if tests:
         yield f"{TEST} Holm: corrected for the {tests} pairs of a metric." if tests > 1 else TEST
-    if any(each.values and each.p is None for part in values.values() for each in part):
+    untested = [each for part in values.values() for each in part if each.values and each.p is None]
+    if any(len(each.values) < LEAST_CATEGORIES for each in untested):
         yield TOO_FEW
+    if any(each.pair.unlike for each in untested):
+        yield UNLIKE
     for title, part in values.items():
         if not any(each.values for each in part):
             yield f"{title}: no pair shares a category with values"

@@ -21,7 +21,7 @@ CSV_COLUMNS = (
     *("image_ap", "pixel_ap", "image_f1_max", "pixel_f1_max"),
     *("fps", "latency_ms", "extra_params", "extra_mb", "stored_mb", "fit_s", "peak_ram_mb", "peak_gpu_mb"),
     *("device", "threads", "batch_size", "protocol", "resize", "crop", "filter", "oracle", "precision"),
-    *("fit_images", "test_images", "fingerprint"),
+    *("fit_images", "test_images", "train_steps", "train_samples", "train_share", "fingerprint"),
 )
 
 
@@ -39,6 +39,7 @@ def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str
         **record.size,
         **record.cost,
         **{name: speed[name] for name in ("fps", "latency_ms", "batch_size", "device", "threads") if name in speed},
+        **{f"train_{name}": (record.training or {}).get(name) for name in ("steps", "samples", "share")},
         "category": record.category,
         "resize": "x".join(map(str, record.input["resize"])),
         "crop": "x".join(map(str, record.input["crop"] or [])),

@@ -32,6 +32,8 @@ def share_of(facts: Mapping[str, Any], published: Mapping[str, Any]) -> float | 
     make a training shorter.
     """
     if "steps" in published:
+        if facts["steps"] is None:
+            return None
         share = facts["steps"] / published["steps"]
     elif "samples" in published:
         share = facts["samples"] / (published["epochs"] * published["samples"])

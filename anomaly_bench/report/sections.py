@@ -204,6 +204,25 @@ class Section:
             title = f"{plots.CURVES[kind][0]} curves of {category}"
             yield self._inline(plots.curves({kind: lines}), f"curve-{place}-{kind}", title)
 
+    def learning(self, category: str) -> dict[str, list[Curve]]:
+        """Method, with its share of the published schedule -> the losses of its seeds."""
+        panels: dict[str, list[Curve]] = defaultdict(list)
+        for number, entry in enumerate(self.entries):
+            for record in entry.records.get(category, ()):
+                if record.training and (curve := record.training["curve"]):
+                    title = f"{self.labels[number]} ({entry.budget})" if entry.budget else self.labels[number]
+                    first = title not in panels
+                    panels[title].append(Curve(curve["steps"], curve["loss"], self.labels[number], number, first))
+        return panels
+
+    def learning_panels(self, category: str) -> Iterator[tuple[int, Markup]]:
+        """The series and the figure of each method with a learning curve."""
+        place = self.categories.index(category)
+        for title, lines in self.learning(category).items():
+            series = lines[0].series
+            name = f"learning-{place}-{series}"
+            yield series, self._inline(plots.learning_curves({title: lines}), name, f"loss of {title} on {category}")
+
     # the worst cases
 
     def doubts(self, category: str) -> list[Doubt]:
@@ -235,6 +254,8 @@ class Section:
         for category in self.categories:
             if panels := self.curves(category):
                 yield folder / f"curves-{safe_filename(category)}", plots.curves(panels, legend=True)
+            if panels := self.learning(category):
+                yield folder / f"learning-{safe_filename(category)}", plots.learning_curves(panels)
 
 
 def data_uri(picture: PILImage.Image) -> str:

@@ -101,13 +101,14 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
         places = {place(str(each.cost.get("device")), each.cost.get("threads")) for each in records}
         facts["cost"] = f"fit and memory: {'; '.join(sorted(places))}"
         cached = any(each.cost.get("extraction", {}).get("cached") for each in records)
+        facts |= {"budget": item.entry.budget} if name == "fit_s" and item.entry else {}
         return {**facts, "extraction": EXTRACTION if cached else ""} if name in TIMES else facts
     metric = find_metric(name, (record.metrics for record in records))
     if metric is None:
         return facts
     oldest = min(record.metrics[name]["revision"] for record in records)
     outdated = f"outdated (revision {oldest}, now {metric.revision})" if oldest < metric.revision else ""
-    return {**facts, "metric": outdated}
+    return {**facts, "metric": outdated, "budget": item.entry.budget if item.entry else ""}
 
 
 def _status_fact(method: str) -> str:
@@ -152,7 +153,8 @@ def measured_and_reported(
         made.facts |= {kind: unlike.get(kind, "") for kind in papers.DISAGREEMENTS}
         gap = round(made.number - number, measure.digits)
         made.gap = f"{gap:+.{measure.digits}f}".replace("-", "−") if gap else f"±{0:.{measure.digits}f}"
-        made.grade = "unlike" if unlike or set(wanted) - made.covered else _grade(gap, measure.best)
+        alike = not unlike and not made.facts.get("budget") and not set(wanted) - made.covered
+        made.grade = "unlike" if not alike else _grade(gap, measure.best)
     return made
 
 
@@ -172,7 +174,11 @@ def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]
 
 
 def _rank(values: Sequence[CellValue], second: bool) -> None:
-    """Rank printed values, so equal prints tie; only those with the most, and the same, categories on one machine."""
+    """Rank printed values, so equal prints tie; only those with the most, and the same, categories on one machine.
+
+    Where some methods were trained as published, those that were trained for less are not ranked.
+    """
+    values = [value for value in values if not value.facts.get("budget")] or values
     widest = max((len(value.covered) for value in values), default=0)
     compared = [value for value in values if len(value.covered) == widest]
     kinds = ("cost", "speed", "setup")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anomaly_bench.config.settings import describe_input
 from anomaly_bench.records.setups import regime_words
 from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
+from anomaly_bench.tables.schedule import reduced_budget
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -67,6 +69,11 @@ class ResultGroup:
     def name(self) -> str:
         """'PaDiM (dims=50) on R18'."""
         return f"{self.full_title} on {self.backbone}" if self.backbone else self.full_title
+
+    @functools.cached_property
+    def budget(self) -> str:
+        """A footnote if the method was trained for less than published, see `reduced_budget`; else ''."""
+        return reduced_budget([record for part in self.records.values() for record in part])
 
     def read(self, record: Record, name: str) -> float | None:
         """One number of a record; None if undefined or not measured."""

@@ -16,6 +16,7 @@ from anomaly_bench.errors import DataError
 from anomaly_bench.published import ORIGINS, TABLES, load_references, publications
 from anomaly_bench.published.audit.page import bullets, markdown_table, publish
 from anomaly_bench.records.outlines import outlines
+from anomaly_bench.tables.schedule import UNKNOWN, has_schedule, length
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -66,13 +67,10 @@ class Measurement:
     @property
     def budget(self) -> str:
         """The training budget compared with the published one."""
-        method = self.records[0].config["method"]
-        if "epochs" not in method:
-            return "one pass"
-        own = packaged_node("method", self.records[0].method)
-        shares = [method[key] / own[key] for key in ("epochs", "samples") if key in own]
-        share = shares[0] * (shares[1] if shares[1:] else 1)
-        return f"{method['epochs']} of {own['epochs']} epochs, {share:.2g} of the published samples"
+        known = [record.training for record in self.records if record.training]
+        if not known:
+            return UNKNOWN if any(map(has_schedule, self.records)) else "one pass"
+        return length(known)
 
     def value(self, metric: str) -> float | None:
         """In %, the mean over categories of the mean over seeds."""

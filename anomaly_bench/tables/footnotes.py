@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.axes import AxisItem, TableInput
     from anomaly_bench.tables.table import CellValue
 
-_GAP = "Gaps are meaningful only where backbone, input and categories match the paper's."
+_GAP = "Gaps are meaningful only where backbone, input, training and categories match the paper's."
 _MARKS = "The best is chosen from the repaired values."
 # their order below a table
 _FACTS = (
-    *("setup", "status", "settings", "count", "seeds", "speed", "alone", "cost", "extraction", "metric"),
+    *("setup", "status", "budget", "settings", "count", "seeds", "speed", "alone", "cost", "extraction", "metric"),
     *DISAGREEMENTS,
 )
 Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]
@@ -45,9 +45,9 @@ def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
     for value in (value for row in matrix for cell in row for value in cell):
         for kind, fact in value.facts.items():
             counts[kind][fact] += 1
-    return {
-        kind: ("" if "" in found else found.most_common(1)[0][0], len(found) == 1) for kind, found in counts.items()
-    }
+    own = {kind for kind, found in counts.items() if "" in found or (kind == "budget" and len(found) > 1)}
+    usual = {kind: "" if kind in own else found.most_common(1)[0][0] for kind, found in counts.items()}
+    return {kind: (usual[kind], len(found) == 1) for kind, found in counts.items()}
 
 
 def _own_notes(cell: Sequence[CellValue], common: Mapping[str, tuple[str, bool]]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_build import FOUR, SPEED, record
+from test_build import FOUR, SPEED, record, trained
 
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.published import publications
@@ -188,6 +188,24 @@ def test_points_of_the_figures(results):
     assert stated["FastFlow"] == (plots.month_number(2021, 11), 99.4)
     assert stated["SPADE"] == (plots.month_number(2020, 5), 85.5)
     assert section.timeline("pro")[0] == []
+
+
+def test_learning_curves_of_the_methods_that_train(tmp_path, command):
+    for seed in (0, 1):
+        pictured(tmp_path, record((95, 90, 80), method="stfpm", seed=seed, training=trained(25)), seed)
+    pictured(tmp_path, record((99, 95, 90)))
+    section = sections.Section("s1", load_all(tmp_path)[0], [tmp_path])
+    panels = section.learning("bottle")
+    assert list(panels) == ["stfpm WRN50 (trained for 25 of 200 epochs, 12.5 %)"]
+    assert [(line.x, line.y, line.first) for lines in panels.values() for line in lines] == [
+        ([70, 140], [2.0, 1.0], True),
+        ([70, 140], [2.0, 1.0], False),
+    ]
+    out, figures = tmp_path / "page.html", tmp_path / "figures"
+    assert command("report", f"results={tmp_path}", f"out={out}", f"figures={figures}")[0] == 0
+    assert "Learning curves of bottle" in out.read_text(encoding="utf-8")
+    (drawn,) = figures.rglob("learning-bottle.svg")
+    assert "optimiser steps" in drawn.read_text(encoding="utf-8")
 
 
 def test_tables_match_the_html_format(page, results):

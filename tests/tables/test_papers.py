@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_build import FOLDER, FOUR, MVTEC, SPEED, columns, marked, pdf, record, render_tables, shown, texts, timed
+from test_build import (
+    FOLDER,
+    FOUR,
+    MVTEC,
+    SPEED,
+    columns,
+    marked,
+    pdf,
+    record,
+    render_tables,
+    shown,
+    texts,
+    timed,
+    trained,
+)
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.published import TABLES, load_references
@@ -171,6 +185,7 @@ def test_repaired_value_is_shown_beside_the_printed_one() -> None:
         ({"oracle": True}, "measured with settings chosen on the test images"),
         ({"method": "spade"}, "backbone wrn50 (published: not stated)"),
         ({"backbone": "none"}, "backbone none (published: wrn50)"),
+        ({"training": trained(25)}, "trained for 25 of 200 epochs, 12.5 %"),
     ],
 )
 def test_incomparable_gap_is_grey_with_a_reason(changed: dict[str, Any], reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import logging
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,24 @@ def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figur
             firsts = {line.label: line for lines in panels.values() for line in lines if line.first}
             handles = [_line(line.series, [], [], label=clean(line.label)) for line in firsts.values()]
             figure.legend(handles=handles, loc="lower center", ncols=min(4, len(handles)), frameon=False)
+    return figure
+
+
+def learning_curves(panels: Mapping[str, Sequence[Curve]]) -> Figure:
+    """The loss against optimiser steps, one panel per method; `panels`: title -> a line per seed."""
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout=ConstrainedLayoutEngine())
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+            _labels(axes, "optimiser steps", "loss")
+            axes.set_title("\n".join(textwrap.wrap(clean(title), 44)))
+            for line in lines:
+                axes.add_line(_line(line.series, line.x, line.y, markevery=0.17, alpha=1 if line.first else 0.5))
+            axes.autoscale_view()
+        for axes in itertools.islice(figure.axes, len(panels), None):
+            axes.set_visible(False)
     return figure
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import friedmanchisquare, rankdata, wilcoxon
-from test_build import MVTEC, record
+from test_build import MVTEC, record, trained
 
 from anomaly_bench import records
 from anomaly_bench.comparison.gate import read_conditions
@@ -216,6 +216,32 @@ def test_methods_of_one_folder(many, command):
     chosen = command(*words, "methods=[padim,spade]")[1]
     assert chosen == command(*words, "method=[padim,spade]")[1]
     assert {row for row, _ in values(chosen)} == {"image AUROC / spade on WRN50 − PaDiM on WRN50"}
+
+
+def test_less_training_is_not_tested_against_full_training(many, command):
+    fill(many, A, "fastflow", training=trained(25), seeds=(0, 1))
+    status, out, _ = command("compare", f"results={many}", "metric=image_auroc", "format=csv")
+    assert status == 0
+    p = {row: value for (row, column), value in values(out).items() if column == "Wilcoxon / p"}
+    assert {row for row, value in p.items() if value != "–"} == {row for row in p if "fastflow" not in row}
+    assert len(p) == 10
+    text = command("compare", f"results={many}", "metric=image_auroc")[1]
+    text = " ".join(text.split())
+    assert "fastflow on WRN50: trained for 25 of 200 epochs, 12.5 %." in text
+    assert "No p-value where only one of two methods was trained as published." in text
+    assert "No p-value below" not in text
+    assert "corrected for the 6 pairs" in text
+
+
+def test_less_training_has_no_mean_rank_among_full_training(many):
+    from anomaly_bench.comparison.significance import Side, mean_ranks
+    from anomaly_bench.tables.entries import group_records
+
+    fill(many, A, "fastflow", training=trained(25), seeds=(0, 1))
+    sides = [Side(entry.name, entry) for entry in group_records(records.load_all(many)[0], with_speed=False)]
+    found = mean_ranks(sides, "image_auroc")
+    assert len(found.ranks) == 4
+    assert found.left_out == ("fastflow on WRN50",)
 
 
 def test_setups_of_one_folder_are_not_mixed(many, command):
