@@ -113,13 +113,26 @@ class WholeCost(TypedDict):
     peak_gpu_mb: float | None
 
 
-class Training(TypedDict, total=False):
-    epochs: float | None
+class LearningCurve(TypedDict):
+    steps: list[float]
+    loss: list[float]
+
+
+class Published(TypedDict, total=False):
+    epochs: Annotated[float, Meta(gt=0)]
+    steps: Annotated[float, Meta(gt=0)]
+    samples: Annotated[float, Meta(gt=0)]
+
+
+class Training(TypedDict):
+    epochs: float
     steps: float | None
-    samples: float | None
+    samples: float
     share: float | None
-    published: dict[str, float]
+    published: Published
+    curve: LearningCurve | None
     last_tenth: float | None
+    spread: NotRequired[float]
 
 
 class Regime(TypedDict):
@@ -144,7 +157,7 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     "cost": Cost,
     "config": Config,
     "regime": Regime | None,
-    "training": Training | None,
+    "training": dict[str, Any] | None,
 }
 
 
@@ -162,6 +175,19 @@ def check_content(content: dict[str, Any], record: type) -> None:
     for name, curve in content.get("curves", {}).items():
         if len(curve["x"]) != len(curve["y"]):
             raise ValueError(f"curves.{name}: {len(curve['x'])} values of x, {len(curve['y'])} of y")
+    if content.get("training"):
+        check_training(content["training"])
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Raise ValueError where what a method that trains tells of it cannot be read; {} is told by one that does not."""
+    convert(training, Training)
+    unit = "steps" if "steps" in training["published"] else "epochs"
+    if training["share"] is not None and (unit not in training["published"] or training[unit] is None):
+        raise ValueError(f"training: a share of the published schedule, without {unit}")
+    curve = training["curve"]
+    if curve and len(curve["steps"]) != len(curve["loss"]):
+        raise ValueError(f"training.curve: {len(curve['steps'])} steps, {len(curve['loss'])} losses")
 
 
 def check_whole(config: Mapping[str, Any], cost: Mapping[str, Any]) -> None:

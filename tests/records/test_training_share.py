@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from anomaly_bench.config.parts import packaged_node
+from anomaly_bench.records.content import check_training
 from anomaly_bench.records.training_share import derived_training, share_of, training_of
 
 
@@ -58,3 +59,22 @@ def test_old_records_that_tell_nothing():
     assert old("fastflow", None) is None
     assert derived_training({"name": "fastflow", "_target_": "my.Flow"}, {"epochs": 3}, {"fit": 9}) is None
     assert derived_training({"name": "mine"}, {}, {"fit": 9}) is None
+
+
+TOLD = {"epochs": 5, "steps": 35, "samples": 1045, "curve": {"steps": [35], "loss": [1.0]}, "last_tenth": None}
+
+
+def test_what_a_training_tells_is_whole():
+    whole = training_of(TOLD, {"about": {"schedule": {"epochs": 500}}})
+    check_training(whole)
+    damaged = [
+        {name: value for name, value in whole.items() if name != "share"},
+        {**whole, "published": {}},
+        {**whole, "published": {"steps": 7000}, "steps": None},
+        {**whole, "published": {"epochs": 0}},
+        {**whole, "curve": {"steps": [35], "loss": []}},
+        {**whole, "epochs": "5"},
+    ]
+    for each in damaged:
+        with pytest.raises(ValueError, match=r"epochs|steps|share"):
+            check_training(each)
