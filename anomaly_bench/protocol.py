@@ -40,12 +40,15 @@ class Outcome:
 
     labels (N,) bool, True = defect, from the folder; scores (N,); maps (N, H, W) or None: the method does not
     localise; masks (N, H, W) bool or None: the dataset has no masks. Images of different sizes form a list of (H, W).
+    Thresholds are of held-out normal images, see `metrics.thresholds`; None: there are none.
     """
 
     labels: NDArray[np.bool_]
     scores: NDArray[np.floating[Any]]
     maps: Maps | None
     masks: Masks | None
+    image_threshold: float | None = None
+    pixel_threshold: float | None = None
 
 
 class Features(Protocol):

@@ -23,6 +23,7 @@ RETRY = ("all", "failed")
 FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`
 FILTER = "bilinear"  # of records before the key came, and where nothing else is said
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
+MAX_FALSE_ALARMS = 0.05  # the default of this key, which names of setups leave out
 MOST_SEED = 2**63 - 1  # torch's limit
 MOST_THREADS = 1024  # OpenMP ends the process if it cannot start them
 
@@ -50,6 +51,8 @@ class Settings:
     batch_size: int
     precision: str
     oracle: bool
+    holdout: float  # share of the training images; 0: no thresholds
+    max_false_alarms: float
     results: Path
     overwrite: bool
     speed: bool
@@ -90,6 +93,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
     resize, crop = input_size(config["input"])
+    holdout, rate = share(config, "holdout", 0), share(config, "max_false_alarms")
+    if not holdout and rate != MAX_FALSE_ALARMS:
+        raise UsageError(f"max_false_alarms={rate:g} has no effect with holdout=0; give holdout=0.2")
     if not re.fullmatch(DEVICES, str(config["device"])):
         raise UsageError(f"device={config['device']}: expected auto, cpu, cuda, cuda:1 (the second GPU) or mps")
     if config["retry"] not in RETRY:
@@ -106,6 +112,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         threads=whole_number(config, "threads", 1, MOST_THREADS) if config["threads"] is not None else cores(),
         batch_size=whole_number(config, "batch_size", 1),
         precision=config["precision"],
+        holdout=holdout,
+        max_false_alarms=rate,
         results=results_folder(config),
         retry=config["retry"],
         gallery=whole_number(config, "gallery", 0),
@@ -139,6 +147,14 @@ def whole_number(config: Mapping[str, Any], key: str, least: int, most: int | No
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{key}={value}: expected a whole number {limits}")
     return value
+
+
+def share(config: Mapping[str, Any], key: str, least: float | None = None) -> float:
+    """A number below 1, and above 0 or at `least`."""
+    value = config[key]
+    if type(value) not in (int, float) or not (0 < value < 1 or value == least):
+        raise UsageError(f"{key}={value}: expected a share{' of 0, or' * (least == 0)} between 0 and 1, as 0.2")
+    return float(value)
 
 
 def gigabytes(config: Mapping[str, Any], key: str) -> float:

@@ -13,6 +13,7 @@ from anomaly_bench.data import decoding, readers
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import margins
 from anomaly_bench.heatmap import heat
+from anomaly_bench.records.gallery import draw_outlines
 
 LONGEST_SIDE = 1024  # pixels: limit of an overlay's longer side
 OPACITY = 0.7  # of the upper half of the colour scale; the lower half fades out
@@ -30,13 +31,20 @@ def common_scale(ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def overlay(
-    file: Path, values: NDArray[np.float32], low: float, high: float, resize: decoding.Size, crop: decoding.Size | None
+    file: Path,
+    values: NDArray[np.float32],
+    low: float,
+    high: float,
+    resize: decoding.Size,
+    crop: decoding.Size | None,
+    threshold: float | None = None,
 ) -> PILImage.Image:
     """An image at its own aspect ratio with its (H, W) map as a heat map over it; low values are transparent.
 
     Args:
         low, high: map values at the ends of the colour scale.
         resize, crop: the (H, W) to which the image was resized and cropped; nothing is drawn outside the crop.
+        threshold: what is above it is outlined.
     """
     source = Source(file)
     size = readers.source_size(source)
@@ -50,4 +58,6 @@ def overlay(
     layer = PILImage.fromarray(np.dstack([heat(values, low, high), alpha.astype(np.uint8)]))
     layer = layer.resize((max(1, box[2] - box[0]), max(1, box[3] - box[1])), PILImage.Resampling.BILINEAR)
     picture.paste(layer, (box[0], box[1]), layer)
+    if threshold is not None:
+        draw_outlines(picture, values, threshold, (box[0], box[1], box[0] + layer.width, box[1] + layer.height))
     return picture

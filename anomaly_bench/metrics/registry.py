@@ -14,8 +14,13 @@ from anomaly_bench.errors import UsageError, closest
 
 MetricLevel = Literal["image", "pixel"]
 _NEEDED = {"name": str, "title": str, "level": str, "revision": int, "_target_": str}
-KINDS: dict[str, tuple[str, ...]] = {"level": ("image", "pixel"), "needs": ("maps", "masks")}
-OWN_KEYS = (*_NEEDED, "unit", "digits", "needs")  # all other keys are arguments of the function
+THRESHOLDS = ("image_threshold", "pixel_threshold")
+KINDS: dict[str, tuple[str, ...]] = {
+    "level": ("image", "pixel"),
+    "needs": ("maps", "masks", *THRESHOLDS),
+    "best": ("highest", "lowest", ""),
+}
+OWN_KEYS = (*_NEEDED, "unit", "digits", "needs", "best")  # all other keys are arguments of the function
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Metric:
         target: the import path of its function, which takes `Steps` (see `metrics.Ranked`) or an `Outcome`.
         unit: "%" for a fraction, which tables show times 100; other values are shown as they are.
         digits: decimals in tables.
-        needs: "maps", "masks": without them the value is None.
+        needs: what an outcome must have, such as "maps"; else the value is None.
+        best: which value tables set in bold: "highest", "lowest" or "" (none).
         settings: arguments of the function.
     """
 
@@ -41,12 +47,21 @@ class Metric:
     unit: str = "%"
     digits: int = 1
     needs: tuple[str, ...] = ()
+    best: str = "highest"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
         """Factor for display in tables."""
         return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def needs_threshold(self) -> bool:
+        return bool(set(self.needs) & set(THRESHOLDS))
+
+    @property
+    def needs_maps(self) -> bool:
+        return "maps" in self.needs or "masks" in self.needs
 
     @property
     def short_title(self) -> str:
@@ -69,6 +84,8 @@ class Metric:
     def entry(self, value: float | None) -> dict[str, Any]:
         """The value as stored in a record; a user-defined metric is described too, as tables do not see its YAML."""
         about = {"title": self.title, "level": self.level, "unit": self.unit, "digits": self.digits}
+        about |= {} if self.best == "highest" else {"best": self.best}
+        about |= {"needs": list(self.needs)} if self.needs_threshold else {}
         return {"value": value, "revision": self.revision, **({} if self.name in packaged_metrics() else about)}
 
 
@@ -83,8 +100,31 @@ def packaged_metrics() -> dict[str, Metric]:
 
 
 def standard_metrics() -> dict[str, Metric]:
-    """The metrics that every run computes and stores."""
-    return {name: packaged_metrics()[name] for name in packaged_node("metric", "standard")["metrics"]}
+    """What every run computes and stores."""
+    return metric_set("standard")
+
+
+def stored_metrics(holdout: bool) -> dict[str, Metric]:
+    """What every run with these settings computes and stores."""
+    return standard_metrics() | (metric_set("operating") if holdout else {})
+
+
+def metric_set(name: str) -> dict[str, Metric]:
+    """The metrics of one of the package's sets."""
+    return {each: packaged_metrics()[each] for each in packaged_node("metric", name)["metrics"]}
+
+
+def metrics_of_run(config: Mapping[str, Any], holdout: bool) -> dict[str, Metric]:
+    """What `metric=` names, and can be computed.
+
+    Raises:
+        UsageError: see `chosen_metrics`; a metric at a threshold, though no images are held out for one.
+    """
+    chosen = chosen_metrics(config)
+    needing = [name for name, metric in chosen.items() if metric.needs_threshold and not holdout]
+    if needing and "all" not in config["metric"]:
+        raise UsageError(f"metric={needing[0]} needs a threshold, and holdout=0 makes none; give holdout=0.2")
+    return {name: metric for name, metric in chosen.items() if name not in needing}
 
 
 Entries = Iterable[Mapping[str, Mapping[str, Any]]]  # `metrics` of records

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {  # of run keys; a new key's default must be the pre
     "oracle": False,
     "precision": "fp32",
     "regime": {"name": "one_class"},
+    "holdout": None,
 }
 APART = {  # keys of a part's node that are not settings
     "dataset": ("_target_", "about", "name", "title"),

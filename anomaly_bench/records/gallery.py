@@ -66,7 +66,8 @@ def save_pictures(
                 squares.append(heat(maps[index], low, high))
             sheet, buffer = beside(squares), io.BytesIO()
             if maps is not None and masks is not None:
-                draw_outlines(sheet, masks[index], left=PICTURE * (len(squares) - 1))
+                left = PICTURE * (len(squares) - 1)
+                draw_outlines(sheet, masks[index].astype(np.float32), 0.5, (left, 0, left + PICTURE, PICTURE))
             sheet.save(buffer, "PNG", compress_level=1)
             write_atomically(folder / picture_name(kind, rank, images[index]["file"]), buffer.getvalue())
 
@@ -88,20 +89,24 @@ def beside(squares: Sequence[NDArray[np.uint8]]) -> PILImage.Image:
     return sheet
 
 
-def draw_outlines(sheet: PILImage.Image, mask: NDArray[np.bool_], left: int) -> None:
-    """Draw the outline of an (H, W) mask on the square that starts `left` pixels from the left."""
+def draw_outlines(
+    picture: PILImage.Image, values: NDArray[np.floating[Any]], level: float, box: tuple[int, int, int, int]
+) -> None:
+    """Lines around what is above `level` in (H, W) values that cover the (left, top, right, bottom) of a picture."""
     from skimage.measure import find_contours
 
-    if not mask.any():
+    if not (values > level).any():
         return
-    lines = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)  # (V, 2) rows and columns of pixel centres
-    if sum(map(len, lines)) > mask.size / 4:
-        return  # the outline of many specks would hide the map
-    pen = ImageDraw.Draw(sheet)
-    scale = PICTURE / np.array(mask.shape)
+    outside = 2 * level - float(values.max())  # closes lines at the edge
+    lines = find_contours(np.pad(values, 1, constant_values=outside), level)  # (V, 2) rows and columns of pixel centres
+    if sum(map(len, lines)) > values.size / 4:
+        return  # specks: their outlines would hide the map
+    left, top, right, bottom = box
+    sides, pen = np.array([bottom - top, right - left]), ImageDraw.Draw(picture)
     for line in lines:
-        rows, columns = np.clip((line - 0.5) * scale, 0, PICTURE - 1).T
-        pen.line(list(zip((left + columns).tolist(), rows.tolist(), strict=True)), fill=OUTLINE)
+        rows, columns = np.clip((line - 0.5) * (sides / values.shape), 0, sides - 1).T
+        points = list(zip((left + columns).tolist(), (top + rows).tolist(), strict=True))
+        pen.line(points, fill=OUTLINE, width=max(1, int(sides.max()) // 400))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Record:
         metrics: name -> {"value": fraction or None if undefined, "revision": int}.
         curves: name -> {"x": [...], "y": [...]}, at most 500 points.
         images: [{"file": ..., "defect": name or None, "score": ...}] in the test set's order.
+        holdout: the share of the training images that was held out for thresholds; None: no thresholds.
+        thresholds: {"image", "pixel": see `metrics.thresholds`, None where too few images were held out for the rate,
+            "max_false_alarms": the rate, "images": how many were held out}.
+        held_out: [{"file": ..., "score": ..., "peak": largest value of its map or None}], what gives thresholds.
         speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`.
         size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
         cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
@@ -60,7 +64,8 @@ class Record:
         converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
             shown to belong to the files at hand; if not, it keeps its old fingerprint, which no run counts as done}.
 
-    Attributes added later are None in earlier records: unknown, and equal to no known value.
+    Attributes added later are None in earlier records: unknown, and equal to no known value; of `holdout` it is known
+    that nothing was held out.
     """
 
     fingerprint: str
@@ -90,6 +95,9 @@ class Record:
     regime: dict[str, Any] | None = None
     converted: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+    holdout: float | None = None
+    thresholds: dict[str, Any] | None = None
+    held_out: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         self.input.setdefault("filter", FILTER)  # in place: records share it, see `records.outlines`

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 CSV_COLUMNS = (
     *("dataset", "category", "method", "backbone", "seed", "image_auroc", "pixel_auroc", "pro"),
     *("image_ap", "pixel_ap", "image_f1_max", "pixel_f1_max"),
+    *("image_f1", "image_recall", "image_false_alarms", "image_f1_floor", "pixel_f1"),
     *("fps", "latency_ms", "extra_params", "extra_mb", "stored_mb", "fit_s", "peak_ram_mb", "peak_gpu_mb"),
     *("device", "threads", "batch_size", "protocol", "resize", "crop", "filter", "oracle", "precision"),
-    *("fit_images", "test_images", "train_steps", "train_samples", "train_share", "fingerprint"),
+    *("holdout", "max_false_alarms", "image_threshold", "pixel_threshold", "fit_images", "held_out_images"),
+    *("test_images", "train_steps", "train_samples", "train_share", "fingerprint"),
 )
 
 
@@ -32,7 +34,7 @@ def columns_of(records: Iterable[Record]) -> list[str]:
 
 def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str, Any]:
     """The flat row of one record in results.csv, with its latest speed, and any further `columns`."""
-    speed = record.speed[-1] if record.speed else {}
+    speed, limits = record.speed[-1] if record.speed else {}, record.thresholds or {}
     flat: dict[str, Any] = {
         **vars(record),
         **{name: record.value(name) for name in record.metrics},
@@ -45,6 +47,10 @@ def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str
         "crop": "x".join(map(str, record.input["crop"] or [])),
         "filter": record.input["filter"],
         "fit_images": record.counts["fit"],
+        "max_false_alarms": limits.get("max_false_alarms"),
+        "image_threshold": limits.get("image"),
+        "pixel_threshold": limits.get("pixel"),
+        "held_out_images": limits.get("images"),
         "test_images": record.counts["test"],
     }
     return {name: flat.get(name) for name in dict.fromkeys((*CSV_COLUMNS, *columns))}

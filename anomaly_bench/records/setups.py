@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.settings import FILTER, describe_input
+from anomaly_bench.config.settings import FILTER, MAX_FALSE_ALARMS, describe_input
 from anomaly_bench.files import safe_filename
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]:
-    """Group records by dataset, task, protocol, input, oracle and precision, without duplicates.
+    """Group records by dataset, task, protocol, input, oracle, precision and holdout, without duplicates.
 
     Args:
         mixed: group by dataset only.
@@ -23,7 +23,7 @@ def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]
     parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
     for record in records:
         shape, regime = (json.dumps(part, sort_keys=True) for part in (record.input, record.regime))
-        key = (record.dataset, record.protocol, shape, record.oracle, record.precision, regime)
+        key = (record.dataset, record.protocol, shape, record.oracle, record.precision, regime, *holdout_of(record))
         parts[key[:1] if mixed else key][record.identity] = record
     return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
 
@@ -34,6 +34,9 @@ def setup_name(record: Record) -> str:
     parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
     parts += [record.input["filter"]] if record.input["filter"] != FILTER else []
     parts += [record.precision] if record.precision != "fp32" else []
+    share, rate = holdout_of(record)
+    parts += [f"holdout{share:g}"] if share else []
+    parts += [f"alarms{rate:g}"] if rate not in (0, MAX_FALSE_ALARMS) else []
     return safe_filename("-".join([*parts, *(["oracle"] if record.oracle else [])]))
 
 
@@ -55,6 +58,11 @@ def regime_words(record: Record) -> list[str]:
     return [regime["name"], *some, *([str(regime["shots"])] if "shots" in regime else [])]
 
 
+def holdout_of(record: Record) -> tuple[float, float]:
+    """The share of the training images held out for thresholds, and the rate of false alarms; 0, 0: none."""
+    return record.holdout or 0.0, (record.thresholds or {}).get("max_false_alarms", 0.0)
+
+
 def describe(record: Record) -> str:
     """'input 256×256, crop 224×224, protocol unified', and any other non-default part of the setup."""
     parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]
@@ -62,6 +70,9 @@ def describe(record: Record) -> str:
         parts.append(f"task {' '.join(words)}")
     if record.precision != "fp32":
         parts.append(record.precision)
+    share, rate = holdout_of(record)
+    if share:
+        parts.append(f"holdout {share:g} (thresholds at {100 * rate:g}% false alarms)")
     if record.oracle:
         parts.append("oracle (settings chosen on the test images)")
     return ", ".join(parts)

@@ -20,8 +20,9 @@ from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
+from anomaly_bench.metrics import thresholds
 from anomaly_bench.metrics.metrics import evaluate
-from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
+from anomaly_bench.metrics.registry import metrics_of_run, stored_metrics
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.records import gallery
 from anomaly_bench.records.provenance import provenance
@@ -57,7 +58,8 @@ class Evaluator:
         self, config: Mapping[str, Any], weights: Mapping[str, Weights], settings: Settings, reporter: Reporter
     ) -> None:
         self.config, self.settings, self.reporter = config, settings, reporter
-        self.metrics = standard_metrics() | chosen_metrics(config)
+        holdout = settings.holdout > 0
+        self.metrics = stored_metrics(holdout) | metrics_of_run(config, holdout)
         self.device = set_up(settings.device, settings.threads, settings.precision)
         self.ledger = ExtractionLog(self.device)
         self.weights = weights
@@ -155,7 +157,8 @@ class Evaluator:
         name = job.task.name
         self.require_memory(job)
         pixels = self.pixels(job, job.task.fit, "training")
-        held_out = self.pixels(job, job.task.validation, "validation") if job.task.validation else None
+        validation = () if self.settings.holdout else job.task.validation  # no fit sees what thresholds are made from
+        held_out = self.pixels(job, validation, "validation") if validation else None
         seed = zlib.crc32(f"{self.settings.seed}/{name}".encode())
         method = self.new_method()
         self.ledger.work = ExtractionCost()
@@ -180,6 +183,7 @@ class Evaluator:
         self.ledger.work = replace(fitted.work)
         if self.settings.oracle:
             fitted.method.oracle(self.batches(rows))
+        held_out = self.held_out(job, test, fitted.method)
         with self.ledger.stopwatch() as elapsed:
             scores, maps = self.score(fitted.method, rows)
         cost = {**fitted.cost, "score_s": elapsed()}
@@ -188,10 +192,13 @@ class Evaluator:
         cost |= {"device": devices.device_name(str(self.device)), "threads": self.settings.threads}
         masks = job.masks(images) if maps is not None else None
         labels = np.array([image.label is not None for image in images])
-        result = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
+        limits = held_out.get("thresholds") or {}
+        outcome = Outcome(labels, scores, maps, masks, limits.get("image"), limits.get("pixel"))
+        result = evaluate(outcome, self.metrics)
         expected = job.expected[test]
         record = replace(
             expected,
+            **held_out,
             metrics=result.entries,
             curves=result.curves,
             counts={**expected.counts, "maps": 0 if maps is None else len(maps)},
@@ -211,8 +218,25 @@ class Evaluator:
         if self.settings.save_maps and maps is not None:
             saved_model.save_maps(folder, maps)
         if self.settings.save_model:
-            saved_model.save_model(folder, fitted.method, job)
+            saved_model.save_model(folder, fitted.method, job, record)
         return record
+
+    def held_out(self, job: Job, test: str, method: Method) -> dict[str, Any]:
+        """A record's `thresholds` and the `held_out` images they are made from; nothing where none are held out."""
+        images = job.held_out(test)
+        if not images:
+            return {}
+        pixels = self.pixels(job, images, "held-out")
+        scores, maps = self.score(method, self.rows(job, images, pixels))
+        peaks = [None] * len(images) if maps is None else maps.max(axis=(1, 2)).tolist()
+        found = [
+            {"file": image.id, "score": float(score), "peak": peak}
+            for image, score, peak in zip(images, scores, peaks, strict=True)
+        ]
+        rate = self.settings.max_false_alarms
+        if lack := thresholds.shortage(len(images), rate):
+            self.reporter.warn(f"{job.task.name}: {lack}")
+        return {"held_out": found, "thresholds": thresholds.thresholds_of(found, rate)}
 
     def score(self, method: Method, rows: ImageSet) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches."""

@@ -22,8 +22,9 @@ from anomaly_bench.data.anomaly_maps import map_names, write_about
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import centred
 from anomaly_bench.data.overlays import common_scale, overlay
-from anomaly_bench.errors import DataError
+from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import relative
+from anomaly_bench.metrics.thresholds import shortage, thresholds_of
 from anomaly_bench.protocol import to_tensor
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Folder:
         self.title = about["method"]["about"]["title"] + (f" on {backbone['about']['title']}" if backbone else "")
         self.input = about["input"]
         (self.resize, self.crop), self.filter = input_size(self.input), resize_filter(self.input)
+        self.thresholds: Mapping[str, Any] = about.get("thresholds") or {}
         self.names = dict(zip(files, map_names([self.name(file) for file in files]), strict=True))
         self.failed = 0
         self.scored: list[tuple[float, str]] = []
@@ -170,11 +172,12 @@ class Folder:
     def draw(self, maps: Path) -> None:
         """All overlays, on one scale."""
         low, high = self.wanted.scale or common_scale(self.ends)
+        threshold = self.thresholds.get("pixel")
 
         def draw_one(file: Path) -> None:
             values = np.load(maps / f"{self.names[file]}.npy")
             path = made_folder(self.wanted.out / "overlays" / f"{self.names[file]}.png")
-            overlay(file, values, low, high, self.resize, self.crop).save(path, compress_level=1)
+            overlay(file, values, low, high, self.resize, self.crop, threshold).save(path, compress_level=1)
 
         with self.reporter.stage("overlays", len(self.mapped)) as advance:
             for _, futures in ahead(self.pool, draw_one, chunks(self.mapped, self.wanted.batch_size)):
@@ -183,6 +186,11 @@ class Folder:
                         future.result()
                     advance(1)
         self.reporter.say(f"overlays: all on one colour scale, from {low:.4g} (dark) to {high:.4g} (light)")
+        if self.thresholds:
+            count, rate = self.thresholds["images"], self.thresholds["max_false_alarms"]
+            where = "no outlines" if threshold is None else f"outlines at {threshold:.4g}"
+            why = shortage(count, rate) or f"at most {100 * rate:g}% false alarms, by {count} held-out normal images"
+            self.reporter.say(f"overlays: {where} ({why})")
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
@@ -196,6 +204,22 @@ class Folder:
         except DataError as error:
             self.failed += 1
             self.reporter.fail(str(error), error)
+
+
+def thresholds_at(about: Mapping[str, Any], max_false_alarms: float | None) -> dict[str, Any]:
+    """The thresholds of a model's `model.yaml`, at another rate if one is given; empty: it was fitted without any.
+
+    Raises:
+        UsageError: a rate is given, and there is nothing to make thresholds from.
+    """
+    if max_false_alarms is None:
+        return about.get("thresholds") or {}
+    if not about.get("held_out"):
+        raise UsageError(
+            f"max_false_alarms={max_false_alarms:g}: the model was fitted without held-out images; fit it with "
+            "holdout=0.2 save_model=true"
+        )
+    return thresholds_of(about["held_out"], max_false_alarms)
 
 
 def made_folder(path: Path) -> Path:

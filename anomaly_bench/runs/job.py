@@ -104,6 +104,13 @@ class Job:
         """The name under which a run claims this job."""
         return "--".join(self.first.path.with_suffix("").parts[1:])
 
+    def held_out(self, test: str) -> tuple[Sample, ...]:
+        """The normal images that a test set's thresholds are made from; of several categories those of its own."""
+        images = self.task.validation if self.settings.holdout else ()
+        categories = self.regime.get("categories", ())
+        own = tuple(f"{name}/" for name in categories if f"{test}/".startswith(f"{name}/"))
+        return tuple(image for image in images if image.id.startswith(own)) if own else images
+
     def decode(self) -> None:
         """Fill the store; errors are reported later, when the pixels are read."""
         with contextlib.suppress(DataError, MemoryError):
@@ -143,6 +150,7 @@ class Job:
                 "defects": sum(image.label is not None for image in tested),
             },
             regime=dict(self.regime),
+            holdout=settings.holdout or None,
             config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
         )
         files = files_of(self.task, self.digests, test)
@@ -214,7 +222,7 @@ def make_job(
         UsageError: the method reads planes that the images do not have.
     """
     parts = {category: read_planes(dataset.task(category), config) for category in categories or [name]}
-    task = make_task(settings.regime, name, parts, settings.seed)
+    task = make_task(settings.regime, name, parts, settings.seed, settings.holdout)
     if not task.fit and not config["method"].get("zero_shot", False):
         raise DataError(
             f"{name}: no training images, but method={config['method']['name']} learns from normal images; add some, "

@@ -20,6 +20,8 @@ from anomaly_bench.data.geometry import Frame, has_masks
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import digest, tree
 from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.metrics.registry import find_metric
+from anomaly_bench.metrics.thresholds import thresholds_of
 from anomaly_bench.protocol import Outcome
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.records.setups import describe
@@ -108,12 +110,14 @@ class KeptMaps:
             )
         resize, crop = input_size(record.input)
         maps, masks = None, None
-        if record.localises and any(metric.needs for metric in self.metrics.values()):
+        if record.localises and any(metric.needs_maps for metric in self.metrics.values()):
             masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
             maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
         scores = np.array([each["score"] for each in record.images], np.float32)
         labels = np.array([image.label is not None for image in images])
-        result = evaluate(Outcome(labels, scores, maps, masks), self.metrics)
+        limits = record.thresholds or {}
+        outcome = Outcome(labels, scores, maps, masks, limits.get("image"), limits.get("pixel"))
+        result = evaluate(outcome, self.metrics)
         self.compare(path, record, result)
         maker = self.makers[path]
         return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), result)]
@@ -122,6 +126,8 @@ class KeptMaps:
         """Report values that changed, and report (or with `update` write) those missing from the record or outdated."""
         stale, changed = [], []
         for name, entry in result.entries.items():
+            if self.metrics[name].needs_threshold and not record.thresholds:
+                continue  # it is shown as undefined
             held = record.metrics.get(name)
             if held is None or held["revision"] != entry["revision"]:
                 stale.append(name)
@@ -140,6 +146,15 @@ class KeptMaps:
             self.reporter.warn(
                 f"{path.stem}: {', '.join(stale)} missing from the record or outdated; update=true fixes it"
             )
+
+
+def at_rate(record: Record, max_false_alarms: float) -> Record:
+    """A record with thresholds at this rate, without the metrics at another; the same where it has no thresholds."""
+    if not record.thresholds or not record.held_out or record.thresholds["max_false_alarms"] == max_false_alarms:
+        return record
+    known = {name: find_metric(name, [record.metrics]) for name in record.metrics}
+    kept = {name: record.metrics[name] for name, each in known.items() if not (each and each.needs_threshold)}
+    return replace(record, metrics=kept, thresholds=thresholds_of(record.held_out, max_false_alarms))
 
 
 def same(one: float | None, other: float | None) -> bool:

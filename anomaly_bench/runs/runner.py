@@ -21,12 +21,12 @@ from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.errors import DataError, UsageError, reason
 from anomaly_bench.hardware import devices, timing
-from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
+from anomaly_bench.metrics.registry import metric_set, metrics_of_run, standard_metrics
 from anomaly_bench.records import failures, load, save
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.runs import leases
 from anomaly_bench.runs.job import make_job
-from anomaly_bench.runs.kept_maps import KeptMaps
+from anomaly_bench.runs.kept_maps import KeptMaps, at_rate
 from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class Runner:
         self.missing = [name for name in self.categories if name not in available]
         self.tasks = task_names(self.settings.regime, self.dataset, self.categories)
         self.weights = find_weights(self.config)
-        self.metrics = chosen_metrics(config)
-        shown = None if self.metrics.keys() <= standard_metrics().keys() <= self.metrics.keys() else list(self.metrics)
+        self.metrics = metrics_of_run(config, self.settings.holdout > 0)
+        shown = None if self.metrics.keys() == standard_metrics().keys() else list(self.metrics)
         self.summary = Summary(self.settings, cells=shown)
         self.waited: set[str] = set()  # categories reported as busy
         self.damaged: set[Path] = set()  # records reported as damaged
@@ -238,12 +238,14 @@ class Runner:
         return worked
 
     def with_metrics(self, record: Record, where: str) -> Record:
-        """A record with the metrics `metric=` adds, from image scores or stored maps; warns if those are missing."""
-        lacking = {name: each for name, each in self.metrics.items() if not each.is_in(record.metrics)}
+        """A record with what `metric=` and `max_false_alarms=` ask for; warns if stored maps are missing for that."""
+        record = at_rate(record, self.settings.max_false_alarms)
+        wanted = self.metrics | (metric_set("operating") if record.thresholds else {})
+        lacking = {name: each for name, each in wanted.items() if not each.is_in(record.metrics)}
         path = self.settings.results / record.path
         if record.localises and not (path.with_suffix("") / "maps.npy").is_file():
-            unknown = [name for name, metric in lacking.items() if metric.needs]
-            lacking = {name: metric for name, metric in lacking.items() if not metric.needs}
+            unknown = [name for name, metric in lacking.items() if metric.needs_maps]
+            lacking = {name: metric for name, metric in lacking.items() if not metric.needs_maps}
             if unknown:
                 hint = "save_maps=true overwrite=true stores them"
                 self.reporter.warn(f"{where}: no stored maps to compute {', '.join(unknown)} from; {hint}")

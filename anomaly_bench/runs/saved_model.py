@@ -26,6 +26,7 @@ from anomaly_bench.records.content import About as PartAbout
 from anomaly_bench.records.content import Input, Side, Text, convert
 
 if TYPE_CHECKING:
+    from anomaly_bench.records.record import Record
     from anomaly_bench.runs.job import Job
 
 
@@ -58,8 +59,11 @@ def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
     write_atomically(folder / "maps.npy", buffer.getvalue())
 
 
-def save_model(folder: Path, method: nn.Module, job: Job) -> None:
-    """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what else `load_model` needs)."""
+def save_model(folder: Path, method: nn.Module, job: Job, record: Record) -> None:
+    """`model.safetensors` (parameters and stored statistics) and `model.yaml` (what else `load_model` needs).
+
+    With held-out images, `model.yaml` has the thresholds and the scores that they are made from.
+    """
     state = {name: value.contiguous().cpu() for name, value in method.state_dict().items()}
     backbone = job.config["backbone"]
     about = {
@@ -71,6 +75,9 @@ def save_model(folder: Path, method: nn.Module, job: Job) -> None:
         "input": job.settings.input,
         "channels": job.task.channels,
     }
+    if record.held_out:
+        values = [{"score": image["score"], "peak": image["peak"]} for image in record.held_out]
+        about |= {"thresholds": record.thresholds, "held_out": values}
     write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
     write_atomically(folder / "model.yaml", OmegaConf.to_yaml(OmegaConf.create(about)))
 

@@ -26,18 +26,20 @@ def task_names(regime: Mapping[str, Any], dataset: Dataset, categories: Sequence
     return {"all" if every else some: list(categories)}
 
 
-def make_task(regime: Mapping[str, Any], name: str, parts: Mapping[str, Task], seed: int) -> Task:
+def make_task(regime: Mapping[str, Any], name: str, parts: Mapping[str, Task], seed: int, holdout: float = 0.0) -> Task:
     """A task of `task_names`.
 
     Args:
         parts: the dataset's tasks for the categories.
+        holdout: see `hold_out`.
 
     Raises:
-        DataError: fewer normal images than shots; categories with different planes.
+        DataError: fewer normal images than shots, or than can be held out; categories with different planes.
     """
     if regime["name"] == "multi_class":
-        return joined_task(name, parts)
-    return few_shot(parts[name], regime["shots"], seed) if regime["name"] == "few_shot" else parts[name]
+        return joined_task(name, {category: hold_out(part, holdout, seed) for category, part in parts.items()})
+    task = few_shot(parts[name], regime["shots"], seed) if regime["name"] == "few_shot" else parts[name]
+    return hold_out(task, holdout, seed)
 
 
 def joined_task(name: str, parts: Mapping[str, Task]) -> Task:
@@ -72,3 +74,20 @@ def few_shot(task: Task, shots: int, seed: int) -> Task:
         )
     drawn = np.random.default_rng(zlib.crc32(f"{seed}/{task.name}".encode())).permutation(len(task.fit))[:shots]
     return replace(task, fit=tuple(task.fit[index] for index in sorted(drawn)))
+
+
+def hold_out(task: Task, share: float, seed: int) -> Task:
+    """The task with a share of its training images, at least one, as its validation set: the same for all methods.
+
+    A dataset's own validation set serves instead, and all training images stay.
+    """
+    if not share or task.validation:
+        return task
+    if len(task.fit) < 2:
+        raise DataError(f"{task.name}: holdout={share:g} of {len(task.fit)} training images; expected at least 2")
+    count = min(max(1, round(share * len(task.fit))), len(task.fit) - 1)
+    order = np.random.default_rng(zlib.crc32(f"{seed}/{task.name}/holdout".encode())).permutation(len(task.fit))
+    held_out, rest = sorted(order[:count]), sorted(order[count:])
+    return replace(
+        task, fit=tuple(task.fit[index] for index in rest), validation=tuple(task.fit[index] for index in held_out)
+    )

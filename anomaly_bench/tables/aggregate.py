@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.metrics.registry import find_metric
+from anomaly_bench.metrics.thresholds import shortage
 from anomaly_bench.published import PRINTED_DASH
 from anomaly_bench.records.setups import describe
 from anomaly_bench.tables import papers
@@ -108,7 +109,18 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
         return facts
     oldest = min(record.metrics[name]["revision"] for record in records)
     outdated = f"outdated (revision {oldest}, now {metric.revision})" if oldest < metric.revision else ""
-    return {**facts, "metric": outdated, "budget": item.entry.budget if item.entry else ""}
+    held_out = {"held_out": _held_out_fact(records)} if metric.needs_threshold else {}
+    return {**facts, "metric": outdated, "budget": item.entry.budget if item.entry else "", **held_out}
+
+
+def _held_out_fact(records: Sequence[Record]) -> str:
+    """'thresholds from 42 to 43 held-out normal images a category'."""
+    limits = [record.thresholds for record in records if record.thresholds]
+    least, most = (choose(each["images"] for each in limits) for choose in (min, max))
+    few = any(shortage(each["images"], each["max_false_alarms"]) for each in limits)
+    images = f"{least}" if least == most else f"{least} to {most}"
+    fewer = ", fewer than 1 / max_false_alarms" if few else ""
+    return f"thresholds from {images} held-out normal images a category{fewer}"
 
 
 def _status_fact(method: str) -> str:

@@ -47,8 +47,8 @@ def build_tables(
         mixed: records of different setups share a table and are marked.
 
     Raises:
-        UsageError: an unknown metric; a source the layout does not have; a paper's table with several setups that
-            may not be mixed.
+        UsageError: an unknown metric; no record that the layout is for; a source the layout does not have; a paper's
+            table with several setups that may not be mixed.
     """
     if source not in TABLE_SOURCES:
         raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
@@ -56,7 +56,9 @@ def build_tables(
         raise UsageError(f"source={source}: {layout.name} is not a paper's table; expected source=measured")
     if layout.published and references is None:
         references = published.load_references(layout.published)
-    found = list(records)
+    found = [record for record in records if record.holdout or not layout.holdout]
+    if layout.holdout and not found:
+        raise UsageError(f"{layout.name}: no record has thresholds from held-out images; run with holdout=0.2")
     measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]

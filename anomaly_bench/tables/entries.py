@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.records.setups import regime_words
+from anomaly_bench.records.setups import holdout_of, regime_words
 from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
 from anomaly_bench.tables.schedule import reduced_budget
 
@@ -133,6 +133,7 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
             record.precision,
             id(record.input),
             str(record.regime),
+            holdout_of(record),
         )
         if alike not in keys:
             keys[alike] = json.dumps(settings_of(record), sort_keys=True, default=str)
@@ -164,6 +165,8 @@ def settings_of(record: Record) -> dict[str, Any]:
     method |= {"revision": about["revision"]} if "revision" in about else {}
     setup = [(name, getattr(record, name)) for name in ("protocol", "oracle", "precision")]
     setup.append(("task", "-".join(regime_words(record)) or "one_class"))
+    if record.holdout:
+        setup += zip(("holdout", "max_false_alarms"), holdout_of(record), strict=True)
     setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop", "filter")]
     return dict((*_flat(method, ""), *_flat(record.config.get("backbone"), "backbone."), *setup))
 

@@ -62,6 +62,7 @@ class Measurement:
     def setup(self) -> str:
         one = self.records[0]
         parts = [one.titles.get("backbone") or one.backbone, describe_input(one.input)]
+        parts += [f"holdout {one.holdout:g}"] if one.holdout else []
         return ", ".join([*parts, *(["oracle"] if one.oracle else [])])
 
     @property
@@ -217,7 +218,7 @@ def measurements(records: Iterable[Record]) -> list[Measurement]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         settings = {**record.config["method"], "about": record.config["method"]["about"]["revision"], "seed": None}
-        key = [record.dataset, record.backbone, record.input, record.oracle, record.precision, settings]
+        key = [record.dataset, record.backbone, record.input, record.oracle, record.precision, record.holdout, settings]
         groups[json.dumps(key, sort_keys=True, default=str)].append(record)
     return [Measurement(groups[key]) for key in sorted(groups)]
 

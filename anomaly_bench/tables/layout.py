@@ -67,6 +67,7 @@ class Layout:
         labels: category, or mean as in `published.MEANS` -> label in the paper's table.
         second: whether the second best is underlined.
         scale, digits, deviation: defaults for cells.
+        holdout: only of records with thresholds from held-out images.
         notes: printed under every table of measured values.
     """
 
@@ -82,6 +83,7 @@ class Layout:
     scale: float = 1.0
     digits: int = 1
     deviation: bool = False
+    holdout: bool = False
     notes: list[str] = field(default_factory=list)
 
     def measure(self, cell: Any, entries: Entries = ()) -> Column:
@@ -96,7 +98,8 @@ class Layout:
         if metric and metric.name not in packaged_metrics():
             known |= {"scale": metric.scale, "digits": metric.digits}
         known["title"] = metric.title if metric else str(name)
-        known["best"] = "" if name in (*SPEEDS, *SIZES, *COSTS, *TEXTS) else "highest"
+        unranked = name in (*SPEEDS, *SIZES, *COSTS, *TEXTS)
+        known["best"] = metric.best if metric else "" if unranked else "highest"
         made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
         return made
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
-DISAGREEMENTS = ("backbone", "input", "machine", "oracle", "task")
+DISAGREEMENTS = ("backbone", "input", "machine", "oracle", "task", "holdout")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
 def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Column) -> dict[str, str]:
     """Footnotes by kind: why a published value is not comparable with records like `sample`."""
     found = {"oracle": "measured with settings chosen on the test images"} if sample.oracle else {}
+    if sample.holdout:
+        found["holdout"] = f"fitted without the {sample.holdout:g} of the training images that thresholds are made from"
     if words := regime_words(sample):
         found["task"] = f"task {' '.join(words)} (published: one model for each category)"
     if (printed.backbone or "none") != sample.backbone:

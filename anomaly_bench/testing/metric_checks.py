@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.metrics.registry import Metric, chosen_metrics
 from anomaly_bench.protocol import Outcome
 
+ARRAYS = ("labels", "scores", "maps", "masks")  # of an outcome
 CLOSE = 1e-9  # between two orders of summation
 
 
@@ -49,11 +51,17 @@ def outcomes() -> Iterator[Outcome]:
         maps = random.normal(size=masks.shape) + masks
         if levels:
             scores, maps = (np.floor(levels * (each - each.min()) / np.ptp(each) / 1.0001) for each in (scores, maps))
-        yield Outcome(labels, scores, maps.astype(np.float32), masks)
+        yield Outcome(labels, scores, maps.astype(np.float32), masks, between(scores), between(maps))
+
+
+def between(values: NDArray[Any]) -> float:
+    """A threshold that no value ties with, about in the middle."""
+    distinct = np.append(np.unique(values), np.max(values) + 1)
+    return float(distinct[(len(distinct) - 1) // 2 :][:2].mean())
 
 
 def outcome_arrays(outcome: Outcome) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    return tuple(np.asarray(each) for each in (outcome.labels, outcome.scores, outcome.maps, outcome.masks))  # type: ignore[return-value]
+    return tuple(np.asarray(getattr(outcome, name)) for name in ARRAYS)  # type: ignore[return-value]
 
 
 def check_range(metric: Metric) -> None:
@@ -67,7 +75,10 @@ def check_range(metric: Metric) -> None:
 def check_monotone(metric: Metric) -> None:
     for outcome in outcomes():
         labels, scores, maps, masks = outcome_arrays(outcome)
-        raised = Outcome(labels, np.exp(scores / 3) - 7, np.exp(maps.astype(np.float64) / 3) - 7, masks)
+        maps = maps.astype(np.float64)
+        limits = np.array([outcome.image_threshold, outcome.pixel_threshold], np.float64)
+        scores, maps, (image, pixel) = (np.exp(each / 3) - 7 for each in (scores, maps, limits))
+        raised = Outcome(labels, scores, maps, masks, float(image), float(pixel))
         one, two = value_of(metric, outcome), value_of(metric, raised)
         assert equal_values(one, two), (
             f"{one}, and {two} of a strictly increasing function of all scores: use ranks only"
@@ -77,7 +88,7 @@ def check_monotone(metric: Metric) -> None:
 def check_ties(metric: Metric) -> None:
     for outcome in outcomes():
         order = np.random.default_rng(0).permutation(len(outcome.labels))
-        mixed = Outcome(*(each[order] for each in outcome_arrays(outcome)))
+        mixed = replace(outcome, **{name: np.asarray(getattr(outcome, name))[order] for name in ARRAYS})
         one, two = value_of(metric, outcome), value_of(metric, mixed)
         assert equal_values(one, two), f"{one}, and {two} of the images in another order: tied scores are one threshold"
 
@@ -94,10 +105,10 @@ def check_undefined(metric: Metric) -> None:
     labels, scores, maps, masks = outcome_arrays(next(outcomes()))
     if metric.needs:
         value = value_of(metric, Outcome(labels, scores, None, None))
-        assert value is None, f"{value} without maps and masks, expected None"
+        assert value is None, f"{value} without maps, masks and thresholds, expected None"
     for kind in (True, False):
         chosen = labels == kind
-        value_of(metric, Outcome(labels[chosen], scores[chosen], maps[chosen], masks[chosen]))  # None or a number
+        value_of(metric, Outcome(labels[chosen], scores[chosen], maps[chosen], masks[chosen], 0.0, 0.0))  # or None
 
 
 def check_brute_force(metric: Metric, brute_force: Callable[..., float]) -> None:

@@ -248,6 +248,15 @@ def test_method_reads_the_planes_named_in_its_yaml(tmp_path):
     assert run(tmp_path, scans, both["method"])["test"].value("pixel_auroc") == 1
 
 
+def test_a_validation_set_of_its_own_gives_the_thresholds(tmp_path):
+    chosen = method(Deviation, planes=["depth"])
+    record = run(tmp_path, scans, chosen, "holdout=0.2", "max_false_alarms=0.4")["test"]
+    assert (record.counts["fit"], record.cost["validation"]) == (5, 0), "none is split off, and no fit sees them"
+    assert [each["file"] for each in record.held_out] == ["validation/rgb/10.png", "validation/rgb/11.png"]
+    assert record.thresholds["pixel"] == max(each["peak"] for each in record.held_out)
+    assert record.fingerprint != run(tmp_path, scans, chosen)["test"].fingerprint
+
+
 def test_only_planes_in_use_are_hashed(tmp_path):
     before = run(tmp_path, scans, method(Deviation))["test"].fingerprint
     tifffile.imwrite(tmp_path / "data" / "train" / "xyz" / "0.tiff", surface(99, False), photometric="rgb")

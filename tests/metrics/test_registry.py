@@ -40,7 +40,7 @@ def conf(tmp_path_factory):
 def test_standard_metrics_and_their_order():
     assert list(standard_metrics()) == list(chosen_metrics(compose("config", [])))
     assert len(standard_metrics()) == 7
-    sets = {"standard", "localisation", "all"}
+    sets = {"standard", "localisation", "operating", "all"}
     assert packaged_metrics().keys() == set(choices("metric", [conf_folder()])) - sets
     assert list(chosen_metrics(compose("config", ["metric=all"]))) == list(packaged_metrics())
     for name, metric in packaged_metrics().items():

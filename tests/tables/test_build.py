@@ -527,6 +527,40 @@ def timed(fps: float, method: str = "padim", task: str = "bottle", **others: Any
     return record(task=task, method=method, **{"speed": [speed], **others})
 
 
+def test_operating_points() -> None:
+    """F1 is ranked, false alarms and the floor are not; the number of held-out images is said; a setup of its own."""
+    names = ("image_f1", "image_recall", "image_false_alarms", "image_f1_floor", "image_f1_max")
+    values = {"draem": (0.7, 0.6, 0.0, 0.85, 0.95), "padim": (0.8, 0.7, 0.1, 0.85, 0.9)}
+    limits = {"image": 1.0, "pixel": 1.0, "max_false_alarms": 0.05}
+    held_out = [
+        record(
+            method=method,
+            task=task,
+            metrics={name: {"value": value, "revision": 1} for name, value in zip(names, values[method], strict=True)},
+            holdout=0.2,
+            thresholds={**limits, "images": images},
+        )
+        for method in values
+        for task, images in (("bottle", 42), ("zipper", 48))
+    ]
+    grid = only([*SMALL, *held_out], load_layout("operating", [FOLDER]))
+    assert "holdout 0.2 (thresholds at 5% false alarms)" in grid.caption
+    assert texts(grid) == {
+        "draem WRN50": ["70.0", "60.0", "0.0", "95.0*", "85.0", "–", "–"],
+        "PaDiM WRN50": ["80.0*", "70.0*", "10.0", "90.0", "85.0", "–", "–"],
+    }
+    notes = " ".join(text for _, text in grid.notes)
+    assert "Thresholds from 42 to 48 held-out normal images a category." in notes
+    few = [dataclasses.replace(each, thresholds={**limits, "images": 19}) for each in held_out]
+    notes = " ".join(text for _, text in only(few, load_layout("operating", [FOLDER])).notes)
+    assert "Thresholds from 19 held-out normal images a category, fewer than 1 / max_false_alarms." in notes
+    with pytest.raises(UsageError, match=r"no record has thresholds from held-out images; run with holdout=0\.2"):
+        only(SMALL, load_layout("operating", [FOLDER]))
+    strict = [dataclasses.replace(each, thresholds={**limits, "max_false_alarms": 0.1}) for each in held_out]
+    both = setups([*held_out, record(), *strict])
+    assert [len(part) for part in both] == [1, 4, 4]
+
+
 def test_complexity() -> None:
     size = {"extra_params": 41_300_000, "extra_mb": 165.2, "stored_mb": 0.0}
     records = [timed(10, task=task) for task in ("bottle", "cable")]

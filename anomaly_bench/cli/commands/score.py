@@ -18,7 +18,10 @@ from anomaly_bench.errors import Exit, UsageError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-MODEL_KEYS = ("images", "weights", "save_maps", "save_overlays", "scale", "device", "batch_size")  # of score model=
+MODEL_KEYS = (  # of score model=
+    *("images", "weights", "save_maps", "save_overlays", "scale"),
+    *("max_false_alarms", "device", "batch_size"),
+)
 MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # of score maps=
 
 

@@ -2,7 +2,7 @@
 
     out/scores.csv              file, score: each image's path below `images` and its raw score, higher = more anomalous
     out/maps/<image>.npy        its anomaly map, float32 (H, W) of the model's input (within the crop, if it has one)
-    out/overlays/<image>.png    the heat map over the image
+    out/overlays/<image>.png    the heat map over the image, outlined at the model's pixel threshold if it has one
 
 Images are read as in a run: grey repeated, alpha dropped, 16 bits scaled to 8, resized and cropped as when the model
 was fitted. The same files in the same batches get bit-identical scores. The whole folder shares one colour scale
@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.config.settings import existing_folder, new_folder, truth, whole_number
+from anomaly_bench.config.settings import existing_folder, new_folder, share, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.errors import UsageError
 from anomaly_bench.files import image_files, tree
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
-from anomaly_bench.runs.folder_scoring import Folder, Wanted
+from anomaly_bench.runs.folder_scoring import Folder, Wanted, thresholds_at
 
 
 def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> bool:
@@ -43,6 +43,8 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     from anomaly_bench.runs import saved_model
 
     about = saved_model.read_about(wanted.model, folders)
+    rate = None if values["max_false_alarms"] is None else share(values, "max_false_alarms")
+    about["thresholds"] = thresholds_at(about, rate)
     device = torch_setup.set_up(wanted.device, wanted.threads, about["precision"])
     method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders))
     new_folder(values, "out")

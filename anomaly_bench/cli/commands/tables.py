@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.runner import Summary
     from anomaly_bench.tables.layout import Layout
 
-AFTER_RUN = ("per_class", "complexity")
+AFTER_RUN = ("per_class", "operating", "complexity")
 DEVIATION = "±: sample standard deviation over seeds; for means over categories, of that mean."
 
 
@@ -46,6 +46,8 @@ def write_tables(summary: Summary) -> None:
     for part in setups(known):
         cells = [name for name in summary.cells or () if find_metric(name, (record.metrics for record in part))]
         for layout in layouts:
+            if layout.holdout and not part[0].holdout:
+                continue
             path, made = results / "tables" / setup_name(part[0]) / layout.name, build_tables(part, layout)
             for kind in ("md", "latex"):
                 files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), draw(made, kind))
@@ -152,4 +154,5 @@ def _overrides(record: Record) -> str:
     other = record.protocol != "paper" and record.input["filter"] != FILTER
     parts += [f"input.filter={record.input['filter']}"] if other else []
     parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
+    parts += [f"holdout={record.holdout:g}"] if record.holdout else []
     return " ".join([*parts, *(["oracle=true"] if record.oracle else [])])

@@ -23,6 +23,7 @@ from anomaly_bench.data import overlays as overlays_module
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.protocol import to_tensor
+from anomaly_bench.records.gallery import OUTLINE
 from anomaly_bench.runs import folder_scoring, saved_model
 
 SETTINGS = ("dataset=folder", "input.resize=64", "input.crop=48", "speed=false", "gallery=0", "save_model=true")
@@ -232,6 +233,46 @@ def test_overlay_is_drawn_only_within_the_crop(tmp_path):
     assert (flat == 100).all()
 
 
+def outlined(picture):
+    return np.all(np.asarray(picture) == OUTLINE, axis=-1)
+
+
+def test_an_overlay_outlines_what_is_above_the_threshold(tmp_path):
+    save(np.full((100, 200, 3), 100, np.uint8), tmp_path / "image.png")
+    values = np.zeros((40, 40), np.float32)
+    values[:20, 10:30] = 9  # up to the upper edge of the crop, which is at (10, 20) of (100, 200) and 80 x 160 large
+    keys = ((50, 50), (40, 40))
+    shown = outlined(overlays_module.overlay(tmp_path / "image.png", values, 0, 9, *keys, threshold=4.5))
+    rows, columns = np.nonzero(shown)
+    edges = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1])
+    assert np.abs(edges - (10, 50, 60, 140)).max() <= 2
+    assert not shown[15:45, 66:134].any()
+    for threshold in (9.0, None):
+        assert not outlined(overlays_module.overlay(tmp_path / "image.png", values, 0, 9, *keys, threshold)).any()
+
+
+def test_a_model_of_held_out_images_outlines_defects(models, command, tmp_path):
+    root, _ = models
+    run = [f"data_root={root}", f"results={tmp_path / 'r'}", "holdout=0.5", "max_false_alarms=0.3"]
+    status, _, err = command(*SETTINGS, *METHODS["padim"], *run)
+    assert status == 0, err
+    (record,) = records.load_all(tmp_path / "r")[0]
+    folder = tmp_path / "r" / record.path.with_suffix("")
+    words = ["score", f"model={folder}", f"images={root / 'cog' / 'test'}"]
+    status, _, err = command(*words, f"out={tmp_path / 'out'}")
+    assert status == 0, err
+    threshold = record.thresholds["pixel"]
+    assert f"overlays: outlines at {threshold:.4g} (3 held-out images; max_false_alarms=0.3 needs 4" in err
+    for name in (f"{kind}/{number:03}" for kind in ("good", "spot") for number in range(3)):
+        above = (np.load(tmp_path / "out" / "maps" / f"{name}.npy") > threshold).any()
+        assert outlined(Image.open(tmp_path / "out" / "overlays" / f"{name}.png")).any() == above
+        assert above or name.startswith("good")
+    middle = sorted(each["peak"] for each in record.held_out)[1]
+    status, _, err = command(*words, f"out={tmp_path / 'other'}", "max_false_alarms=0.6")
+    assert f"overlays: outlines at {middle:.4g} (at most 60% false alarms, by 3 held-out normal images)" in err
+    assert "no outlines (3 held-out images" in command(*words, f"out={tmp_path / 'few'}", "max_false_alarms=0.05")[2]
+
+
 def test_overlay_size_is_limited(tmp_path):
     save(np.zeros((10, 3 * overlays_module.LONGEST_SIDE, 3), np.uint8), tmp_path / "image.png")
     picture = overlays_module.overlay(tmp_path / "image.png", np.ones((8, 8), np.float32), 0, 1, (8, 8), None)
@@ -327,6 +368,8 @@ def test_wrong_usage(padim, models, command, tmp_path):
         (model, images, out, "input.resize=64"): "input has no effect with model=DIR",
         (model, images, out, "batch_size=0"): "batch_size=0: expected a whole number of at least 1",
         (model, images, out, "scale=[2,1]"): "scale=[2, 1]: expected the lowest and the highest map value",
+        (model, images, out, "max_false_alarms=2"): "max_false_alarms=2: expected a share between 0 and 1, as 0.2",
+        (model, images, out, "max_false_alarms=0.1"): "fitted without held-out images; fit it with holdout=0.2",
         (model, images, out, "save_mapss=true"): "save_mapss: no such key; did you mean save_maps",
         (model, images, out, "device=cuda:7"): "device=cuda:7: this machine has cpu",
         (f"model={tmp_path / 'none'}", images, out): "no such folder; expected a folder written by save_model=true",
