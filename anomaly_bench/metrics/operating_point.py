@@ -46,8 +46,10 @@ def pixel_f1(outcome: Outcome) -> float | None:
     hits = alarms = defects = pixels = 0
     for values, mask in zip(outcome.maps, outcome.masks, strict=True):
         above = values > outcome.pixel_threshold
-        hits, alarms = hits + np.count_nonzero(above & mask), alarms + np.count_nonzero(above)
-        defects, pixels = defects + np.count_nonzero(mask), pixels + mask.size
+        hits += int(np.count_nonzero(above & mask))
+        alarms += int(np.count_nonzero(above))
+        defects += int(np.count_nonzero(mask))
+        pixels += mask.size
     return _f1(hits, alarms, defects, pixels)
 
 

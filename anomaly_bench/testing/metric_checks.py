@@ -16,7 +16,6 @@ from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.metrics.registry import Metric, chosen_metrics
 from anomaly_bench.protocol import Outcome
 
-ARRAYS = ("labels", "scores", "maps", "masks")  # of an outcome
 CLOSE = 1e-9  # between two orders of summation
 
 
@@ -61,7 +60,7 @@ def between(values: NDArray[Any]) -> float:
 
 
 def outcome_arrays(outcome: Outcome) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    return tuple(np.asarray(getattr(outcome, name)) for name in ARRAYS)  # type: ignore[return-value]
+    return tuple(np.asarray(each) for each in (outcome.labels, outcome.scores, outcome.maps, outcome.masks))  # type: ignore[return-value]
 
 
 def check_range(metric: Metric) -> None:
@@ -88,7 +87,8 @@ def check_monotone(metric: Metric) -> None:
 def check_ties(metric: Metric) -> None:
     for outcome in outcomes():
         order = np.random.default_rng(0).permutation(len(outcome.labels))
-        mixed = replace(outcome, **{name: np.asarray(getattr(outcome, name))[order] for name in ARRAYS})
+        labels, scores, maps, masks = (each[order] for each in outcome_arrays(outcome))
+        mixed = replace(outcome, labels=labels, scores=scores, maps=maps, masks=masks)
         one, two = value_of(metric, outcome), value_of(metric, mixed)
         assert equal_values(one, two), f"{one}, and {two} of the images in another order: tied scores are one threshold"
 

@@ -106,7 +106,7 @@ def test_a_run_with_held_out_images(small, command, tree):
     assert record.value("image_f1_floor") == pytest.approx(6 / 9)
     assert setup_name(record) == "data-unified-32x32-holdout0.5-alarms0.3"
     assert "holdout 0.5 (thresholds at 30% false alarms)" in describe(record)
-    assert "done before" in command(*words, *HALF, "save_model=true")[2]
+    assert "already done" in command(*words, *HALF, "save_model=true")[2]
     assert command("verify", f"record={results / record.path}", f"data_root={tree}")[0] == 0
     assert command(*words)[0] == 0
     assert len(setups(records.load_all(results)[0])) == 2, "never in one table"
@@ -134,7 +134,7 @@ def test_another_rate_needs_no_other_fit(small, command):
     assert command(*words, *HALF, "save_maps=true")[0] == 0
     first = only(results)
     status, _, err = command(*words, "holdout=0.5", "max_false_alarms=0.6")
-    assert (status, "done before" in err) == (0, True)
+    assert (status, "already done" in err) == (0, True)
     second = only(results)
     assert second.images == first.images
     assert second.thresholds["image"] == sorted(each["score"] for each in first.held_out)[1]
