@@ -40,6 +40,8 @@ class Entry(TypedDict):
     level: NotRequired[Literal["image", "pixel"]]
     unit: NotRequired[Text]
     digits: NotRequired[Annotated[int, Meta(ge=0, le=17)]]
+    best: NotRequired[Literal["highest", "lowest", ""]]
+    needs: NotRequired[list[Text]]
 
 
 class Curve(TypedDict):
@@ -52,6 +54,22 @@ class Image(TypedDict):
     defect: Text | None
     score: float
     clip: NotRequired[Text]
+
+
+class Scored(TypedDict):
+    score: float
+    peak: float | None
+
+
+class HeldOut(Scored):
+    file: Text
+
+
+class Thresholds(TypedDict):
+    image: float | None
+    pixel: float | None
+    max_false_alarms: Annotated[float, Meta(gt=0, lt=1)]
+    images: Count
 
 
 class Speed(TypedDict):
@@ -158,6 +176,8 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     "config": Config,
     "regime": Regime | None,
     "training": dict[str, Any] | None,
+    "thresholds": Thresholds | None,
+    "held_out": list[HeldOut] | None,
 }
 
 

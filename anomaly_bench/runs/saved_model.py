@@ -23,7 +23,7 @@ from anomaly_bench.errors import UsageError, one_line, shorten
 from anomaly_bench.files import write_atomically
 from anomaly_bench.records import SCHEMA
 from anomaly_bench.records.content import About as PartAbout
-from anomaly_bench.records.content import Input, Side, Text, convert
+from anomaly_bench.records.content import Input, Scored, Side, Text, Thresholds, convert
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -47,6 +47,8 @@ class About(TypedDict):
     precision: Literal["fp32", "bf16", "fp16"]
     input: Input
     channels: NotRequired[Side]
+    thresholds: NotRequired[Thresholds]
+    held_out: NotRequired[list[Scored]]
 
 
 ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # of model.yaml
