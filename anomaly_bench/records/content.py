@@ -113,10 +113,10 @@ class Network(TypedDict):
     networks: NotRequired[dict[Text, Network]]
 
 
-class Config(TypedDict, total=False):
+class Config(TypedDict):
     method: Named
-    backbone: dict[str, Any] | None
-    batch_size: int
+    backbone: NotRequired[dict[str, Any] | None]
+    batch_size: NotRequired[int]
 
 
 class WholeConfig(TypedDict):

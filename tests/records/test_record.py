@@ -28,7 +28,7 @@ def record():
         curves={}, images=[], speed=[{"fps": 10.0, "latency_ms": 7.0, "device": "chip", "threads": 2, "batch_size": 8}],
         size={"extra_params": 0, "extra_mb": 0.0, "stored_mb": 1.5},
         cost={"fit_s": 1.0, "score_s": 1.0, "peak_ram_mb": None, "peak_gpu_mb": None, "device": "chip", "threads": 2},
-        config={}, provenance={}, regime={"name": "one_class"},
+        config={"method": {"name": "mine"}}, provenance={}, regime={"name": "one_class"},
     )  # fmt: skip
 
 
