@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from anomaly_bench.errors import shown
+
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance
 
@@ -46,11 +48,13 @@ class Reporter:
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
         """A bar for one stage; yields `advance(done, note)`. Without a terminal, notes are only logged."""
+        title = shown(title)
         logger.info("%s (%s)", title, total if total is not None else "until time is up")
         with self.display() as bars:
             task = bars.add_task(title, total=total)
 
             def advance(done: int, note: str = "") -> None:
+                note = shown(note)
                 bars.update(task, advance=done, description=f"{title} ({note})" if note else title)
                 if note:
                     logger.info("%s: %s", title, note)
@@ -72,11 +76,6 @@ class Reporter:
                 yield self.bars
         finally:
             self.bars = None
-
-
-def shown(text: str) -> str:
-    """One line with control characters escaped as in Python strings."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def reason(error: Exception) -> str:
     if ran_out(error):
         return f"ran out of memory ({text or 'unknown size'}); use a smaller batch_size, input.resize or input.crop"
     if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f"{error.filename}: "
+        where = "" if error.filename is None else f"{shown(str(error.filename))}: "
         advice = "free some space or use another folder" if error.errno in NO_ROOM else "check the file's permissions"
         return f"{where}{error.strerror}; {advice}, then run it again: finished work is kept"
     known = isinstance(error, (UsageError, DataError, ValueError, OSError))
@@ -76,7 +76,12 @@ def ran_out(error: Exception) -> bool:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: control characters, and those that change the direction, escaped as in Python strings."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def failure(error: Exception) -> str:
@@ -97,6 +102,6 @@ def bug(error: Exception) -> str:
 
 
 def shorten(names: Sequence[str] | map[str], most: int = 5) -> str:
-    listed = list(names)
+    listed = list(map(shown, names))
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,15 @@ def safe_filename(name: str, longest: int = LONGEST) -> str:
     plain = plain if len(plain) <= longest else plain[: longest - 7]
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", plain)
     return plain if plain == name and not reserved else f"{'_' if reserved else ''}{plain}_{digest(name)[:6]}"
+
+
+def short_path(path: str, longest: int = 240) -> str:
+    """A path whose last part has at most so many bytes, so that a suffix still fits; one cut off ends in its hash."""
+    folder, slash, name = path.rpartition("/")
+    plain = os.fsencode(name)
+    if len(plain) > longest:
+        name = f"{plain[: longest - 7].decode(errors='ignore')}_{digest(name)[:6]}"
+    return f"{folder}{slash}{name}"
 
 
 def digest(value: Any) -> str:
@@ -50,10 +60,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Files with a suffix that PIL reads, sorted by name; hidden files are ignored."""
+IMAGES = (  # Pillow's names: no PostScript or WMF, which other programs draw, and no format that only old cameras write
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
+)
+
+
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Those of `IMAGES` that the installed Pillow reads."""
     PILImage.init()
-    suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+    return tuple(name for name in IMAGES if name in PILImage.OPEN)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files with a suffix of `image_formats`, sorted by name; hidden files are ignored."""
+    formats = image_formats()
+    suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in formats}
     names = [entry.name for entry in entries(folder) if is_file(entry)]
     return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
 
@@ -93,8 +115,12 @@ def printable(path: Path) -> Path:
     return path
 
 
-def tree(root: Path) -> Iterator[Path]:
-    """A folder and all visible folders below it, parents first; links are followed, each folder is yielded once."""
+def tree(root: Path, links: bool = True) -> Iterator[Path]:
+    """A folder and all visible folders below it, parents first; each folder is yielded once.
+
+    Args:
+        links: follow links to folders.
+    """
     visited: set[str] = set()
 
     def below(folder: Path) -> Iterator[Path]:
@@ -103,10 +129,30 @@ def tree(root: Path) -> Iterator[Path]:
             visited.add(real)
             yield folder
             for subfolder in subfolders(folder):
-                yield from below(subfolder)
+                if links or not subfolder.is_symlink():
+                    yield from below(subfolder)
 
     return below(root)
 
 
 def relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
+
+
+NOT_PLAIN = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet takes what begins so for a formula
+
+
+def safe_cell(value: Any) -> Any:
+    """A value for a CSV: text that a spreadsheet would compute gets a quote before it; numbers stay as they are."""
+    if not isinstance(value, str) or not NOT_PLAIN.match(value):
+        return value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return f"'{value}"
+
+
+def plain_cell(text: str) -> str:
+    """What `safe_cell` was given."""
+    return text[1:] if text.startswith("'") and NOT_PLAIN.match(text) else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import hashlib
 import http.server
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,12 +21,18 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_category
+from PIL import Image
+from rich.console import Console
 
 from anomaly_bench import load_results, records
 from anomaly_bench.backbones import weights
 from anomaly_bench.cli.main import command as call
-from anomaly_bench.errors import UsageError
-from anomaly_bench.files import digest
+from anomaly_bench.console import Reporter
+from anomaly_bench.data.dataset import Source
+from anomaly_bench.data.decoding import decode_image
+from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.files import digest, image_files, plain_cell, safe_cell
+from anomaly_bench.records.results_csv import write_csv
 
 SCRIPT = "from anomaly_bench.cli.main import main; main()"
 SMALL = (
@@ -333,3 +341,157 @@ def test_a_models_yaml_is_plain_and_small(text, says, model, score):
 def test_a_models_yaml_has_the_types_that_are_written(key, value, model, score):
     change(model, key, value)
     refused(score(), "model.yaml: ", "fit and save the model again")
+
+
+EVIL_NAME = "\x1b[31m\u202egnp.exe\x07"
+
+
+def unseen(*texts: str) -> None:
+    """Nothing that a terminal would obey."""
+    for text in texts:
+        assert not [letter for letter in text if not letter.isprintable() and letter != "\n"], ascii(text)
+
+
+def test_names_in_records_and_models_do_not_reach_a_terminal(record, model, verify, score, command):
+    for key in ("titles.method", "titles.dataset", "titles.backbone", "task", "group", "dataset", "provenance.torch"):
+        change(record, key, EVIL_NAME)
+    change(record, "categories", [{"name": EVIL_NAME, "group": EVIL_NAME}])
+    for words in (("tables",), ("tables", "format=md"), ("tables", "format=csv"), ("compare", "results=results")):
+        status, out, err = command(*words)
+        assert status in (0, 2), err
+        unseen(out, err)
+    status, _, err = verify()
+    assert status == 2
+    unseen(err)
+    change(model, "method.about.title", EVIL_NAME)
+    unseen(*score()[1:])
+
+
+def test_a_files_name_does_not_reach_a_terminal(made, command, tmp_path, model):
+    (tmp_path / "images").mkdir()
+    for name in (EVIL_NAME, f"{EVIL_NAME}.png", "good\u2066.png"):
+        shutil.copy(made / "data/cog/test/spot/000.png", tmp_path / "images" / name)
+    (tmp_path / "images" / f"bad{EVIL_NAME}.png").write_text("no image")
+    status, out, err = command("score", f"model={model.parent}", f"images={tmp_path / 'images'}", "out=out")
+    assert status == 1
+    assert r"\u202egnp.exe" in out
+    unseen(out, err)
+    unseen(command("score", f"model={tmp_path / EVIL_NAME}", f"images={tmp_path / 'images'}", "out=o")[2])
+    unseen(command("tables", f"results={tmp_path / EVIL_NAME}")[2])
+
+
+def test_bars_show_no_control_characters(capsys, monkeypatch):
+    reporter = Reporter()
+    reporter.console = Console(force_terminal=True, file=io.StringIO(), width=200)
+    with reporter.stage(f"{EVIL_NAME}: scoring", 2) as advance:
+        advance(1, EVIL_NAME)
+        reporter.bars.refresh()
+    drawn = reporter.console.file.getvalue()
+    assert r"\x1b[31m\u202egnp.exe\x07: scoring" in drawn
+    assert not {"\u202e", "\x07"} & set(drawn)
+    assert "\x1b[31m" not in drawn
+
+
+FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "'=1")
+NUMBERS = ("-1.5", "+0.6", "1e-07", "", "plain", "a=b", 5, None)
+
+
+def test_cells_of_a_csv_are_no_formulas():
+    for text in FORMULAS:
+        assert safe_cell(text) == f"'{text}"
+        assert plain_cell(safe_cell(text)) == text
+    for value in NUMBERS:
+        assert safe_cell(value) == value
+
+
+def test_every_csv_is_safe_in_a_spreadsheet(made, model, record, command, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("=1+1.png", "@x.png", "plain.png")):
+        shutil.copy(made / f"data/cog/test/spot/{number:03}.png", tmp_path / "images" / name)
+    assert command("score", f"model={model.parent}", f"images={tmp_path / 'images'}", "out=out")[0] == 0
+    change(record, "dataset", "=2+2")
+    change(record, "titles.method", "@evil")
+    records_found = records.load_all(Path("results"))[0]
+    write_csv(records_found, tmp_path)
+    text = command("tables", "format=csv")[1]
+    for content in ((tmp_path / "out/scores.csv").read_text(), (tmp_path / "results.csv").read_text(), text):
+        rows = list(csv.reader(io.StringIO(content)))
+        cells = [cell for row in rows for cell in row if cell[:1] and cell[0] in "=+-@"]
+        assert all(is_number(cell) for cell in cells), cells
+        assert any(cell.startswith("'") for row in rows for cell in row)
+
+
+def is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(float(text)) or True
+    return False
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n%%EndComments\n(x) (w) file\nshowpage\n%%EOF\n"
+WMF = bytes.fromhex("d7cdc69a0000000000003000300060000000000000000100") + bytes(40)
+
+
+@pytest.mark.parametrize(("content", "suffix"), [(POSTSCRIPT, ".eps"), (WMF, ".wmf")], ids=["eps", "wmf"])
+def test_no_picture_is_drawn_by_another_program(content, suffix, tmp_path):
+    """Neither by its suffix, nor under the name of another format."""
+    for name in (f"a{suffix}", "b.png"):
+        (tmp_path / name).write_bytes(content)
+    assert [path.name for path in image_files(tmp_path)] == ["b.png"]
+    with pytest.raises(DataError, match=r"b\.png: cannot be decoded \(not a format"):
+        decode_image(Source(tmp_path / "b.png"), (32, 32))
+
+
+def test_every_format_of_the_list_is_read(tmp_path):
+    pixels = Image.new("RGB", (40, 30), (200, 30, 30))
+    for suffix in (".png", ".jpg", ".bmp", ".tif", ".gif", ".webp", ".ppm", ".tga", ".pcx", ".jp2", ".sgi"):
+        pixels.save(tmp_path / f"a{suffix}")
+        assert decode_image(Source(tmp_path / f"a{suffix}"), (32, 32)).shape == (32, 32, 3)
+    assert len(image_files(tmp_path)) == 11
+
+
+def test_links_to_folders_are_not_followed_when_a_folder_is_scored(made, model, command, tmp_path):
+    (tmp_path / "images").mkdir()
+    shutil.copy(made / "data/cog/test/spot/000.png", tmp_path / "images")
+    (tmp_path / "images" / "secret").symlink_to(made / "data/cog/train", target_is_directory=True)
+    status, _, err = command("score", f"model={model.parent}", f"images={tmp_path / 'images'}", "out=out")
+    assert status == 0
+    assert "1 links to folders are not followed: " in err
+    assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 2
+
+
+def test_a_long_name_is_cut_off_before_the_work(made, model, command, tmp_path):
+    (tmp_path / "images").mkdir()
+    for suffix in (".png", ".bmp"):  # two of one stem: the suffix stays in the names of their maps
+        Image.new("RGB", (48, 48)).save(tmp_path / "images" / f"{'n' * 251}{suffix}")
+    assert command("score", f"model={model.parent}", f"images={tmp_path / 'images'}", "out=out")[0] == 0
+    assert len(list((tmp_path / "out/maps").glob("n*.npy"))) == 2
+
+
+def test_a_long_category_has_a_record(made, command, tmp_path):
+    name = "c" * 250
+    shutil.copytree(made / "data/cog", tmp_path / "data" / name)
+    words = [word for word in SMALL if not word.startswith("category=")]
+    run = [*words, f"data_root={tmp_path / 'data'}", f"results={tmp_path / 'r'}", f"dataset.name={'d' * 250}"]
+    assert command(*run)[0] == 0
+    (record,) = records.load_all(tmp_path / "r")[0]
+    assert record.task == name
+    assert "already done" in command(*run)[2]
+
+
+SHELLS = {
+    "stdout closed": "{} >&-",
+    "stderr closed": "{} 2>&-",
+    "all closed": "{} <&- >&- 2>&-",
+    "stdout read by nobody": "{} | true; exit ${{PIPESTATUS[0]}}",
+    "stderr read by nobody": "{{ {} 2>&1 >&3 | true; exit ${{PIPESTATUS[0]}}; }} 3>/dev/null",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_closed_stream_is_no_failure(shell, made, tmp_path):
+    words = (*SMALL, "overwrite=true", f"data_root={made / 'data'}", f"results={tmp_path / 'r'}")
+    line = SHELLS[shell].format(shlex.join([sys.executable, "-c", SCRIPT, *words]))
+    assert subprocess.run(["bash", "-c", line], timeout=300).returncode == 0
+    assert len(records.load_all(tmp_path / "r")[0]) == 1
+    assert (tmp_path / "r" / "results.csv").is_file()

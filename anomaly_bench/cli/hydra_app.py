@@ -88,8 +88,6 @@ def hydra(
         except SystemExit as stop:  # argparse has already reported a wrong flag
             if stop.code not in (None, 0):
                 raise UsageError("see anomaly-bench --help") from stop
-        except BrokenPipeError:
-            raise
         except Exception as error:  # Hydra raises half a dozen types for invalid arguments
             system = isinstance(error, OSError) and error.strerror is not None  # Hydra's own are OSErrors too
             why = reason(error) if system else explain(error, primary, arguments, config_folders(arguments))

@@ -7,7 +7,6 @@ imports neither torch nor Hydra at the top, so `--help`, `list` and `tables` ans
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_bench.cli import launchers
+from anomaly_bench.cli.streams import prepare_streams
 from anomaly_bench.config.compose import config_folders
 from anomaly_bench.config.settings import GROUPS, choices
 from anomaly_bench.errors import Exit, UsageError, closest, failure, one_line
@@ -82,16 +82,12 @@ Exit status: 0 done; 1 something failed, the rest is written; 2 usage error; 130
 
 def main() -> None:
     """The console script; it skips Python's shutdown, which takes a second with torch loaded."""
-    for stream in (sys.stdout, sys.stderr):  # characters that the encoding lacks are escaped
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     status = command(sys.argv[1:])
     logging.shutdown()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        pass
     except OSError:  # stdout is a file on a full disk
         status = status or Exit.FAILED
     if launchers.in_use():  # their libraries clean up at exit
@@ -117,9 +113,6 @@ def command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished work is kept", file=sys.stderr)
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
     except Exception as error:  # a bug, ours or a library's: one line and a log, not a traceback
         print(f"error: {failure(error)}", file=sys.stderr)
         return Exit.FAILED

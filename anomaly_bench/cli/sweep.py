@@ -17,8 +17,8 @@ from rich.console import Console
 
 from anomaly_bench.cli import launchers
 from anomaly_bench.cli.commands import tables
-from anomaly_bench.console import Reporter, shown
-from anomaly_bench.errors import DataError, UsageError, one_line, reason
+from anomaly_bench.console import Reporter
+from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
 from anomaly_bench.files import digest
 from anomaly_bench.hardware import timing
 from anomaly_bench.runs.runner import Runner, Standing, State, Summary

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as T
 from torchvision.transforms.v2.functional import InterpolationMode
 
 from anomaly_bench.errors import UsageError
+from anomaly_bench.files import image_formats
 
 OCTAVES = 6  # noise has 2^0 to 2^5 cells per axis
 THRESHOLD = 0.5  # noise above it is anomalous
@@ -120,7 +121,7 @@ def folder_texture(folder: Path) -> Texture:
 
     @functools.lru_cache(maxsize=512)
     def read(number: int, size: tuple[int, int]) -> Tensor:
-        with PILImage.open(files[number]) as image:
+        with PILImage.open(files[number], formats=image_formats()) as image:
             pixels = T.pil_to_tensor(image.convert("RGB"))
             texture: Tensor = T.resize(pixels, list(size), InterpolationMode.BILINEAR, antialias=False)
             return texture

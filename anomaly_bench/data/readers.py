@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
 from anomaly_bench.errors import DataError, closest, one_line
+from anomaly_bench.files import image_formats
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Source
@@ -56,7 +57,7 @@ def opened(source: Source) -> Iterator[PILImage.Image]:
     """An open image file; any error, now or while it is decoded, names the file."""
     with naming(source), contextlib.ExitStack() as stack:
         file = stack.enter_context(member_file(source)) if source.member else source.path
-        yield stack.enter_context(PILImage.open(file))
+        yield stack.enter_context(PILImage.open(file, formats=image_formats()))
 
 
 @contextlib.contextmanager

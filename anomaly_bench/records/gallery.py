@@ -153,7 +153,7 @@ def cases(record: Record, folder: Path, least: int = 3) -> Iterator[Case]:
 def squares(picture: Path) -> dict[str, PILImage.Image]:
     """ "image", and "mask" and "map" if drawn, from a file of `save_pictures`; empty if it is damaged."""
     try:
-        with PILImage.open(picture) as opened:
+        with PILImage.open(picture, formats=("PNG",)) as opened:
             sheet = opened.convert("RGB")
     except (OSError, SyntaxError):  # a broken PNG raises either
         return {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import safe_cell, write_atomically
 from anomaly_bench.metrics.registry import own_names
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def write_csv(records: Iterable[Record], results: Path) -> Path:
     columns = columns_of(found)
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(csv_row(record, columns) for record in found)
+    writer.writerows({name: safe_cell(value) for name, value in csv_row(record, columns).items()} for record in found)
     with FileLock(path.with_name(".results.csv.lock")):
         write_atomically(path, text.getvalue())
     return path

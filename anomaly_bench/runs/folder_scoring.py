@@ -22,8 +22,8 @@ from anomaly_bench.data.anomaly_maps import map_names, write_about
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import centred
 from anomaly_bench.data.overlays import common_scale, overlay
-from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.files import relative
+from anomaly_bench.errors import DataError, UsageError, shown
+from anomaly_bench.files import relative, safe_cell, short_path
 from anomaly_bench.metrics.thresholds import shortage, thresholds_of
 from anomaly_bench.protocol import to_tensor
 
@@ -72,11 +72,13 @@ class Folder:
     ) -> None:
         self.wanted, self.files, self.reporter, self.pool = wanted, files, reporter, pool
         backbone = about["backbone"]
-        self.title = about["method"]["about"]["title"] + (f" on {backbone['about']['title']}" if backbone else "")
+        on = f" on {backbone['about']['title']}" if backbone else ""
+        self.title = shown(about["method"]["about"]["title"] + on)
         self.input = about["input"]
         (self.resize, self.crop), self.filter = input_size(self.input), resize_filter(self.input)
         self.thresholds: Mapping[str, Any] = about.get("thresholds") or {}
-        self.names = dict(zip(files, map_names([self.name(file) for file in files]), strict=True))
+        names = map(short_path, map_names([self.name(file) for file in files]))
+        self.names = dict(zip(files, names, strict=True))
         self.failed = 0
         self.scored: list[tuple[float, str]] = []
         self.mapped: list[Path] = []  # files with a map
@@ -98,7 +100,7 @@ class Folder:
             f"{len(self.scored)} of {len(self.files)} images scored by {self.title}: {self.wanted.out / 'scores.csv'}"
         )
         for value, name in heapq.nlargest(SHOWN, self.scored):
-            print(f"{value:12.6g}  {name.encode(errors='replace').decode()}")  # names may not be UTF-8
+            print(f"{value:12.6g}  {shown(name)}")
         return not self.failed
 
     @contextlib.contextmanager
@@ -137,7 +139,7 @@ class Folder:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("file", "score"))
             try:
-                yield lambda scored: writer.writerow(reversed(scored))
+                yield lambda scored: writer.writerow((safe_cell(scored[1]), scored[0]))
             except BaseException:
                 self.reporter.warn(f"{len(self.scored)} of {len(self.files)} scores are in {part}")
                 raise

@@ -19,6 +19,7 @@ from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.files import safe_filename
 from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
@@ -102,7 +103,7 @@ class Job:
     @functools.cached_property
     def lease(self) -> str:
         """The name under which a run claims this job."""
-        return "--".join(self.first.path.with_suffix("").parts[1:])
+        return safe_filename("--".join(self.first.path.with_suffix("").parts[1:]), longest=200)
 
     def held_out(self, test: str) -> tuple[Sample, ...]:
         """The normal images that a test set's thresholds are made from; of several categories those of its own."""

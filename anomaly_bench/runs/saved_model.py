@@ -22,7 +22,6 @@ from anomaly_bench.documents import read_yaml
 from anomaly_bench.errors import UsageError, one_line, shorten
 from anomaly_bench.files import write_atomically
 from anomaly_bench.records import SCHEMA
-from anomaly_bench.records.content import About as PartAbout
 from anomaly_bench.records.content import Input, Scored, Side, Text, Thresholds, convert
 
 if TYPE_CHECKING:
@@ -30,11 +29,16 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
 
 
+class Titled(TypedDict):
+    title: Text
+    revision: int
+
+
 class Part(TypedDict):
     """A method or backbone in `model.yaml`."""
 
     name: Text
-    about: PartAbout
+    about: Titled
     networks: NotRequired[dict[Text, Part]]
 
 

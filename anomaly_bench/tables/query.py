@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.errors import UsageError, closest, shown
 from anomaly_bench.records.setups import setup_name, setups
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def read_records(
     for folder in results_folders(config, key):
         part, damaged = read(folder)
         for message in damaged:
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {shown(message)}", file=sys.stderr)
         if not part:
             raise UsageError(f"{key}={folder}: no records there; anomaly-bench results={folder} ... makes some")
         for record in part:

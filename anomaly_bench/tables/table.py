@@ -131,9 +131,12 @@ def _letter(number: int) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Remove line breaks, control characters and lone surrogates, which break tables and files."""
-    instead = {"Cc": " ", "Cs": "\N{REPLACEMENT CHARACTER}"}
-    return " ".join("".join(instead.get(unicodedata.category(char), char) for char in text).split())
+    """Remove line breaks, control characters, lone surrogates and those that change the direction of text."""
+    instead = {"Cc": " ", "Cs": "\N{REPLACEMENT CHARACTER}", "Cf": "\N{REPLACEMENT CHARACTER}"}
+    kept = "\u200c\u200d"  # join letters and emoji
+    return " ".join(
+        "".join(char if char in kept else instead.get(unicodedata.category(char), char) for char in text).split()
+    )
 
 
 def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]) -> str:

@@ -20,7 +20,7 @@ from anomaly_bench.comparison.gate import broken, read_conditions
 from anomaly_bench.comparison.pairing import compare_folders, compare_methods
 from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
 from anomaly_bench.comparison.tables import comparison_tables
-from anomaly_bench.errors import Exit, UsageError, closest
+from anomaly_bench.errors import Exit, UsageError, closest, one_line
 from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
@@ -60,7 +60,7 @@ def print_comparison(config: Any) -> int:
     tables.show(draw(made, str(config["format"]), color=tables.in_color(config["out"])), config["out"])
     failed = list(gate_failures(conditions, found))
     for line in dict.fromkeys(failed):
-        print(f"failed: {line}", file=sys.stderr)
+        print(f"failed: {one_line(line)}", file=sys.stderr)
     return Exit.FAILED if failed else Exit.DONE
 
 
@@ -127,4 +127,5 @@ def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str])
         write_figure(drawn, path)
     except OSError as error:
         raise UsageError(f"figure={path}: cannot be written ({error.strerror}); give another file") from error
-    print(f"{path}: {', '.join(metric_title(metric, found[0].records) for metric in metrics)}", file=sys.stderr)
+    titles = ", ".join(metric_title(metric, found[0].records) for metric in metrics)
+    print(one_line(f"{path}: {titles}"), file=sys.stderr)

@@ -14,7 +14,7 @@ from anomaly_bench.cli.commands.data_download import download_dataset
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.data.check import COUNTED, examine
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
-from anomaly_bench.errors import Exit, UsageError, shorten
+from anomaly_bench.errors import Exit, UsageError, shorten, shown
 from anomaly_bench.files import subfolders
 
 if TYPE_CHECKING:
@@ -41,11 +41,12 @@ def check_dataset(config: Any) -> bool:
     if not dataset.available:
         raise UsageError(nothing_found(dataset))
     official = (values["dataset"].get("about") or {}).get("counts", {})
-    table = Table("category", "group", *COUNTED.values(), "masks", "state", title=dataset.title)
+    table = Table("category", "group", *COUNTED.values(), "masks", "state", title=escape(shown(dataset.title)))
     sound = True
     for name in wanted:
         numbers, problems = examine(dataset, name, official.get(name, {}))
-        table.add_row(*map(escape, (name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")))
+        cells = (name, dataset.categories[name] or "", *numbers, "; ".join(problems) or "ok")
+        table.add_row(*(escape(shown(cell)) for cell in cells))
         sound = sound and not problems
     Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(table)
     return sound

@@ -10,8 +10,8 @@ from anomaly_bench.cli.commands.run import run_job
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_sweep
 from anomaly_bench.cli.sweep import complaints, job_table, look, method_and_backbone, new_console
-from anomaly_bench.console import Reporter, shown
-from anomaly_bench.errors import DataError, UsageError, one_line, reason
+from anomaly_bench.console import Reporter
+from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
 from anomaly_bench.runs import planning
 from anomaly_bench.runs.planning import Estimate, Planner
 from anomaly_bench.runs.runner import State, duration

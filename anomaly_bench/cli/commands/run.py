@@ -37,8 +37,6 @@ def run_job(config: DictConfig) -> int:
     try:
         if stop is None:  # not part of a sweep
             tables.write_tables(summary)
-    except BrokenPipeError:  # the reader of our output, such as head, has exited; the files are written
-        pass
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return Exit.FAILED

@@ -19,8 +19,8 @@ from typing import Any
 
 from anomaly_bench.config.settings import existing_folder, new_folder, share, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
-from anomaly_bench.errors import UsageError
-from anomaly_bench.files import image_files, tree
+from anomaly_bench.errors import UsageError, shorten
+from anomaly_bench.files import image_files, subfolders, tree
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.runs.folder_scoring import Folder, Wanted, thresholds_at
@@ -36,7 +36,8 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
         UsageError: no model, no image, weights that are not the model's, or an `out` that cannot be used.
     """
     wanted = read_wanted(values)
-    files = [file for each in tree(wanted.images) for file in image_files(each)]
+    folders_read = list(tree(wanted.images, links=False))
+    files = [file for each in folders_read for file in image_files(each)]
     if not files:
         raise UsageError(f"images={wanted.images}: no image in it or its subfolders; expected png, jpg, tif, bmp, ...")
     from anomaly_bench.hardware import torch_setup
@@ -49,6 +50,9 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders))
     new_folder(values, "out")
     reporter = Reporter()
+    linked = [each for folder in folders_read for each in subfolders(folder) if each.is_symlink()]
+    if linked:
+        reporter.warn(f"{len(linked)} links to folders are not followed: {shorten(map(str, linked))}")
     with sharing.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
         try:
             return Folder(wanted, files, about, reporter, pool).score(method, device)

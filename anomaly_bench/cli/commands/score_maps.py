@@ -33,7 +33,7 @@ from anomaly_bench.data.anomaly_maps import covered_crop
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
 from anomaly_bench.data.geometry import Frame
 from anomaly_bench.errors import UsageError, shorten
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import plain_cell, safe_cell, write_atomically
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
@@ -128,7 +128,7 @@ def read_scores(value: Any) -> dict[str, float] | None:
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             for row in csv.DictReader(stream):
-                file, score = row["file"].replace("\\", "/"), float(row["score"])
+                file, score = plain_cell(row["file"]).replace("\\", "/"), float(row["score"])
                 if file in found or not math.isfinite(score):
                     what = "twice" if file in found else f"with the score {score}"
                     raise UsageError(f"scores={path}: {file} is listed {what}; expected one finite score each")
@@ -195,7 +195,8 @@ def as_csv(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Met
     columns = ("maps", "dataset", "category", "group", "images", "defects", *picked)
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(result_rows(results, dataset, picked))
+    for row in result_rows(results, dataset, picked):
+        writer.writerow({name: safe_cell(value) for name, value in row.items()})
     return text.getvalue()
 
 

@@ -15,7 +15,7 @@ from anomaly_bench import files
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import FILTER, choices, conf_folder, truth
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import UsageError, shown
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import load_references
 from anomaly_bench.records import outlines, results_csv
@@ -87,7 +87,7 @@ def print_tables(config: Any) -> None:
     color = in_color(config["out"])
     text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
     for line in dict.fromkeys(missing):
-        print(line, file=sys.stderr)
+        print(shown(line), file=sys.stderr)
     show(text, config["out"])
 
 

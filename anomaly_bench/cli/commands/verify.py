@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly_bench import records
 from anomaly_bench.cli.hydra_app import composed_once
 from anomaly_bench.config.compose import config_folders
-from anomaly_bench.errors import DataError, Exit, UsageError, shorten
+from anomaly_bench.errors import DataError, Exit, UsageError, shorten, shown
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.records.content import check_whole
 from anomaly_bench.records.record import DamagedRecord, OlderRecord
@@ -36,7 +36,8 @@ def command(arguments: Sequence[str]) -> int:
     record = read_record(config["record"])
     again = recompute(record, config, config_folders(arguments)[1:])
     verdict = judge(record, again)
-    print("\n".join(report(record, again, verdict)))
+    for part in report(record, again, verdict):
+        print("\n".join(map(shown, part.split("\n"))))
     return Exit.FAILED if verdict.word == DIFFERENT else Exit.DONE
 
 

@@ -71,7 +71,7 @@ def _body_pieces(table: Table, color: bool) -> Iterator[list[Piece]]:
 def _plain(value: CellValue) -> str:
     """'97.5 (98.1) −0.6'."""
     published = f"({value.published})" if value.published else ""
-    return " ".join(filter(None, (value.text, published, value.gap)))
+    return " ".join(filter(None, (safe_text(value.text), published, value.gap)))
 
 
 def _colored(value: CellValue) -> str:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from anomaly_bench.files import safe_cell
 from anomaly_bench.tables.table import safe_text
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def csv_text(made: Sequence[Table]) -> str:
         for row, cells in zip(table.rows, table.cells, strict=True):
             for column, cell in zip(table.columns, cells, strict=True):
                 names = [" / ".join(filter(None, map(safe_text, head.labels))) for head in (row, column)]
-                notes = "; ".join(said[mark] for mark in (*row.notes, *column.notes, *cell.notes))
+                notes = safe_text("; ".join(said[mark] for mark in (*row.notes, *column.notes, *cell.notes)))
                 for part, value in zip(table.parts, cell.values, strict=True):
                     shown = [value.text, value.published, value.gap, value.grade, value.rank or ""]
-                    writer.writerow([table.name, *names, part, *shown, notes])
+                    writer.writerow(map(safe_cell, [table.name, *names, part, *shown, notes]))
     return text.getvalue()
