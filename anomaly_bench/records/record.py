@@ -174,7 +174,7 @@ def load(path: Path) -> Record:
         check_content(content, Record)
         record = Record(**content)
         if record.training is None:
-            record.training = derived_training(record.config["method"], record.cost, record.counts)
+            record.training = derived_training(record.config.get("method", {}), record.cost, record.counts)
     except OSError as error:
         raise DamagedRecord(f"{path}: cannot be read ({error.strerror}); it will be recomputed") from error
     except (ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:

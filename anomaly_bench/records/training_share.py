@@ -55,12 +55,14 @@ def derived_training(
     Args:
         method, cost, counts: the record's `config["method"]`, `cost` and `counts`.
     """
-    schedule = packaged_node("method", method["name"]).get("about", {}).get("schedule")
-    epochs = cost.get("epochs")
-    if "_target_" in method or not packaged_node("method", method["name"]):
+    packaged = packaged_node("method", method.get("name", ""))
+    if not packaged or "_target_" in method:
         return None
-    if schedule is None or epochs is None:
-        return {} if schedule is None and epochs is None else None
+    schedule, epochs = packaged["about"].get("schedule"), cost.get("epochs")
+    if schedule is None and epochs is None:
+        return {}
+    if schedule is None or epochs is None or "batch" not in method:
+        return None
     images = counts["fit"]
     if "held_out" in method:
         images -= min(max(1, round(method["held_out"] * images)), images - 1)
