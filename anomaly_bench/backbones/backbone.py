@@ -150,6 +150,17 @@ class Backbone:
             shapes = [(level.shape[1], level.shape[2], level.shape[3]) for level in levels]
         return shapes, peak.most
 
+    def tiles(self, size: tuple[int, int], channels: int = 3) -> bool:
+        """Whether the cells of every level tile (H, W) images: the sides are the grid's times a power of two.
+
+        Raises:
+            UsageError: image size not supported by the transformer, whose patches always tile those that are.
+        """
+        if self.grid(*size) is not None:
+            return True
+        pairs = [pair for shape in self.shapes(size, channels) for pair in zip(size, shape[1:], strict=True)]
+        return all(side % cells == 0 and (side // cells).bit_count() == 1 for side, cells in pairs)
+
     def trainable_copy(self) -> Student:
         """The same architecture, truncated alike, with new random trainable weights; CNNs only."""
         network = create(self.network_name, self.options)
@@ -222,6 +233,10 @@ class Networks:
     def shapes(self, size: tuple[int, int], channels: int = 3) -> list[tuple[int, int, int]]:
         """(C, h, w) of each network and level for (channels, H, W) images."""
         return self.infer_shapes(size, channels)[0]
+
+    def tiles(self, size: tuple[int, int], channels: int = 3) -> bool:
+        """As for a single backbone, of all."""
+        return all(network.tiles(size, channels) for network in self.networks)
 
     def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
         """As for a single backbone; the networks run one after the other."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anomaly_bench.backbones.build import identify, make_backbone, make_method, make_network
 from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
 from anomaly_bench.backbones.feature_store import FeatureCache
+from anomaly_bench.backbones.tiling import require_tiles
 from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
@@ -151,6 +152,8 @@ class Evaluator:
     def shapes(self, channels: int) -> tuple[list[tuple[int, int, int]], int]:
         """(C, h, w) of the backbone's levels, and the peak bytes of one image's pass through it."""
         found: tuple[list[tuple[int, int, int]], int] = self.backbone.infer_shapes(self.settings.size, channels)
+        if hasattr(self.backbone, "tiles") and self.config["method"]["about"].get("maps", True):
+            require_tiles(self.config["backbone"]["name"], self.backbone, self.settings.size, channels)
         return found
 
     def fit(self, job: Job) -> Fitted:
