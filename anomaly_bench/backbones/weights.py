@@ -6,18 +6,22 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
-from anomaly_bench.files import safe_filename, write_atomically
+from anomaly_bench.files import safe_filename
 
 WEIGHTS_VARIABLE = "ANOMALY_BENCH_WEIGHTS"
 CONNECT_SECONDS = 4  # a machine without network access fails within 10 seconds
+MOST_BYTES = 4 * 10**9  # of downloaded weights
 OFFLINE_HINT = "backbone=lite0 ships with its weights, backbone.weights=random needs none"
 
 
@@ -114,15 +118,18 @@ def from_hub(repo: str, file: str) -> Path:
 
 
 def fetch_url(url: str, sha256: str, local: Path) -> Path:
-    """Download a file to `local` and check its sha256; an unresponsive server times out."""
-    import urllib.request
+    """Download a file to `local` and check its sha256; an interrupted download is resumed by the next call."""
+    from anomaly_bench.console import Reporter
+    from anomaly_bench.data.download import Download, fetch, read_part
 
-    with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-        content: bytes = answer.read()
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise OSError(f"the download has sha256 {found[:12]}..., expected {sha256[:12]}...")
-    write_atomically(local, content)
+    reporter, folder = Reporter(), local.with_name(f".{local.name}.download")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not local.is_file():
+            part = read_part(folder / "part", reporter)
+            fetch(Download([url], sha256, MOST_BYTES), part, reporter)
+            os.replace(part.path, local)
+            shutil.rmtree(folder, ignore_errors=True)
     return local
 
 

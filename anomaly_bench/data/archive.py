@@ -31,6 +31,7 @@ class Archive:
         licence: one line, printed before anything is fetched.
         addresses: URLs of the same file, tried in this order.
         sha256: of the file, 64 hex digits.
+        packed: bytes that the archive has at most.
         unpacked: largest total size of its files, in bytes.
         members: largest number of files and folders.
     """
@@ -38,6 +39,7 @@ class Archive:
     licence: str
     addresses: Sequence[str]
     sha256: str
+    packed: int
     unpacked: int
     members: int
 

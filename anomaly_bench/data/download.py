@@ -11,27 +11,48 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock, Timeout
 
 from anomaly_bench.data.archive import megabyte_bar, megabytes, require_space
 from anomaly_bench.errors import DataError
 from anomaly_bench.files import write_atomically
+from anomaly_bench.hardware import timing
 from anomaly_bench.version import __version__
 
 if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
-    from anomaly_bench.data.archive import Archive
 
+Answer = TypeVar("Answer")
 READ_SECONDS = 30  # timeout without a byte, before the next address is tried
+ANSWER_SECONDS = 60  # for the head of an answer; then each second has to bring
+SLOWEST = 10_000  # bytes, or the address is given up
 CHUNK = 2**18  # bytes
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file to download.
+
+    Attributes:
+        addresses: of the same file, tried in this order.
+        sha256: of the file, 64 hex digits.
+        most: bytes that it has at most.
+        unpacked: bytes of disk that are needed besides.
+    """
+
+    addresses: Sequence[str]
+    sha256: str
+    most: int
+    unpacked: int = 0
 
 
 class TransferError(Exception):
@@ -96,55 +117,102 @@ def read_part(path: Path, reporter: Reporter) -> Part:
     return part
 
 
-def fetch(archive: Archive, part: Part, reporter: Reporter) -> None:
-    """Download the rest of the archive into `part`.
+def fetch(wanted: Download, part: Part, reporter: Reporter) -> None:
+    """Download the rest of a file into `part`.
 
     Raises:
         DataError: no address delivered it, or the disk is too small.
     """
-    if part.sha256.hexdigest() == archive.sha256:
+    if part.sha256.hexdigest() == wanted.sha256:
         return
-    for address in archive.addresses:
-        try:
-            transfer(address, archive, part, reporter)
-            return
-        except TransferError as error:
-            reporter.say(f"{address}: {error}")
+    why = ""
+    for address in wanted.addresses:
+        again = True
+        while again:
+            resumed = part.size > 0
+            try:
+                transfer(address, wanted, part, reporter)
+                return
+            except TransferError as error:
+                reporter.say(f"{address}: {error}")
+                why = str(error)
+            again = resumed and part.size == 0  # what was here may have been the wrong half
     kept = f"{megabytes(part.size)} are kept, run the same command to resume" if part.size else "try again later"
-    raise DataError(f"no address delivered the whole archive: {kept}, or save it by other means as {part.path}")
+    raise DataError(f"no address delivered the whole file ({why}): {kept}, or save it by other means as {part.path}")
 
 
-def transfer(address: str, archive: Archive, part: Part, reporter: Reporter) -> None:
+def transfer(address: str, wanted: Download, part: Part, reporter: Reporter) -> None:
     """Add what one address sends, from the end of `part` if the server supports that, else from the start.
 
     Raises:
-        TransferError: it could not be reached, broke off, stalled, or sent something else.
+        TransferError: it could not be reached, broke off, stalled, is too slow, or sent something else or more.
         DataError: the disk is too small.
     """
-    with ask(address, part) as response:
-        if response.status == 206:
-            span = str(response.headers.get("Content-Range"))
-            if not span.startswith(f"bytes {part.size}-"):
-                raise TransferError(f"requested the bytes from {part.size} on, received {span}")
-        else:
-            part.discard()
-            write_atomically(part.source, json.dumps({address: response.headers.get("ETag")}))
-        left = response.length  # None: unknown
-        total = None if left is None else part.size + left
-        require_space(part.path.parent, (left or 0) + archive.unpacked)
-        kept = f", after the {megabytes(part.size)} received earlier" if part.size else ""
-        reporter.say(f"fetching {'a file' if left is None else megabytes(left)} from {address}{kept}")
-        with part.path.open("ab") as file, megabyte_bar(reporter, "archive", total) as reached:
-            for chunk in received(response, left):
-                file.write(chunk)
-                part.add(chunk)
-                reached(part.size)
+    pool = ThreadPoolExecutor(1)  # a call that does not return is left behind
+    start = timing.clock()
+    try:
+        response = in_time(pool, ANSWER_SECONDS, ask, address, part)
+        try:
+            left = check_response(response, address, wanted, part)
+            total = None if left is None else part.size + left
+            require_space(part.path.parent, (left or 0) + wanted.unpacked)
+            kept = f", after the {megabytes(part.size)} received earlier" if part.size else ""
+            reporter.say(f"fetching {'a file' if left is None else megabytes(left)} from {address}{kept}")
+            before = part.size
+            with part.path.open("ab") as file, megabyte_bar(reporter, "download", total) as reached:
+                for chunk in received(pool, response, left):
+                    file.write(chunk)
+                    part.add(chunk)
+                    reached(part.size)
+                    check_progress(wanted, part, part.size - before, timing.clock() - start)
+        finally:
+            pool.submit(response.close)
+    finally:
+        pool.shutdown(wait=False)
     if part.size < (total or 0):
         raise TransferError(f"broke off after {megabytes(part.size)} of {megabytes(total or 0)}")
     found = part.sha256.hexdigest()
-    if found != archive.sha256:
+    if found != wanted.sha256:
         part.discard()
-        raise TransferError(f"received a file with sha256 {found}, expected {archive.sha256}; it is deleted")
+        raise TransferError(f"received a file with sha256 {found}, expected {wanted.sha256}; it is deleted")
+
+
+def check_response(response: HTTPResponse, address: str, wanted: Download, part: Part) -> int | None:
+    """How many bytes are left to come, None: unknown; `part` is emptied where they are the first ones.
+
+    Raises:
+        TransferError: other bytes than requested, or more than the file can have.
+    """
+    if response.status == 206:
+        span = str(response.headers.get("Content-Range"))
+        if not span.startswith(f"bytes {part.size}-"):
+            raise TransferError(f"requested the bytes from {part.size} on, received {span}")
+    else:
+        part.discard()
+        write_atomically(part.source, json.dumps({address: response.headers.get("ETag")}))
+    if response.length is not None and part.size + response.length > wanted.most:
+        raise TransferError(
+            f"announces {megabytes(part.size + response.length)}, expected at most {megabytes(wanted.most)}"
+        )
+    return response.length
+
+
+def check_progress(wanted: Download, part: Part, received: int, seconds: float) -> None:
+    """Raise TransferError for more bytes than the file can have, or too few in this time."""
+    if part.size > wanted.most:
+        part.discard()
+        raise TransferError(f"sent more than {megabytes(wanted.most)}; it is deleted")
+    if seconds > ANSWER_SECONDS + received / SLOWEST:
+        raise TransferError(f"slower than {SLOWEST // 1000} kB/s")
+
+
+class SecureRedirects(HTTPRedirectHandler):
+    """An address of https does not lead to one of http."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if req.type == "https" and not newurl.startswith("https:"):
+            raise HTTPError(newurl, code, "leads from https to an address without it", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def ask(address: str, part: Part) -> HTTPResponse:
@@ -155,7 +223,7 @@ def ask(address: str, part: Part) -> HTTPResponse:
         if etag := part.etag(address):
             headers["If-Range"] = etag
     try:
-        response = urlopen(Request(address, headers=headers), timeout=READ_SECONDS)
+        response = build_opener(SecureRedirects).open(Request(address, headers=headers), timeout=READ_SECONDS)
     except HTTPError as error:
         if error.code == 416 and part.size:  # it has no more bytes, and the sha256 of ours is wrong
             part.discard()
@@ -170,12 +238,22 @@ def ask(address: str, part: Part) -> HTTPResponse:
     return response
 
 
-def received(response: HTTPResponse, left: int | None) -> Iterator[bytes]:
+def received(pool: ThreadPoolExecutor, response: HTTPResponse, left: int | None) -> Iterator[bytes]:
     """The chunks received, until `left` bytes have arrived or the connection is closed."""
+    while left != 0 and (
+        chunk := in_time(pool, 2 * READ_SECONDS, response.read1, CHUNK if left is None else min(CHUNK, left))
+    ):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def in_time(pool: ThreadPoolExecutor, seconds: float, call: Callable[..., Answer], *arguments: Any) -> Answer:
+    """What a call returns; TransferError: it failed, or took longer.
+
+    A socket's own time limit begins anew with every byte.
+    """
     try:
-        while left != 0 and (chunk := response.read1(CHUNK if left is None else min(CHUNK, left))):
-            left = None if left is None else left - len(chunk)
-            yield chunk
+        return pool.submit(call, *arguments).result(seconds)
     except (OSError, HTTPException) as error:
         raise TransferError(failure_reason(error)) from error
 

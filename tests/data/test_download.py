@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -65,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         self.state.requests.append(request)
         if behaviour == "gone":
             return self.send_error(404)
+        if behaviour in ("liar", "flood", "slow", "head", "garbage"):
+            return self.hostile(behaviour)
         content, first = self.state.content, 0
         if behaviour == "page":
             content = b"<html>no such share</html>"
@@ -91,6 +94,23 @@ class Handler(BaseHTTPRequestHandler):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if behaviour in ("stall", "interrupt"):
             self.state.over.wait(10)
+
+    def hostile(self, behaviour):
+        """liar: announces 1 GB; flood: sends without end; slow: a byte now and then; head: that, before its answer is
+        complete; garbage: half of what it announces, and not the file's."""
+        length = {"liar": 10**9, "garbage": len(self.state.content)}.get(behaviour)
+        with contextlib.suppress(OSError):
+            if behaviour == "head":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+            else:
+                self.send_response(200)
+                if length is not None:
+                    self.send_header("Content-Length", str(length))
+                self.end_headers()
+            if behaviour == "garbage":
+                return self.wfile.write(bytes(length // 2))
+            while not self.state.over.wait(0 if behaviour == "flood" else 0.05):
+                self.wfile.write(bytes(10**5) if behaviour == "flood" else b"x")
 
     def log_message(self, *_):
         pass
@@ -135,7 +155,7 @@ class Site:
         self.state = server.RequestHandlerClass.state
         self.state.content, self.state.etag = b"", '"one"'
         self.root, self.part = root, root / ".download" / "archive.part"
-        self.limits = {"unpacked": 10**7, "members": 100}
+        self.limits = {"packed": 10**7, "unpacked": 10**7, "members": 100}
         self.sha256 = ""
 
     def holds(self, content):
@@ -318,8 +338,8 @@ def test_unreachable_server(site, capsys):
     site.url = "http://127.0.0.1:1"
     assert not site.get("whole", "gone")
     err = capsys.readouterr().err
-    assert err.count("refused") == 2
-    assert "no address delivered the whole archive" in err
+    assert err.count(": [Errno 111] Connection refused\n") == 2
+    assert "no address delivered the whole file" in err
     assert list(site.root.iterdir()) == []
 
 
@@ -597,3 +617,31 @@ def test_unwritable_folder(site, capsys):
 def test_source_file_is_plain_json(site):
     site.get("cut")
     assert json.loads((site.part.parent / "source.json").read_bytes()) == {f"{site.url}/cut": '"one"'}
+
+
+SERVERS = {
+    "liar": "announces 1000.0 MB, expected at most 10.0 MB",
+    "flood": "sent more than 10.0 MB; it is deleted",
+    "slow": "slower than 0 kB/s",
+    "head": "no byte for",
+    "garbage": "broke off after",
+}
+
+
+@pytest.mark.parametrize("behaviour", SERVERS)
+def test_a_hostile_server_costs_little_and_the_next_address_is_tried(behaviour, site, capsys, monkeypatch):
+    monkeypatch.setattr(download, "SLOWEST", 100)
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.5)
+    start = time.monotonic()
+    assert site.get(behaviour, "whole")
+    assert time.monotonic() - start < 20
+    assert SERVERS[behaviour] in capsys.readouterr().err
+    assert site.is_complete()
+
+
+def test_https_does_not_lead_to_http():
+    """What urllib asks before it follows."""
+    request = download.Request("https://example.org/a")
+    for address in ("http://example.org/b", "ftp://example.org/b", "file:///etc/passwd"):
+        with pytest.raises(download.HTTPError, match="leads from https to an address without it"):
+            download.SecureRedirects().redirect_request(request, None, 302, "Found", {}, address)

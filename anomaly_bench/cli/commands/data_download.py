@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.archive import megabytes, read_archive, unpack
 from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
-from anomaly_bench.data.download import fetch, read_part, workplace
+from anomaly_bench.data.download import Download, fetch, read_part, workplace
 from anomaly_bench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def download_dataset(config: Any) -> bool:
     try:
         with workplace(dataset.root) as folder:
             part = read_part(folder / "archive.part", reporter)
-            fetch(archive, part, reporter)
+            fetch(Download(archive.addresses, archive.sha256, archive.packed, archive.unpacked), part, reporter)
             unpack(archive, part.path, lacking, dataset.root, reporter)
             part.discard()
     except DataError as error:
