@@ -77,13 +77,13 @@ def false_alarms(images: Path, seed: int, *words: str) -> dict[str, Alarms]:
     }
 
 
-def interval(runs: Sequence[Alarms]) -> tuple[int, int]:
-    """The central 95 % of the sum of independent beta-binomial numbers of false alarms."""
+def interval(runs: Sequence[Alarms], share: float = 0.95) -> tuple[int, int]:
+    """The central share of the sum of independent beta-binomial numbers of false alarms."""
     total = np.ones(1)
     for _, unseen, held_out in runs:
         rank = rank_of(held_out, RATE)
         total = np.convolve(total, betabinom(unseen, held_out + 1 - rank, rank).pmf(np.arange(unseen + 1)))
-    low, high = np.searchsorted(np.cumsum(total), (0.025, 0.975))
+    low, high = np.searchsorted(np.cumsum(total), ((1 - share) / 2, (1 + share) / 2))
     return int(low), int(high)
 
 

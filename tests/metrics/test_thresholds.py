@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import picture, save
 from scipy.stats import betabinom
 
 from anomaly_bench import records
@@ -17,6 +20,7 @@ from anomaly_bench.metrics.thresholds import rank_of, shortage, threshold_of, th
 from anomaly_bench.records.setups import describe, setup_name, setups
 from anomaly_bench.runs.runner import Runner
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "bench_false_alarms.py"
 SMALL = ("input.resize=32", "method.levels=[1,2]", "method.dimensions=5", "speed=false", "threads=1", "gallery=0")
 HALF = ("holdout=0.5", "max_false_alarms=0.3")  # 3 of 6 images: the third smallest of 3
 
@@ -69,6 +73,21 @@ def test_the_false_alarm_rate_is_beta_binomial(count, rate):
     assert expected.mean() <= 300 * rate
     inside = np.mean((expected.ppf(0.025) <= alarms) & (alarms <= expected.ppf(0.975)))
     assert 0.93 <= inside <= 0.98
+
+
+@pytest.mark.slow
+def test_runs_keep_the_false_alarm_rate_on_unseen_images(tmp_path, monkeypatch):
+    """A small part of benchmarks/bench_false_alarms.py: the sum is within 99.9 % of its distribution."""
+    spec = importlib.util.spec_from_file_location("bench_false_alarms", BENCHMARK)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path))  # the benchmark sets it for each run
+    for number in range(200):
+        save(picture(number, 32), tmp_path / "images" / "cog" / f"{number:03}.png")
+    runs = [bench.false_alarms(tmp_path / "images", seed, *SMALL)["cog"] for seed in range(6)]
+    assert all(run[1:] == (100, 20) for run in runs)
+    low, high = bench.interval(runs, 0.999)
+    assert low <= sum(run[0] for run in runs) <= high
 
 
 def test_the_split_is_the_same_for_all_methods_and_off_by_default(small):

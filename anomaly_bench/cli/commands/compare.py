@@ -21,7 +21,7 @@ from anomaly_bench.comparison.pairing import compare_folders, compare_methods
 from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
 from anomaly_bench.comparison.tables import comparison_tables
 from anomaly_bench.errors import Exit, UsageError, closest, one_line
-from anomaly_bench.metrics.registry import packaged_metrics
+from anomaly_bench.metrics.registry import find_metric, packaged_metrics
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
 
@@ -72,6 +72,7 @@ def gate_failures(conditions: Sequence[Condition], found: Sequence[Comparison]) 
     """
     for condition in conditions:
         check_metric(condition.metric, "fail_if", found)
+        check_best(condition.metric, f"fail_if={condition}", found)
         compared = {each.name: paired_differences(each.pairs, condition.metric) for each in found}
         listed = [each for part in compared.values() for each in part]
         for key, some in (("a", any(each.first for each in listed)), ("b", any(each.second for each in listed))):
@@ -102,6 +103,13 @@ def check_metric(name: str, key: str, found: Sequence[Comparison]) -> None:
         raise UsageError(f"{key}={name}: no such metric{closest(name, known)}")
 
 
+def check_best(name: str, where: str, found: Sequence[Comparison]) -> None:
+    """Raise UsageError if a metric's highest value is not its best."""
+    metric = find_metric(name, [record.metrics for each in found for record in each.records])
+    if metric is not None and metric.best != "highest":
+        raise UsageError(f"{where}: a higher {name} is not a better one; choose a metric whose highest is best")
+
+
 def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str]) -> None:
     """Draw the critical-difference diagrams of all metrics, one below the other.
 
@@ -114,6 +122,8 @@ def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str])
         raise UsageError(
             f"figure: {len(found)} setups; choose one: {', '.join(f'setup={each.name}' for each in found)}"
         )
+    for metric in metrics:
+        check_best(metric, f"figure={path}", found)
     rankings = [mean_ranks(found[0].sides, metric) for metric in metrics]
     from anomaly_bench.report.figures.plots import critical_difference
     from anomaly_bench.report.figures.svg import write_figure

@@ -302,6 +302,17 @@ def test_invalid_arguments(many, command, words, message):
     assert message in err
 
 
+def test_gates_and_rankings_need_a_metric_whose_highest_is_best(tmp_path, command):
+    metrics = {"image_false_alarms": {"value": 0.05, "revision": 1}}
+    for method in ("padim", "patchcore", "spade"):
+        fill(tmp_path, A, method, metrics=metrics)
+    gate = "fail_if=image_false_alarms drops 1"
+    for words in ([f"results={tmp_path}", "figure=x.svg"], [f"a={tmp_path}", f"b={tmp_path}", gate]):
+        status, _, err = command("compare", "metric=image_false_alarms", *words)
+        assert status == 2
+        assert "a higher image_false_alarms is not a better one; choose a metric whose highest is best" in err
+
+
 @pytest.mark.parametrize(
     ("condition", "holds"),
     [
