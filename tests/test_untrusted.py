@@ -280,6 +280,7 @@ WRONG_VALUES = {
     "seed": [-1, "0", 1.5, True, None],
     "titles": [None, {"method": 5}, "PaDiM"],
     "input": [{"resize": [64]}, {"resize": [0, 0], "crop": None}, {"resize": "64", "crop": None}, []],
+    "input.filter": [5, None, ["area"], "x" * 20_000],
     "counts": [{}, {"fit": -1, "test": 1, "defects": 1}, None],
     "metrics.pro": [5, {}, {"value": "high", "revision": 1}, {"value": 1.0, "revision": "1"}],
     "metrics.own": [{"value": 1.0, "revision": 1, "level": "evil"}, {"value": 1.0, "revision": 1, "digits": 10**6}],
@@ -287,7 +288,8 @@ WRONG_VALUES = {
     "images": [[5], [{"file": None, "defect": None, "score": 1.0}], [{"file": "a", "defect": "b", "score": "c"}], {}],
     "speed": [[{}], [{"device": "x", "fps": "fast"}], None],
     "categories": [[{}], ["cog"], {}],
-    "config.method": [5, {}, {"name": None}],
+    "config.method": [5, {}, {"name": None}, {"name": "own", "about": 5}],
+    "config.method.about.footnotes": ["x", [5], [{"setting": "size", "note": "large"}]],
     "regime": [5, {}, {"name": "few_shot", "shots": -1}],
     "cost.fit_s": ["long", None, []],
 }

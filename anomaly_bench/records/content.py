@@ -24,6 +24,7 @@ class Category(TypedDict):
 class Input(TypedDict):
     resize: Shape
     crop: Shape | None
+    filter: NotRequired[Text]
 
 
 class Counts(TypedDict):
@@ -103,8 +104,19 @@ class Method(TypedDict):
     about: About
 
 
+class Footnote(TypedDict):
+    setting: Text
+    value: Any
+    note: Text
+
+
+class Footnotes(TypedDict):
+    footnotes: NotRequired[list[Footnote]]
+
+
 class Named(TypedDict):
     name: Text
+    about: NotRequired[Footnotes]
 
 
 class Network(TypedDict):

@@ -85,7 +85,7 @@ def patchcore() -> Iterator[Comparison]:
     theirs.feature_extractor, theirs.memory_bank = network.extractor, ours.bank
     features = {name: theirs.feature_pooler(each) for name, each in network.extractor(test.double()).items()}
     embedding = theirs.reshape_embedding(theirs.generate_embedding(features))
-    place = "patchcore: locally aware patches, fewer channels than 1024"
+    place = "patchcore: locally aware patches, pooling=mean"
     yield compare(place, "embeddings", "anomalib PatchcoreModel", ours.embed(network(test)), embedding)
     result = ours.score(test)
     found = theirs(test.double())

@@ -52,6 +52,14 @@ def test_status_is_supported_by_the_evidence(name):
         assert listed["choices"]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_footnotes_are_about_settings_of_the_method(name):
+    node = packaged_node("method", name)
+    for footnote in node["about"].get("footnotes", []):
+        assert footnote.keys() == {"setting", "value", "note"}
+        assert footnote["setting"] in node
+
+
 def test_removed_test_is_detected(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_x.py").write_text("def test_here(): ...\n")
