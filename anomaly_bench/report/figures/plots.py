@@ -131,9 +131,9 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]]) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for axes, (title, lines) in zip(grid, panels.items(), strict=False):
             _labels(axes, "optimiser steps", "loss")
-            axes.set_title("\n".join(textwrap.wrap(clean(title), 44)))
+            axes.set_title("\n".join(textwrap.wrap(clean(title), 38)))
             for line in lines:
-                axes.add_line(_line(line.series, line.x, line.y, markevery=0.17, alpha=1 if line.first else 0.5))
+                axes.add_line(_line(line.series, line.x, line.y, markevery=[], alpha=1 if line.first else 0.5))
             axes.autoscale_view()
         for axes in itertools.islice(figure.axes, len(panels), None):
             axes.set_visible(False)
