@@ -113,8 +113,8 @@ def test_a_budget_counts_steps_whatever_the_number_of_images(method):
 
 
 def test_every_method_that_trains_has_a_published_schedule():
-    has = [name for name in METHODS if "schedule" in setup(name, "lite0").config["method"]["about"]]
-    assert has == TRAINING
+    has = {name for name in METHODS if "schedule" in setup(name, "lite0").config["method"]["about"]}
+    assert has >= set(TRAINING)
 
 
 def test_rates_that_change_follow_the_budget(monkeypatch):

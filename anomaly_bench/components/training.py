@@ -107,7 +107,7 @@ class Epoch:
         """Close a point of the learning curve: the mean loss of the steps since the last one."""
         if self.summed:
             self.points.append((self.loop.steps, self.sum / self.summed))
-            self.sum, self.summed = torch.zeros(()), 0
+            self.sum, self.summed = torch.zeros_like(self.sum), 0
 
     @property
     def loss(self) -> float:

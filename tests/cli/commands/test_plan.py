@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from test_build import record as made
 
 from anomaly_bench import records
 from anomaly_bench.hardware import memory
@@ -74,3 +75,16 @@ def test_invalid_configuration_is_refused(words, command):
     status, out, _ = command("plan", *words, "batch_size=0,4")
     assert status == 1
     assert "failed: batch_size=0: expected a whole number" in out
+
+
+@pytest.mark.parametrize(
+    ("training", "by_steps", "length"),
+    [
+        ({"epochs": 4, "steps": 28}, True, 28),
+        ({"epochs": 4, "steps": 28}, False, 40),
+        ({"epochs": 4, "steps": None}, True, None),
+        ({}, False, 10),
+    ],
+)
+def test_fitting_time_is_proportional_to_steps_or_to_epochs_of_10_images(training, by_steps, length):
+    assert planning.length_of(made(training=training), by_steps) == length
