@@ -14,7 +14,7 @@ from anomaly_bench.backbones.architectures import listen
 
 
 class Student(nn.Module):
-    """A trainable network read at the levels of a backbone.
+    """A trainable network read at the levels of a backbone, with every norm's scale at one.
 
     Gradient checkpointing recomputes each block in the backward pass: 20 % more time for less than half the memory.
 
@@ -30,6 +30,7 @@ class Student(nn.Module):
     def __init__(self, network: nn.Module, paths: Sequence[str], mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.network, self.paths = network.to(memory_format=torch.channels_last), paths
+        start_norms_at_one(network)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.outputs = listen(network, paths, nn.Identity())
@@ -43,6 +44,13 @@ class Student(nn.Module):
         levels = [self.outputs[path] for path in self.paths]
         self.outputs.clear()
         return levels
+
+
+def start_norms_at_one(network: nn.Module) -> None:
+    """Undo timm's `zero_init_last`, which starts a residual block's last norm at zero; torchvision's starts at one."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

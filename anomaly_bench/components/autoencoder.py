@@ -3,7 +3,10 @@
 Paul Bergmann et al.: Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders,
 2019, arXiv 1807.02011; settings of The MVTec Anomaly Detection Dataset, CVPR 2019 and IJCV 2021.
 
-The authors published no code and do not say how far objects are shifted and rotated for augmentation.
+The authors published no code. Ours are, as they do not say it: how far objects are shifted and rotated, where the extra
+convolutions for larger images go, and the initial weights. Those are He's (2015, arXiv 1502.01852) with biases of zero:
+with torch's default, 20 layers without normalisation make the output of unlike images the same, and no gradient reaches
+the encoder. Weight decay is decoupled (AdamW), so that it cannot outweigh small gradients.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 PATCH = 128  # pixels: side of the patches of textures
 STEP = 30  # pixels: stride of the patches when scoring
+SLOPE = 0.2  # of the leaky ReLUs
 TURN, SHIFT = 10.0, 0.05  # largest rotation (degrees) and shift (fraction of the side) of objects
 Compare = Callable[[Tensor, Tensor], Tensor]  # two (B, C, H, W) -> (B, H, W)
 
@@ -52,11 +56,15 @@ class AutoEncoder(nn.Module):
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for inputs, outputs, kernel, stride in layers:
-            down += [nn.Conv2d(inputs, outputs, kernel, stride, padding=1), nn.LeakyReLU(0.2)]
+            down += [nn.Conv2d(inputs, outputs, kernel, stride, padding=1), nn.LeakyReLU(SLOPE)]
         for outputs, inputs, kernel, stride in reversed(layers):
-            up += [nn.LeakyReLU(0.2), nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding=1)]
+            up += [nn.LeakyReLU(SLOPE), nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding=1)]
         self.encode = nn.Sequential(*down, nn.Conv2d(32, latent, grid))
         self.decode = nn.Sequential(nn.ConvTranspose2d(latent, 32, grid), *up, nn.Sigmoid())
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(layer.weight, SLOPE)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, side, side) in [0, 1] -> the same shape."""
@@ -68,7 +76,7 @@ class Reconstruction(nn.Module):
     """Common base of AE-L2 and AE-SSIM, which define the network's input and how output and input are compared.
 
     Args:
-        epochs, lr, weight_decay, batch: for training with Adam.
+        epochs, lr, weight_decay, batch: for training with AdamW.
         samples: random views of the training images per epoch.
         latent: size of the latent code of an image or patch.
         patches: True: 128-pixel patches, as published for textures; False: whole images, as for objects; None: chosen
@@ -106,7 +114,8 @@ class Reconstruction(nn.Module):
     def make_network(self, shape: tuple[int, int, int], patches: bool) -> None:
         """Create the network for whole images of this shape, or for patches of them."""
         self.resolved = {"patches": patches}
-        self.network = AutoEncoder(self.channels, side_of(shape, patches), self.latent)
+        network = AutoEncoder(self.channels, side_of(shape, patches), self.latent)
+        self.network = network.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def fit(self, normals: TrainingSet) -> None:
         """Train the network to reconstruct its input, on `samples` random views of the images per epoch.
@@ -118,7 +127,7 @@ class Reconstruction(nn.Module):
             torch.manual_seed(torch.initial_seed())  # for the same weights as with patches=true
             self.make_network(self.shape, patches=True)
             self.to(normals.device)
-        optimiser = torch.optim.Adam(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        optimiser = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
             for numbers in epoch.batches(len(normals), self.batch, self.samples):

@@ -19,6 +19,7 @@ from torch import nn
 
 from anomaly_bench.errors import NotFittedError
 from anomaly_bench.protocol import Scores
+from anomaly_bench.testing import training_checks
 from anomaly_bench.testing.setup import BATCH, TRAINING, Setup, assert_close, assert_equal, pick, pictures
 
 
@@ -152,6 +153,21 @@ def check_keeps_float32(setup: Setup) -> None:
     assert not wrong, f"not stored as float32: {wrong}; convert what fit stores with .float()"
 
 
+def check_all_weights_learn(setup: Setup) -> None:
+    """For methods with parameters: training changes them all, and gradients reach every layer."""
+    training_checks.assert_all_learn(setup.one, setup.training)
+
+
+def check_loss_falls(setup: Setup) -> None:
+    """For methods with `facts["losses"]`, as `Loop` makes them."""
+    training_checks.assert_loss_falls(setup.one)
+
+
+def check_outputs_differ(setup: Setup) -> None:
+    """For methods with parameters: their layers' outputs depend on the image."""
+    training_checks.assert_outputs_differ(setup.one, setup.one.score, setup.new_images())
+
+
 @contextlib.contextmanager
 def advised(advice: str) -> Iterator[None]:
     """Turn any exception in the block into an AssertionError that says what to do."""
@@ -173,6 +189,9 @@ CHECKS: tuple[Callable[[Setup], None], ...] = (
     check_saved_and_loaded,
     check_counts_without_data,
     check_keeps_float32,
+    check_all_weights_learn,
+    check_loss_falls,
+    check_outputs_differ,
 )
 
 

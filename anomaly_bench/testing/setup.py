@@ -19,6 +19,7 @@ from anomaly_bench.hardware.torch_setup import compute_exactly
 from anomaly_bench.protocol import Scores, TrainingSet, to_tensor
 from anomaly_bench.runs.evaluator import fit_method
 from anomaly_bench.runs.runner import without_unused_backbone
+from anomaly_bench.testing.training_checks import Training, watch
 
 TRAINING, BATCH = 24, 4  # images
 EPOCHS = 4  # for methods that train
@@ -77,9 +78,20 @@ class Setup:
         return self.fit(self.new(), normals)
 
     @functools.cached_property
+    def watched(self) -> tuple[Any, Training]:
+        """A fitted method and what its training did."""
+        with watch() as training:
+            return self.fitted(), training
+
+    @property
     def one(self) -> Any:
         """A fitted method shared by several checks."""
-        return self.fitted()
+        return self.watched[0]
+
+    @property
+    def training(self) -> Training:
+        """The training of `one`."""
+        return self.watched[1]
 
     def normals(self, pixels: NDArray[np.uint8] | None = None) -> TrainingSet:
         """A training set, by default of TRAINING images."""

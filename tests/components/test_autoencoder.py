@@ -137,6 +137,44 @@ def test_the_loss_falls(method):
     assert made.facts["patches"] is False
 
 
+def bars(count, side):
+    """Grey images with one bright bar each, everywhere another."""
+    images = np.full((count, side, side, 3), 60, np.uint8)
+    for number, top in enumerate(np.linspace(0, side - 6, count).astype(int)):
+        images[number, top : top + 6] = 200
+    return images
+
+
+@pytest.mark.parametrize("method", [AEL2, AESSIM])
+def test_the_loss_ends_below_that_of_the_mean_image(method):
+    """A network that ignores its input can at best draw the mean image."""
+    normals = TrainingSet("bars", bars(8, 32))
+    made = method(epochs=50, lr=2e-3, samples=32, batch=16, latent=8)
+    fit(made, normals)
+    torch.manual_seed(0)
+    views = made.prepare(autoencoder.view(normals.select(torch.arange(8).repeat(8)), patches=False))
+    with torch.no_grad():
+        drawn = made.network(views)
+        ended, mean = (float(made.loss(output, views)) for output in (drawn, views.mean(0, True).expand_as(views)))
+    assert ended < 0.4 * mean
+    assert drawn.std(dim=0).mean() > 0.5 * views.std(dim=0).mean(), "unlike images have unlike reconstructions"
+
+
+@pytest.mark.parametrize("side", [128, 256, 512])
+def test_unlike_images_have_unlike_codes_and_gradients_reach_the_first_layer(side):
+    """Before training, at every depth; with torch's default weights, codes differ by 3e-3 of their size or less."""
+    torch.manual_seed(0)
+    network = autoencoder.AutoEncoder(3, side, 128)
+    images = torch.rand(4, 3, 1, 1).expand(4, 3, side, side) * torch.linspace(0.2, 1, side)
+    codes = network.encode(images)
+    assert codes.std(dim=0).mean() > 0.05 * codes.abs().mean()
+    (network(images) - images).square().mean().backward()
+    weights = [layer.weight for layer in network.modules() if hasattr(layer, "weight")]
+    sizes = [float(weight.grad.square().mean().sqrt()) for weight in weights]
+    assert sizes[0] > 1e-3 * max(sizes)
+    assert sizes[0] > 1e-7, "Adam adds 1e-8"
+
+
 def test_textures_use_patches_also_in_a_saved_model():
     made, asked = AEL2(epochs=1, samples=1, latent=8), AEL2(epochs=1, samples=1, latent=8, patches=True)
     fit(made, TrainingSet("weave", pixels(2, 144), group="textures"))

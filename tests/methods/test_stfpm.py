@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from anomaly_bench.backbones import student as student_module
@@ -121,8 +122,26 @@ def test_student_has_the_teachers_architecture_but_its_own_weights():
     assert any(isinstance(module, nn.BatchNorm2d) for module in student.modules()), "it learns with its normalisation"
 
 
+@pytest.mark.parametrize("backbone", ["r18", "r50", "lite0"])
+def test_the_students_norms_start_at_one_as_torchvisions(backbone):
+    student = Setup("stfpm", backbone, ("backbone.weights=random",)).network.trainable_copy()
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.weight.eq(1).all() and norm.bias.eq(0).all() for norm in norms)
+
+
+def test_the_student_of_a_resnet_is_drawn_as_torchvisions():
+    """Convolutions of equal shape have equal deviations, within 5 %."""
+    student = Setup("stfpm", "r18", ("backbone.weights=random",)).network.trainable_copy().network
+    theirs = dict(torchvision.models.resnet18(weights=None).named_parameters())
+    ours = {name: value for name, value in student.named_parameters() if value.dim() == 4}
+    assert len(ours) == 15
+    for name, value in ours.items():
+        assert float(value.std().detach() / theirs[name].std().detach()) == pytest.approx(1, rel=0.05), name
+
+
 def test_copy_of_the_teacher_scores_zero():
-    setup = Setup("stfpm", "r18", ("backbone.weights=random",))
+    setup = Setup("stfpm", "r18", ("backbone.weights=random", "+backbone.options={zero_init_last: false}"))
     made = setup.new()
     made.build(())
     with torch.random.fork_rng(devices=[]):

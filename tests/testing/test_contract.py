@@ -20,6 +20,7 @@ from anomaly_bench.protocol import Scores
 from anomaly_bench.testing.contract import (
     BACKBONE_CHECKS,
     CHECKS,
+    check_all_weights_learn,
     check_counts_without_data,
     check_each_image_by_itself,
     check_is_a_method,
@@ -131,6 +132,60 @@ def changed(**functions):
     return type("Changed", (Mean,), functions)
 
 
+class Repairing(torch.nn.Module):
+    """Fulfils the contract with a network: the error of colours passed through a single channel."""
+
+    decay, maximise = 0.0, False
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def build(self, shapes):
+        self.encode, self.decode = torch.nn.Linear(3, 1), torch.nn.Linear(1, 3)
+
+    def fit(self, normals):
+        pixels = torch.cat([self.read(images) for images in normals.images(8)])
+        optimiser = torch.optim.Adam(self.parameters(), 0.01, weight_decay=self.decay, maximize=self.maximise)
+        self.facts = {"losses": []}
+        for _ in range(30):
+            loss = self.errors(pixels).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            self.facts["losses"].append(loss.item())
+
+    def read(self, images):
+        return self.backbone(images)[0].permute(0, 2, 3, 1)
+
+    def repair(self, pixels):
+        return self.decode(self.encode(pixels))
+
+    def errors(self, pixels):
+        return (self.repair(pixels) - pixels).square().sum(dim=-1)
+
+    @torch.no_grad()
+    def score(self, images):
+        check_fitted(self)
+        maps = self.errors(self.read(images)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+
+def network(**changes):
+    """A Repairing with some functions or settings replaced."""
+    return type("Changed", (Repairing,), changes)
+
+
+def vanishing(code):
+    """The same, with a 1e-9th of its gradient."""
+    return code.detach() + 1e-9 * (code - code.detach())
+
+
+def with_a_spare_layer(self, shapes):
+    Repairing.build(self, shapes)
+    self.spare = torch.nn.Linear(2, 2)
+
+
 def remembering(self, shapes):
     if not hasattr(self, "mean"):
         Mean.build(self, shapes)
@@ -179,6 +234,15 @@ BROKEN = {  # check: (method, error message)
         changed(build=lambda self, shapes: self.register_buffer("mean", torch.empty(shapes[0]).double())),
         r"not stored as float32: \{'mean': torch.float64\}; convert",
     ),
+    "check_all_weights_learn": (
+        network(build=with_a_spare_layer),
+        "not changed by training: spare.weight, spare.bias: pass all parameters to the optimiser",
+    ),
+    "check_loss_falls": (network(maximise=True), "is not below .* that of the first: is its sign wrong"),
+    "check_outputs_differ": (
+        network(repair=lambda self, pixels: self.decode(torch.relu(self.encode(pixels) - 10))),
+        "unlike images have the same outputs in decode: the network ignores its input; initialise",
+    ),
 }
 
 
@@ -186,6 +250,7 @@ def test_every_check_can_fail_with_advice():
     assert [check.__name__ for check in CHECKS] == list(BROKEN)
     for check in CHECKS:
         check(OfMethod(Mean))
+        check(OfMethod(Repairing))
         method, message = BROKEN[check.__name__]
         with pytest.raises(AssertionError, match=message):
             check(OfMethod(method))
@@ -250,6 +315,16 @@ MORE = [
         check_saved_and_loaded,
         changed(keep=lambda self, levels: setattr(self, "mean", levels.mean(dim=0, keepdim=True))),
         r"row counts known only to fit: see neighbours.*size mismatch",
+    ),
+    (
+        check_all_weights_learn,
+        network(repair=lambda self, pixels: self.decode(vanishing(self.encode(pixels)))),
+        "gradients do not reach encode.weight: at most 1e-06 of the largest.* initialise its layers",
+    ),
+    (
+        check_all_weights_learn,
+        network(decay=100.0),
+        "weight decay exceeds the gradient of encode.weight, decode.weight: .* use AdamW",
     ),
 ]
 

@@ -1,0 +1,132 @@
+"""Contract checks for methods with parameters: their networks learn, all of them, and look at their input.
+
+What an optimiser does is watched from outside, so a method may train with any loop and any of torch's optimisers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+LEAST_GRADIENT = 1e-6  # of the largest; the contract's methods have 6e-5 to 0.2
+LEAST_SPREAD = 1e-4  # of a layer's outputs; the contract's methods have 7e-3 or more
+
+
+@dataclass
+class Training:
+    """What optimisers were given during a fit, by the id of the parameter.
+
+    Attributes:
+        first: values before the first step.
+        gradients: largest root mean square of the gradient over all steps.
+        decays: root mean square of what weight decay adds to the gradient in the first step; 0 if it is decoupled.
+    """
+
+    first: dict[int, Tensor] = field(default_factory=dict)
+    gradients: dict[int, float] = field(default_factory=dict)
+    decays: dict[int, float] = field(default_factory=dict)
+
+    def step(self, optimiser: Optimizer, *arguments: Any) -> None:
+        """Called before every step."""
+        for group in optimiser.param_groups:
+            decay = 0.0 if group.get("decoupled_weight_decay") else group.get("weight_decay", 0.0)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                key = id(parameter)
+                if key not in self.first:
+                    self.first[key] = parameter.detach().clone()
+                    self.decays[key] = decay * size(parameter)
+                self.gradients[key] = max(self.gradients.get(key, 0.0), size(parameter.grad))
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Training]:
+    """Record the optimiser steps in this context."""
+    training = Training()
+    hook = register_optimizer_step_pre_hook(training.step)
+    try:
+        yield training
+    finally:
+        hook.remove()
+
+
+def size(values: Tensor) -> float:
+    """Root mean square."""
+    return float(values.detach().square().mean().sqrt())
+
+
+def assert_all_learn(method: nn.Module, training: Training) -> None:
+    """Every parameter has moved, and gradients reach every layer, the first ones too."""
+    trained = {name: value for name, value in method.named_parameters() if value.requires_grad}
+    known = {name: training.first.get(id(value)) for name, value in trained.items()}
+    still = [name for name, value in trained.items() if (first := known[name]) is None or torch.equal(first, value)]
+    assert not still, (
+        f"not changed by training: {shortened(still)}: pass all parameters to the optimiser, let the loss depend on "
+        "them, and keep what is not trained in buffers"
+    )
+    weights = {name: id(value) for name, value in trained.items() if value.dim() > 1}  # a bias before a norm has none
+    found = {name: training.gradients[key] for name, key in weights.items()}
+    largest = max(found.values(), default=0.0)
+    weak = [name for name, value in found.items() if value < LEAST_GRADIENT * largest]
+    advice = "initialise its layers (nn.init.kaiming_normal_ and zero biases), normalise between them, or"
+    assert not weak, (
+        f"gradients do not reach {shortened(weak)}: at most {LEAST_GRADIENT:.0e} of the largest, {largest:.1e}: "
+        f"{advice} add shortcuts"
+    )
+    shrunk = [name for name, key in weights.items() if found[name] < training.decays[key]]
+    assert not shrunk, f"weight decay exceeds the gradient of {shortened(shrunk)}: {advice} use AdamW"
+
+
+def assert_loss_falls(method: Any) -> None:
+    """The last epoch's loss is below the first one's, which is that of the untrained network."""
+    losses = getattr(method, "facts", {}).get("losses", [])
+    assert len(losses) < 2 or losses[-1] < losses[0], (
+        f"the loss of the last epoch, {losses[-1]:.4g}, is not below {losses[0]:.4g}, that of the first: is its sign "
+        "wrong, or the learning rate too high?"
+    )
+
+
+def assert_outputs_differ(method: nn.Module, score: Callable[[Tensor], object], images: Tensor) -> None:
+    """Every layer with parameters answers unlike images differently."""
+    layers = {
+        name: layer
+        for name, layer in method.named_modules()
+        if not list(layer.children()) and any(True for _ in layer.parameters())
+    }
+    outputs = [outputs_of(layers, score, images[index : index + 1]) for index in range(len(images))]
+    blind = []
+    for name in outputs[0]:
+        each = torch.stack([found[name] for found in outputs])
+        if size(each - each.mean(dim=0)) < LEAST_SPREAD * size(each):
+            blind.append(name)
+    assert not blind, (
+        f"unlike images have the same outputs in {shortened(blind)}: the network ignores its input; initialise its "
+        "layers (nn.init.kaiming_normal_ and zero biases), normalise between them, and do not saturate activations"
+    )
+
+
+def outputs_of(layers: dict[str, nn.Module], score: Callable[[Tensor], object], images: Tensor) -> dict[str, Tensor]:
+    """All outputs of each layer that scoring calls, flattened."""
+    kept: dict[str, list[Tensor]] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        return lambda layer, inputs, output: kept.setdefault(name, []).append(output.detach().flatten())
+
+    hooks = [layer.register_forward_hook(keeper(name)) for name, layer in layers.items()]
+    try:
+        score(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(parts) for name, parts in kept.items()}
+
+
+def shortened(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
