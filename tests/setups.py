@@ -13,7 +13,7 @@ PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares
 SMALLER = {
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
-    "draem": ("method.width=4", "method.discriminative_width=4", "method.batch=2"),
+    "draem": ("method.width=4", "method.discriminative_width=4"),
     "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
     "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
     "pefm": ("method.latents=[8,8,8]",),

@@ -7,8 +7,8 @@ indicate anomalies.
 
 Where the authors' code differs from the paper, this follows the code: the loss has no factor 1/2, and the levels' maps
 are multiplied on the first level's grid, not at image size. Their student has a last stage that is never read; here it
-is removed. Every norm of the student starts with a scale of one, as in torchvision, which they use; timm's start at zero
-at the end of a block. anomalib, in contrast, sums the loss over the batch, so its step size grows with the batch size.
+is removed. Every norm of the student starts with a scale of one, as in torchvision, which they use; timm's start at
+zero at the end of a block. anomalib sums the loss over the batch, so its step size grows with the batch size.
 """
 
 from __future__ import annotations

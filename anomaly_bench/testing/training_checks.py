@@ -100,7 +100,8 @@ def assert_outputs_differ(method: nn.Module, score: Callable[[Tensor], object], 
         for name, layer in method.named_modules()
         if not list(layer.children()) and any(True for _ in layer.parameters())
     }
-    outputs = [outputs_of(layers, score, images[index : index + 1]) for index in range(len(images))]
+    with settled_norms(method, score, images):
+        outputs = [outputs_of(layers, score, images[index : index + 1]) for index in range(len(images))]
     blind = []
     for name in outputs[0]:
         each = torch.stack([found[name] for found in outputs])
@@ -110,6 +111,28 @@ def assert_outputs_differ(method: nn.Module, score: Callable[[Tensor], object], 
         f"unlike images have the same outputs in {shortened(blind)}: the network ignores its input; initialise its "
         "layers (nn.init.kaiming_normal_ and zero biases), normalise between them, and do not saturate activations"
     )
+
+
+@contextlib.contextmanager
+def settled_norms(method: nn.Module, score: Callable[[Tensor], object], images: Tensor) -> Iterator[None]:
+    """Batch norms with the statistics of these images: a few steps leave running statistics near their start."""
+    state = {name: value.clone() for name, value in method.state_dict().items()}
+    norms = [layer for layer in method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches
+            norm.train()
+        score(images)
+        for norm in norms:
+            norm.eval()
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+        method.load_state_dict(state)
 
 
 def outputs_of(layers: dict[str, nn.Module], score: Callable[[Tensor], object], images: Tensor) -> dict[str, Tensor]:
