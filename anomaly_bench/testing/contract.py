@@ -159,7 +159,7 @@ def check_all_weights_learn(setup: Setup) -> None:
 
 
 def check_loss_falls(setup: Setup) -> None:
-    """For methods with `facts["losses"]`, as `Loop` makes them."""
+    """For methods whose `facts` have a learning curve, as those of `Loop`."""
     training_checks.assert_loss_falls(setup.one)
 
 
