@@ -64,7 +64,7 @@ class AutoEncoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, SLOPE)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, side, side) in [0, 1] -> the same shape."""
