@@ -18,10 +18,11 @@ from rich.console import Console
 from anomaly_bench.cli import launchers
 from anomaly_bench.cli.commands import tables
 from anomaly_bench.console import Reporter
-from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
+from anomaly_bench.errors import DataError, UsageError, one_line, reason, shorten, shown
 from anomaly_bench.files import digest
 from anomaly_bench.hardware import timing
-from anomaly_bench.runs.runner import Runner, Standing, State, Summary
+from anomaly_bench.runs.runner import Runner
+from anomaly_bench.runs.summary import Standing, State, Summary
 from anomaly_bench.tables.formats.console import console as table_text
 from anomaly_bench.tables.table import Header, Table
 
@@ -38,13 +39,17 @@ class SweepJob:
     Attributes:
         overrides: command-line overrides.
         title: the overrides in which it differs from the others.
-        runner: None if the configuration is invalid; `error` says why.
+        names: of method and backbone.
+        runner: None if the configuration cannot run; `error` says why.
+        blocked: what would run but for its weights.
         states: task -> state.
     """
 
     overrides: Sequence[str]
     title: str
+    names: tuple[str, str]
     runner: Runner | None = None
+    blocked: Runner | None = None
     error: str = ""
     states: dict[str, Standing] = field(default_factory=dict)
 
@@ -110,10 +115,13 @@ class Jobs:
         """
         known: set[str] = set()
         for overrides in self.lists:
-            job = SweepJob(overrides, " ".join(word for word in overrides if word.partition("=")[0] in self.varied))
             config = self.compose(overrides)
+            title = " ".join(word for word in overrides if word.partition("=")[0] in self.varied)
+            job = SweepJob(overrides, title, names_of(config))
             try:
-                job.runner = Runner(config, Reporter())
+                job.blocked = Runner(config, Reporter())
+                _ = job.blocked.weights
+                job.runner, job.blocked = job.blocked, None
                 job.runner.remote = launchers.is_remote(self.config.hydra)
                 key = digest({name: value for name, value in job.runner.config.items() if name not in IDLE})
                 if key in known:
@@ -149,6 +157,8 @@ def run_sweep(jobs: Jobs) -> bool:
     for job in found:
         if job.error:
             reporter.fail(f"{job.title}: {job.error}")
+            if job.blocked is not None:
+                job.blocked.fail_all(UsageError(job.error), job.blocked.present)
     before = [job.count(State.DONE) for job in found]
     pending = [job for job in found if job.wanted]
     equal = f", {len(jobs) - len(found)} equivalent to others" if len(found) < len(jobs) else ""
@@ -207,7 +217,7 @@ def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -
     """Print a table of done, skipped, failed and missing records, with a line for each failure."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for job, skipped in zip(found, before, strict=True):
-        row = counts.setdefault(method_and_backbone(job), Counter())
+        row = counts.setdefault(job.names, Counter())
         done = job.count(State.DONE)
         row.update(done=max(0, done - skipped), skipped=min(skipped, done))
         row.update(failed=job.count(State.FAILED), missing=job.count(State.MISSING))
@@ -236,16 +246,15 @@ def new_console(file: TextIO) -> Console:
     return console
 
 
-def method_and_backbone(job: SweepJob) -> tuple[str, str]:
-    """Method and backbone of a job; "?" if its configuration is invalid."""
-    if job.runner is None:
-        return "?", "?"
-    config = job.runner.config
-    return config["method"]["name"], "none" if config["backbone"] is None else config["backbone"]["name"]
+def names_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Method and backbone of a configuration, "?" where it chooses none."""
+    method, backbone = config.get("method") or {}, config.get("backbone") or {}
+    used = backbone if method.get("uses_backbone", True) else {}
+    return str(method.get("name", "?")), str(used.get("name", "none"))
 
 
 def complaints(found: Sequence[SweepJob]) -> list[str]:
-    """One line for each failure."""
+    """One line for each failure, and for what is there of tasks that are missing."""
     lines = []
     for job in found:
         title = f"{job.title}: " if job.title else ""
@@ -253,4 +262,9 @@ def complaints(found: Sequence[SweepJob]) -> list[str]:
         lines += [
             f"failed: {title}{name}: {each.why}" for name, each in job.states.items() if each.state == State.FAILED
         ]
+        partly: dict[str, list[str]] = {}
+        for name, each in job.states.items():
+            if each.state == State.MISSING and each.why:
+                partly.setdefault(each.why, []).append(name)
+        lines += [f"missing: {title}{shorten(names)}: {why}" for why, names in partly.items()]
     return [shown(line) for line in lines]

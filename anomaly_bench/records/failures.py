@@ -6,42 +6,75 @@ import contextlib
 import json
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anomaly_bench.documents import read_json
 from anomaly_bench.errors import reason
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import digest, safe_filename, write_atomically
 from anomaly_bench.hardware import timing
 
-if TYPE_CHECKING:
-    from anomaly_bench.records.record import Record
-
-_FOLDER = "failed"
-
-
-def failure_path(results: Path, record: Record) -> Path:
-    """The file for the failure of the job that would have made this record."""
-    return results / _FOLDER / record.path.relative_to("records")
+IRRELEVANT = (  # keys of a run that do not change what it computes
+    *("category", "data_root", "results", "device", "threads", "batch_size", "metric", "max_false_alarms", "task"),
+    *("overwrite", "speed", "gallery", "save_maps", "save_model", "checkpoint", "cache", "cache_gb"),
+    *("fail_fast", "retry", "wait"),
+)
 
 
-def save_failure(results: Path, record: Record, error: Exception, config: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class JobKey:
+    """What was to be computed, of whatever files: an image or weights that are repaired change a job's fingerprint."""
+
+    dataset: str
+    task: str
+    method: str
+    backbone: str
+    seed: int
+    settings: str  # their hash
+
+    @property
+    def path(self) -> Path:
+        """Below the results folder."""
+        names = [safe_filename(name) for name in (self.dataset, self.method, self.backbone, self.task)]
+        file = f"{names[3]}-s{self.seed}-{self.settings[:8]}.json"
+        return Path("failed", names[0], f"{names[1]}-{names[2]}", file)
+
+
+def job_key(config: Mapping[str, Any], dataset: str, task: str) -> JobKey:
+    """The key of one task of a resolved configuration."""
+    backbone = config["backbone"]
+    kept = {name: value for name, value in config.items() if name not in (*IRRELEVANT, "backbone")}
+    settings = digest({**kept, "regime": config.get("task"), "backbone": backbone and without_weights(backbone)})
+    name = "none" if backbone is None else backbone["name"]
+    return JobKey(dataset, task, config["method"]["name"], name, config["seed"], settings)
+
+
+def without_weights(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """A backbone's node without where its weights are, in each network too."""
+    made = {name: value for name, value in backbone.items() if name != "weights"}
+    if "networks" in made:
+        made["networks"] = {name: without_weights(part) for name, part in made["networks"].items()}
+    return made
+
+
+def save_failure(results: Path, key: JobKey, error: Exception, config: Mapping[str, Any]) -> None:
     """Write cause, traceback and resolved configuration of a failed job; a full disk is ignored."""
     content = {
         "date": timing.today(),
-        **{name: getattr(record, name) for name in ("dataset", "task", "method", "backbone", "seed", "fingerprint")},
+        **asdict(key),
         "reason": reason(error),
         "traceback": "".join(traceback.format_exception(error)),
         "config": config,
     }
     with contextlib.suppress(OSError):
-        write_atomically(failure_path(results, record), json.dumps(content, indent=1) + "\n")
+        write_atomically(results / key.path, json.dumps(content, indent=1) + "\n")
 
 
-def known_failure(results: Path, record: Record) -> str | None:
+def known_failure(results: Path, key: JobKey) -> str | None:
     """Why the job's last attempt failed; None: it did not fail."""
-    content = _read(failure_path(results, record))
-    return str(content["reason"]) if content.get("fingerprint") == record.fingerprint else None
+    content = _read(results / key.path)
+    return str(content["reason"]) if content.get("settings") == key.settings else None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -52,16 +85,12 @@ def _read(file: Path) -> dict[str, Any]:
     return {}
 
 
-def forget_failure(results: Path, record: Record, config: Mapping[str, Any]) -> None:
-    """After a success, delete the job's file, and those of the same configuration with other (faulty) data files."""
-    folder = failure_path(results, record).parent
-    for file in folder.glob(f"*-s{record.seed}-*.json"):
-        content = _read(file)
-        if content.get("task") == record.task and content.get("config") == config:
-            with contextlib.suppress(OSError):
-                file.unlink()
+def forget_failure(results: Path, key: JobKey) -> None:
+    """After a success, delete the job's file, and the folders that are empty then."""
+    file = results / key.path
     with contextlib.suppress(OSError):  # stops at the first that is not empty
-        for empty in (folder, *folder.parents):
+        file.unlink(missing_ok=True)
+        for empty in file.parents:
             if empty == results:
                 break
             empty.rmdir()

@@ -15,6 +15,7 @@ import platform
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,25 @@ from anomaly_bench.files import write_atomically
 BEAT, LIFE = 15.0, 60.0  # seconds
 
 
+@dataclass(frozen=True)
+class Lease:
+    """A piece of work of a results folder; `ours`: it was free when it was claimed."""
+
+    results: Path
+    path: Path
+    ours: bool
+
+    def still_ours(self) -> bool:
+        """Whether no other process has taken it since, as one may that finds it without a beat."""
+        with locked(self.results):
+            if read_lease(self.path) != owner():
+                return False
+            os.utime(self.path)
+            return True
+
+
 @contextlib.contextmanager
-def claim(results: Path, name: str) -> Iterator[bool]:
+def claim(results: Path, name: str) -> Iterator[Lease]:
     """Yields True if this process owns the work within the block; False: another process is working on it."""
     path = results / "leases" / f"{name}.json"
     with locked(results):
@@ -35,13 +53,13 @@ def claim(results: Path, name: str) -> Iterator[bool]:
         if ours:
             write_atomically(path, json.dumps(owner()))
     if not ours:
-        yield False
+        yield Lease(results, path, False)
         return
     over = threading.Event()
     heart = threading.Thread(target=beat, args=(path, over), daemon=True)
     heart.start()
     try:
-        yield True
+        yield Lease(results, path, True)
     finally:
         over.set()
         heart.join()

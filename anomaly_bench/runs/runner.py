@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.runs import leases
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.runs.kept_maps import KeptMaps, at_rate
+from anomaly_bench.runs.summary import Standing, State, Summary
 from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
-    from anomaly_bench.config.settings import Settings
+    from anomaly_bench.backbones.weights import Weights
     from anomaly_bench.data.dataset import Dataset
     from anomaly_bench.records.record import Record
     from anomaly_bench.runs.evaluator import Evaluator
@@ -38,39 +39,6 @@ if TYPE_CHECKING:
 
 DECODED_EARLY = 10**9  # bytes: images up to this size are decoded before the job's memory is checked
 WAIT_SECONDS = 1.0  # between checks whether another run has finished
-
-
-class State(StrEnum):
-    """The state of a task."""
-
-    DONE = "done"
-    FAILED = "failed"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A task's state according to the results folder, with its records if done, the reason if failed."""
-
-    state: State
-    why: str = ""
-    records: Sequence[Record] = ()
-
-
-@dataclass
-class Summary:
-    """The outcome of a run: records in the order of the categories, and why the others have none.
-
-    `busy`: categories that other runs are working on (only with wait=false); `stopped`: by fail_fast.
-    `cells`: the metrics to show; None: those of each table.
-    """
-
-    settings: Settings
-    records: list[Record] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    busy: list[str] = field(default_factory=list)
-    stopped: bool = False
-    cells: list[str] | None = None
 
 
 class Runner:
@@ -95,7 +63,6 @@ class Runner:
         available = set(self.dataset.available)
         self.missing = [name for name in self.categories if name not in available]
         self.tasks = task_names(self.settings.regime, self.dataset, self.categories)
-        self.weights = find_weights(self.config)
         self.metrics = metrics_of_run(config, self.settings.holdout > 0)
         shown = None if self.metrics.keys() == standard_metrics().keys() else list(self.metrics)
         self.summary = Summary(self.settings, cells=shown)
@@ -104,6 +71,11 @@ class Runner:
         self.remote = False  # accept speeds of any machine
         self._evaluator: Evaluator | None = None
         self._held = contextlib.ExitStack()  # the device
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, Weights]:
+        """Of each of the backbone's networks; UsageError: they are not to be had."""
+        return find_weights(self.config)
 
     def evaluator(self, job: Job) -> Evaluator:
         """Created for the first job to be computed, so a finished run does not import torch.
@@ -136,11 +108,13 @@ class Runner:
         Raises:
             UsageError: the configuration cannot work for any category.
         """
+        _ = self.weights  # before anything is written
         check_writable(self.settings.results / "records", f"results={self.settings.results}")
         if self.missing:
             listed = ", ".join(self.missing)
             self.reporter.warn(f"{len(self.missing)} categories have no folder in {self.dataset.root}: {listed}")
             self.summary.failed |= dict.fromkeys(self.missing, "no folder")
+            self.fail_all(DataError("no folder"), self.tasks.keys() - set(self.present))
         self.summary.stopped = bool(self.missing) and self.settings.fail_fast
         prefix = "" if self.stop is None else f"{self.title} "  # the lines of a sweep's jobs are interleaved
         count = len(self.present)
@@ -173,17 +147,14 @@ class Runner:
         self.summary.stopped = self.summary.stopped or (self.stop is not None and self.stop.exists())
         if self.summary.stopped:
             return False
-        job: Job | None = None
         try:
-            job = self.job(name)
-            return self.category(job, where)
+            return self.category(self.job(name), where)
         except Exception as error:  # the other categories continue
             if isinstance(error, UsageError):
                 if self.stop is not None:  # a sweep reads it later; a single run reports it at once
-                    self.fail_all(error)
+                    self.fail_all(error, self.present)
                 raise
-            if job is not None:
-                failures.save_failure(self.settings.results, job.first, error, self.config)
+            self.fail_all(error, [name])
             why = reason(error).removeprefix(f"{name}: ")
             self.summary.failed[name] = why
             self.reporter.fail(f"{where}: {why}", error)
@@ -192,13 +163,19 @@ class Runner:
                 self.stop.touch()
         return False
 
-    def fail_all(self, error: Exception) -> None:
-        """Save the failure of a configuration that works for no category."""
-        for name in self.present:
-            with contextlib.suppress(DataError, OSError):
-                job = self.job(name)
-                if self.done(job) is None:
-                    failures.save_failure(self.settings.results, job.first, error, self.config)
+    def fail_all(self, error: Exception, names: Iterable[str]) -> None:
+        """Save the failure of some tasks, but for those that are done."""
+        for name in names:
+            try:
+                done = self.standing(name).state == State.DONE
+            except UsageError:  # its weights are missing
+                done = False
+            if not done or self.settings.overwrite:
+                failures.save_failure(self.settings.results, self.key(name), error, self.config)
+
+    def key(self, name: str) -> failures.JobKey:
+        """What the failure of a task is known by."""
+        return failures.job_key(self.config, self.dataset.name, name)
 
     def standing(self, name: str) -> Standing:
         """The state of a task, without computing."""
@@ -209,8 +186,20 @@ class Runner:
         done = self.done(job)
         if done is not None:
             return Standing(State.DONE, records=done)
-        why = failures.known_failure(self.settings.results, job.first)
-        return Standing(State.MISSING) if why is None else Standing(State.FAILED, why)
+        why = failures.known_failure(self.settings.results, self.key(name))
+        return Standing(State.MISSING, self.other_speeds(job)) if why is None else Standing(State.FAILED, why)
+
+    def other_speeds(self, job: Job) -> str:
+        """What is there of a job that lacks a speed only; "" if it lacks more."""
+        known = self.known(job)
+        if known is None:
+            return ""
+        key = job.speed_key(devices.device_name(devices.device_kind(self.settings.device)))
+        there = [speed_setting({name: entry.get(name) for name in key}) for entry in known[0].speed]
+        return (
+            f"has a record, without a speed on {speed_setting(key)} (there: {'; '.join(there) or 'none'}); "
+            "a run measures it, speed=false counts it as done"
+        )
 
     def job(self, name: str) -> Job:
         """The job of one task; see `make_job`."""
@@ -224,16 +213,19 @@ class Runner:
             self.summary.records += done
             self.reporter.say(f"{where}: already done ({headline(done)})")
             return False
-        if self.settings.retry == "failed" and failures.known_failure(self.settings.results, job.first) is None:
+        key = self.key(job.task.name)
+        if self.settings.retry == "failed" and failures.known_failure(self.settings.results, key) is None:
             self.reporter.say(f"{where}: skipped by retry=failed")
             return False
-        with leases.claim(self.settings.results, job.lease) as ours:
-            if not ours:
+        with leases.claim(self.settings.results, job.lease) as lease:
+            if not lease.ours:
                 self.busy(job.task.name, where)
                 return False
             done = self.done(job)  # by the run that had the lease
             worked = done is None or self.settings.overwrite
-            done = self.compute(job, where) if worked else done
+            done = self.compute(job, where, lease) if worked else done
+        if done is None:
+            self.busy(job.task.name, where)
         self.summary.records += done or []
         return worked
 
@@ -262,17 +254,20 @@ class Runner:
         self.waited.add(name)
         self.summary.busy.append(name)
 
-    def compute(self, job: Job, where: str) -> list[Record]:
-        """Compute and save what is missing for one category."""
+    def compute(self, job: Job, where: str, lease: leases.Lease) -> list[Record] | None:
+        """Compute and save what is missing for one category; None: another run has taken it over meanwhile."""
         known = None if self.settings.overwrite else self.known(job)
         if known is None:
             computed = self.evaluator(job).evaluate(job)
         else:
             self.reporter.say(f"{where}: has a record; measuring its speed on this machine")
             computed = self.evaluator(job).add_speed(job, known)
+        if not lease.still_ours():
+            self.reporter.warn(f"{where}: taken over by another run, as this one stood still; nothing is written")
+            return None
         for record in computed:
             save(record, self.settings.results)
-        failures.forget_failure(self.settings.results, job.first, self.config)
+        failures.forget_failure(self.settings.results, self.key(job.task.name))
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(computed)}")
         return computed
@@ -343,6 +338,11 @@ def headline(done: list[Record]) -> str:
         shown = ", ".join(f"{title} {'-' if value is None else f'{100 * value:.1f}'}" for title, value in values)
         parts.append(shown if len(done) == 1 else f"{record.test}: {shown}")
     return "; ".join(parts) + f"; fit {done[0].cost['fit_s']:.1f} s"
+
+
+def speed_setting(key: Mapping[str, Any]) -> str:
+    """'EPYC, 2 threads, batch 32, fp32'."""
+    return f"{key['device']}, {key['threads']} threads, batch {key['batch_size']}, {key['precision']}"
 
 
 def duration(seconds: float) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
 
 import pytest
+import timm
+import torch
 
 from anomaly_bench import records
+from anomaly_bench.hardware import timing
 
 WORDS = ("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5")
 
@@ -111,6 +115,95 @@ def test_status_and_retry(sweep, command, tree, monkeypatch):
     assert len(records.load_all(results)[0]) == 1
 
 
+def test_retry_finds_a_failure_after_its_cause_was_repaired(sweep, command, tree, tmp_path):
+    """An image, a folder and weights: all but the last change the job's fingerprint, or it had none."""
+    words, results = sweep
+    weights = tmp_path / "weights.pth"
+    words = [*words, f"backbone.weights={weights}"]
+    image, healthy = tree / "cog/train/good/002.png", (tree / "cog/train/good/002.png").read_bytes()
+    retry = ("-m", *words, "seed=0,1", "retry=failed")
+    status, _, err = command("-m", *words, "seed=0")
+    assert status == 1
+    assert "weights.pth: no such file" in err
+    assert row(err, "padim", "lite0") == ["0", "0", "1", "0"]
+    torch.manual_seed(0)
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), weights)
+    image.write_bytes(b"no picture")
+    (tree / "mat").rename(tree / "hidden")
+    status, _, err = command(*retry, "category=cog")
+    assert status == 1
+    assert row(err, "padim", "lite0") == ["0", "0", "1", "1"], "seed=1 was never tried"
+    image.write_bytes(healthy)
+    (tree / "hidden").rename(tree / "mat")
+    status, out, _ = command("status", *words, "seed=0,1")
+    assert status == 1
+    assert row(out, "padim", "lite0", "seed=0") == ["0", "2", "0"]
+    assert row(out, "padim", "lite0", "seed=1") == ["0", "0", "2"]
+    status, _, err = command(*retry)
+    assert status == 1, "those of seed=1 are still missing"
+    assert row(err, "padim", "lite0") == ["2", "0", "0", "2"]
+    assert {record.seed for record in records.load_all(results)[0]} == {0}
+    assert not (results / "failed").exists()
+
+
+def test_retry_finds_a_category_that_had_no_folder(sweep, command, tree):
+    words, results = sweep
+    words = [word for word in words if not word.startswith("dataset")] + ["dataset=mvtec", "category=[bottle,cable]"]
+    (tree / "cog").rename(tree / "bottle")
+    assert command(*words)[0] == 1
+    (tree / "mat").rename(tree / "cable")
+    status, _, err = command(*words, "retry=failed")
+    assert status == 0, err
+    assert {record.task for record in records.load_all(results)[0]} == {"bottle", "cable"}
+
+
+def test_failures_before_the_first_job_are_listed_with_method_and_backbone(sweep, command):
+    words, _ = sweep
+    words = [*words, "backbone.weights=/no/such/file"]
+    for call in (("-m", *words, "backbone=lite0,r18"), ("status", *words, "backbone=lite0,r18")):
+        status, out, err = command(*call)
+        assert status == 1
+        text = err if call[0] == "-m" else out
+        assert row(text, "padim", "lite0")[-2:] != ["0", "0"]
+        assert row(text, "padim", "r18")[-2:] != ["0", "0"]
+        assert text.count("backbone.weights=/no/such/file: no such file") >= 2
+
+
+def test_status_says_what_is_there_for_another_speed(sweep, command, monkeypatch):
+    words, _ = sweep
+    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    timed = [*(word for word in words if word != "speed=false"), "category=cog"]
+    assert command(*timed, "batch_size=2")[0] == 0
+    status, out, _ = command("status", *timed, "batch_size=3")
+    assert status == 1
+    assert row(out, "padim", "lite0") == ["0", "0", "1"]
+    assert re.search(
+        r"missing: cog: has a record, without a speed on .*, batch 3, fp32 \(there: .*, batch 2, fp32\)", out
+    )
+    assert command("status", *timed, "batch_size=3", "speed=false")[0] == 0
+    assert "has a record" not in command("status", *timed, "seed=1")[1]
+
+
+def test_nothing_is_written_for_a_job_that_another_run_has_taken_over(sweep, command, monkeypatch):
+    """As after a SIGSTOP longer than a lease lasts."""
+    from anomaly_bench.runs.evaluator import Evaluator
+
+    words, results = sweep
+    evaluate = Evaluator.evaluate
+
+    def stopped(self, job):
+        (lease,) = (results / "leases").glob("*.json")
+        lease.write_text(json.dumps({"host": "elsewhere", "process": 1, "started": "1"}))
+        return evaluate(self, job)
+
+    monkeypatch.setattr(Evaluator, "evaluate", stopped)
+    status, _, err = command(*words, "category=cog", "wait=false")
+    assert status == 1
+    assert "taken over by another run, as this one stood still; nothing is written" in err
+    assert records.load_all(results) == ([], [])
+    assert len(list((results / "leases").glob("*.json"))) == 1, "the other's"
+
+
 def broken(*_):
     raise RuntimeError("the planted fault")
 
@@ -129,8 +222,7 @@ def test_invalid_configuration_fails_alone(sweep, command):
     words, _ = sweep
     status, _, err = command("-m", *words, "batch_size=0,4")
     assert status == 1
-    assert row(err, "padim", "lite0") == ["2", "0", "0", "0"]
-    assert row(err, "?", "?") == ["0", "0", "1", "0"]
+    assert row(err, "padim", "lite0") == ["2", "0", "1", "0"]
     assert "failed: batch_size=0: expected a whole number of at least 1" in err
     status, _, err = command("-m", *words[1:], "method.levels=[1],[9]", "category=cog")
     assert status == 1

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from anomaly_bench.runs import leases
 with leases.claim(Path(sys.argv[1]), "work") as ours:
-    print(ours, flush=True)
+    print(ours.ours, flush=True)
     sys.stdin.read()
 """
 
@@ -36,11 +36,11 @@ def write(results, **changes) -> None:
 
 def test_lease_belongs_to_one_process_and_ends_with_the_work(tmp_path):
     with leases.claim(tmp_path, "work") as ours:
-        assert ours
+        assert ours.ours
         second = other(tmp_path)
         assert second.communicate("")[0] == "False\n"
         with leases.claim(tmp_path, "other work") as too:
-            assert too
+            assert too.ours
     assert not (tmp_path / "leases").exists()
 
 
@@ -49,12 +49,12 @@ def test_killed_process_holds_no_lease(tmp_path):
     first = other(tmp_path)
     assert first.stdout.readline() == "True\n"
     with leases.claim(tmp_path, "work") as ours:
-        assert not ours
+        assert not ours.ours
     first.kill()
     first.wait()
     assert (tmp_path / "leases" / "work.json").exists()
     with leases.claim(tmp_path, "work") as ours:
-        assert ours
+        assert ours.ours
 
 
 @pytest.mark.parametrize(("age", "free"), [(30, False), (59, False), (61, True), (4000, True)])
@@ -64,7 +64,7 @@ def test_lease_of_another_machine_expires_without_heartbeat(tmp_path, age, free)
     then = path.stat().st_mtime - age
     os.utime(path, (then, then))
     with leases.claim(tmp_path, "work") as ours:
-        assert ours == free
+        assert ours.ours == free
     assert path.exists() != free
 
 
@@ -72,7 +72,7 @@ def test_lease_of_another_machine_expires_without_heartbeat(tmp_path, age, free)
 def test_reused_process_id_is_another_process(tmp_path):
     write(tmp_path, started="1")
     with leases.claim(tmp_path, "work") as ours:
-        assert ours
+        assert ours.ours
 
 
 def test_heartbeat_keeps_a_lease_alive(tmp_path, monkeypatch):
@@ -87,8 +87,10 @@ def test_heartbeat_keeps_a_lease_alive(tmp_path, monkeypatch):
 
 def test_lease_taken_over_is_left_to_its_new_owner(tmp_path):
     path = tmp_path / "leases" / "work.json"
-    with leases.claim(tmp_path, "work"):
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours.still_ours()
         write(tmp_path, host="elsewhere")
+        assert not ours.still_ours()
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
@@ -96,7 +98,7 @@ def test_truncated_lease_has_no_owner(tmp_path):
     write(tmp_path)
     (tmp_path / "leases" / "work.json").write_text("{")
     with leases.claim(tmp_path, "work") as ours:
-        assert ours
+        assert ours.ours
 
 
 def test_one_of_many_concurrent_claims_is_granted(tmp_path):
@@ -105,7 +107,7 @@ def test_one_of_many_concurrent_claims_is_granted(tmp_path):
     def work() -> None:
         begin.wait()
         with leases.claim(tmp_path, "work") as ours:
-            granted.append(ours)
+            granted.append(ours.ours)
             over.wait()
 
     threads = [threading.Thread(target=work) for _ in range(8)]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from anomaly_bench.cli.commands.run import run_job
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_sweep
-from anomaly_bench.cli.sweep import complaints, job_table, look, method_and_backbone, new_console
+from anomaly_bench.cli.sweep import complaints, job_table, look, new_console
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
 from anomaly_bench.runs import planning
 from anomaly_bench.runs.planning import Estimate, Planner
-from anomaly_bench.runs.runner import State, duration
+from anomaly_bench.runs.runner import duration
+from anomaly_bench.runs.summary import State
 
 if TYPE_CHECKING:
     from anomaly_bench.cli.sweep import Jobs, SweepJob
@@ -43,7 +44,7 @@ def print_plan(jobs: Jobs) -> bool:
                 title = f"{choice.title}: " if choice.title else ""
                 refused |= {shown(f"refused: {title}{why if name in why else f'{name}: {why}'}"): None} if why else {}
             if known:
-                rows.append(((*method_and_backbone(choice), choice.shown_name), estimate_cells(known)))
+                rows.append(((*choice.names, choice.shown_name), estimate_cells(known)))
             advance(1)
     size, free = sum(each.disk for each in estimates), planning.free_disk()
     if size > free:

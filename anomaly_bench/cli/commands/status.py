@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from anomaly_bench.cli.commands.run import run_job
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_sweep
-from anomaly_bench.cli.sweep import complaints, job_table, look, method_and_backbone, new_console
+from anomaly_bench.cli.sweep import complaints, job_table, look, new_console
 from anomaly_bench.console import Reporter
-from anomaly_bench.runs.runner import State
+from anomaly_bench.runs.summary import State
 
 if TYPE_CHECKING:
     from anomaly_bench.cli.sweep import Jobs
@@ -24,7 +24,7 @@ def command(arguments: Sequence[str]) -> int:
 def print_status(jobs: Jobs) -> bool:
     """Print how many tasks of each job are done, failed and missing; True: all are done."""
     found = look(jobs, Reporter())
-    rows = [((*method_and_backbone(job), job.shown_name), [str(job.count(state)) for state in State]) for job in found]
+    rows = [((*job.names, job.shown_name), [str(job.count(state)) for state in State]) for job in found]
     console = new_console(sys.stdout)
     console.print(job_table(("method", "backbone", "job"), list(State), rows))
     for line in complaints(found):

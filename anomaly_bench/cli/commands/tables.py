@@ -28,7 +28,7 @@ from anomaly_bench.tables.layout import load_layout, make_layout
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
-    from anomaly_bench.runs.runner import Summary
+    from anomaly_bench.runs.summary import Summary
     from anomaly_bench.tables.layout import Layout
 
 AFTER_RUN = ("per_class", "operating", "complexity")
