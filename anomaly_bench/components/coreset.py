@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from anomaly_bench.components.neighbours import cache_bytes
+from anomaly_bench.hardware.torch_setup import float64_device
 
 CENTRES = 1024  # most centres found between two passes over all points
 CANDIDATES = 4096  # fewest candidates, if there are as many points
@@ -69,7 +70,7 @@ class Cover:
 
     def __init__(self, points: Tensor, block_bytes: int) -> None:
         self.points, self.block_bytes = points, block_bytes
-        self.device = torch.device("cpu") if points.device.type == "mps" else points.device  # MPS has no float64
+        self.device = float64_device(points.device)
         low, high = (ends.to(self.device, torch.float64) for ends in (points.amin(dim=0), points.amax(dim=0)))
         reach = float((high - low).max()) / 2
         if not math.isfinite(reach):

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from anomaly_bench.hardware.torch_setup import float64_device
+
 
 class Moments:
     """Means and scatter matrices of many positions, accumulated batch by batch, in place.
@@ -49,7 +51,7 @@ def whiten_(scatter: Tensor, divisor: float, eps: float, block_bytes: int | None
         torch.linalg.LinAlgError: a covariance is not positive definite.
     """
     dimensions = scatter.shape[-1]
-    device = torch.device("cpu") if scatter.device.type == "mps" else scatter.device  # MPS has no float64
+    device = float64_device(scatter.device)
     unit = torch.eye(dimensions, dtype=torch.float64, device=device)
     on_cpu = device.type == "cpu"
     block_bytes = block_bytes or (2_000_000 if on_cpu else 200_000_000)

@@ -84,4 +84,9 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 is computed for a device: MPS has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

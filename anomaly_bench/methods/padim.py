@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.components import gaussian, upsampling
+from anomaly_bench.components.embedding import draw_dimensions, embed
 from anomaly_bench.components.validation import check_count, check_fitted, check_grid
-from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -60,17 +60,9 @@ class PaDiM(nn.Module):
         Raises:
             UsageError: fewer channels than dimensions.
         """
-        channels = [shape[0] for shape in shapes]
-        if not 1 <= self.dimensions <= sum(channels):
-            raise UsageError(
-                f"method.dimensions={self.dimensions}: the backbone's levels have {sum(channels)} channels; "
-                f"expected 1 to {sum(channels)}"
-            )
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        chosen = torch.randperm(sum(channels), generator=generator, device="cpu")[: self.dimensions].sort().values
         positions = shapes[0][1] * shapes[0][2]
-        self.channels, self.grid = channels, shapes[0][1:]
-        self.register_buffer("chosen", chosen)
+        self.grid = shapes[0][1:]
+        self.register_buffer("chosen", draw_dimensions(self.dimensions, shapes, self.seed))
         self.register_buffer("mean", torch.empty(positions, self.dimensions))
         self.register_buffer("whitener", torch.empty(positions, self.dimensions, self.dimensions))
 
@@ -83,7 +75,7 @@ class PaDiM(nn.Module):
         check_count(normals, 2, "PaDiM's covariance")
         moments = gaussian.Moments(self.mean, self.whitener)
         for levels in normals.features(self.backbone, self.batch):
-            moments.add_(self.embed(levels))
+            moments.add_(embed(levels, self.chosen))
         moments.finish()
         try:
             gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
@@ -103,15 +95,6 @@ class PaDiM(nn.Module):
         check_fitted(self)
         levels = self.backbone(images)
         check_grid(levels[0].shape[-2:], self.grid)
-        distances = gaussian.mahalanobis(self.embed(levels), self.mean, self.whitener)  # (h * w, B)
+        distances = gaussian.mahalanobis(embed(levels, self.chosen), self.mean, self.whitener)  # (h * w, B)
         maps = upsampling.smooth_upsample(distances.T.view(-1, *self.grid), images.shape[2:], self.sigma)
         return Scores(maps.amax(dim=(1, 2)), maps)
-
-    def embed(self, levels: Sequence[Tensor]) -> Tensor:
-        """Patch embeddings (h * w, B, D), reduced to the chosen dimensions."""
-        starts = [sum(self.channels[:index]) for index in range(len(self.channels))]
-        parts = [
-            self.chosen[(self.chosen >= start) & (self.chosen < start + count)] - start
-            for start, count in zip(starts, self.channels, strict=True)
-        ]
-        return upsampling.align(levels, parts)
