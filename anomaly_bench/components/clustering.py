@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from anomaly_bench.components.neighbours import nearest, squared_lengths
+from anomaly_bench.components.neighbours import cache_bytes, squared_lengths
 
 SAMPLE = 20_000  # points that the start is drawn from, if the clusters are not more
 
@@ -62,8 +62,7 @@ def lloyd(points: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, float]:
     """
     on_cpu, before, error = points.cpu(), None, math.inf  # where sums are the same bits in every run
     for _ in range(rounds):
-        found = nearest(points, centres)
-        labels, error = found.indices[:, 0], float(found.distances.sum())
+        labels, error = assign(points, centres)
         if before is not None and torch.equal(labels, before):
             break
         counts = torch.bincount(labels.cpu(), minlength=len(centres))
@@ -71,3 +70,13 @@ def lloyd(points: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, float]:
         centres = torch.where(counts.to(points.device)[:, None] > 0, means.to(points.device), centres)
         before = labels
     return centres, error
+
+
+def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
+    """The nearest centre of each point (N,), and the sum of squared distances."""
+    lengths, labels, error = squared_lengths(centres), [], 0.0
+    for part in points.split(max(1, cache_bytes(points.device) // (4 * len(centres)))):
+        found = torch.addmm(lengths, part, centres.T, alpha=-2).min(dim=1)
+        labels.append(found.indices)
+        error += float((found.values + squared_lengths(part)).sum())
+    return torch.cat(labels), error
