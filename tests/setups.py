@@ -17,6 +17,7 @@ SMALLER = {
     "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
     "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
     "cnn_feature_dictionary": ("method.patches=400", "method.stride=8", "method.starts=2"),
+    "texture_inspection": ("method.patches=1000", "method.held_out=200", "method.gaussians=[1,2]"),
     "pefm": ("method.latents=[8,8,8]",),
 }
 

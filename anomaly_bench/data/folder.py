@@ -6,35 +6,50 @@ DIR holds one folder per category, or is a single category (it then has a folder
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_bench.data.dataset import find_root
 from anomaly_bench.data.mvtec import MVTecDataset
-from anomaly_bench.errors import DataError, UsageError, shorten
+from anomaly_bench.errors import DataError, UsageError, closest, shorten
 from anomaly_bench.files import entries, subfolders
 
 
-def folder(name: str | None, title: str | None, data_root: str | os.PathLike[str] | None) -> MVTecDataset:
+def folder(
+    name: str | None,
+    title: str | None,
+    data_root: str | os.PathLike[str] | None,
+    textures: Sequence[str] = (),
+) -> MVTecDataset:
     """Every category below `data_root`.
 
     Args:
         name: in records and paths; None: the folder's name.
         title: in tables; None: the name.
+        textures: the categories that are textures; the others are objects. Empty: not known of any.
 
     Raises:
-        UsageError: no such folder, or no category in it.
+        UsageError: no such folder, no category in it, or textures that are not among them.
     """
     root = find_root("folder", data_root, "a folder of categories in MVTec AD's layout, or one category").resolve()
     name = name or root.name
     if (root / "train").is_dir():
-        return MVTecDataset(name, title or name, root, {root.name: None}, {root.name: root})
+        return MVTecDataset(name, title or name, root, grouped([root.name], textures), {root.name: root})
     categories = [path for path in subfolders(root) if is_category(path)]
     if not categories:
         raise UsageError(
             f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
             f" (folders there: {shorten([path.name for path in subfolders(root)]) or 'none'})"
         )
-    return MVTecDataset(name, title or name, root, {path.name: None for path in categories})
+    return MVTecDataset(name, title or name, root, grouped([path.name for path in categories], textures))
+
+
+def grouped(categories: Sequence[str], textures: Sequence[str]) -> dict[str, str | None]:
+    """Category -> "textures", "objects", or None where the textures are not named."""
+    for name in textures:
+        if name not in categories:
+            raise UsageError(f"dataset.textures: {name} is no category{closest(name, categories)}")
+    return {name: ("textures" if name in textures else "objects") if textures else None for name in categories}
 
 
 def is_category(folder: Path) -> bool:

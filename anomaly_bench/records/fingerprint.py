@@ -59,10 +59,10 @@ def fingerprint(
 
 
 def _dataset(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and revision; the other keys of built-in layouts are covered by the files' identities."""
+    """Name, revision and named textures; the other keys of built-in layouts are covered by the files' identities."""
     part = {"name": node["name"], "revision": (node.get("about") or {}).get("revision", 1)}
     if str(node["_target_"]).startswith(OURS):
-        return part
+        return part | ({"textures": sorted(node["textures"])} if node.get("textures") else {})
     return {**part, "_target_": node["_target_"], "settings": _settings("dataset", node)}
 
 

@@ -77,6 +77,15 @@ def test_hidden_and_unrelated_files_are_ignored(tree):
     assert len(folder(None, None, tree).task("cog").fit) == 6
 
 
+def test_a_folder_may_name_its_textures(tree):
+    assert set(folder(None, None, tree).categories.values()) == {None}
+    named = folder(None, None, tree, ["mat"])
+    assert {name: named.task(name).group for name in ("cog", "mat")} == {"cog": "objects", "mat": "textures"}
+    assert folder(None, None, tree / "cog", ["cog"]).categories == {"cog": "textures"}
+    with pytest.raises(UsageError, match=r"dataset.textures: matt is no category; did you mean mat\?"):
+        folder(None, None, tree, ["matt"])
+
+
 def test_synthetic_is_a_dataset_in_the_cache():
     config = compose("config", [])["dataset"]
     dataset = open_dataset(config, None)

@@ -57,6 +57,7 @@ def print_of(tree):
         ("backbone.mean=[0,0,0]",),
         ('backbone.modules.1="blocks.0"',),
         ("dataset.name=other",),
+        ("dataset.textures=[cog]",),
         ("dataset.about={revision: 2}", "dataset.name=data"),
         ("method._target_=anomaly_bench.methods.stfpm.STFPM",),
         ("method=cflow_ad",),
