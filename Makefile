@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test fuzz check docs package structure results trained bench peer parity clean
+.PHONY: help demo test fuzz check docs package structure results trained methods bench peer parity clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -70,6 +70,15 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(call trained_one,method=stfpm budget=short)
 	$(call trained_one,method=ae_l2 budget=short)
 	$(call trained_one,method=ae_ssim budget=short)
+	$(BIN)/python benchmarks/update_readme.py
+
+TEXTURES ?= ../shared/data/tiles
+CLASSICAL := $(BIN)/anomaly-bench -m backbone=lite0 gallery=0 speed=false
+methods: .venv/dev  ## the committed records of methods without gradient training; TEXTURES is a folder with leather_tiles
+	$(CLASSICAL) dataset=mvtec data_root=$(DATA) category=[bottle,transistor] seed=0,1 method=n_pad,variation_model
+	$(CLASSICAL) dataset=mvtec data_root=$(DATA) category=bottle seed=0 method=cnn_feature_dictionary
+	$(CLASSICAL) dataset=folder data_root=$(TEXTURES) dataset.textures=[leather_tiles] seed=0 \
+		method=cnn_feature_dictionary,texture_inspection
 	$(BIN)/python benchmarks/update_readme.py
 
 structure: .venv/dev  ## measure the package's structure against its targets

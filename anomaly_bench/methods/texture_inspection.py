@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.gaussian import whiten_
+from anomaly_bench.components.grey import to_grey
 from anomaly_bench.components.neighbours import take_row_counts
 from anomaly_bench.components.patches import cut_patches
 from anomaly_bench.components.validation import check_fitted, check_sides
@@ -32,8 +33,6 @@ from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
-
-GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 
 
 class TextureInspection(nn.Module):
@@ -150,7 +149,7 @@ class TextureInspection(nn.Module):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> grey levels (B, 1, h, w), padded by reflection so that each pixel has its patch."""
-        levels = [(images * images.new_tensor(GREY).view(3, 1, 1)).sum(dim=1, keepdim=True)]
+        levels = [to_grey(images)]
         for _ in range(self.scales - 1):
             levels.append(F.avg_pool2d(levels[-1], 2))
         return [F.pad(level, (self.side // 2,) * 4, "reflect") for level in levels]

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_bench.components.grey import to_grey
 from anomaly_bench.components.neighbours import take_row_counts
 from anomaly_bench.components.upsampling import smooth_upsample
 from anomaly_bench.components.validation import check_count, check_fitted, check_grid
@@ -30,7 +31,6 @@ from anomaly_bench.protocol import Scores
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
-GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 COARSE = 128  # most pixels a side of the search over angles and shifts
 ANGLES = 360  # of that search
 ROUNDS = 30  # of the refinement
@@ -77,7 +77,7 @@ class VariationModel(nn.Module):
         check_count(normals, 2, "a standard deviation")
         generator = torch.Generator("cpu").manual_seed(self.seed)
         numbers = torch.randperm(len(normals), generator=generator)[: self.images].sort().values
-        images = torch.cat([to_grey(normals.select(part)) for part in numbers.split(self.batch)])  # (n, H, W)
+        images = torch.cat([to_grey(normals.select(part))[:, 0] for part in numbers.split(self.batch)])
         inside = torch.ones_like(images, dtype=torch.bool)
         if self.align if isinstance(self.align, bool) else normals.name in self.align:
             self.reference = images[(images - images.mean(dim=0)).square().mean(dim=(1, 2)).argmin()][None]
@@ -106,7 +106,7 @@ class VariationModel(nn.Module):
         """
         check_fitted(self)
         check_grid(images.shape[2:], self.mean.shape)
-        greys = to_grey(images)
+        greys = to_grey(images)[:, 0]
         if len(self.reference) == 0:
             maps = self.distances(greys)
         else:
@@ -124,18 +124,13 @@ class VariationModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def to_grey(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, H, W)."""
-    return (images * images.new_tensor(GREY).view(3, 1, 1)).sum(dim=1)
-
-
 # A pose (angle, x, y) takes a point p of the model, from the centre, to the image's R(angle) p + (x, y), in pixels.
 
 
 def warp(images: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
     """(B, C, H, W) images as their poses (B, 3) show them to the model, bilinear; and where they lie on it (B, H, W)."""
     height, width = images.shape[2:]
-    half = poses.new_tensor([width - 1, height - 1]) / 2
+    half = torch.tensor([width - 1, height - 1], device=poses.device) / 2
     at = (rotate(points(height, width, poses), poses) + poses[:, None, 1:]) / half  # (B, H * W, 2) in [-1, 1]
     places = at.view(-1, height, width, 2)
     inside = (places.abs() <= 1 + 1e-4).all(dim=3)
@@ -170,7 +165,8 @@ def find_poses(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     size = [max(1, round(side * min(1.0, COARSE / max(reference.shape)))) for side in reference.shape]
     small = F.interpolate(torch.cat([reference[None], images])[:, None], size, mode="area")[:, 0]
     poses = search(small[1:], small[0])
-    poses[:, 1:] *= poses.new_tensor([reference.shape[1] / size[1], reference.shape[0] / size[0]])
+    scale = [1.0, reference.shape[1] / size[1], reference.shape[0] / size[0]]
+    poses = poses * torch.tensor(scale, device=poses.device)
     poses, correlation = refine(images, reference, poses)
     aligned = correlation > ALIKE
     return torch.where(aligned[:, None], poses, 0.0), aligned
@@ -204,7 +200,7 @@ def refine(images: Tensor, reference: Tensor, poses: Tensor) -> tuple[Tensor, Te
     slope_y, slope_x = torch.gradient(blurred[1:], dim=(1, 2))
     layers = torch.stack([blurred[1:], slope_x, slope_y], dim=1)
     at = points(*reference.shape, poses)
-    quarter = poses.new_tensor([torch.pi / 2, 0, 0])
+    quarter = torch.tensor([torch.pi / 2, 0, 0], device=poses.device)
     correlation = torch.zeros_like(poses[:, 0])
     for step in range(ROUNDS + 1):
         warped, inside = warp(layers, poses)

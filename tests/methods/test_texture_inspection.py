@@ -68,9 +68,7 @@ def test_maps_follow_a_slow_version():
     method, images = made("method.scales=2").one, new_images()[:1]
     grey = (images[0].double().numpy() * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(axis=0)
     found = []
-    for mixture, level in zip(
-        method.mixtures, (grey, grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))), strict=True
-    ):
+    for mixture, level in zip(method.mixtures, (grey, grey.reshape(32, 2, 32, 2).mean(axis=(1, 3))), strict=True):
         padded, values = np.pad(level, 3, mode="reflect"), np.empty(level.shape)
         precisions = [w @ w.T for w in mixture.whiteners.double().numpy()]
         for i, j in np.ndindex(*level.shape):

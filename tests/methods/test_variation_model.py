@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from setups import setup
 
+from anomaly_bench.components.grey import to_grey
 from anomaly_bench.errors import UsageError
-from anomaly_bench.methods.variation_model import find_poses, inverse, to_grey, warp
+from anomaly_bench.methods.variation_model import find_poses, inverse, warp
 from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.contract import CHECKS
 from anomaly_bench.testing.setup import Setup, pictures
@@ -75,7 +76,7 @@ def test_the_map_is_the_distance_in_deviations():
 def test_a_floor_of_five_is_halcons_decision():
     method = made("method.floor=5.0").one
     images = to_tensor(pictures(4, first=900))
-    difference = (to_grey(images) - method.mean).abs() * 255
+    difference = (to_grey(images)[:, 0] - method.mean).abs() * 255
     limit = torch.clamp(2 * method.deviation * 255, min=10.0)
     clear = (difference - limit).abs() > 1e-3
     assert torch.equal((method.score(images).map > 2)[clear], (difference > limit)[clear])
