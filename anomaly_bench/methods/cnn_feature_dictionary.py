@@ -2,8 +2,8 @@
 
 Paolo Napoletano, Flavio Piccoli, Raimondo Schettini; 2018, Sensors 18(1):209. Here as the baseline of that name in the
 MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger; CVPR 2019, section 4.1.3), whose
-implementation was not released: patches of 16 x 16 pixels, ResNet18, a PCA that keeps 95 % of the variance, k-means with
-ten centres, and a map from patches four pixels apart.
+implementation was not released: patches of 16 x 16 pixels, ResNet18, a PCA that keeps 95 % of the variance, k-means
+with ten centres, and a map from patches four pixels apart.
 
 Differences from the text: every image has the protocol's size (the paper enlarges textures to 512 pixels). Open there,
 and taken from an implementation of Napoletano's method: the coarse map is brought to full size by averaging over all
@@ -161,7 +161,7 @@ class CNNFeatureDictionary(nn.Module):
         return (features - self.mean) @ self.components.T
 
     def score(self, images: Tensor) -> Scores:
-        """Distances to the nearest centre, averaged over the patches that cover a pixel; the image score is the maximum.
+        """Distances to the nearest centre, averaged over the patches that cover a pixel; image scores are the maxima.
 
         Args:
             images: (B, 3, H, W) in [0, 1].

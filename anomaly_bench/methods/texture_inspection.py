@@ -1,9 +1,10 @@
 """Texture inspection: Gaussian mixtures of grey patches at four scales.
 
 Tobias Böttger, Markus Ulrich; 2016, "Real-time texture error detection on textured surfaces with compressed sensing".
-Here as the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger;
-CVPR 2019, section 4.1.4), which used HALCON's texture_inspection_model, on textures only: the patch of 7 x 7 grey values
-around each pixel, at each level of a pyramid, scored by its negative log-likelihood under a mixture of Gaussians.
+Here as the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten
+Steger; CVPR 2019, section 4.1.4), which used HALCON's texture_inspection_model, on textures only: the patch of 7 x 7
+grey values around each pixel, at each level of a pyramid, scored by its negative log-likelihood under a mixture of
+Gaussians.
 
 A reconstruction of a closed program. HALCON thresholds each level, intersects the regions of adjacent levels and unites
 the intersections. The map here is the continuous form of that: with n_l the negative log-likelihood minus the level's
@@ -13,6 +14,7 @@ the union of the intersections at thresholds raised by c.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -182,7 +184,7 @@ class TextureInspection(nn.Module):
 
 def combine(levels: Sequence[Tensor]) -> Tensor:
     """Values of the levels (B, H, W) each -> (B, H, W)."""
-    pairs = [torch.minimum(fine, coarse) for fine, coarse in zip(levels, levels[1:], strict=False)]
+    pairs = [torch.minimum(fine, coarse) for fine, coarse in itertools.pairwise(levels)]
     return torch.stack(pairs or list(levels)).amax(dim=0)
 
 

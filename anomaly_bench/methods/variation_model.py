@@ -1,7 +1,7 @@
 """Variation model: grey values compared with the mean and standard deviation of their pixel.
 
-Carsten Steger, Markus Ulrich, Christian Wiedemann; Machine Vision Algorithms and Applications (2nd edition 2018). Here as
-the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger; CVPR
+Carsten Steger, Markus Ulrich, Christian Wiedemann; Machine Vision Algorithms and Applications (2nd edition 2018). Here
+as the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger; CVPR
 2019, section 4.1.5), which used the closed implementation of HALCON: |x - mean| / deviation on grey images, with 30
 training images, for the six categories that can be aligned.
 
@@ -128,7 +128,7 @@ class VariationModel(nn.Module):
 
 
 def warp(images: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) images as their poses (B, 3) show them to the model, bilinear; and where they lie on it (B, H, W)."""
+    """(B, C, H, W) images as their poses (B, 3) show them to the model; and where they lie on it (B, H, W)."""
     height, width = images.shape[2:]
     half = torch.tensor([width - 1, height - 1], device=poses.device) / 2
     at = (rotate(points(height, width, poses), poses) + poses[:, None, 1:]) / half  # (B, H * W, 2) in [-1, 1]
@@ -173,8 +173,10 @@ def find_poses(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def search(images: Tensor, reference: Tensor) -> Tensor:
-    """The pose (B, 3) with the largest normalised cross-correlation of gradient magnitudes, in whole degrees and pixels;
-    a shift beyond the border comes in at the other side."""
+    """The poses (B, 3) with the largest normalised cross-correlation of gradient magnitudes.
+
+    In whole degrees and pixels; what is shifted over a border comes in at the other side.
+    """
     edges = torch.cat([reference[None], images])
     slopes = torch.gradient(edges, dim=(1, 2))
     edges = (slopes[0].square() + slopes[1].square()).sqrt()
@@ -195,7 +197,7 @@ def search(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def refine(images: Tensor, reference: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-    """Gauss-Newton steps that maximise the enhanced correlation coefficient (their equation 19); and the correlation."""
+    """Poses after Gauss-Newton steps that maximise the enhanced correlation coefficient, and that coefficient (B,)."""
     blurred = smooth_upsample(torch.cat([reference[None], images]), reference.shape, SIGMA)
     slope_y, slope_x = torch.gradient(blurred[1:], dim=(1, 2))
     layers = torch.stack([blurred[1:], slope_x, slope_y], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_more_rounds_never_lower_the_likelihood():
     found = []
     for rounds in (1, 2, 4, 8, 16):
         found.append(GaussianMixture(2, max_iter=rounds, tol=0, random_state=0).fit(values).score(values))
-    assert all(later >= earlier - 1e-6 for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later >= earlier - 1e-6 for earlier, later in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -58,7 +59,7 @@ def test_a_thresholded_map_is_the_union_of_intersections(count):
     levels = list(torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(0)))
     for c in (-1.0, 0.0, 0.7):
         regions = [level > c for level in levels]
-        pairs = [fine & coarse for fine, coarse in zip(regions, regions[1:], strict=False)]
+        pairs = [fine & coarse for fine, coarse in itertools.pairwise(regions)]
         expected = torch.stack(pairs or regions).any(dim=0)
         assert torch.equal(combine(levels) > c, expected)
 

@@ -165,5 +165,5 @@ def test_only_the_papers_categories_are_aligned():
 def test_too_few_images_and_wrong_settings():
     with pytest.raises(ValueError, match=r"1 training image.*at least 2"):
         made().fitted(TrainingSet("single", pictures(1)))
-    with pytest.raises(UsageError, match="method.images=1"):
+    with pytest.raises(UsageError, match=r"method\.images=1"):
         made("method.images=1").new()
