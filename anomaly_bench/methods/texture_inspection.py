@@ -111,7 +111,7 @@ class TextureInspection(nn.Module):
         for mixture, level in zip(self.mixtures, self.pyramid(normals.select(numbers)), strict=True):
             fitted, held_out = self.draw(level, generator)
             mixture.load_state_dict(self.choose(normals.name, fitted, held_out))
-            unlikely = mixture(fitted)
+            unlikely = mixture(fitted).cpu()  # quantiles are computed in float64 on the way
             mixture.threshold.copy_(unlikely.quantile(self.quantile))
             mixture.deviation.copy_(unlikely.std(correction=0))
 

@@ -1,9 +1,9 @@
 """Variation model: grey values compared with the mean and standard deviation of their pixel.
 
 Carsten Steger, Markus Ulrich, Christian Wiedemann; Machine Vision Algorithms and Applications (2nd edition 2018). Here
-as the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger; CVPR
-2019, section 4.1.5), which used the closed implementation of HALCON: |x - mean| / deviation on grey images, with 30
-training images, for the six categories that can be aligned.
+as the baseline of that name in the MVTec AD paper (Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger;
+CVPR 2019, section 4.1.5), which used the closed implementation of HALCON: |x - mean| / deviation on grey images, with
+30 training images, for the six categories that can be aligned.
 
 A reconstruction: HALCON aligns by shape-based matching. Here a coarse search over all angles and shifts, by
 cross-correlation of gradient magnitudes, is refined by maximising the enhanced correlation coefficient (Georgios
