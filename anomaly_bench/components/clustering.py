@@ -66,7 +66,7 @@ def lloyd(points: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, float]:
         if before is not None and torch.equal(labels, before):
             break
         counts = torch.bincount(labels.cpu(), minlength=len(centres))
-        means = torch.segment_reduce(on_cpu[labels.cpu().argsort(stable=True)], "mean", lengths=counts)
+        means: Tensor = torch.segment_reduce(on_cpu[labels.cpu().argsort(stable=True)], "mean", lengths=counts)
         centres = torch.where(counts.to(points.device)[:, None] > 0, means.to(points.device), centres)
         before = labels
     return centres, error
@@ -75,7 +75,7 @@ def lloyd(points: Tensor, centres: Tensor, rounds: int) -> tuple[Tensor, float]:
 def assign(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:
     """The nearest centre of each point (N,), and the sum of squared distances."""
     lengths, labels, error = squared_lengths(centres), [], 0.0
-    for part in points.split(max(1, cache_bytes(points.device) // (4 * len(centres)))):
+    for part in torch.split(points, max(1, cache_bytes(points.device) // (4 * len(centres)))):
         found = torch.addmm(lengths, part, centres.T, alpha=-2).min(dim=1)
         labels.append(found.indices)
         error += float((found.values + squared_lengths(part)).sum())

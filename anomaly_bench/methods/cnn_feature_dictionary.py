@@ -129,8 +129,8 @@ class CNNFeatureDictionary(nn.Module):
         found, first = [], 0
         for images in normals.images(self.batch):
             here = (numbers >= first) & (numbers < first + len(images))
-            places = [each[here].to(images.device) for each in (numbers - first, tops, lefts)]
-            found.append(self.features(cut_patches(images, *places, self.patch)))
+            number, top, left = (each[here].to(images.device) for each in (numbers - first, tops, lefts))
+            found.append(self.features(cut_patches(images, number, top, left, self.patch)))
             first += len(images)
         return torch.cat(found)
 
@@ -138,7 +138,7 @@ class CNNFeatureDictionary(nn.Module):
         """(n, 3, patch, patch) -> (n, D)."""
         size = (self.enlarge or self.patch,) * 2
         found = []
-        for part in patches.split(AT_ONCE):
+        for part in torch.split(patches, AT_ONCE):
             if self.enlarge:
                 part = F.interpolate(part, size, mode="bicubic", align_corners=False)
             (level,) = self.backbone(part)
@@ -172,7 +172,7 @@ class CNNFeatureDictionary(nn.Module):
         """
         check_fitted(self)
         check_sides("cnn_feature_dictionary", images.shape[2:], self.stride)
-        coarse = torch.cat([self.coarse_map(image) for image in images.split(1)])
+        coarse = torch.cat([self.coarse_map(image) for image in torch.split(images, 1)])
         maps = average_over_patches(coarse, self.patch, self.stride)
         return Scores(maps.amax(dim=(1, 2)), maps)
 

@@ -109,6 +109,7 @@ class TextureInspection(nn.Module):
         generator = torch.Generator("cpu").manual_seed(self.seed)
         numbers = torch.randperm(len(normals), generator=generator)[: self.images].sort().values
         for mixture, level in zip(self.mixtures, self.pyramid(normals.select(numbers)), strict=True):
+            assert isinstance(mixture, Mixture)
             fitted, held_out = self.draw(level, generator)
             mixture.load_state_dict(self.choose(normals.name, fitted, held_out))
             unlikely = mixture(fitted).cpu()  # quantiles are computed in float64 on the way
@@ -170,7 +171,7 @@ class TextureInspection(nn.Module):
         check_sides("texture_inspection", images.shape[2:], 2 ** (self.scales - 1))
         found = []
         for mixture, level in zip(self.mixtures, self.pyramid(images), strict=True):
-            values = torch.cat([self.novelty(mixture, image) for image in level.split(1)])
+            values = torch.cat([self.novelty(mixture, image) for image in torch.split(level, 1)])
             found.append(F.interpolate(values, images.shape[2:], mode="bilinear", align_corners=False)[:, 0])
         maps = combine(found)
         return Scores(maps.amax(dim=(1, 2)), maps)
@@ -178,7 +179,7 @@ class TextureInspection(nn.Module):
     def novelty(self, mixture: Any, image: Tensor) -> Tensor:
         """A padded (1, 1, h, w) level of an image -> (1, 1, h, w) values of its pixels, in the level's deviations."""
         patches = F.unfold(image, self.side)[0].T  # (h * w, side^2)
-        values = (mixture(patches) - mixture.threshold) / mixture.deviation
+        values: Tensor = (mixture(patches) - mixture.threshold) / mixture.deviation
         return values.view(1, 1, *(side - self.side + 1 for side in image.shape[2:]))
 
 

@@ -77,11 +77,11 @@ class VariationModel(nn.Module):
         check_count(normals, 2, "a standard deviation")
         generator = torch.Generator("cpu").manual_seed(self.seed)
         numbers = torch.randperm(len(normals), generator=generator)[: self.images].sort().values
-        images = torch.cat([to_grey(normals.select(part))[:, 0] for part in numbers.split(self.batch)])
+        images = torch.cat([to_grey(normals.select(part))[:, 0] for part in torch.split(numbers, self.batch)])
         inside = torch.ones_like(images, dtype=torch.bool)
         if self.align if isinstance(self.align, bool) else normals.name in self.align:
             self.reference = images[(images - images.mean(dim=0)).square().mean(dim=(1, 2)).argmin()][None]
-            found = [find_poses(part, self.reference[0]) for part in images.split(self.batch)]
+            found = [find_poses(part, self.reference[0]) for part in torch.split(images, self.batch)]
             poses, aligned = (torch.cat(each) for each in zip(*found, strict=True))
             self.facts = {"unaligned_images": int((~aligned).sum())}
             warped, inside = warp(images[:, None], poses)
@@ -201,7 +201,7 @@ def refine(images: Tensor, reference: Tensor, poses: Tensor) -> tuple[Tensor, Te
     blurred = smooth_upsample(torch.cat([reference[None], images]), reference.shape, SIGMA)
     slope_y, slope_x = torch.gradient(blurred[1:], dim=(1, 2))
     layers = torch.stack([blurred[1:], slope_x, slope_y], dim=1)
-    at = points(*reference.shape, poses)
+    at = points(reference.shape[0], reference.shape[1], poses)
     quarter = torch.tensor([torch.pi / 2, 0, 0], device=poses.device)
     correlation = torch.zeros_like(poses[:, 0])
     for step in range(ROUNDS + 1):
