@@ -1,4 +1,4 @@
-"""Files, folders and servers of somebody else: what they hold is data. Nothing of it is run, followed or waited for."""
+"""Untrusted files, folders and servers: their content is data, and is never run, followed or waited for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EVIL = "import pathlib; pathlib.Path(__file__).with_name('was-run').touch()\ncla
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder with `data` and the `results` of one run that has kept its model; not to be changed."""
+    """A folder with `data` and the `results` of one run with its model; do not modify."""
     folder = tmp_path_factory.mktemp("made")
     make_category(folder / "data" / "cog")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stranger(made, tmp_path, monkeypatch) -> Path:
-    """A folder with a copy of the results and a module that leaves a file when it is imported; the current one."""
+    """The current folder: a copy of the results, and a module that writes a file when imported."""
     shutil.copytree(made / "results", tmp_path / "results")
     (tmp_path / "evil.py").write_text(EVIL)
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def record(stranger) -> Path:
 
 
 def change(file: Path, key: str, value: object) -> None:
-    """Set a dotted key of a model.yaml or of a record, whose checksum is then right again."""
+    """Set a dotted key of a model.yaml or a record, and update the record's checksum."""
     text = file.read_text()
     content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
     content.pop("checksum", None)
@@ -87,9 +87,9 @@ def change(file: Path, key: str, value: object) -> None:
         file.write_text(yaml.safe_dump(content))
 
 
-def refused(said: tuple[int, str, str], *parts: str) -> None:
-    """One line of wrong usage, and nothing was imported from the current folder."""
-    status, out, err = said
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    """One usage error, and nothing was imported from the current folder."""
+    status, out, err = result
     assert (status, out) == (2, ""), err
     assert len(err.splitlines()) == 1, err
     assert all(part in err for part in parts), err
@@ -118,20 +118,20 @@ TARGETS = ("evil.Evil", "os.system", "subprocess.run", "anomaly_bench.cache.clea
 
 @pytest.mark.parametrize("part", ["method", "backbone"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_saved_model_names_built_in_parts_only(part, target, model, score):
+def test_saved_model_may_only_name_built_in_parts(part, target, model, score):
     change(model, f"{part}._target_", target)
     refused(score(), f"made by {target}, which is not a part of anomaly-bench", "--config-dir")
 
 
 @pytest.mark.parametrize("part", ["method", "backbone"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_record_names_built_in_parts_only(part, target, record, verify):
+def test_record_may_only_name_built_in_parts(part, target, record, verify):
     change(record, f"config.{part}._target_", target)
     refused(verify(), f"made by {target}, which is not a part of anomaly-bench", "--config-dir")
 
 
-def test_a_part_of_ones_own_is_built_where_its_yaml_is_given(model, score):
-    """From the current folder, too: the user's own configuration says so."""
+def test_user_part_is_built_if_its_yaml_is_given(model, score):
+    """Even from the current folder, as the user's own configuration names it."""
     change(model, "method._target_", "evil.Evil")
     change(model, "method.name", "mine")
     own = Path("own/method")
@@ -155,8 +155,8 @@ def test_a_part_of_ones_own_is_built_where_its_yaml_is_given(model, score):
     ],
     ids=str,
 )
-def test_a_saved_model_does_not_say_where_weights_come_from(source, model, score):
-    """Nor which file they are: what it was fitted on is found by today's YAML, and scored with."""
+def test_saved_model_cannot_choose_the_source_of_weights(source, model, score):
+    """Nor which file: the weights it was fitted on are found through the current YAML."""
     change(model, "backbone.about.pretrained", source)
     change(model, "backbone.weights", str(Path("evil.pth").resolve()))
     status, _, err = score()
@@ -165,21 +165,21 @@ def test_a_saved_model_does_not_say_where_weights_come_from(source, model, score
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "no_such", "/etc/passwd"])
-def test_a_backbone_of_another_name_has_no_weights(name, model, score):
+def test_unknown_backbone_name_has_no_weights(name, model, score):
     change(model, "backbone.name", name)
     change(model, "backbone._target_", "anomaly_bench.backbones.Backbone")
     refused(score(), f"backbone={name}: not known here; give --config-dir DIR")
 
 
 @pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "cache_dir", "weights_backbone"])
-def test_an_architecture_loads_no_weights_of_its_own(key, model, score):
+def test_architecture_options_cannot_load_weights(key, model, score):
     change(model, "backbone.options", {key: "evil.pth"})
     refused(score(), f"backbone.options.{key}: loads weights")
 
 
 @pytest.mark.parametrize("words", [("tables",), ("status", "category=cog"), ("list", "methods")], ids=" ".join)
-def test_the_current_folders_plugins_and_modules_are_not_imported(words, stranger):
-    """In a process of its own, as Hydra looks for plug-ins once, with the path that the console script has."""
+def test_plugins_and_modules_in_the_current_folder_are_not_imported(words, stranger):
+    """In a separate process, as Hydra looks for plug-ins once, with the console script's path."""
     for name in ("hydra_plugins/evil/__init__.py", "hydra/__init__.py", "numpy.py"):
         (stranger / name).parent.mkdir(parents=True, exist_ok=True)
         (stranger / name).write_text(EVIL)
@@ -205,15 +205,15 @@ SOURCES = [
 
 
 @pytest.mark.parametrize(("source", "says"), SOURCES, ids=[says for _, says in SOURCES])
-def test_weights_are_fetched_by_a_full_hash_over_https_to_a_safe_place(source, says, stranger):
+def test_weights_need_https_a_full_hash_and_a_safe_path(source, says, stranger):
     with pytest.raises(UsageError, match=re.escape(f"about.pretrained.{says}")):
         weights.resolve("mine", "pretrained", source)
     assert not Path("was-run").exists()
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/evil", "..", "a" * 300])
-def test_weights_are_kept_in_their_folder(name, tmp_path, monkeypatch):
-    """Whatever a backbone is called."""
+def test_weights_stay_in_their_folder(name, tmp_path, monkeypatch):
+    """Whatever the name of the backbone."""
     monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "served").mkdir()
@@ -258,8 +258,8 @@ WRONG_FILES = {
 
 @pytest.mark.skipif(sys.platform == "win32", reason="makes pipes and links")
 @pytest.mark.parametrize("kind", WRONG_FILES)
-def test_a_wrong_file_among_records_is_one_damaged_record(kind, record, command):
-    """It is reported, the table of the others comes, and nothing is waited for."""
+def test_invalid_file_among_records_is_one_damaged_record(kind, record, command):
+    """It is reported, the other records are shown, and nothing blocks."""
     other = record.with_name("cog-s1-00000000.json")
     shutil.copy(record, other)
     WRONG_FILES[kind](other)
@@ -296,14 +296,14 @@ WRONG_VALUES = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_VALUES.items() for value in values])
-def test_a_record_with_a_wrong_value_is_damaged(key, value, record):
-    """The checksum is right: anybody can compute it."""
+def test_record_with_an_invalid_value_is_damaged(key, value, record):
+    """The checksum is valid, as anybody can compute it."""
     change(record, key, value)
     with pytest.raises(records.DamagedRecord, match=r"not a record \(.*(at `?\$|curves)"):
         records.load(record)
 
 
-def test_a_record_describes_a_metric_but_names_no_function(record, command):
+def test_record_cannot_name_a_metric_function(record, command):
     change(record, "metrics.mine", {"value": 0.5, "revision": 1, "target": "evil.Evil", "settings": {}, "needs": 5})
     status, out, err = command("tables", "cells=[mine]", "table=per_class")
     assert status == 0, err
@@ -324,7 +324,7 @@ def test_a_record_describes_a_metric_but_names_no_function(record, command):
     ],
     ids=lambda text: text[:40],
 )
-def test_a_models_yaml_is_plain_and_small(text, says, model, score):
+def test_model_yaml_is_plain_and_small(text, says, model, score):
     model.write_text(text)
     refused(score(), says, "model.yaml: ")
 
@@ -340,7 +340,7 @@ def test_a_models_yaml_is_plain_and_small(text, says, model, score):
         ("method.about", {"title": "x"}),
     ],
 )
-def test_a_models_yaml_has_the_types_that_are_written(key, value, model, score):
+def test_model_yaml_has_the_expected_types(key, value, model, score):
     change(model, key, value)
     refused(score(), "model.yaml: ", "fit and save the model again")
 

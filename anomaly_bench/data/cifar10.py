@@ -1,13 +1,13 @@
 """CIFAR-10 (Krizhevsky 2009) as one-class problems: one category per class, images of 32 x 32 pixels, no masks.
 
-It is read from the official batches (binary or Python), from folders `train/<class>` and `test/<class>` of images, or
-from a zip archive of such folders. Four protocols are in use, and their numbers are not comparable:
+It is read from the official batches (binary or Python), or from image folders `train/<class>` and `test/<class>`,
+which may be in a zip archive. Four protocols are in use, and their numbers are not comparable:
 
 A  (Deep SVDD, Ruff et al. 2018): fit on the class's 5,000 training images, tested on all 10,000 test images.
-B  (third-party code of ARNet): 80 % of the class's 6,000 images are fitted on; all others are tested, of every class.
-C  (GANomaly, Akcay et al. 2018): the class is the anomaly; 80 % of the images of the nine others are fitted on.
-D  (GradCon, Kwon et al. 2020): 90 % of the class's training images, the rest is the validation set; tested on its
-   1,000 test images and as many drawn from the others.
+B  (third-party code of ARNet): fit on 80 % of the class's 6,000 images, tested on all other images of all classes.
+C  (GANomaly, Akcay et al. 2018): the class is the anomaly; fit on 80 % of the images of the nine others.
+D  (GradCon, Kwon et al. 2020): fit on 90 % of the class's training images, the rest is the validation set; tested on
+   its 1,000 test images and as many drawn from the others.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Cifar10:
         """The images of one category.
 
         Raises:
-            DataError: there are none.
+            DataError: there are no training or no test images.
         """
         train, test = (self.samples(split, category) for split in ("train", "test"))
         good = [image for image in train if image.label is None]
@@ -93,9 +93,9 @@ class Cifar10:
 
 
 def cifar10(name: str, title: str, protocol: str, draw: int, data_root: str | os.PathLike[str] | None) -> Cifar10:
-    """CIFAR-10 below `data_root`, or in the zip archive that it names.
+    """CIFAR-10 below `data_root`, or in a zip archive of that name.
 
-    Protocols other than A, and copies in a lossy format, get names and titles of their own: records never mix.
+    Protocols other than A, and copies in a lossy format, get their own names and titles, so records never mix.
 
     Args:
         protocol: A, B, C or D; see above.

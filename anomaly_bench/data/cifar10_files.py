@@ -1,4 +1,4 @@
-"""Where CIFAR-10's images lie: in folders, in a zip archive of folders, or in the official batches."""
+"""CIFAR-10's image files: in folders, in a zip archive of folders, or in the official batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_images(root: Path) -> Images:
 
 
 def lossy(images: Images) -> bool:
-    """Whether any image is kept in a lossy format."""
+    """Whether any image is stored in a lossy format."""
     return any(Path(name).suffix.lower() in LOSSY for part in images.values() for name, _ in part)
 
 
@@ -59,7 +59,7 @@ def in_zip(root: Path) -> Found:
 
 
 def in_batches(root: Path) -> Found:
-    """The official files, in `root` or in the folder that the official archive has."""
+    """The official files, in `root` or in the folder of the official archive."""
     for reader, folder, suffix in (("cifar10_binary", "bin", ".bin"), ("cifar10_pickle", "py", "")):
         for path in [*root.glob(f"*_batch*{suffix}"), *(root / f"cifar-10-batches-{folder}").glob(f"*_batch*{suffix}")]:
             split = "test" if path.name == f"test_batch{suffix}" else "train"
@@ -69,7 +69,7 @@ def in_batches(root: Path) -> Found:
 
 
 def batch(reader: str, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Labels (N,) and images (N, 3, 32, 32) of one file, from memory where it has not changed."""
+    """Labels (N,) and images (N, 3, 32, 32) of one file, cached in memory until it changes."""
     return (binary_batch if reader == "cifar10_binary" else pickled_batch)(path, path.stat().st_mtime_ns)
 
 
@@ -83,7 +83,7 @@ def binary_batch(path: Path, modified: int) -> tuple[NDArray[np.uint8], NDArray[
 
 
 class PlainArrays(pickle.Unpickler):
-    """Builds lists, dictionaries, text and arrays of numbers only: any other name in the file is refused."""
+    """Builds only lists, dictionaries, text and numeric arrays: any other name in the file is refused."""
 
     ALLOWED = re.compile(r"numpy(\._?core)?(\.multiarray)? (_reconstruct|ndarray|dtype)|_codecs encode")
 
@@ -105,7 +105,7 @@ def pickled_batch(path: Path, modified: int) -> tuple[NDArray[np.uint8], NDArray
 
 
 def read_row(source: Source) -> NDArray[np.uint8]:
-    """The image (32, 32, 3) that `member`, a number, counts in a batch."""
+    """The image (32, 32, 3) at index `member` of a batch."""
     images = batch(source.reader, source.path)[1]  # (N, 3, 32, 32)
     return np.moveaxis(images[int(source.member)], 0, 2)
 

@@ -3,7 +3,7 @@
 <root>/<category>/{train,validation}/good/{rgb/*.png, xyz/*.tiff}
 <root>/<category>/test/{good,<defect>}/{rgb/*.png, xyz/*.tiff, gt/*.png}
 
-Coordinates are float32, (0, 0, 0) where the sensor saw nothing. Masks hold class numbers, above 0 = defect; normal
+Coordinates are float32, (0, 0, 0) where the sensor has no value. Masks hold class numbers, above 0 = defect; normal
 images have masks too.
 """
 
@@ -31,7 +31,7 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Scans:
-    """Categories in the layout above, read in some planes."""
+    """Categories in the layout above, with some of their planes."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class Scans:
         return Task(category, None, tuple(fit), {"test": tuple(tested)}, tuple(validation), self.planes)
 
     def scans(self, where: Path, folder: Path) -> list[Sample]:
-        """Those of train/good, or of one kind of test scans."""
+        """The scans in train/good, validation/good, or one folder of test."""
         rgb, xyz, masks = (
             {path.stem: path for path in (image_files(where / part) if (where / part).is_dir() else [])}
             for part in ("rgb", "xyz", "gt")
@@ -97,10 +97,10 @@ def mvtec3d(
     """MVTec 3D-AD below `data_root`, or below `$ANOMALY_BENCH_DATA/mvtec3d`.
 
     Args:
-        modality: what methods may read: a key of `MODALITIES`. Records of modalities other than rgb are named after it.
+        modality: what methods may read, a key of `MODALITIES`; other than rgb, it becomes part of the records' name.
 
     Raises:
-        UsageError: no such modality, or the root is not there.
+        UsageError: no such modality, or the root does not exist.
     """
     if modality not in MODALITIES:
         found = f"dataset.modality={modality}: expected {', '.join(MODALITIES)}"

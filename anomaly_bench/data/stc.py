@@ -33,7 +33,7 @@ class Videos:
     """Scenes, each fitted on its training clips and tested on its test clips.
 
     Attributes:
-        steps: every n-th training frame and every n-th test frame of a clip is read.
+        steps: n of every n-th training and of every n-th test frame of a clip that are read.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Videos:
         if not len(frames) == len(labels) == len(masks):
             raise DataError(
                 f"{clip}: {len(frames)} frames, {len(labels)} labels in {frame_file.name} and {len(masks)} masks; "
-                "expected as many of each"
+                "expected equal numbers"
             )
         for number in range(0, len(frames), self.steps[1]):
             frame, mask = frames[number], (Source(mask_file, str(number), "npy"),)
@@ -91,7 +91,7 @@ class Videos:
 
 
 def mapped(path: Path) -> NDArray[Any]:
-    """An npy file, not read as a whole; DataError: it cannot be."""
+    """An npy file, memory-mapped; DataError: it cannot be read."""
     with naming(Source(path, reader="npy")):
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
@@ -108,12 +108,12 @@ def stc(
     """Videos below `data_root`, or below `$ANOMALY_BENCH_DATA/stc`.
 
     Args:
-        scenes: the evaluated ones.
+        scenes: to evaluate.
         sampling: all frames, or those of a paper; a key of `SAMPLINGS`.
-        subsample: instead: every n-th frame of training and test clips.
+        subsample: overrides it: every n-th frame of training and test clips.
 
     Raises:
-        UsageError: no such sampling, or the root is not there.
+        UsageError: no such sampling, or the root does not exist.
     """
     if sampling not in SAMPLINGS:
         found = f"dataset.sampling={sampling}: expected {', '.join(SAMPLINGS)}"

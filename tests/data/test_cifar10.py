@@ -1,4 +1,4 @@
-"""CIFAR-10 in each format that it comes in, its one-class protocols, and a pickle that wants to run code."""
+"""CIFAR-10 in each of its formats, its one-class protocols, and a pickle that would run code."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_protocols(protocol, fit, validation, good, defects, tmp_path):
     assert (other == task) == (protocol == "A")
 
 
-def test_a_copy_in_jpeg_is_named(tmp_path):
+def test_jpeg_copy_gets_its_own_name(tmp_path):
     write_folders(tmp_path, ".jpg")
     dataset = opened(tmp_path, "D")
     assert (dataset.name, dataset.title) == ("cifar10_d_jpeg", "CIFAR-10 (protocol D), JPEG copy")
@@ -100,7 +100,7 @@ class Attack:
         return os.system, ("touch was_here",)
 
 
-def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, monkeypatch):
+def test_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pickles(tmp_path)
     bad = tmp_path / "cifar-10-batches-py" / "test_batch"
@@ -110,7 +110,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, monkeypatch):
     assert not Path("was_here").exists()
 
 
-def test_wrong_files_and_keys(tmp_path):
+def test_invalid_files_and_keys(tmp_path):
     with pytest.raises(UsageError, match=r"no images of CIFAR-10; expected a folder or zip of train/<class>"):
         opened(tmp_path)
     write_binary(tmp_path)
@@ -126,7 +126,7 @@ def test_wrong_files_and_keys(tmp_path):
         opened(tmp_path).task("cat")
 
 
-def test_a_run_is_at_the_native_size(command, tmp_path):
+def test_run_uses_the_native_size(command, tmp_path):
     write_binary(tmp_path)
     words = (f"data_root={tmp_path}", "category=ship", f"results={tmp_path / 'results'}", "speed=false")
     status, out, err = command("dataset=cifar10", "method=kde", *words)

@@ -23,7 +23,7 @@ BUMP = (slice(10, 22), slice(20, 32))
 
 @pytest.fixture
 def scans(tmp_path):
-    """The category tire: a bump that is seen in the coordinates only, and a stain that is seen in colour only."""
+    """The category tire: a bump visible only in the coordinates, and a stain visible only in colour."""
     counts = {"train/good": 6, "validation/good": 2, "test/good": 3, "test/hole": 3, "test/contamination": 3}
     for part, count in counts.items():
         for number in range(count):
@@ -109,7 +109,7 @@ def test_padim_on_colour_and_a_scorer_of_depth(scans, tmp_path):
     assert min(bumps) > max(image["score"] for image in depth.images if image["defect"] is None)
 
 
-def test_wrong_data_is_named(scans):
+def test_invalid_data_is_named(scans):
     with pytest.raises(UsageError, match=r"dataset.modality=rgbd: expected rgb, depth, xyz, rgb\+depth, rgb\+xyz"):
         opened(scans, "rgbd")
     with pytest.raises(DataError, match=r"bagel: 0 training and 0 test scans in .*; expected both"):
@@ -123,6 +123,6 @@ def test_wrong_data_is_named(scans):
         opened(scans, "xyz").task("tire")
 
 
-def test_a_method_of_another_modality_is_refused(scans, tmp_path):
+def test_method_for_another_modality_is_refused(scans, tmp_path):
     with pytest.raises(UsageError, match=r"method=padim reads the planes rgb; the images of tire have .*depth \(1\)"):
         run(scans, tmp_path, "depth")

@@ -69,14 +69,14 @@ def test_samplings_of_papers(sampling, subsample, fit, tested, name, videos):
     assert (dataset.name, len(task.fit), len(task.tests["test"])) == (name, fit, tested)
 
 
-def test_a_run_scores_frames_and_pixels(command, videos, tmp_path):
+def test_run_scores_frames_and_pixels(command, videos, tmp_path):
     words = (f"data_root={videos}", "category=01", f"results={tmp_path / 'results'}", "input.resize=64", "speed=false")
     status, out, err = command("dataset=stc", "backbone=lite0", "method.dimensions=20", *words)
     assert status == 0, err
     assert "ShanghaiTech Campus, input 64×64" in out
 
 
-def test_what_does_not_match_is_named(videos):
+def test_mismatched_frames_and_masks_are_named(videos):
     with pytest.raises(UsageError, match=r"dataset.sampling=mst: expected all, mstc, pefm; did you mean mstc\?"):
         opened(videos, "mst")
     with pytest.raises(UsageError, match=r"dataset.subsample=0: expected null or a whole number"):

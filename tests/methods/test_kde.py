@@ -59,16 +59,16 @@ def test_equals_scikit_learn():
 
 
 def test_the_bandwidth_is_that_of_a_grid_search():
-    """One that is neither the smallest nor the largest: the likelihood has its -k log h."""
+    """Neither the smallest nor the largest: the likelihood includes -k log h."""
     grid = [-4.5, 5, 20]
-    bandwidth, _, expected = slow(2 ** np.linspace(*grid))  # the tree loses small densities
+    bandwidth, _, expected = slow(2 ** np.linspace(*grid))  # scikit-learn's tree loses small densities
     method = fitted(grid)
     assert method.bandwidth.item() == pytest.approx(bandwidth)
     assert 2**-4.5 < bandwidth < 2**0.5, "so float32 statistics count for more"
     np.testing.assert_allclose(method.score(to_tensor(TEST)).image, expected, rtol=1e-5)
 
 
-def test_contrast_and_brightness_count_for_nothing():
+def test_scores_ignore_contrast_and_brightness():
     images = to_tensor(TEST)
     method = fitted()
     torch.testing.assert_close(method.score(0.5 * images + 0.1).image, method.score(images).image)
@@ -81,7 +81,7 @@ def test_larger_images_are_resized():
     assert method.score(to_tensor(large[:2])).image.shape == (2,)
 
 
-def test_wrong_settings_and_sizes():
+def test_invalid_settings_and_sizes():
     with pytest.raises(UsageError, match=r"method.bandwidths=\[1, 2\]: expected \[first exponent"):
         KDE(32, 0.95, [1, 2], 5)
     with pytest.raises(UsageError, match=r"method.variance=1.5: expected a share"):
