@@ -167,4 +167,5 @@ def key_lines(file: Path) -> list[str]:
     pattern = r"^(  (?=resize|crop))?(\w+): ([^#\n]+)(?:# (.*))?$"
     found = re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
     keys = [(f"{'input.' if inner else ''}{key}={value.strip()}", about) for inner, key, value, about in found]
+    keys = [(re.sub(r"\$\{oc\.select:.*,(.*)\}", r"\1", key), about) for key, about in keys]  # the usual default
     return [f"  {key:20}{about}".rstrip() for key, about in keys]

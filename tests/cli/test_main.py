@@ -20,6 +20,7 @@ def test_help_names_commands_groups_keys_and_examples(command):
     for part in ("data check", "cache list|clear", "padim*", "lite0*", "synthetic*", "batch_size", "input.crop"):
         assert part in out
     assert out.count("\n  anomaly-bench") == 3
+    assert "\n  input.resize=256    256 means" in out
 
 
 def test_version(command):
