@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_bench.components.small_images import contrast_normalised, resized
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
@@ -111,12 +111,8 @@ class KDE(nn.Module):
     def contrast(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D) float64 (on MPS float32): minus the image's mean, divided by the absolute sum."""
         height, width = images.shape[2:]
-        size = (min(height, self.size), min(width, self.size))
-        if size != (height, width):
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        vectors = images.flatten(1).to(torch.float32 if images.device.type == "mps" else torch.float64)
-        vectors = vectors - vectors.mean(dim=1, keepdim=True)
-        return vectors / vectors.abs().sum(dim=1, keepdim=True).clamp(min=1e-12)
+        vectors = resized(images, (min(height, self.size), min(width, self.size))).flatten(1)
+        return contrast_normalised(vectors.to(torch.float32 if images.device.type == "mps" else torch.float64))
 
     def project(self, vectors: Tensor) -> Tensor:
         """(B, D) -> (B, K) coordinates in PCA's space."""
