@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import yaml
@@ -504,3 +505,15 @@ def test_no_requests_and_no_console_errors(browser, page):
     asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
     assert asked
     assert all(address.startswith("data:") or address.partition("#")[0] == page.as_uri() for address in asked)
+
+
+def test_matplotlibrc_does_not_change_figures(monkeypatch):
+    """matplotlib reads the one in the current folder, which may be someone else's."""
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 77.0)
+    with style.styled({"axes.grid": False}):
+        assert not matplotlib.rcParams["text.usetex"]
+        assert matplotlib.rcParams["lines.linewidth"] == matplotlib.rcParamsDefault["lines.linewidth"]
+        assert matplotlib.rcParams["svg.hashsalt"] == "anomaly-bench"
+        assert not matplotlib.rcParams["axes.grid"]
+    assert matplotlib.rcParams["lines.linewidth"] == 77.0

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
@@ -22,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from anomaly_bench.comparison.significance import SIGNIFICANT
 from anomaly_bench.report.figures.labels import Point, label_points, points_to_pixels, text_width
-from anomaly_bench.report.figures.style import DASHES, FONT, INK, LINE, MARKERS, MUTED, PAPER, SERIES, STYLE
+from anomaly_bench.report.figures.style import DASHES, FONT, INK, LINE, MARKERS, MUTED, PAPER, SERIES, styled
 from anomaly_bench.report.figures.svg import clean
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ CURVES = {
 
 def latency(points: Sequence[Point], y_title: str) -> Figure:
     """Accuracy (in %) against latency (ms, logarithmic)."""
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = _plane(5.2, 3.5)
         _labels(axes, "latency of one image (ms, median)", y_title)
         axes.set_xscale("log")
@@ -71,7 +70,7 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
 
     Published values are rings, and the line is their running best; dotted lines lead to measured values.
     """
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure, axes = _plane(8.0, 4.4)
         _labels(axes, "month of the arXiv number", y_title)
         points = [*published, *measured]
@@ -109,7 +108,7 @@ def month_number(year: int, month: int) -> float:
 
 def curves(panels: Mapping[str, Sequence[Curve]], legend: bool = False) -> Figure:
     """ROC and PRO curves side by side; `panels`: name in `CURVES` -> lines."""
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(3.4 * len(panels), 3.0 + 0.2 * legend))
         for number, (kind, lines) in enumerate(panels.items()):
             left, width = (number + 0.17) / len(panels), 0.77 / len(panels)
@@ -126,7 +125,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     """The loss against optimiser steps, one panel per method; `panels`: title -> a line per seed."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(3.4 * columns, 2.6 * rows), layout=ConstrainedLayoutEngine())
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for axes, (title, lines) in zip(grid, panels.items(), strict=False):
@@ -161,7 +160,7 @@ def _line(series: int, x: Sequence[float], y: Sequence[float], size: float = 5, 
 
 def sample(series: int) -> Figure:
     """A short line in the style of a series, for a legend."""
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(0.45, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
@@ -180,7 +179,7 @@ def critical_difference(rankings: Sequence[MeanRanks], title: str) -> Figure:
     from scikit_posthocs import critical_difference_diagram
 
     heights = [0.9 + 0.2 * len(each.ranks) for each in rankings]  # inches: half of the labels per side, and bars
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with styled({"axes.grid": False}):
         figure = Figure((7.5, 0.8 + sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
         figure.suptitle(_ranked_caption(rankings, title), x=0.02, ha="left", fontsize=FONT)
         panels = figure.subplots(len(rankings), squeeze=False, height_ratios=heights)[:, 0]
@@ -227,7 +226,7 @@ def _ranked_title(ranking: MeanRanks) -> str:
 def heat_map(table: Table) -> Figure:
     """A table of one metric, each cell shaded from the lowest value (light) to the highest."""
     shares = heat_shares(table)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with styled({"axes.grid": False}):
         wide, high = 2.2 + 0.95 * len(table.columns), 1.1 + 0.27 * len(table.rows)
         figure = Figure(figsize=(wide, high))
         axes = figure.add_axes(

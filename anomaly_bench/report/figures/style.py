@@ -5,6 +5,8 @@ No two lines differ in colour alone.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -54,3 +56,14 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "path.simplify_threshold": 0.2,
 }
+
+
+@contextlib.contextmanager
+def styled(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw in `STYLE`, whatever a matplotlibrc says: matplotlib reads the one in the current folder first."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, **(changes or {})})
+        yield

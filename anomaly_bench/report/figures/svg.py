@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import matplotlib
-
 from anomaly_bench.files import write_atomically
-from anomaly_bench.report.figures.style import PAPER, STYLE, VARIABLES
+from anomaly_bench.report.figures.style import PAPER, VARIABLES, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +34,7 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write an svg, pdf or png file, chosen by the suffix; equal figures give equal bytes."""
     kind, buffer = path.suffix.lower().removeprefix("."), io.BytesIO()
     look: dict[str, Any] = {"dpi": 200, "facecolor": PAPER.light} if kind == "png" else {}
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure.savefig(buffer, format=kind, metadata=_NO_DATES[kind], **look)
     write_atomically(path, buffer.getvalue())
 
@@ -53,7 +51,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
     groups of a series have the class `series-N`, and ids start with `name`.
     """
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     ElementTree.register_namespace("", _SVG[1:-1])
     ElementTree.register_namespace("xlink", _LINK[1:].partition("}")[0])
