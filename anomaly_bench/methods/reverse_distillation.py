@@ -8,6 +8,9 @@ decoder's features differ from the teacher's, the image is anomalous.
 Where the authors' code differs from the paper, this follows the code: the loss compares whole feature maps as vectors,
 while the paper averages cosine distances over positions. The authors' bottleneck declares a 1 x 1 convolution from 4096
 to 2048 channels that is never called; its 8.39 M parameters (on WRN50), counted in the paper's memory, are omitted.
+
+The authors use ResNets, whose levels end in a ReLU, as do the decoder's stages. On other networks (EfficientNets, whose
+levels are linear) a stage ends as its level does; otherwise half of the teacher's values could not be reached.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
 EXPANSIONS = {"basic": 1, "bottleneck": 4}  # output channels over planes
+ENDS = ("relu", "linear")  # of a decoder stage
 
 
 class ReverseDistillation(nn.Module):
@@ -43,6 +47,8 @@ class ReverseDistillation(nn.Module):
         embedding_blocks: number in the one-class embedding.
         base_width: of a bottleneck, for 64 planes; 128 in a Wide ResNet.
         sigma: of the map's Gaussian blur, in pixels.
+        ends: "relu" or "linear" for each level's decoder stage; None: relu where the teacher's features of the training
+            images are never negative.
     """
 
     def __init__(
@@ -56,12 +62,15 @@ class ReverseDistillation(nn.Module):
         embedding_blocks: int = 2,
         base_width: int = 64,
         sigma: float = 4.0,
+        ends: Sequence[str] | None = None,
     ) -> None:
         check_choice("block", block, EXPANSIONS)
+        for end in ends or ():
+            check_choice("ends", end, ENDS)
         super().__init__()
         self.backbone, self.epochs, self.lr, self.batch = backbone, epochs, lr, batch
         self.block, self.blocks, self.embedding_blocks, self.base_width = block, blocks, embedding_blocks, base_width
-        self.sigma = sigma
+        self.sigma, self.ends = sigma, ends
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create bottleneck and decoder for three (C, h, w) levels, the largest grid first.
@@ -77,6 +86,19 @@ class ReverseDistillation(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # transposed ones keep torch's initialisation, as in the authors' code
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.end_stages(["relu"] * 3 if self.ends is None else self.ends)
+
+    def end_stages(self, ends: Sequence[str]) -> None:
+        """Set how the decoder's stages end, for each level.
+
+        Raises:
+            UsageError: not one end for each level.
+        """
+        if len(ends) != len(self.decoder.stages):
+            raise UsageError(f"method.ends={list(ends)}: expected 3, one for each level, or null")
+        self.resolved = {"ends": list(ends)}
+        for decode, end in zip(reversed(self.decoder.stages), ends, strict=True):
+            decode[-1].rectified = end == "relu"
 
     def fit(self, normals: TrainingSet) -> None:
         """Train bottleneck and decoder; the teacher processes every image once.
@@ -85,13 +107,15 @@ class ReverseDistillation(nn.Module):
             ValueError: the loss is not finite.
         """
         teacher = normals.feature_array(self.backbone, self.batch)
+        if self.ends is None:
+            self.end_stages(["linear" if bool((level < 0).any()) else "relu" for level in teacher.levels])
         optimiser = torch.optim.Adam(self.parameters(), self.lr, betas=(0.5, 0.999), fused=True)
         loop = Loop(self, optimiser, normals, self.epochs)
         for epoch in loop:
             for numbers in epoch.batches(len(normals), self.batch):
                 levels = teacher[numbers]
                 epoch.step(distance(levels, self.decode(levels)))
-        self.facts = loop.facts
+        self.facts = {**loop.facts, **self.resolved}
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -197,7 +221,12 @@ class Residual(nn.Module):
         inputs, outputs: channels.
         width: inner channels of a bottleneck, as a multiple of outputs / expansion.
         grid: "up" (by 2 x 2 transposed convolutions), "down" or "same".
+
+    Attributes:
+        rectified: whether it ends in a ReLU.
     """
+
+    rectified = True
 
     def __init__(self, inputs: int, outputs: int, expansion: int, width: float, grid: str) -> None:
         super().__init__()
@@ -214,7 +243,8 @@ class Residual(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, outputs, h', w')."""
-        return F.relu(self.layers(maps) + self.shortcut(maps))
+        total: Tensor = self.layers(maps) + self.shortcut(maps)
+        return F.relu(total) if self.rectified else total
 
 
 def resize(inputs: int, outputs: int, kernel: int, grid: str) -> nn.Sequential:

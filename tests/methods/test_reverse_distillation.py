@@ -129,3 +129,31 @@ def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     losses = method.facts["training"]["curve"]["loss"]  # two steps are an epoch
     assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
     assert method.score(new_images()).map.min() >= 0
+
+
+@pytest.mark.parametrize(("backbone", "ends"), [("r18", ["relu"] * 3), ("lite0", ["linear"] * 3)])
+def test_decoder_stages_end_as_the_teachers_levels(backbone, ends):
+    words = ("backbone.weights=random",) if backbone == "r18" else ()
+    setup = Setup("reverse_distillation", backbone, ("method.epochs=1", *words))
+    method = setup.fitted()
+    assert method.facts["ends"] == ends
+    levels = setup.network(new_images())
+    for level, decoded, end in zip(levels, method.decode(levels), ends, strict=True):
+        assert bool((level < 0).any()) == bool((decoded < 0).any()) == (end == "linear")
+    loaded = Setup("reverse_distillation", backbone, words).new()
+    loaded.ends = method.resolved["ends"]
+    loaded.build(setup.shapes())
+    loaded.load_state_dict(method.state_dict())
+    assert torch.equal(loaded.eval().score(new_images()).map, method.score(new_images()).map)
+
+
+def test_ends_are_chosen_for_each_level():
+    shapes = [(8, 16, 16), (8, 8, 8), (8, 4, 4)]
+    method = ReverseDistillation(None, epochs=1, ends=["linear", "relu", "relu"])
+    method.build(shapes)
+    levels = method.eval().decode([torch.randn(2, *shape) for shape in shapes])
+    assert [bool((level < 0).any()) for level in levels] == [True, False, False]
+    with pytest.raises(UsageError, match=r"method\.ends=line: no such choice; did you mean linear"):
+        ReverseDistillation(None, epochs=1, ends=["line"] * 3)
+    with pytest.raises(UsageError, match=r"method\.ends=\['relu'\]: expected 3, one for each level"):
+        ReverseDistillation(None, epochs=1, ends=["relu"]).build(shapes)
