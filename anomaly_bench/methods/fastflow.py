@@ -11,8 +11,9 @@ Differences from those re-implementations:
 
 - No layer normalisation before a CNN's flows: the paper has none, gathierry's code needs it. With `layer_norm` each
   level is standardised first (without trained scales, which would exceed the paper's parameter count): at the paper's
-  learning rate this is needed if features are far from unit scale, like lite0's of about 7. A transformer is read
-  through its final norm.
+  learning rate this is needed if features are far from unit scale, like lite0's of about 7. `affine` adds gathierry's
+  trained scale and shift for each channel and position, which are not in the log-determinant there either. A
+  transformer is read through its final norm.
 - A transformer's subnets have 128 hidden channels for 768 (the paper's ratio of 0.16, and its 14.8 M parameters);
   gathierry's code takes 0.16 of a subnet's input, half the channels, which gives 7.1 M.
 - Scores stay in the log domain. Their map is the negative mean over levels of exp(-E), E = mean of z^2 / 2 over
@@ -58,6 +59,7 @@ class FastFlow(nn.Module):
         kernels: kernel sizes of the subnets' convolutions, used by the steps in turn.
         hidden: channels between a subnet's two convolutions, as a fraction of the level's.
         layer_norm: standardise each level of an image to mean 0 and deviation 1 over all channels and positions.
+        affine: with `layer_norm`, a trained scale and shift for each channel and position; they fix the image size.
         epochs, batch, lr, weight_decay: for training with Adam.
     """
 
@@ -72,17 +74,21 @@ class FastFlow(nn.Module):
         batch: int = 32,
         lr: float = 1e-3,
         weight_decay: float = 1e-5,
+        affine: bool = False,
     ) -> None:
         if steps < 1:
             raise UsageError(f"method.steps={steps}: expected at least 1")
+        if affine and not layer_norm:
+            raise UsageError("method.affine=true belongs to the layer normalisation: set method.layer_norm=true too")
         check_kernels(kernels)
         super().__init__()
         self.backbone, self.steps, self.kernels, self.hidden = backbone, steps, kernels, hidden
-        self.layer_norm = layer_norm
+        self.layer_norm, self.affine = layer_norm, affine
         self.epochs, self.batch, self.lr, self.weight_decay = epochs, batch, lr, weight_decay
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create one flow per (C, h, w) level."""
+        self.norms = nn.ModuleList(nn.LayerNorm(shape) if self.affine else nn.Identity() for shape in shapes)
         flows = nn.ModuleList(self.flow(channels) for channels, _, _ in shapes)
         self.flows = flows.to(memory_format=torch.channels_last)  # like the features
 
@@ -103,15 +109,19 @@ class FastFlow(nn.Module):
         self.facts = loop.facts
 
     def read(self, images: Tensor) -> list[Tensor]:
-        """The input levels of the flows."""
+        """The levels as they are kept: standardised, unless `self.norms` do it, with trained scales."""
         levels = self.backbone(images)
-        return [F.layer_norm(level, level.shape[1:]) for level in levels] if self.layer_norm else levels
+        standardised = self.layer_norm and not self.affine
+        return [F.layer_norm(level, level.shape[1:]) for level in levels] if standardised else levels
+
+    def transform(self, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """z (B, C, h, w) and log-determinants (B,) of each level that was read."""
+        return [flow(norm(level)) for level, norm, flow in zip(levels, self.norms, self.flows, strict=True)]
 
     def loss(self, levels: Sequence[Tensor]) -> Tensor:
         """Negative log-likelihood without its constant, batch mean, summed over levels: ()."""
         losses = []
-        for level, flow in zip(levels, self.flows, strict=True):
-            z, log_det = flow(level)
+        for z, log_det in self.transform(levels):
             losses.append((0.5 * z.square().flatten(1).sum(dim=1) - log_det).mean())
         return torch.stack(losses).sum()
 
@@ -126,7 +136,7 @@ class FastFlow(nn.Module):
             NotFittedError: before `fit`.
         """
         check_fitted(self)
-        energies = [energy(flow(level)[0]) for level, flow in zip(self.read(images), self.flows, strict=True)]
+        energies = [energy(z) for z, _ in self.transform(self.read(images))]
         maps = join([upsampling.smooth_upsample(level, images.shape[2:], sigma=0) for level in energies])
         return Scores(maps.amax(dim=(1, 2)), maps)
 

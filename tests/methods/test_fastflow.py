@@ -45,21 +45,49 @@ def fitted():
     return Setup("fastflow", overrides=SMALL).fitted()
 
 
-def test_loss_maps_and_scores_follow_the_equations(fitted):
+def assert_follows_the_equations(fitted, normalise):
     images = to_tensor(pictures(2, first=900))
     images[0, :, 20:30, 20:30] = 0
     loss, likelihoods = 0.0, []
-    levels = fitted.backbone(images)
-    for level, flow in zip(levels, fitted.flows, strict=True):
-        z, log_det = slow_flow(flow, level)
+    for level, flow, norm in zip(fitted.backbone(images), fitted.flows, fitted.norms, strict=True):
+        z, log_det = slow_flow(flow, normalise(level, norm))
         loss += np.mean([0.5 * (each**2).sum() for each in z] - log_det)
         energy = torch.from_numpy((z**2).mean(axis=1) / 2)
         likelihoods.append(torch.exp(-F.interpolate(energy[:, None], size=(64, 64), mode="bilinear")[:, 0]))
-    assert fitted.loss(levels).item() == pytest.approx(loss, rel=1e-4)
+    assert fitted.loss(fitted.read(images)).item() == pytest.approx(loss, rel=1e-4)
     expected = -torch.log(sum(likelihoods) / len(likelihoods))
     result = fitted.score(images)
     torch.testing.assert_close(result.map.double(), expected, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(result.image.double(), expected.amax(dim=(1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_loss_maps_and_scores_follow_the_equations(fitted):
+    assert_follows_the_equations(fitted, lambda level, norm: level)
+
+
+def slow_norm(level, norm):
+    """Each image to mean 0 and variance 1, then every channel's and position's own scale and shift, in float64."""
+    x = level.double()
+    normal = np.empty(x.shape)
+    for image, each in enumerate(x.numpy()):
+        variance = sum((value - each.mean()) ** 2 for value in each.flat) / each.size
+        for place in np.ndindex(each.shape):
+            standard = (each[place] - each.mean()) / math.sqrt(variance + 1e-5)
+            normal[image][place] = norm.weight[place].item() * standard + norm.bias[place].item()
+    return torch.from_numpy(normal)
+
+
+def test_trained_layer_norm_follows_the_slow_version():
+    words = ("method.steps=1", "method.epochs=2", "method.layer_norm=true", "method.affine=true", "method.levels=[3]")
+    setup = Setup("fastflow", overrides=words)
+    made = setup.fitted()
+    (norm,) = made.norms
+    assert norm.weight.shape == setup.shapes()[0]
+    assert not norm.weight.eq(1).any(), "it is trained"
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-1, 1)
+    assert_follows_the_equations(made, slow_norm)
 
 
 def test_the_map_ranks_pixels_as_the_sum_of_likelihoods_does():
@@ -121,7 +149,7 @@ def test_steps_alternate_kernel_sizes():
 def test_extra_parameters_of_the_papers_networks(backbone, expected, side, within):
     """Counted on the meta device; input, levels, steps and kernels come from method + backbone."""
     config = Setup("fastflow", backbone, ("backbone.weights=random", "protocol=paper")).config
-    assert config["input"] == {"resize": side, "crop": None}
+    assert (config["input"]["resize"], config["input"]["crop"]) == (side, None)
     with torch.device("meta"):
         network = construct(config["backbone"], "backbone", levels=config["method"]["levels"])
         method = construct(config["method"], "method", backbone=network)
@@ -146,14 +174,23 @@ def test_unsupported_transformer_size_is_rejected_before_training():
         Setup("fastflow", "deit_base", words).fitted(TrainingSet("odd", odd))
 
 
+def test_trained_layer_norms_add_what_the_re_implementations_count():
+    config = Setup("fastflow", "wrn50", ("backbone.weights=random",)).config["method"]
+    with torch.device("meta"):
+        made = construct({**config, "layer_norm": True, "affine": True}, "method", backbone=None)
+        made.build([(256, 64, 64), (512, 32, 32), (1024, 16, 16)])
+    assert sum(value.numel() for value in made.parameters()) == 41_337_856 + 2 * (2**20 + 2**19 + 2**18)
+
+
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("keys", "message"),
     [
-        ("method.steps=0", r"method.steps=0: expected at least 1"),
-        ("method.kernels=[3,2]", r"method.kernels=\[3, 2\]: expected odd numbers, such as \[3,1\]"),
-        ("method.kernels=[]", "expected odd numbers"),
+        (("method.steps=0",), r"method.steps=0: expected at least 1"),
+        (("method.kernels=[3,2]",), r"method.kernels=\[3, 2\]: expected odd numbers, such as \[3,1\]"),
+        (("method.kernels=[]",), "expected odd numbers"),
+        (("method.affine=true", "method.layer_norm=false"), "set method.layer_norm=true too"),
     ],
 )
-def test_invalid_settings(key, message):
+def test_invalid_settings(keys, message):
     with pytest.raises(UsageError, match=message):
-        Setup("fastflow", overrides=(key,)).new()
+        Setup("fastflow", overrides=keys).new()
