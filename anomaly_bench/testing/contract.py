@@ -122,7 +122,7 @@ def check_saved_and_loaded(setup: Setup) -> None:
         "parameters and buffers in build, from the shapes alone (row counts known only to fit: see "
         "neighbours.take_row_counts)"
     )
-    loaded = setup.new()
+    loaded = setup.new(**getattr(setup.one, "resolved", {}))
     with advised(advice), tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.safetensors")
         save_file({name: value.contiguous() for name, value in setup.one.state_dict().items()}, file)

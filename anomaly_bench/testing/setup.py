@@ -63,9 +63,9 @@ class Setup:
         """The (C, h, w) shapes passed to `build` for (H, W) images; None: the contract's images."""
         return list(self.network.shapes(size or (self.side, self.side)))
 
-    def new(self) -> Any:
-        """A new method, not yet built."""
-        return make_method(self.config["method"], self.network)
+    def new(self, **resolved: Any) -> Any:
+        """A new method, not yet built; `resolved`: what another one's fit chose, as in a saved model."""
+        return make_method({**self.config["method"], **resolved}, self.network)
 
     def fit(self, method: Any, normals: TrainingSet | None = None) -> Any:
         """Build and fit the method."""

@@ -54,9 +54,10 @@ def there(method: str, device: str) -> Any:
     made = replace(once(method), device=device)
     if "epochs" not in made.config["method"]:
         return made.one
-    moved = made.new()
+    fitted = once(method).one
+    moved = made.new(**getattr(fitted, "resolved", {}))
     moved.build(made.shapes())
-    moved.load_state_dict(once(method).one.state_dict())
+    moved.load_state_dict(fitted.state_dict())
     return moved.to(device).eval()
 
 

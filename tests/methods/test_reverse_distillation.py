@@ -140,8 +140,7 @@ def test_decoder_stages_end_as_the_teachers_levels(backbone, ends):
     levels = setup.network(new_images())
     for level, decoded, end in zip(levels, method.decode(levels), ends, strict=True):
         assert bool((level < 0).any()) == bool((decoded < 0).any()) == (end == "linear")
-    loaded = Setup("reverse_distillation", backbone, words).new()
-    loaded.ends = method.resolved["ends"]
+    loaded = setup.new(**method.resolved)
     loaded.build(setup.shapes())
     loaded.load_state_dict(method.state_dict())
     assert torch.equal(loaded.eval().score(new_images()).map, method.score(new_images()).map)
