@@ -7,9 +7,9 @@ varies as Beta(n + 1 - k, k), so false alarms among m new images are beta-binomi
 
 - The image threshold is made from image scores.
 - The pixel threshold is made from each image's largest map value: of normal images at most a share a has any pixel
-  above it. The unit is the image, as in per-image false-positive rates (AUPIMO, Bertoldo et al. 2024); a -> 0 gives the
-  maximum over all validation pixels (Bergmann et al. 2021, IJCV). A quantile over pixels would outline something on
-  nearly every good image, and pixels of one image are not independent.
+  above it. The unit is the image, as in per-image false-positive rates (AUPIMO, Bertoldo et al. 2024); a = 1 / (n + 1)
+  gives the maximum over all held-out pixels (Bergmann et al. 2021, IJCV). A quantile over pixels would outline
+  something on nearly every good image, and pixels of one image are not independent.
 
 With fewer than 1 / a - 1 images no finite value keeps the rate: there is no threshold, and its metrics are undefined.
 """

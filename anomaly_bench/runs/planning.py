@@ -97,7 +97,7 @@ class Planner:
         if not fitted:
             return None
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
-        tested = sum(map(len, job.task.tests.values()))
+        tested = sum(map(len, job.task.tests.values())) + len(job.task.validation)
         timed = 2 * timing.SECONDS if runner.settings.speed else 0
         fit = steps if steps is not None else len(job.task.fit) * method.get("epochs", 1)
         work = statistics.median(fitted) * fit + statistics.median(scored) * tested
@@ -118,7 +118,7 @@ def disk(runner: Runner, job: Job, evaluator: Evaluator) -> int:
     settings = runner.settings
     pixels = settings.resize[0] * settings.resize[1]
     tested = sum(map(len, job.task.tests.values()))
-    images = tested + len(job.task.fit)
+    images = tested + len(job.task.fit) + len(job.task.validation)
     cached = job.image_bytes + pixels * tested
     cached += images * sum(network.stored_bytes(settings.size) for network in evaluator.networks)
     kept = (RECORD_BYTES + 3 * PICTURE_BYTES * settings.gallery) * len(job.task.tests)
