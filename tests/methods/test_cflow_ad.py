@@ -144,7 +144,7 @@ def test_views_are_slightly_rotated_and_used_in_turn():
         assert (each[:, :, 4:-4, 4:-4] == 1).all()
     method.flows = [None]
     for number in range(7):
-        (level,) = method.version(kept, torch.tensor([1]), Epoch(number, 0, [], None))
+        (level,) = method.version(kept, torch.tensor([1]), Epoch(None, number, 0))
         assert level.equal(seen[number % 3][1:])
 
 

@@ -126,7 +126,7 @@ def test_learning_rate_drops_at_80_and_90_percent(monkeypatch):
     original = training.Epoch.step
 
     def step(self, losses):
-        rates.append(self.optimisers[0].param_groups[0]["lr"])
+        rates.append(self.loop.optimisers[0].param_groups[0]["lr"])
         original(self, losses)
 
     monkeypatch.setattr(training.Epoch, "step", step)
