@@ -304,7 +304,7 @@ def test_record_with_an_invalid_value_is_damaged(key, value, record):
 
 
 def test_record_cannot_name_a_metric_function(record, command):
-    change(record, "metrics.mine", {"value": 0.5, "revision": 1, "target": "evil.Evil", "settings": {}, "needs": 5})
+    change(record, "metrics.mine", {"value": 0.5, "revision": 1, "target": "evil.Evil", "settings": {}})
     status, out, err = command("tables", "cells=[mine]", "table=per_class")
     assert status == 0, err
     assert "mine" in out

@@ -6,7 +6,7 @@ No two lines differ in colour alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 
@@ -59,7 +59,7 @@ STYLE: Any = {
 
 
 @contextlib.contextmanager
-def styled(changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+def styled(changes: Any = None) -> Iterator[None]:
     """Draw in `STYLE`, whatever a matplotlibrc says: matplotlib reads the one in the current folder first."""
     import matplotlib
 
