@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test fuzz check docs package structure results trained methods bench peer parity clean
+.PHONY: help demo test fuzz check docs package structure results trained methods cifar bench peer parity clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -80,6 +80,12 @@ methods: .venv/dev  ## the committed records of methods without gradient trainin
 	$(CLASSICAL) dataset=folder data_root=$(TEXTURES) dataset.textures=[leather_tiles] dataset.name=leather_tiles \
 		"dataset.title='MVTec leather, tiles of 256 pixels'" seed=0 method=cnn_feature_dictionary,texture_inspection
 	$(BIN)/python benchmarks/update_readme.py
+
+CIFAR ?= ../shared/data/cifar10_jpeg.zip
+CLASSES := $(BIN)/anomaly-bench -m dataset=cifar10 data_root=$(CIFAR) category=[ship,frog] seed=0 gallery=0 speed=false
+cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CIFAR is a folder or archive of its images
+	$(CLASSES) budget=short method=dsvdd,lsa
+	$(CLASSES) budget=short method=gradcon dataset.protocol=D
 
 structure: .venv/dev  ## measure the package's structure against its targets
 	$(BIN)/python benchmarks/structure.py

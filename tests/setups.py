@@ -18,6 +18,15 @@ SMALLER = {
     "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
     "cnn_feature_dictionary": ("method.patches=400", "method.stride=8", "method.starts=2"),
     "texture_inspection": ("method.patches=1000", "method.held_out=200", "method.gaussians=[1,2]"),
+    "lsa": (
+        "method.size=16",
+        "method.code=8",
+        "method.width=4",
+        "method.bins=10",
+        "method.hidden=16",
+        "method.lr=0.001",
+        "method.batch=4",
+    ),
     "pefm": ("method.latents=[8,8,8]",),
 }
 
