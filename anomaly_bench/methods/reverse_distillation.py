@@ -98,7 +98,8 @@ class ReverseDistillation(nn.Module):
             raise UsageError(f"method.ends={list(ends)}: expected 3, one for each level, or null")
         self.resolved = {"ends": list(ends)}
         for decode, end in zip(reversed(self.decoder.stages), ends, strict=True):
-            decode[-1].rectified = end == "relu"
+            *_, last = (block for block in decode.children() if isinstance(block, Residual))
+            last.rectified = end == "relu"
 
     def fit(self, normals: TrainingSet) -> None:
         """Train bottleneck and decoder; the teacher processes every image once.
