@@ -9,7 +9,8 @@ Gaussians.
 A reconstruction of a closed program. HALCON thresholds each level, intersects the regions of adjacent levels and unites
 the intersections. The map here is the continuous form of that: with n_l the negative log-likelihood minus the level's
 threshold, in the level's standard deviations, it is the maximum over l of min(n_l, n_(l+1)); thresholding it at c gives
-the union of the intersections at thresholds raised by c.
+the union of the intersections at thresholds raised by c. Defects that show at the coarsest level only, as most on close
+views of leather, are lost to that rule.
 """
 
 from __future__ import annotations
