@@ -154,7 +154,7 @@ class CNNFeatureDictionary(nn.Module):
         if self.whiten:
             axes /= torch.from_numpy(pca.explained_variance_).sqrt()[:, None]
         self.mean.copy_(torch.from_numpy(pca.mean_))
-        self.components = axes.to(features)
+        self.components = axes.to(features).contiguous()  # as a loaded one is, for the same bits
         return self.project(features)
 
     def project(self, features: Tensor) -> Tensor:
