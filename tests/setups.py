@@ -27,6 +27,7 @@ SMALLER = {
         "method.lr=0.001",
         "method.batch=4",
     ),
+    "ocgan": ("method.width=4", "method.critic_width=2", "method.batch=8", "method.lr=0.002"),
     "pefm": ("method.latents=[8,8,8]",),
 }
 
