@@ -28,6 +28,7 @@ SMALLER = {
         "method.batch=4",
     ),
     "ocgan": ("method.width=4", "method.critic_width=2", "method.batch=8", "method.lr=0.002"),
+    "gradcon": ("method.batch=4",),
     "pefm": ("method.latents=[8,8,8]",),
 }
 

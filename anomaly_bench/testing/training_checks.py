@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 LEAST_GRADIENT = 1e-6  # of the largest; the contract's methods have 6e-5 to 0.2
@@ -138,7 +139,11 @@ def outputs_of(layers: dict[str, nn.Module], score: Callable[[Tensor], object], 
     kept: dict[str, list[Tensor]] = {}
 
     def keeper(name: str) -> Callable[..., None]:
-        return lambda layer, inputs, output: kept.setdefault(name, []).append(output.detach().flatten())
+        def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            if not is_functorch_wrapped_tensor(output):  # inside vmap or grad, whose values cannot be read
+                kept.setdefault(name, []).append(output.detach().flatten())
+
+        return keep
 
     hooks = [layer.register_forward_hook(keeper(name)) for name, layer in layers.items()]
     try:
