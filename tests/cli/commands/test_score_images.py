@@ -353,8 +353,8 @@ def test_wrong_usage(padim, models, command, tmp_path):
     (tmp_path / "strange" / "model.yaml").write_text("method: {}")
     shutil.copytree(models[1]["padim"][1], tmp_path / "none_read")
     (tmp_path / "none_read" / "model.yaml").write_text(
-        "{schema: 2, method: {name: padim}, backbone: null, weights_sha256: {}, precision: fp32, "
-        "input: {resize: [64, 64], crop: null}}"
+        "{schema: 2, method: {name: padim, about: {title: PaDiM, revision: 1}}, backbone: null, "
+        "weights_sha256: {}, precision: fp32, input: {resize: [64, 64], crop: null}}"
     )
     images, out = f"images={test}", f"out={tmp_path / 'out'}"
     results = models[1]["padim"][1].parents[3]
