@@ -61,11 +61,11 @@ define trained_one
 endef
 
 trained: .venv/dev  ## the committed records of methods that train, each within 20 minutes on two cores
-	$(call trained_one,method=fastflow budget=short)
+	$(call trained_one,method=fastflow method.epochs=40)
 	$(call trained_one,method=cflow_ad budget=short)
-	$(call trained_one,method=pefm backbone=lite0_lite1 budget=short)
-	$(call trained_one,method=differnet budget=short method.views=8 method.train_views=4)
-	$(call trained_one,method=cs_flow budget=short)
+	$(call trained_one,method=pefm backbone=lite0_lite1 method.epochs=25)
+	$(call trained_one,method=differnet method.epochs=6 method.views=8 method.train_views=4)
+	$(call trained_one,method=cs_flow method.epochs=3)
 	$(call trained_one,method=reverse_distillation budget=short)
 	$(call trained_one,method=stfpm budget=short)
 	$(call trained_one,method=ae_l2 budget=short)

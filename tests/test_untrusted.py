@@ -168,7 +168,7 @@ def test_saved_model_cannot_choose_the_source_of_weights(source, model, score):
 def test_unknown_backbone_name_has_no_weights(name, model, score):
     change(model, "backbone.name", name)
     change(model, "backbone._target_", "anomaly_bench.backbones.Backbone")
-    refused(score(), f"backbone={name}: not known here; give --config-dir DIR")
+    refused(score(), f"backbone={name}: unknown; pass --config-dir DIR")
 
 
 @pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "cache_dir", "weights_backbone"])

@@ -44,7 +44,7 @@ def recorded_weights(
 ) -> dict[str, Weights]:
     """The weights that a record or a saved model was made with, of each network of its backbone.
 
-    The user or the YAML of today says where they are to be had; what was read says their hashes only.
+    The user or today's YAML says where to find them; what was read only gives their hashes.
 
     Args:
         backbone: as it was read; None: an image-space method has none.
@@ -54,7 +54,7 @@ def recorded_weights(
         made: what was made with them, for messages.
 
     Raises:
-        UsageError: weights are not to be had, or are others.
+        UsageError: weights cannot be found, or differ from the recorded ones.
     """
     names = list(networks(backbone))
     if given is not None and len(names) != 1:
@@ -68,13 +68,13 @@ def recorded_weights(
         if given is not None:
             found[name] = resolve(name, given, {})
         elif node is None:
-            raise UsageError(f"backbone={name}: not known here; give --config-dir DIR with its YAML, or weights=FILE")
+            raise UsageError(f"backbone={name}: unknown; pass --config-dir DIR with its YAML, or weights=FILE")
         else:
             found[name] = network_weights(name, node)
         if found[name].sha256 != sha256:
             raise UsageError(
-                f"{made}: made with {name}'s weights of the sha256 {sha256[:12]}..., found "
-                f"{found[name].sha256[:12]}... ({found[name].file or 'random ones'}); give weights=FILE"
+                f"{made}: made with weights of {name} with sha256 {sha256[:12]}..., found "
+                f"{found[name].sha256[:12]}... ({found[name].file or 'random weights'}); pass weights=FILE"
             )
     return found
 

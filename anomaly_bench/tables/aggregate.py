@@ -93,7 +93,7 @@ def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
     """The setup, status and settings with a footnote, where speed or cost was measured, if a metric is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
-    facts |= {"settings": _settings_fact(records[0])}
+    facts |= {"revision": _revision_fact(records[0]), "settings": _settings_fact(records[0])}
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
         facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
@@ -127,6 +127,16 @@ def _status_fact(method: str) -> str:
     """Whether what changes a method's numbers is partly our choice; '' also for methods that are not ours."""
     evidence = packaged_node("method", method).get("about", {}).get("evidence", {})
     return RECONSTRUCTION if evidence.get("status") == "reconstruction" else ""
+
+
+def _revision_fact(record: Record) -> str:
+    """Whether a built-in method has other scores today."""
+    method: Mapping[str, Any] = record.config.get("method") or {}
+    then = (method.get("about") or {}).get("revision")
+    now = packaged_node("method", record.method).get("about", {}).get("revision")
+    if "_target_" in method or then is None or now is None or then >= now:
+        return ""
+    return f"revision {then} of the method; now {now}, with other scores: run it again"
 
 
 def _settings_fact(record: Record) -> str:

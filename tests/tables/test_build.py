@@ -252,6 +252,14 @@ def test_only_settings_with_a_footnote_are_marked() -> None:
     assert "Of rain." in render_tables([own], PER_CLASS)
 
 
+def test_records_of_an_older_revision_of_a_method_are_marked() -> None:
+    note = "Revision 1 of the method; now 2, with other scores: run it again."
+    for revision, target, marked_as_old in ((1, {}, True), (2, {}, False), (1, {"_target_": "mine.PatchCore"}, False)):
+        node = {"about": {"revision": revision}, **target}
+        found = render_tables([record(method="patchcore", settings=node, categories=FOUR)], PER_CLASS)
+        assert (note in " ".join(found.split())) == marked_as_old
+
+
 def test_rows_follow_the_datasets_order() -> None:
     grid = only([record(task=name) for name in reversed(MVTEC)])
     means = ["mean of textures", "mean of objects", "mean of all"]

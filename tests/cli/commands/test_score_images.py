@@ -409,7 +409,7 @@ def test_other_weights_are_refused_but_moved_ones_accepted(models, command, tmp_
     for words in ((), (f"weights={tmp_path / 'other.pth'}",)):
         status, _, err = command("score", model, images, f"out={out}", *words)
         assert status == 2
-        assert "made with lite0's weights of the sha256" in err
+        assert "made with weights of lite0 with sha256" in err
         assert "give weights=FILE" in err
     assert not out.exists(), "nothing is written before the model is loaded"
     status, _, err = command("score", model, images, f"out={out}", f"weights={tmp_path / 'moved.pth'}")
