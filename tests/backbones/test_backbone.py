@@ -283,7 +283,7 @@ def test_weights_and_normalisation_match_the_library(name):
 
         known = AlexNet_Weights.IMAGENET1K_V1
         assert where["url"] == known.url
-        assert f"-{where['sha256']}." in known.url
+        assert f"-{where['sha256'][:8]}." in known.url, "the address holds the first 8 digits"
         assert made["mean"] == known.transforms().mean
         assert made["std"] == known.transforms().std
         return

@@ -82,7 +82,8 @@ def test_identical_images():
 def test_published_settings():
     """Nine covariances of EfficientNet-B4, 3.53 M floats, at 380 px without a crop."""
     setup = Setup("mahalanobis_ad", "effb4", ("backbone.weights=random", "protocol=paper"))
-    assert read_settings(setup.config).input == {"resize": [380, 380], "crop": None}
+    expected = {"resize": [380, 380], "crop": None, "filter": "bilinear_no_antialias"}
+    assert read_settings(setup.config).input == expected
     with torch.device("meta"):
         shapes = setup.network.shapes((380, 380))
         method = setup.new()
