@@ -151,6 +151,6 @@ def test_the_contract_of_all_three(call, folder):
     words = ["--method", "my_method", "--backbone", "tiny", "--dataset", "yards", "--data-root", "data"]
     pytest_alone = ("-P", "-m", "pytest", "-v")  # -P: like the program pytest, which does not import from this folder
     out = call("python", *pytest_alone, "--pyargs", "anomaly_bench.testing.contract", "--config-dir", "my_conf", *words)
-    assert "17 passed" in out
+    assert "20 passed" in out
     for title in ("my_method-same_seed_same_bits", "tiny-strides", "yards-tasks"):
         assert f"test_contract[{title}] PASSED" in out

@@ -84,7 +84,7 @@ def test_mismatched_frames_and_masks_are_named(videos):
     with pytest.raises(DataError, match=r"03: 0 training and 0 test frames in .*; expected both"):
         opened(videos).task("03")
     (videos / "testing" / "frames" / "01_01" / "006.jpg").unlink()
-    with pytest.raises(DataError, match=r"01_01: 6 frames, 7 labels in 01_01.npy and 7 masks; expected as many"):
+    with pytest.raises(DataError, match=r"01_01: 6 frames, 7 labels in 01_01.npy and 7 masks; expected equal numbers"):
         opened(videos).task("01")
     (videos / "testing" / "test_pixel_mask" / "02_01.npy").unlink()
     with pytest.raises(DataError, match=r"02_01.npy: cannot be decoded"):

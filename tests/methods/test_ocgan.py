@@ -31,7 +31,10 @@ def built(**settings):
 def fitted(steps, **settings):
     method, normals = built(**settings), TrainingSet("points", PIXELS)
     normals.steps, normals.validation = steps, TrainingSet("points", HELD_OUT)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # adversarial training amplifies the rounding of other orders of summation
     method.fit(normals)
+    torch.set_num_threads(threads)
     return method.eval()
 
 
@@ -119,12 +122,12 @@ def test_noise_is_mined_late_in_the_training(monkeypatch):
 
 
 def test_the_autoencoder_learns():
-    method, untrained = fitted(180), built().eval()
+    method, untrained = fitted(300), built().eval()
     images = 2 * resized(to_tensor(HELD_OUT), (61, 61)) - 1
     error, before = (made.held_out_errors(images).mean() for made in (method, untrained))
     assert error < 0.8 * before
     assert method.facts["training"]["spread"] > 0.05
-    assert method.facts["best_epoch"] <= 30
+    assert method.facts["best_epoch"] <= 50
     shown = 2 * resized(TEST, (61, 61)) - 1
     expected = [float(((method.decoder(method.encoder(image[None])) - image) ** 2).mean().detach()) for image in shown]
     torch.testing.assert_close(method.score(TEST).image, torch.tensor(expected), rtol=1e-4, atol=1e-6)

@@ -18,10 +18,11 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomaly_bench.metrics import metrics, ranking
 from anomaly_bench.metrics.metrics import evaluate
-from anomaly_bench.metrics.registry import packaged_metrics
+from anomaly_bench.metrics.registry import packaged_metrics, standard_metrics
 from anomaly_bench.protocol import Outcome
 
 Array = NDArray[Any]
+STANDARD = standard_metrics()
 Point = tuple[float, float]
 Masks = Callable[[np.random.Generator, tuple[int, ...]], Array]
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -242,7 +243,7 @@ def test_separated_scores_give_one_and_reversed_zero() -> None:
     masks[:2, :3, :5] = True
     maps, labels = masks.astype(np.float32), masks.any((1, 2))
     perfect = evaluate(Outcome(labels, labels.astype(np.float32), maps, masks)).values
-    assert perfect == dict.fromkeys(packaged_metrics(), 1.0)
+    assert perfect == dict.fromkeys(STANDARD, 1.0)
     worst = evaluate(Outcome(labels, 1 - labels.astype(np.float32), 1 - maps, masks)).values
     same(
         worst,
@@ -282,7 +283,7 @@ def test_counts_beyond_32_bits() -> None:
 def test_metrics_without_their_input_are_none() -> None:
     case = large("tied")
     image, pixel = (
-        {name for name in packaged_metrics() if packaged_metrics()[name].level == level} for level in ("image", "pixel")
+        {name for name, metric in STANDARD.items() if metric.level == level} for level in ("image", "pixel")
     )
     no_maps = Outcome(case.labels, case.scores, None, case.masks)
     no_masks = Outcome(case.labels, case.scores, case.maps, None)
@@ -300,7 +301,7 @@ def test_metrics_without_their_input_are_none() -> None:
         (Outcome(~one_class.labels, case.scores, None, None), image | pixel, set()),
     ):
         evaluation = evaluate(changed)
-        assert list(evaluation.values) == list(packaged_metrics())
+        assert list(evaluation.values) == list(STANDARD)
         assert {name for name, value in evaluation.values.items() if value is None} == undefined
         assert evaluation.curves.keys() == curves
 

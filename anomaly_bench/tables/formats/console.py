@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from anomaly_bench.tables.table import BEST, SECOND, cell_text, header_lines, labels_of, safe_text
@@ -70,8 +69,11 @@ def _body_pieces(table: Table, color: bool) -> Iterator[list[Piece]]:
 
 def _plain(value: CellValue) -> str:
     """'97.5 (98.1) −0.6'."""
-    published = f"({value.published})" if value.published else ""
-    return " ".join(filter(None, (safe_text(value.text), published, value.gap)))
+    return _joined(safe_text(value.text), value.published, value.gap)
+
+
+def _joined(text: str, published: str, gap: str) -> str:
+    return " ".join(filter(None, (text, f"({published})" if published else "", gap)))
 
 
 def _colored(value: CellValue) -> str:
@@ -80,7 +82,7 @@ def _colored(value: CellValue) -> str:
     def code(text: str, key: int | str) -> str:
         return f"\x1b[{codes[key]}m{text}\x1b[0m" if text and key in codes else text
 
-    return _plain(replace(value, text=code(value.text, value.rank), gap=code(value.gap, value.grade)))
+    return _joined(code(safe_text(value.text), value.rank), value.published, code(value.gap, value.grade))
 
 
 def _width(widths: Sequence[int]) -> int:
