@@ -12,11 +12,11 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.utils.checkpoint  # noqa: F401 (it stores the accelerator at import: import it before mocking one)
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import DefaultDeviceType
 
 MIXED = {"copy_", "_to_copy", "index", "index_put_", "index_put"}  # take tensors of several devices on a real GPU too
 UNDERNEATH = "mock_gpu"  # our name for torch's device of third-party backends
@@ -119,6 +119,7 @@ def run(func, args, kwargs):
 @functools.cache
 def register():
     """Register a backend for the device underneath, once."""
+    DefaultDeviceType.get_device_type()  # keeps the machine's own accelerator, before one is mocked
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch does not support devices written in Python")
     backend_registration._setup_privateuseone_for_python_backend(UNDERNEATH)
