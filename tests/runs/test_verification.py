@@ -120,7 +120,7 @@ def test_other_weights(made, verify, tmp_path):
     status, out, err = verify(path)
     assert (status, out) == (2, "")
     assert "the record: made with weights of lite0 with sha256" in err
-    assert "give weights=FILE" in err
+    assert "pass weights=FILE" in err
     assert verify(path, f"weights={mine}")[0] == 0
 
 

@@ -410,7 +410,7 @@ def test_other_weights_are_refused_but_moved_ones_accepted(models, command, tmp_
         status, _, err = command("score", model, images, f"out={out}", *words)
         assert status == 2
         assert "made with weights of lite0 with sha256" in err
-        assert "give weights=FILE" in err
+        assert "pass weights=FILE" in err
     assert not out.exists(), "nothing is written before the model is loaded"
     status, _, err = command("score", model, images, f"out={out}", f"weights={tmp_path / 'moved.pth'}")
     assert status == 0, err
