@@ -197,6 +197,10 @@ class TrainingSet:
         held_out, rest = np.sort(order[:count]), np.sort(order[count:])
         return self.part(rest), self.part(held_out)
 
+    def hold_out(self, fraction: float, seed: int) -> tuple[TrainingSet, TrainingSet]:
+        """All images and the dataset's validation set, or a `split` if it has none."""
+        return self.split(fraction, seed) if self.validation is None else (self, self.validation)
+
     def part(self, numbers: NDArray[np.intp]) -> TrainingSet:
         """A subset of the images, by index."""
         part = TrainingSet(

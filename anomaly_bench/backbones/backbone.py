@@ -40,7 +40,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in tor
     """Tracks in `most` the peak bytes of tensors created inside the context, on any device."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # untyped in torch
         self.now = self.most = 0
         self.alive: set[int] = set()  # storages
 

@@ -230,7 +230,7 @@ class CachedBackbone:
                 return stored
         except NoRoomError as error:
             logger.info("%s: features are not cached: %s", rows.name, error)
-        except Exception as error:
+        except Exception as error:  # the disk's, or torch's RuntimeError when memory runs out; others are raised
             if not isinstance(error, OSError) and not ran_out(error):
                 raise
             logger.warning("%s: the cache %s failed (%s): features are not cached", rows.name, folder.parent, error)

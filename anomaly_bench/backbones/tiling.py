@@ -15,14 +15,14 @@ STEPS = (2, 4, 8, 16, 32, 64)  # pixels: strides of CNNs
 
 
 def require_tiles(name: str, network: Any, size: tuple[int, int], channels: int) -> None:
-    """Refuse (H, W) images that the levels' cells do not tile; not of a network whose cells tile no side (AlexNet).
+    """Reject (H, W) images that the levels' cells do not tile, except for networks whose cells tile no side (AlexNet).
 
     Args:
         name: of the backbone.
         network: a `Backbone` or `Networks`.
 
     Raises:
-        UsageError: with the nearest sides that they tile.
+        UsageError: with the nearest sides that the cells tile.
     """
     if network.tiles(size, channels):
         return

@@ -35,7 +35,7 @@ def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
         near = closest(message.rpartition(" ")[2], flags) if "unrecognized" in message else ""
         raise UsageError(f"{message}{near}")
 
-    parser.error = complain  # type: ignore[method-assign]
+    parser.error = complain  # type: ignore[method-assign] # the parser is made by Hydra: it cannot be subclassed
     found = parser.parse_intermixed_args(list(arguments))
     flags, overrides = list(arguments), list(found.overrides)
     for override in overrides:

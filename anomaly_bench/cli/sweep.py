@@ -138,7 +138,7 @@ class Jobs:
         config = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             del config["hydra"]
-        resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
         launchers.settle(resolved, self.config.hydra)
         return resolved
 

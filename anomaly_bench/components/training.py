@@ -8,6 +8,7 @@ self.facts = loop.facts
 
 The loop ends after `epochs`, or with the batch that reaches the steps of `budget=`. So a learning rate must follow
 `epoch.progress`, not the number of epochs. Networks that reconstruct images set `loop.spread = output_spread(...)`.
+If held-out images choose the epoch, `loop.keep_best(loss, self)` ends each one, `loop.load_best(self)` the training.
 """
 
 from __future__ import annotations
@@ -257,9 +258,20 @@ class Loop:
                 part.load_state_dict(saved)
             logger.warning("%s: not a checkpoint of this training run (%s); starting from scratch", path, error)
 
+    def keep_best(self, loss: float, method: nn.Module) -> None:
+        """Keep the method's state after this epoch if the loss, of held-out images, is the lowest so far."""
+        if loss < self.memo.get("lowest", math.inf):
+            best = {name: value.clone() for name, value in method.state_dict().items()}
+            self.memo |= {"lowest": loss, "state": best, "epoch": len(self.losses) + 1}
+
+    def load_best(self, method: nn.Module) -> None:
+        """Give the method the state that was kept, if any."""
+        if "state" in self.memo:
+            method.load_state_dict(self.memo["state"])
+
     @property
     def facts(self) -> dict[str, Any]:
-        """For the record: its `training`."""
+        """For the record: its `training`, and the epoch that `keep_best` chose."""
         epochs = len(self.losses) - 1 + self.share if self.losses else 0
         training = {
             "epochs": int(epochs) if epochs == int(epochs) else round(epochs, 4),
@@ -268,7 +280,8 @@ class Loop:
             "curve": thinned(self.curve),
             "last_tenth": last_tenth([loss for _, loss in self.curve]),
         }
-        return {"training": training if self.spread is None else {**training, "spread": float(f"{self.spread:.6g}")}}
+        training |= {} if self.spread is None else {"spread": float(f"{self.spread:.6g}")}
+        return {"training": training, **({"best_epoch": self.memo["epoch"]} if "epoch" in self.memo else {})}
 
 
 def thinned(curve: Sequence[tuple[int, float]]) -> dict[str, Sequence[float]]:

@@ -21,7 +21,7 @@ CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  #
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`
-FILTER = "bilinear"  # of records before the key came, and where nothing else is said
+FILTER = "bilinear"  # the default, and that of records from before the key existed
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
 MAX_FALSE_ALARMS = 0.05  # the default of this key, which names of setups leave out
 MOST_SEED = 2**63 - 1  # torch's limit
@@ -237,7 +237,7 @@ def input_size(node: Any) -> tuple[tuple[int, int], tuple[int, int] | None]:
 
 
 def resize_filter(node: Mapping[str, Any]) -> str:
-    """The key `input.filter`; a protocol of one's own need not have it."""
+    """The key `input.filter`, which a user's own protocol may leave out."""
     value = node.get("filter", FILTER)
     if value not in FILTERS:
         raise UsageError(f"input.filter={value}: no such filter{closest(str(value), FILTERS)}")

@@ -19,7 +19,7 @@ from anomaly_bench.errors import DataError
 from anomaly_bench.files import image_files
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-LOSSY = {".jpg", ".jpeg", ".webp"}
+LOSSY = (".jpg", ".jpeg", ".webp")
 ROW = 1 + 3 * 32 * 32  # bytes of an image in a binary batch: its label, then the planes red, green, blue
 Images = Mapping[tuple[str, str], Sequence[tuple[str, Source]]]  # (split, class) -> (id, source) of each image
 Found = Iterator[tuple[str, str, str, Source]]  # split, class, id, source
@@ -39,7 +39,7 @@ def find_images(root: Path) -> Images:
 
 def lossy(images: Images) -> bool:
     """Whether any image is stored in a lossy format."""
-    return any(Path(name).suffix.lower() in LOSSY for part in images.values() for name, _ in part)
+    return any(name.lower().endswith(LOSSY) for part in images.values() for name, _ in part)
 
 
 def in_folders(root: Path) -> Found:

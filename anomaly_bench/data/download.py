@@ -46,7 +46,7 @@ class Download:
         addresses: of the same file, tried in this order.
         sha256: of the file, 64 hex digits.
         most: bytes that it has at most.
-        unpacked: bytes of disk that are needed besides.
+        unpacked: bytes of disk needed in addition.
     """
 
     addresses: Sequence[str]
@@ -250,7 +250,7 @@ def received(pool: ThreadPoolExecutor, response: HTTPResponse, left: int | None)
 def in_time(pool: ThreadPoolExecutor, seconds: float, call: Callable[..., Answer], *arguments: Any) -> Answer:
     """What a call returns; TransferError: it failed, or took longer.
 
-    A socket's own time limit begins anew with every byte.
+    A socket's own time limit restarts with every byte.
     """
     try:
         return pool.submit(call, *arguments).result(seconds)

@@ -89,25 +89,18 @@ class GradCon(nn.Module):
         Raises:
             ValueError: fewer than two images and none held out by the dataset, or the loss is not finite.
         """
-        trained, held_out = normals, normals.validation
-        if held_out is None:
-            trained, held_out = normals.split(self.held_out, self.seed)
+        trained, held_out = normals.hold_out(self.held_out, self.seed)
         images, others = self.prepared(trained), self.prepared(held_out)
         loop = Loop(self, torch.optim.Adam(self.parameters(), self.lr, fused=True), normals, self.epochs)
-        loop.memo["lowest"] = float("inf")
         for epoch in loop:
             for numbers in epoch.batches(len(images), self.batch):
                 epoch.step(self.loss(images[numbers.to(images.device)], first=loop.steps == 0))
                 self.add_gradients(loop.steps)
-            loss = self.mean_loss(others)
-            if loss < loop.memo["lowest"]:
-                best = {name: value.clone() for name, value in self.state_dict().items()}
-                loop.memo |= {"lowest": loss, "state": best, "epoch": epoch.number + 1}
-        if "state" in loop.memo:
-            self.load_state_dict(loop.memo["state"])
+            loop.keep_best(self.mean_loss(others), self)
+        loop.load_best(self)
         with torch.no_grad():
             loop.spread = output_spread(self.decoder(self.encoder(others[: self.batch])), others[: self.batch])
-        self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
+        self.facts = loop.facts
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

@@ -125,14 +125,12 @@ class KDE(nn.Module):
         """
         squared = torch.cdist(points, points).square()
         parts = torch.arange(len(squared), device=squared.device).tensor_split(self.folds)
-        totals = []
-        for bandwidth in self.bandwidths:
-            total = 0.0
-            for part in parts:
-                rest = torch.cat([other for other in parts if other is not part])
-                log_likelihoods = log_density(squared[part][:, rest], bandwidth, points.shape[1])
-                total += float(log_likelihoods.sum()) / self.folds
-            totals.append(total)
+        totals = [0.0 for _ in self.bandwidths]
+        for part in parts:
+            rest = torch.cat([other for other in parts if other is not part])
+            distances = squared[part][:, rest]
+            for number, bandwidth in enumerate(self.bandwidths):
+                totals[number] += float(log_density(distances, bandwidth, points.shape[1]).sum()) / self.folds
         return self.bandwidths[totals.index(max(totals))]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:

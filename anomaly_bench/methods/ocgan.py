@@ -100,27 +100,20 @@ class OCGAN(nn.Module):
         Raises:
             ValueError: fewer than two images and none held out by the dataset, or the loss is not finite.
         """
-        trained, held_out = normals, normals.validation
-        if held_out is None:
-            trained, held_out = normals.split(self.held_out, self.seed)
+        trained, held_out = normals.hold_out(self.held_out, self.seed)
         images, others = self.prepared(trained), self.prepared(held_out)
         critics = Critics(self.channels, self.code, self.critic_width, self.width).to(images)
         judges = self.adam([*critics.visual.parameters(), *critics.latent.parameters()])
         classifies, generates = self.adam(critics.classifier.parameters()), self.adam(self.parameters())
         loop = Loop(nn.ModuleList([self, critics]), [judges, classifies, generates], normals, self.epochs)
-        loop.memo["lowest"] = float("inf")
         for epoch in loop:
             for numbers in epoch.batches(len(images), self.batch):
                 self.step(images[numbers.to(images.device)], critics, epoch)
-            loss = float(self.held_out_errors(others).mean())
-            if loss < loop.memo["lowest"]:
-                best = {name: value.clone() for name, value in self.state_dict().items()}
-                loop.memo |= {"lowest": loss, "state": best, "epoch": epoch.number + 1}
-        if "state" in loop.memo:
-            self.load_state_dict(loop.memo["state"])
+            loop.keep_best(float(self.held_out_errors(others).mean()), self)
+        loop.load_best(self)
         with torch.no_grad():
             loop.spread = output_spread(self.decoder(self.encoder(others[: self.batch])), others[: self.batch])
-        self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
+        self.facts = loop.facts
 
     def step(self, images: Tensor, critics: Critics, epoch: Epoch) -> None:
         """One step each of the discriminators, the classifier, and the autoencoder."""

@@ -72,19 +72,14 @@ class STFPM(nn.Module):
             self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
         )
         loop = Loop(self, optimiser, normals, self.epochs)
-        loop.memo["lowest"] = float("inf")
         for epoch in loop:
             for numbers in epoch.batches(len(trained), self.batch):
                 distances = self.distances(trained.select(numbers), teacher[numbers])
                 epoch.step(torch.stack([distance.mean() for distance in distances]).sum())
-            score = self.eval().mean_map(held_out, targets)
+            loop.keep_best(self.eval().mean_map(held_out, targets), self)
             self.train()
-            if score < loop.memo["lowest"]:
-                best = {name: value.clone() for name, value in self.state_dict().items()}
-                loop.memo |= {"lowest": score, "state": best, "epoch": epoch.number + 1}
-        if "state" in loop.memo:
-            self.load_state_dict(loop.memo["state"])
-        self.facts = {**loop.facts, "best_epoch": loop.memo.get("epoch")}
+        loop.load_best(self)
+        self.facts = loop.facts
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

@@ -108,7 +108,7 @@ def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> E
     """Compute every metric that is defined (those of `metric=standard` unless others are given), and the curves.
 
     Image metrics need normal and defective images; pixel metrics need maps, masks, and pixels of both kinds.
-    Memory besides the outcome: 5 bytes per pixel, or 28 per defect pixel if these are more.
+    Memory in addition to the outcome: 5 bytes per pixel, or 28 per defect pixel if these are more.
 
     Raises:
         ValueError: a shape or type is wrong, a score is NaN (it has no rank) or infinite (an overflow ties scores

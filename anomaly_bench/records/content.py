@@ -1,4 +1,4 @@
-"""What the parts of a record are made of: whatever reads a record may rely on it, whoever wrote the file."""
+"""Types of a record's parts, checked on loading, so that readers can rely on them whatever the file's origin."""
 
 from __future__ import annotations
 
@@ -195,14 +195,14 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
 
 @functools.cache
 def content_type(record: type) -> type[msgspec.Struct]:
-    """A record's file without its checksum, as a type; what is not in `NARROWER` is as the class `Record` says."""
+    """The type of a record's file without its checksum: `NARROWER`, and for other parts the annotations of `Record`."""
     hints = get_type_hints(record)
     names = [entry.name for entry in fields(record)]
     return msgspec.defstruct("Content", [(name, NARROWER.get(name, hints[name]), None) for name in names])
 
 
 def check_content(content: dict[str, Any], record: type) -> None:
-    """Raise ValueError where a part of a record is not what its readers rely on."""
+    """Raise ValueError if a part of a record does not have the type that its readers rely on."""
     convert(content, content_type(record))
     for name, curve in content.get("curves", {}).items():
         if len(curve["x"]) != len(curve["y"]):
@@ -212,7 +212,7 @@ def check_content(content: dict[str, Any], record: type) -> None:
 
 
 def check_training(training: dict[str, Any]) -> None:
-    """Raise ValueError where what a method that trains tells of it cannot be read; {} is told by one that does not."""
+    """Raise ValueError if the facts of a training are malformed; methods that do not train have none."""
     convert(training, Training)
     unit = "steps" if "steps" in training["published"] else "epochs"
     if training["share"] is not None and (unit not in training["published"] or training[unit] is None):
@@ -223,13 +223,13 @@ def check_training(training: dict[str, Any]) -> None:
 
 
 def check_whole(config: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
-    """Raise ValueError where a record does not say all that is needed to compute it again."""
+    """Raise ValueError if a record lacks what is needed to compute it again."""
     convert(config, WholeConfig)
     convert(cost, WholeCost)
 
 
 def convert(content: Any, kind: Any) -> None:
-    """Raise ValueError where a content is not of this type: where, what was expected, what was found."""
+    """Raise ValueError if a value does not have this type: which part, what was expected, what was found."""
     try:
         msgspec.convert(content, kind)
     except msgspec.ValidationError as error:

@@ -74,7 +74,7 @@ class Runner:
 
     @functools.cached_property
     def weights(self) -> Mapping[str, Weights]:
-        """Of each of the backbone's networks; UsageError: they are not to be had."""
+        """The weights of each of the backbone's networks; UsageError: they cannot be found."""
         return find_weights(self.config)
 
     def evaluator(self, job: Job) -> Evaluator:

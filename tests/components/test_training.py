@@ -310,3 +310,39 @@ def test_split_is_a_seeded_partition():
     assert [len(part) for part in TrainingSet("cog", pixels(2)).split(0.01, 0)] == [1, 1]
     with pytest.raises(ValueError, match="1 training image; expected at least 2"):
         TrainingSet("cog", pixels(1)).split(0.5, 0)
+
+
+def test_the_best_epoch_is_kept_across_checkpoints(tmp_path):
+    losses, states = [3.0, 1.0, 2.0], []
+
+    def run(stop_after):
+        torch.manual_seed(0)
+        module = nn.Linear(1, 1)
+        loop = Loop(module, torch.optim.SGD(module.parameters(), 0.1), normals(checkpoint=tmp_path / "c"), 3)
+        for epoch in loop:
+            for chosen in epoch.batches(len(X), 4):
+                epoch.step((module(X[chosen]) - X[chosen] ** 2).square().mean())
+            loop.keep_best(losses[epoch.number], module)
+            states.append(copy.deepcopy(module.state_dict()))
+            if epoch.number == stop_after:
+                raise Stopped
+        loop.load_best(module)
+        return module, loop
+
+    with pytest.raises(Stopped):
+        run(stop_after=2)  # the third epoch is not in the checkpoint
+    module, loop = run(stop_after=None)
+    assert loop.facts["best_epoch"] == 2
+    assert all(torch.equal(module.state_dict()[name], states[1][name]) for name in states[1])
+    assert not torch.equal(states[1]["weight"], states[-1]["weight"])
+
+
+def test_no_epoch_is_chosen_without_held_out_images():
+    assert "best_epoch" not in fit()[1].facts
+
+
+def test_images_that_the_dataset_holds_out_are_used_instead_of_a_split():
+    task = TrainingSet("cog", pixels(10))
+    assert [len(part) for part in task.hold_out(0.2, seed=1)] == [8, 2]
+    task.validation = TrainingSet("cog", pixels(3))
+    assert task.hold_out(0.2, seed=1) == (task, task.validation)
