@@ -138,7 +138,8 @@ class Jobs:
         config = self.loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             del config["hydra"]
-        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        container: Any = OmegaConf.to_container(config, resolve=True)
+        resolved: dict[str, Any] = container
         launchers.settle(resolved, self.config.hydra)
         return resolved
 

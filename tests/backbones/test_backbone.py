@@ -218,7 +218,7 @@ def test_record_names_the_weights_of_both_networks(command, tree, tmp_path, monk
     assert saved_model.load_model(folder).score(torch.rand(1, 3, 64, 64)).map.shape == (1, 64, 64)
     about = folder / "model.yaml"
     about.write_text(about.read_text().replace(known["lite1"]["weights"], "f" * 64))
-    with pytest.raises(UsageError, match=f"lite1's weights .* {12 * 'f'}..., found {known['lite1']['weights'][:12]}"):
+    with pytest.raises(UsageError, match=f"weights of lite1 .* {12 * 'f'}..., found {known['lite1']['weights'][:12]}"):
         saved_model.load_model(folder)
 
 
