@@ -1,4 +1,4 @@
-"""Update the tables of README.md and docs/results.md, and docs/evidence.md; the last step of `make results`."""
+"""Update results.csv, results/tables and the tables of README.md and docs/: the last step of `make results`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from anomaly_bench import records
+from anomaly_bench.cli.commands.tables import write_tables
 from anomaly_bench.config.settings import conf_folder
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.evidence import evidence_page
@@ -37,6 +38,7 @@ def updated(page: str, one: bool) -> str:
 
 
 def main() -> None:
+    write_tables(ROOT / "results")
     for page, one in PAGES.items():
         (ROOT / page).write_text(updated(page, one), encoding="utf-8")
     (ROOT / "docs" / "evidence.md").write_text(evidence_page(ROOT / "results"), encoding="utf-8")

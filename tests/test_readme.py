@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import make_category
 
+from anomaly_bench.cli.commands.tables import write_tables
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.hardware import timing
 from anomaly_bench.testing.contract import BACKBONE_CHECKS
@@ -143,6 +144,18 @@ def test_tables_match_the_committed_records():
     spec.loader.exec_module(update_readme)
     for page, one in update_readme.PAGES.items():
         assert PAGES[page].split() == update_readme.updated(page, one).split(), "python benchmarks/update_readme.py"
+
+
+def test_results_csv_and_table_files_match_the_committed_records(tmp_path):
+    def files(folder):
+        paths = [folder / "results.csv", *(path for path in (folder / "tables").rglob("*") if path.is_file())]
+        return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+    shutil.copytree(ROOT / "results" / "records", tmp_path / "records")
+    write_tables(tmp_path)
+    made, committed = files(tmp_path), files(ROOT / "results")
+    stale = sorted(name for name in made.keys() | committed.keys() if made.get(name) != committed.get(name))
+    assert stale == [], "python benchmarks/update_readme.py"
 
 
 def test_the_citation_names_this_version():

@@ -211,7 +211,7 @@ def show_tables(found: Sequence[SweepJob]) -> None:
             summaries.setdefault(empty.settings.results, empty).records += job.records
     for summary in summaries.values():
         if summary.records:
-            tables.write_tables(summary)
+            tables.write_tables(summary.settings.results, summary.records, summary.cells)
 
 
 def conclude(found: Sequence[SweepJob], before: Sequence[int], launched: bool) -> bool:

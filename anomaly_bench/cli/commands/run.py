@@ -36,7 +36,7 @@ def run_job(config: DictConfig) -> int:
     summary = execute(values, stop)
     try:
         if stop is None:  # not part of a sweep
-            tables.write_tables(summary)
+            tables.write_tables(summary.settings.results, summary.records, summary.cells)
     except OSError as error:
         print(f"error: {reason(error)}", file=sys.stderr)
         return Exit.FAILED

@@ -28,23 +28,25 @@ from anomaly_bench.tables.layout import load_layout, make_layout
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
-    from anomaly_bench.runs.summary import Summary
     from anomaly_bench.tables.layout import Layout
 
 AFTER_RUN = ("per_class", "operating", "complexity")
 DEVIATION = "±: sample standard deviation over seeds; for means over categories, of that mean."
 
 
-def write_tables(summary: Summary) -> None:
-    """Write results.csv and all tables of the results folder; print the tables of this run's setups."""
-    results = summary.settings.results
+def write_tables(results: Path, shown: Sequence[Record] = (), cells: Sequence[str] | None = None) -> None:
+    """Write results.csv and all tables of a results folder; print those of the setups of some records.
+
+    Args:
+        cells: the metrics to print; None: those of each table.
+    """
     known, _ = outlines.outlines(results)  # the run has already reported damaged ones
     results_csv.write_csv(known, results)
-    here = {setup_name(record) for record in summary.records}
+    here = {setup_name(record) for record in shown}
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in AFTER_RUN]
     printed = []  # print after writing everything: stdout may be closed early
     for part in setups(known):
-        cells = [name for name in summary.cells or () if find_metric(name, (record.metrics for record in part))]
+        chosen = [name for name in cells or () if find_metric(name, (record.metrics for record in part))]
         for layout in layouts:
             if layout.holdout and not part[0].holdout:
                 continue
@@ -52,7 +54,7 @@ def write_tables(summary: Summary) -> None:
             for kind in ("md", "latex"):
                 files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), draw(made, kind))
             if setup_name(part[0]) in here:
-                made = build_tables(part, layout, cells) if cells else made
+                made = build_tables(part, layout, chosen) if chosen else made
                 printed.append(f"{draw(made, 'console')}\n")
     if here:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
