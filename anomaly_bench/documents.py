@@ -1,4 +1,4 @@
-"""JSON and YAML files that somebody else may have written: plain values, of limited size and depth."""
+"""JSON and YAML files of any origin: plain values, of limited size and depth."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 64 * 10**6  # of a record of 300,000 images
-DEEPEST = 32  # lists and mappings within each other
+DEEPEST = 32  # nested lists and mappings
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """The content of a JSON file.
 
     Raises:
-        OSError: it is not there, or may not be read.
-        ValueError: no file, larger than `most` bytes, no JSON, or nested too deeply.
+        OSError: it is missing or cannot be read.
+        ValueError: not a regular file, larger than `most` bytes, not JSON, or nested too deeply.
     """
     try:
         return shallow(json.loads(read_file(path, most)))
@@ -26,7 +26,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 
 def read_yaml(path: Path, most: int = 10**5) -> Any:
-    """The content of a YAML file without aliases, a few lines of which stand for any number of values.
+    """The content of a YAML file. Aliases are rejected, as a few lines of them can expand to any number of values.
 
     Raises: see `read_json`.
     """

@@ -26,6 +26,7 @@ from anomaly_bench.files import image_files, subfolders
 XYZ = Plane("xyz", 3, "float32", "nearest")
 DEPTH = Plane("depth", 1, "float32", "nearest")
 MODALITIES = {"rgb": (RGB,), "depth": (DEPTH,), "xyz": (XYZ,), "rgb+depth": (RGB, DEPTH), "rgb+xyz": (RGB, XYZ)}
+FILES = {"rgb": ("rgb", "image"), "xyz": ("xyz", "tiff"), "depth": ("xyz", "depth")}  # plane -> folder, reader
 GOOD = "good"
 
 
@@ -63,26 +64,26 @@ class Scans:
 
     def scans(self, where: Path, folder: Path) -> list[Sample]:
         """The scans in train/good, validation/good, or one folder of test."""
-        rgb, xyz, masks = (
-            {path.stem: path for path in (image_files(where / part) if (where / part).is_dir() else [])}
+        files = {
+            part: {path.stem: path for path in (image_files(where / part) if (where / part).is_dir() else [])}
             for part in ("rgb", "xyz", "gt")
-        )
-        needed = [{"rgb": rgb}.get(plane.name, xyz) for plane in self.planes]
-        tested = where.parent.name == "test"
-        every = sorted(rgb.keys() | xyz.keys())
-        for part, files in (("rgb", rgb), ("xyz", xyz), ("gt", masks)):
-            lacking = [stem for stem in every if stem not in files]
-            if lacking and ((files is masks and tested) or any(files is each for each in needed)):
+        }
+        tested, defective = where.parent.name == "test", where.name != GOOD
+        every = sorted(files["rgb"].keys() | files["xyz"].keys())
+        for part in (*dict.fromkeys(FILES[plane.name][0] for plane in self.planes), *(["gt"] if tested else [])):
+            if lacking := [stem for stem in every if stem not in files[part]]:
                 raise DataError(f"{where}: scans without a file in {part}/: {shorten(lacking)}; expected one for each")
+
+        def sources(stem: str) -> tuple[Source, ...]:
+            pairs = (FILES[plane.name] for plane in self.planes)
+            return tuple(Source(files[part][stem], reader=reader) for part, reader in pairs)
+
         return [
             Sample(
                 f"{where.relative_to(folder).as_posix()}/{stem}",
-                None if where.name == GOOD else where.name,
-                tuple(
-                    Source(files[stem], reader={"rgb": "image", "xyz": "tiff", "depth": "depth"}[plane.name])
-                    for plane, files in zip(self.planes, needed, strict=True)
-                ),
-                (Source(masks[stem]),) if tested and where.name != GOOD else (),
+                where.name if defective else None,
+                sources(stem),
+                (Source(files["gt"][stem]),) if defective else (),
             )
             for stem in every
         ]
