@@ -41,27 +41,25 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def blur(maps: Tensor, zeros: bool) -> Tensor:
-    """Blur (N, 1, H, W) with the Gaussian window, along columns, then rows."""
-    weights = window().to(maps)
-    if not zeros:
-        maps = mirrored(mirrored(maps, 2), 3)
-    padding = RADIUS if zeros else 0
-    maps = F.conv2d(maps, weights.view(1, 1, -1, 1), padding=(padding, 0))
-    return F.conv2d(maps, weights.view(1, 1, 1, -1), padding=(0, padding))
+    """Blur (N, 1, H, W) with the Gaussian window, along columns, then rows.
+
+    A product with the matrix of all windows: on a CPU several times faster than a convolution of one channel.
+    """
+    height, width = maps.shape[2:]
+    return windows(height, zeros).to(maps) @ maps @ windows(width, zeros).to(maps).T
 
 
-@functools.cache
-def window() -> Tensor:
-    """(11,) weights that sum to 1."""
+@functools.lru_cache(maxsize=8)
+def windows(side: int, zeros: bool) -> Tensor:
+    """(side, side) weights in float64: row i holds those that the window around pixel i gives to all pixels."""
     weights = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64) / SIGMA) ** 2)
-    return weights / weights.sum()
-
-
-def mirrored(maps: Tensor, dim: int) -> Tensor:
-    """Pad by reflection with RADIUS pixels on both sides."""
-    size = maps.shape[dim]
-    start, end = maps.narrow(dim, 0, RADIUS).flip(dim), maps.narrow(dim, size - RADIUS, RADIUS).flip(dim)
-    return torch.cat([start, maps, end], dim)
+    padded = (weights / weights.sum()).repeat(side, 1)  # (side, 2 RADIUS + 1)
+    places = torch.arange(side)[:, None] + torch.arange(-RADIUS, RADIUS + 1)
+    inside = (places >= 0) & (places < side)
+    if zeros:
+        padded = padded * inside
+    reflected = torch.where(places < 0, -1 - places, torch.where(places >= side, 2 * side - 1 - places, places))
+    return torch.zeros(side, side, dtype=torch.float64).scatter_add_(1, reflected.clamp(0, side - 1), padded)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:

@@ -15,6 +15,7 @@ LENGTHS = ("epochs", "steps")  # what a published schedule is stated in
 def with_budget(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the steps that `budget` allows as `method.train_steps`.
 
+    Where the schedule has a batch for the budget (`short_batch`), that replaces the published one.
     Unchanged with budget=paper, for a method that does not train, and where `method.epochs` is not the published one:
     that overrides the budget.
 
@@ -36,4 +37,7 @@ def with_budget(config: Mapping[str, Any]) -> dict[str, Any]:
             f"budget={budget}: method.about.schedule of {method['name']} has no number of steps for it; add "
             f"`{budget}: STEPS` to the YAML, or give budget=STEPS"
         )
-    return {**config, "method": {**method, "train_steps": budget if number else schedule[budget]}}
+    changed = {"train_steps": budget if number else schedule[budget]}
+    if f"{budget}_batch" in schedule and method["batch"] == schedule["batch"]:
+        changed["batch"] = schedule[f"{budget}_batch"]
+    return {**config, "method": {**method, **changed}}

@@ -39,6 +39,16 @@ def test_steps_are_those_of_the_yaml_and_the_paper_has_none():
     assert steps("method=fastflow", "budget=70") == 70
 
 
+def test_a_short_budget_may_have_a_smaller_batch():
+    def method(*words):
+        return with_budget(compose("config", ["method=ae_l2", *words]))["method"]
+
+    schedule = SCHEDULES["ae_l2"]
+    assert (method("budget=short")["train_steps"], method("budget=short")["batch"]) == (schedule["short"], 8)
+    assert method("budget=short", "method.batch=16")["batch"] == 16, "what the user says"
+    assert method("budget=paper")["batch"] == method("budget=smoke")["batch"] == schedule["batch"]
+
+
 def test_epochs_override_the_budget():
     assert steps("method=fastflow", "budget=short", "method.epochs=3") is None
 
