@@ -1,4 +1,4 @@
-"""`dataset=folder data_root=DIR`: your own images in MVTec AD's layout.
+"""`dataset=folder data_root=DIR`: your own images, in MVTec AD's layout or listed in a CSV.
 
 DIR holds one folder per category, or is a single category (it then has a folder `train`).
 """
@@ -9,8 +9,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_bench.data.dataset import find_root
-from anomaly_bench.data.mvtec import MVTecDataset
+from anomaly_bench.config.settings import listed_names
+from anomaly_bench.data.dataset import Dataset, find_root
+from anomaly_bench.data.listed import Listed, read_list
+from anomaly_bench.data.mvtec import GOOD, TRUTH, MVTecDataset
 from anomaly_bench.errors import DataError, UsageError, closest, shorten
 from anomaly_bench.files import entries, subfolders
 
@@ -20,28 +22,40 @@ def folder(
     title: str | None,
     data_root: str | os.PathLike[str] | None,
     textures: Sequence[str] = (),
-) -> MVTecDataset:
+    normal: str | list[str] = GOOD,
+    masks: str = TRUTH,
+    csv: str | None = None,
+) -> Dataset:
     """Every category below `data_root`.
 
     Args:
         name: in records and paths; None: the folder's name.
         title: in tables; None: the name.
         textures: the categories that are textures; the others are objects. Empty: not known of any.
+        normal: the names of folders of normal images; in a CSV, the labels of normal images.
+        masks: the folder of masks in each category.
+        csv: see `data.listed`; below `data_root`, unless it is absolute.
 
     Raises:
-        UsageError: no such folder, no category in it, or textures that are not among them.
+        UsageError: no such folder, no category in it, textures that are not among them, or a list that is wrong.
     """
     root = find_root("folder", data_root, "a folder of categories in MVTec AD's layout, or one category").resolve()
     name = name or root.name
+    good = tuple(listed_names(normal, "dataset.normal"))
+    if csv is not None:
+        images = read_list(root / str(csv), root, good)
+        return Listed(name, title or name, root, grouped(list(images), textures), images)
     if (root / "train").is_dir():
-        return MVTecDataset(name, title or name, root, grouped([root.name], textures), {root.name: root})
+        single = {root.name: root}
+        return MVTecDataset(name, title or name, root, grouped([root.name], textures), single, good, str(masks))
     categories = [path for path in subfolders(root) if is_category(path)]
     if not categories:
         raise UsageError(
             f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
             f" (folders there: {shorten([path.name for path in subfolders(root)]) or 'none'})"
         )
-    return MVTecDataset(name, title or name, root, grouped([path.name for path in categories], textures))
+    groups = grouped([path.name for path in categories], textures)
+    return MVTecDataset(name, title or name, root, groups, normal=good, truth=str(masks))
 
 
 def grouped(categories: Sequence[str], textures: Sequence[str]) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import entries, image_files, printable, relative, subfolders
 
-GOOD = "good"
+GOOD, TRUTH = "good", "ground_truth"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class MVTecDataset:
         categories: every category of the dataset in the papers' order -> its group, or None.
         root: the folder that holds the categories.
         folders: category -> folder, where it is not `root / category`.
+        normal: the names of folders of normal images, in place of "good".
+        truth: the folder of a category's masks.
     """
 
     name: str
@@ -37,6 +39,8 @@ class MVTecDataset:
     root: Path
     categories: dict[str, str | None]
     folders: dict[str, Path] = field(default_factory=dict)
+    normal: tuple[str, ...] = (GOOD,)
+    truth: str = TRUTH
 
     def folder(self, category: str) -> Path:
         return self.folders.get(category, self.root / category)
@@ -53,7 +57,8 @@ class MVTecDataset:
         """
         if not os.path.isdir(self.folder(category)):
             raise DataError(f"{category}: no folder {self.folder(category)}; expected MVTec AD's layout; add it")
-        return read_category(category, self.categories[category], self.folder(category))
+        group, folder = self.categories[category], self.folder(category)
+        return read_category(category, group, folder, self.normal, self.truth)
 
     def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.folder(task.name))
@@ -74,23 +79,34 @@ def mvtec(
     return MVTecDataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
 
 
-def read_category(name: str, group: str | None, folder: Path) -> Task:
+def read_category(name: str, group: str | None, folder: Path, normal: Sequence[str], truth: str) -> Task:
     """The task of one category's folder; see `MVTecDataset.task`."""
     entries(printable(folder))
-    train, test = folder / "train" / GOOD, folder / "test"
-    for needed in (train, test):
-        if not os.path.isdir(needed):
-            raise DataError(f"{name}: no folder {needed}; expected MVTec AD's layout; add it")
-    fit = tuple(read_images(train, folder, None))
+    test = folder / "test"
+    fit = tuple(image for train in normal_folders(name, folder, normal) for image in read_images(train, folder, None))
+    if not os.path.isdir(test):
+        raise DataError(f"{name}: no folder {test}; expected MVTec AD's layout; add it")
     if not fit:
-        raise DataError(f"{name}: no image in {train}; add the normal images to fit on")
-    kinds = {kind: None if kind.name == GOOD else kind.name for kind in subfolders(test)}
+        raise DataError(f"{name}: no image in {folder / 'train' / normal[0]}; add the normal images to fit on")
+    kinds = {kind: None if kind.name in normal else kind.name for kind in subfolders(test)}
     tested = [image for kind, label in kinds.items() for image in read_images(kind, folder, label)]
     if not tested:
         raise DataError(
-            f"{name}: no image in the folders of {test}; expected {GOOD} and one folder per kind of defect; add them"
+            f"{name}: no image in the folders of {test}; expected {normal[0]} and one folder per kind of defect; add "
+            "them"
         )
-    return Task(name, group, fit, {"test": with_masks(name, tested, folder)})
+    return Task(name, group, fit, {"test": with_masks(name, tested, folder / truth, normal)})
+
+
+def normal_folders(name: str, folder: Path, normal: Sequence[str]) -> list[Path]:
+    """The folders of a category's training images; DataError: there are none."""
+    train = folder / "train"
+    others = subfolders(train) if os.path.isdir(train) else []
+    found = [each for each in others if each.name in normal]
+    if not found:
+        hint = f" (folders there: {shorten([each.name for each in others])}; see dataset.normal)" if others else ""
+        raise DataError(f"{name}: no folder {train / normal[0]}; expected MVTec AD's layout; add it{hint}")
+    return found
 
 
 def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
@@ -100,11 +116,10 @@ def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
     ]
 
 
-def with_masks(category: str, images: Sequence[Sample], folder: Path) -> tuple[Sample, ...]:
-    """Assign each defective image its mask; either all have one, or none."""
-    truth = folder / "ground_truth"
+def with_masks(category: str, images: Sequence[Sample], truth: Path, normal: Sequence[str]) -> tuple[Sample, ...]:
+    """Assign each defective image its mask in the folder `truth`; either all have one, or none."""
     kinds = {image.label for image in images if image.label is not None}
-    kinds |= {path.name for path in subfolders(truth) if path.name != GOOD} if os.path.isdir(truth) else set()
+    kinds |= {path.name for path in subfolders(truth) if path.name not in normal} if os.path.isdir(truth) else set()
     found = {kind: mask_files(category, truth / kind) for kind in sorted(kinds)}
     if not any(found.values()):
         return tuple(images)
@@ -121,7 +136,7 @@ def with_masks(category: str, images: Sequence[Sample], folder: Path) -> tuple[S
             f"{category}: {len(lacking)} defective images have no mask in {truth}: {shorten(lacking)}; "
             "expected <defect>/<stem>_mask.* or <stem>.*; add them, or remove all masks for image metrics only"
         )
-    orphans = [relative(mask, folder) for masks in found.values() for mask in masks.values()]
+    orphans = [relative(mask, truth.parent) for masks in found.values() for mask in masks.values()]
     if orphans:
         raise DataError(f"{category}: {len(orphans)} masks without an image: {shorten(orphans)}; remove or rename them")
     return tuple(matched)
