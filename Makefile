@@ -86,6 +86,7 @@ CLASSES := $(BIN)/anomaly-bench -m dataset=cifar10 data_root=$(CIFAR) category=[
 cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CIFAR is a folder or archive of its images
 	$(CLASSES) budget=short method=dsvdd,lsa,ocgan
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
+	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
 
 structure: .venv/dev  ## measure the package's structure against its targets
 	$(BIN)/python benchmarks/structure.py
