@@ -6,9 +6,8 @@ arXiv 2106.08265.
 The patch embeddings of all normal images are subsampled to a coreset, the memory bank; the anomaly score of a patch is
 its squared distance to the nearest entry. Where the authors' code and the paper differ, this follows the code: squared
 distances, and the image score is the largest patch score before upsampling, without the paper's re-weighting
-(`reweight`). The coreset selection differs from both: exact greedy k-centre on the embeddings themselves, with a random
-first centre; the code measures distances in a random projection to 128 dimensions, starting from the mean distance to
-ten random points as an upper bound.
+(`reweight`). The coreset is greedy k-centre, exact for distances in a random projection to 128 dimensions, and starts
+with a random centre; the code approximates it, starting from the mean distance to ten random points as an upper bound.
 
 anomalib differs from all of these: no pooling to 1024 dimensions (`pooling: mean`), a sparse random projection for the
 selection, plain distances, re-weighting over 9 neighbours, a map upsampled by replication.
@@ -16,6 +15,7 @@ selection, plain distances, re-weighting over 9 neighbours, a map upsampled by r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class PatchCore(nn.Module):
         seed: for drawing the first of them.
         pooling: "authors": to `dimensions` values, whatever the number of channels; "mean": one for each channel.
         dimensions: of the embedding with pooling "authors".
+        projection: dimensions in which the coreset is chosen; None: all of the embedding.
         reweight: image scores as in equation 7 instead of the code's maximum.
         sigma: of the map's Gaussian blur, in pixels.
         batch: images per step of fitting.
@@ -63,32 +64,38 @@ class PatchCore(nn.Module):
         seed: int,
         pooling: str = "authors",
         dimensions: int = 1024,
+        projection: int | None = 128,
         reweight: bool = False,
         sigma: float = 4.0,
         batch: int = 32,
     ) -> None:
         if not 0 < ratio <= 1:
             raise UsageError(f"method.ratio={ratio}: expected a fraction of the patches, above 0 and at most 1")
-        if dimensions < 1:
-            raise UsageError(f"method.dimensions={dimensions}: expected at least 1")
+        for name, value in (("dimensions", dimensions), ("projection", projection)):
+            if value is not None and value < 1:
+                raise UsageError(f"method.{name}={value}: expected at least 1")
         check_choice("pooling", pooling, POOLINGS)
         super().__init__()
         self.backbone, self.ratio, self.seed = backbone, ratio, seed
-        self.pooling, self.dimensions = pooling, dimensions
+        self.pooling, self.dimensions, self.projection = pooling, dimensions, projection
         self.reweight, self.sigma, self.batch = reweight, sigma, batch
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create an empty bank for these (C, h, w) levels, the largest grid first."""
         width = self.dimensions if self.pooling == "authors" else sum(shape[0] for shape in shapes)
         self.grid = shapes[0][1:]
+        self.shared_bins = self.pooling == "authors" and self.dimensions % len(shapes) != 0
         self.register_buffer("bank", torch.empty(0, width))
         self.register_buffer("norms", torch.empty(0), persistent=False)
+        if self.pooling == "authors":
+            for place, kernel in enumerate(pooling_kernels([shape[0] for shape in shapes], self.dimensions)):
+                self.register_buffer(f"kernel{place}", kernel, persistent=False)
 
     def fit(self, normals: TrainingSet) -> None:
         """Embed every patch and keep the coreset.
 
-        Memory holds the embedding, a float32 array (N * h * w, D), plus one batch's features, the bank, and about 16
-        bytes per patch for `k_centre`.
+        Memory holds the embedding, a float32 array (N * h * w, D), plus its projection, one batch's features, the bank,
+        and about 16 bytes per patch for `k_centre`.
 
         Raises:
             TooLarge: the embedding does not fit in memory.
@@ -101,9 +108,17 @@ class PatchCore(nn.Module):
             embedding[start : start + len(patches)] = patches
             start += len(patches)
         with normals.stage(f"{normals.name}: coreset", count) as advance:
-            chosen = k_centre(embedding, count, self.seed, advance)
+            chosen = k_centre(self.projected(embedding), count, self.seed, advance)
         self.bank = embedding[chosen]
         self.norms = squared_lengths(self.bank)
+
+    def projected(self, embedding: Tensor) -> Tensor:
+        """The (N, D) embedding in `projection` random dimensions, by weights like those of a new linear layer."""
+        width = embedding.shape[1]
+        if self.projection is None or self.projection >= width:
+            return embedding
+        uniform = torch.rand(width, self.projection, generator=torch.Generator("cpu").manual_seed(self.seed))
+        return embedding @ ((2 * uniform - 1) / math.sqrt(width)).to(embedding)
 
     def reserve(self, normals: TrainingSet) -> tuple[Tensor, int]:
         """An empty array for the embeddings of all images, and the number of embeddings to keep."""
@@ -115,7 +130,7 @@ class PatchCore(nn.Module):
                 f"a ratio of {least / rows:.2g}"
             )
         memory.require(
-            (rows + count) * 4 * dimensions + 16 * rows,
+            (rows + count) * 4 * dimensions + rows * (4 * (self.projection or 0) + 16),
             self.bank.device,
             f"{normals.name}: the embedding of {rows} patches x {dimensions}, with a bank of {count},",
             "use a smaller input.resize or input.crop, deeper method.levels, or fewer training images",
@@ -153,16 +168,23 @@ class PatchCore(nn.Module):
         2, and repeat them where there are fewer, as with lite0's 40 and 112 channels. "mean" averages over the nine
         positions only.
         """
-        if self.pooling == "authors":
-            levels = [adaptive(level, self.dimensions) for level in levels]
-        else:
-            levels = [F.avg_pool2d(level, 3, stride=1, padding=1) for level in levels]
         grid = levels[0].shape[-2:]
-        deeper = [F.interpolate(level, grid, mode="bilinear", align_corners=False) for level in levels[1:]]
-        joined = torch.cat([levels[0], *deeper], dim=1)
         if self.pooling == "authors":
-            joined = shrink(joined, self.dimensions)
+            parts = [self.pooled(level, place) for place, level in enumerate(levels)]
+        else:
+            parts = [F.avg_pool2d(level, 3, stride=1, padding=1) for level in levels]
+        parts[1:] = [F.interpolate(part, grid, mode="bilinear", align_corners=False) for part in parts[1:]]
+        joined = sum(parts, torch.zeros(())) if self.shared_bins else torch.cat(parts, dim=1)
         return joined.permute(0, 2, 3, 1).reshape(-1, joined.shape[1])
+
+    def pooled(self, level: Tensor, place: int) -> Tensor:
+        """(B, C, h, w) -> this level's (B, rows, h, w) of the pooled embedding.
+
+        The authors resize the C x 9 values and then average; both are linear and act on different axes, so averaging
+        first is equivalent, with fewer maps to resize.
+        """
+        kernel = self.get_buffer(f"kernel{place}")
+        return F.conv2d(level, kernel, padding=1, groups=level.shape[1] // kernel.shape[1])
 
     def reweighted(self, patches: Tensor, found: Neighbours, batch: int) -> Tensor:
         """Image scores (B,) of equations 6 and 7, in plain (not squared) distances.
@@ -185,18 +207,26 @@ class PatchCore(nn.Module):
         self.norms = squared_lengths(self.bank)
 
 
-def adaptive(level: Tensor, dimensions: int) -> Tensor:
-    """(B, C, h, w) -> (B, dimensions, h, w): the C x 9 values of each 3 x 3 patch averaged in bins.
+def pooling_kernels(channels: Sequence[int], dimensions: int) -> list[Tensor]:
+    """Both adaptive averages as one grouped 3 x 3 convolution per level, (rows, C / groups, 3, 3) each.
 
-    The authors resize the C x 9 values and then average; both are linear and act on different axes, so averaging first
-    is equivalent, with fewer maps to resize. Done image by image, as 9 copies of a level are large.
+    A bin of the result holds values of neighbouring channels only, so the convolutions fall apart into groups.
     """
-    shape = (1, -1, *level.shape[2:])
-    return torch.cat([shrink(F.unfold(one, 3, padding=1).view(shape), dimensions) for one in torch.split(level, 1)])
+    joined, kernels = bins(len(channels) * dimensions, dimensions), []
+    apart = dimensions % len(channels) == 0  # else some bins lie in two levels, and the levels' results are added
+    rows = dimensions // len(channels) if apart else dimensions
+    for place, count in enumerate(channels):
+        first = place * rows if apart else 0
+        level = joined[first : first + rows, place * dimensions : (place + 1) * dimensions]
+        groups = math.gcd(count, rows) if apart else 1
+        matrix = (level @ bins(9 * count, dimensions)).view(groups, rows // groups, groups, count // groups, 3, 3)
+        diagonal = torch.stack([matrix[group, :, group] for group in range(groups)])
+        kernels.append(diagonal.flatten(0, 1).float())
+    return kernels
 
 
-def shrink(maps: Tensor, channels: int) -> Tensor:
-    """(B, C, h, w) -> (B, channels, h, w): torch's adaptive average pooling along the channels."""
-    patches = maps.flatten(2).transpose(1, 2)  # (B, h * w, C)
-    pooled = F.adaptive_avg_pool1d(patches, channels)
-    return pooled.transpose(1, 2).view(len(maps), channels, *maps.shape[2:])
+def bins(values: int, count: int) -> Tensor:
+    """(count, values) float64: torch's adaptive average pooling of `values` numbers in `count` bins, as a matrix."""
+    number, place = torch.arange(count)[:, None], torch.arange(values)
+    inside = (place >= number * values // count) & (place < -((number + 1) * -values // count))
+    return inside / inside.sum(dim=1, keepdim=True, dtype=torch.float64)

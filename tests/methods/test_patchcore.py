@@ -55,6 +55,7 @@ def greedy(points, count, first):
 @pytest.mark.parametrize("reweight", [False, True])
 def test_scores_and_maps_follow_the_equations(pooling, dimensions, reweight):
     words = (f"method.pooling={pooling}", "method.ratio=0.05", f"method.reweight={str(reweight).lower()}")
+    words += ("method.projection=null",)
     words += (f"method.dimensions={dimensions}",) if pooling == "authors" else ()
     setup = Setup("patchcore", overrides=words)
     train, test = pictures(24), pictures(3, first=900)
@@ -81,6 +82,23 @@ def test_scores_and_maps_follow_the_equations(pooling, dimensions, reweight):
         rows = tested.reshape(3, -1, bank.shape[1])
         scores = [equation_7(one, bank, patches) for one, patches in zip(distances, rows, strict=True)]
     np.testing.assert_allclose(result.image, scores, rtol=2e-3)
+
+
+def test_the_coreset_is_chosen_in_a_random_projection():
+    """With as many dimensions as the embedding has, or none, it is not projected."""
+    train = TrainingSet("projected", pictures(8))
+    method = Setup("patchcore", overrides=("method.ratio=0.05", "method.dimensions=160")).fitted(train)
+    embedding = method.embed(method.backbone(to_tensor(pictures(8))))
+    projection = method.projected(embedding)
+    assert projection.shape == (len(embedding), 128)
+    first = int((embedding - method.bank[0]).square().sum(dim=1).argmin())
+    chosen = greedy(projection.double().numpy(), len(method.bank), first)
+    assert method.bank.numpy() == pytest.approx(embedding[chosen].numpy(), abs=1e-4)
+    apart, kept = (torch.pdist(points).numpy() for points in (embedding[chosen], projection[chosen]))
+    assert np.corrcoef(apart, kept)[0, 1] > 0.9, "a projection keeps distances"
+    for words in ("null", "160"):
+        method = Setup("patchcore", overrides=("method.dimensions=160", f"method.projection={words}")).new()
+        assert method.projected(embedding) is embedding
 
 
 def equation_7(distances, bank, patches):
@@ -126,15 +144,20 @@ def test_fewer_channels_are_pooled_to_as_many_values_or_kept(backbone, dimension
         assert method.bank.shape[1] == method.embed(setup.network(setup.new_images()))[0].numel() == expected
 
 
-def test_adaptive_averages_by_hand():
-    """Two channels x 9 values in 4 bins (of 5 with one shared), then two levels' 8 values in 4 bins."""
-    level = torch.arange(18.0).view(1, 2, 3, 3)  # the middle patch is 0, 1, ..., 17
-    assert patchcore.adaptive(level, 4)[0, :, 1, 1].tolist() == [2.0, 6.0, 11.0, 15.0]
-    assert (
-        patchcore.adaptive(level[:, :, 1:2, 1:2], 36)[0, :, 0, 0].tolist()
-        == [0.0] * 8 + [4.0] * 2 + [0.0] * 16 + [13.0] * 2 + [0.0] * 8
-    )
-    assert patchcore.shrink(torch.arange(8.0).view(1, 8, 1, 1), 4).flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
+def test_bins_by_hand():
+    """18 values in 4 bins (of 5 with one shared), and 4 values in 6 bins, some of them repeated."""
+    assert (patchcore.bins(18, 4) @ torch.arange(18.0).double()).tolist() == [2.0, 6.0, 11.0, 15.0]
+    assert (patchcore.bins(4, 6) @ torch.arange(4.0).double()).tolist() == [0.0, 0.5, 1.0, 2.0, 2.5, 3.0]
+
+
+@pytest.mark.parametrize("dimensions", [48, 50, 7])
+@pytest.mark.parametrize("channels", [(8, 12), (8, 12, 5), (3,), (96, 40)])
+def test_pooling_by_convolution_is_that_of_the_authors(channels, dimensions):
+    """Also where a bin holds values of two levels: 50 and 7 dimensions of three levels, 7 of two."""
+    levels = [torch.rand(2, count, 8 >> place, 8 >> place) for place, count in enumerate(channels)]
+    method = patchcore.PatchCore(torch.nn.Identity(), 0.1, 0, dimensions=dimensions)
+    method.build([level.shape[1:] for level in levels])
+    assert method.embed(levels).numpy() == pytest.approx(pooled(levels, dimensions).reshape(-1, dimensions), abs=2e-6)
 
 
 def test_seed_determines_the_first_entry():
@@ -163,8 +186,9 @@ def test_one_patch_cannot_be_reweighted():
 def test_a_wrong_pooling_or_width():
     with pytest.raises(UsageError, match=r"method.pooling=authros: no such choice; did you mean authors"):
         Setup("patchcore", overrides=("method.pooling=authros",)).new()
-    with pytest.raises(UsageError, match=r"method.dimensions=0: expected at least 1"):
-        Setup("patchcore", overrides=("method.dimensions=0",)).new()
+    for key in ("dimensions", "projection"):
+        with pytest.raises(UsageError, match=rf"method.{key}=0: expected at least 1"):
+            Setup("patchcore", overrides=(f"method.{key}=0",)).new()
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
@@ -176,7 +200,7 @@ def test_invalid_ratio(ratio):
 def test_memory_is_refused_before_the_second_batch(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 6 * 10**6)
     seen = []
-    with pytest.raises(TooLarge, match=r"1536 patches x 1024, with a bank of 15, needs 6 MB.*input.resize"):
+    with pytest.raises(TooLarge, match=r"1536 patches x 1024, with a bank of 15, needs 7 MB.*input.resize"):
         Setup("patchcore", overrides=("method.batch=8",)).fitted(
             TrainingSet("many", pictures(24), advance=lambda images: seen.append(images))
         )
