@@ -80,6 +80,27 @@ def truncate(network: nn.Module, paths: Sequence[str]) -> None:
         parent = parent.get_submodule(step)
 
 
+def cut_before(network: nn.Module, path: str) -> None:
+    """Empty every module up to the one at `path`, which is the last of them: the network then takes its output."""
+    parent = whole = network
+    for step in path.split("."):
+        whole, names = parent, [name for name, _ in parent.named_children()]
+        for earlier in names[: names.index(step)]:
+            setattr(whole, earlier, nn.Sequential())
+        parent = whole.get_submodule(step)
+    setattr(whole, step, nn.Sequential())
+
+
+def reflect_padding(network: nn.Module) -> None:
+    """Replace each convolution that pads with zeros by a reflection padding and the convolution without padding."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple) and any(layer.padding):
+                rows, columns = layer.padding
+                layer.padding = (0, 0)
+                setattr(parent, name, nn.Sequential(nn.ReflectionPad2d((columns, columns, rows, rows)), layer))
+
+
 def fold_batch_norm(network: nn.Module) -> None:
     """Fold each batch norm that follows a convolution into its weights: 25 % faster, equal to within 1e-5.
 

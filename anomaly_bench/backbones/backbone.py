@@ -9,6 +9,7 @@ that need a pyramid (levels 1, 2, 3) reject it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import weakref
@@ -22,16 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomaly_bench.backbones.architectures import (
     create,
+    cut_before,
     find_levels,
     find_module,
     fold_batch_norm,
     listen,
     load_weights,
     read_weights,
+    reflect_padding,
     to_grid,
     truncate,
 )
-from anomaly_bench.backbones.student import Student
+from anomaly_bench.backbones.student import Stage, Student
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.torch_setup import DTYPES
 
@@ -76,6 +79,7 @@ class Backbone:
         weights: file of a state dict (safetensors, or torch's, loaded with weights_only=True); None: random, seed 0.
         precision: "fp32", or "bf16" / "fp16" for autocast; features are always float32.
         options: further arguments of the architecture.
+        reflect: whether convolutions pad by reflection, each in a module of its own, `PATH.0` before convolution PATH.
         norm: path of a module applied to every level: a transformer's final normalisation.
 
     Raises:
@@ -93,17 +97,15 @@ class Backbone:
         precision: str = "fp32",
         options: Mapping[str, Any] | None = None,
         norm: str | None = None,
+        reflect: bool = False,
     ) -> None:
         for key, three in (("mean", mean), ("std", std)):
             if not isinstance(three, Sequence) or [type(value) in (int, float) for value in three] != [True] * 3:
                 raise UsageError(f"backbone.{key}={three}: expected three numbers, for red, green and blue")
         self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.network = create(network, self.options)
-        if weights is not None:
-            load_weights(self.network, read_weights(weights), weights)
+        self.modules, self.weights, self.reflect = modules, weights, reflect
+        self.network = self.whole()
         self.paths = find_levels(self.network, modules, levels)
         last = nn.Identity() if norm is None else find_module(self.network, norm, f"backbone.norm={norm}")
         truncate(self.network, self.paths)
@@ -158,14 +160,53 @@ class Backbone:
         """
         if self.grid(*size) is not None:
             return True
-        pairs = [pair for shape in self.shapes(size, channels) for pair in zip(size, shape[1:], strict=True)]
+        pairs = []
+        for path, (_, height, width) in zip(self.paths, self.shapes(size, channels), strict=True):
+            layer = self.network.get_submodule(path)
+            left, right, top, bottom = layer.padding if isinstance(layer, nn.ReflectionPad2d) else (0, 0, 0, 0)
+            pairs += [(size[0], height - top - bottom), (size[1], width - left - right)]
         return all(side % cells == 0 and (side // cells).bit_count() == 1 for side, cells in pairs)
 
     def trainable_copy(self) -> Student:
         """The same architecture, truncated alike, with new random trainable weights; CNNs only."""
         network = create(self.network_name, self.options)
+        if self.reflect:
+            reflect_padding(network)
         truncate(network, self.paths)
         return Student(network, self.paths, self.mean, self.std)
+
+    def whole(self) -> Any:
+        """The network with its weights, neither truncated nor folded; on the meta device without reading them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = create(self.network_name, self.options)
+        if self.weights is not None and torch.get_default_device().type != "meta":
+            load_weights(network, read_weights(self.weights), self.weights)
+        if self.reflect:
+            reflect_padding(network)
+        return network
+
+    def trainable_stages(self, levels: Sequence[int | str] = ()) -> list[Stage]:
+        """Successive parts of the network with its weights, for training them further; CNNs only.
+
+        Args:
+            levels: where the parts end; the first begins after the last level that is read. None given: the levels
+                that are read, and the first part takes images.
+
+        Raises:
+            UsageError: no such level.
+        """
+        network, stages = self.whole(), []
+        ends = find_levels(network, self.modules, levels) if levels else self.paths
+        start = self.paths[-1] if levels else None
+        for end in ends:
+            part = copy.deepcopy(network)
+            truncate(part, [end])
+            if start is not None:
+                cut_before(part, start)
+            stages.append(Stage(part, end, *((self.mean, self.std) if start is None else ())))
+            start = end
+        return stages
 
     def read(self, forward: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """The levels from one forward pass; a transformer's tokens as a (B, C, h, w) grid, without class tokens."""

@@ -1,4 +1,4 @@
-"""A trainable network with a backbone's architecture, using little memory."""
+"""Trainable networks with a backbone's architecture, using little memory."""
 
 from __future__ import annotations
 
@@ -44,6 +44,49 @@ class Student(nn.Module):
         levels = [self.outputs[path] for path in self.paths]
         self.outputs.clear()
         return levels
+
+
+class Stage(nn.Module):
+    """A part of a pretrained network, to be trained further, with gradient checkpointing.
+
+    It stays in evaluation mode: batch norms use their running statistics and keep them.
+
+    Args:
+        network: with pretrained weights, cut before and truncated after this part.
+        path: of the module whose output is the level.
+        mean, std: (3, 1, 1), for a part that takes images in [0, 1]; None: it takes the features of the level before.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, network: nn.Module, path: str, mean: Tensor | None = None, std: Tensor | None = None) -> None:
+        super().__init__()
+        self.network, self.path = network.to(memory_format=torch.channels_last), path
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.outputs = listen(network, [path], nn.Identity())
+        for block in blocks(network):
+            block.forward = functools.partial(recomputed, block, block.forward)
+        self.train()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, C, h, w) images or features -> the level (B, C', h', w')."""
+        if self.mean is not None:
+            inputs = (inputs - self.mean) / self.std
+        self.network(inputs.contiguous(memory_format=torch.channels_last))
+        return self.outputs.pop(self.path)
+
+    def train(self, mode: bool = True) -> Stage:
+        """Nothing changes, see above."""
+        return super().train(False)
+
+    def shape(self, inputs: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The level's (C', h', w') for inputs (C, h, w), without computing anything."""
+        state = {name: value.to("meta") for name, value in (*self.named_parameters(), *self.named_buffers())}
+        with torch.no_grad():
+            level = torch.func.functional_call(self, state, torch.empty(1, *inputs, device="meta"))
+        return level.shape[1], level.shape[2], level.shape[3]
 
 
 def start_norms_at_one(network: nn.Module) -> None:

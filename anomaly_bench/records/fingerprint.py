@@ -47,6 +47,8 @@ def fingerprint(
         backbone: from `backbones.build.identify`, with its name; None: an image-space method.
     """
     levels = method.get("levels")
+    if isinstance(levels, list):
+        levels = [*levels, *method.get("trained_levels", ())]  # of a fine-tuned copy of the network
     return digest(
         {
             **files,

@@ -37,6 +37,7 @@ CHANNELS = {
     "r18": dict(zip(("stem", "1", "2", "3", "4"), SMALL, strict=True)),
     "r34": dict(zip(("stem", "1", "2", "3", "4"), SMALL, strict=True)),
     "r50": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
+    "r152": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
     "wrn50": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
     "wrn101": dict(zip(("stem", "1", "2", "3", "4"), LARGE, strict=True)),
     "lite0": dict(zip(STAGES, (32, 16, 24, 40, 80, 112, 192, 320, 1280), strict=True)),
@@ -48,6 +49,7 @@ CHANNELS = {
     "vgg19": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
     "alexnet": dict(zip("1234", (64, 192, 256, 256), strict=True)),
 }
+PADDED = ("vgg19_reflect",)  # see test_maps_of_a_reflecting_network
 TRANSFORMERS = {  # name: (blocks, channels, patch, supported sizes)
     "deit_base": (12, 768, 16, [(384, 384), (224, 160)]),
     "cait_m48": (48, 768, 16, [(448, 448)]),
@@ -72,7 +74,7 @@ def stride(level):
 
 
 def test_every_backbone_is_tested():
-    assert set(NAMES) == CHANNELS.keys() | TRANSFORMERS.keys()
+    assert set(NAMES) == {*CHANNELS, *TRANSFORMERS, *PADDED}
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -86,6 +88,27 @@ def test_level_n_has_stride_two_to_the_n_plus_one(name):
             assert all(side - 1 <= found <= side for found, side in zip(shape[1:], sides, strict=True)), level
         else:
             assert shape[1:] == sides, level
+
+
+def test_maps_of_a_reflecting_network():
+    """Those that feed a convolution of the same stride are read padded; their cells tile the image all the same."""
+    network = on_meta("vgg19_reflect")
+    sides = [258, 256, 130, 128, 66, 66, 66, 64, 34, 34, 34, 32, 18, 18, 18, 16]
+    channels = [64, 64, 128, 128, *[256] * 4, *[512] * 8]
+    assert network.shapes((256, 256)) == [(count, side, side) for count, side in zip(channels, sides, strict=True)]
+    assert network.tiles((256, 256))
+    assert not network.tiles((250, 250))
+
+
+def test_reflection_keeps_constant_images_constant():
+    """With zero padding they would differ at the border."""
+    network = construct({**node("vgg19_reflect"), "weights": None}, "backbone", levels=["relu2_2", "relu4_4"])
+    for level in network(torch.full((1, 3, 64, 64), 0.7)):
+        assert float(level.amax()) > 0
+        torch.testing.assert_close(level, level[..., :1, :1].expand_as(level), rtol=1e-5, atol=1e-5)
+    zeros = construct({**node("vgg19"), "weights": None}, "backbone", levels=["stem"])
+    (level,) = zeros(torch.full((1, 3, 64, 64), 0.7))
+    assert float((level - level[..., :1, :1]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
