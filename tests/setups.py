@@ -9,6 +9,7 @@ from anomaly_bench.testing.setup import Setup
 
 METHODS = choices("method", [conf_folder()])
 SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
+PRETRAINED = ("panda",)  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 SMALLER = {
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
@@ -38,5 +39,7 @@ SMALLER = {
 def setup(method: str, backbone: str = "lite0", device: str = "cpu", words: tuple[str, ...] = ()) -> Setup:
     """A method on "lite0" with its weights, or on "r18" with random ones; `words`: further overrides."""
     words += () if backbone == "lite0" else ("backbone.weights=random",)
+    if backbone == "r18" and method in PRETRAINED:  # else gradients do not reach into a residual block
+        words += ("+backbone.options={zero_init_last: false}",)
     words += SMALLER.get(method, ())
     return Setup(method, PAIRS[backbone] if method == "pefm" else backbone, words, device=device)
