@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.records.setups import all_categories
-from anomaly_bench.tables.aggregate import by_seed
+from anomaly_bench.tables.aggregate import BySeed, by_seed
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -37,14 +37,14 @@ class Side:
 
     name: str
     entry: ResultGroup
-    _kept: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[str, dict[str, BySeed]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def records(self) -> list[Record]:
         return [record for part in self.entry.records.values() for record in part]
 
-    def seeds(self, metric: str) -> dict[str, dict[int, float]]:
-        """Category -> seed -> value in % (of one's own metric in its unit), in the dataset's order of categories."""
+    def seeds(self, metric: str) -> dict[str, BySeed]:
+        """Category -> seed and draw -> value in % (of one's own metric in its unit), in the dataset's order."""
         if metric not in self._kept:
             found, _ = by_seed(self.entry, metric, all_categories(self.records))
             told = find_metric(metric, (record.metrics for record in self.records))

@@ -39,16 +39,30 @@ MEANS = {"mean:textures": "mean of textures", "mean:objects": "mean of objects",
 
 
 class PaperTable(NamedTuple):
-    """One table of a paper. paper: a key of PAPERS; fractions: accuracies are printed as 0.975, not 97.5."""
+    """One table of a paper.
+
+    Attributes:
+        paper: a key of PAPERS.
+        number: of the table, or of the section with a dash.
+        dataset: its name in records; copies: names of copies and samplings of it that may be shown instead.
+        fractions: accuracies are printed as 0.975, not 97.5.
+        protocol: of conf/protocol, that gives the table's inputs.
+        side: of every method's input, in pixels; 0: as the methods' own papers say.
+        printed: whether our sources have its values; otherwise they name its methods only.
+    """
 
     paper: str
     number: str
     dataset: str = "mvtec"
+    copies: tuple[str, ...] = ()
     fractions: bool = False
+    protocol: str = "paper"
+    side: int = 0
+    printed: bool = True
 
     @property
     def title(self) -> str:
-        return f"{self.paper}, Table {self.number}"
+        return f"{self.paper}, {'section' if '-' in self.number else 'Table'} {self.number}"
 
 
 COHEN, DEFARD = "Cohen and Hoshen 2020", "Defard et al. 2020"
@@ -60,18 +74,23 @@ PAPERS = {
     YOU: "ADTR, arXiv 2209.01816",
     ZHENG: "a benchmark of thirteen methods, arXiv 2205.14852",
 }
+ZHENG_INPUTS = "zheng2022_4"  # the table of backbones and inputs, and the protocol that follows it
 TABLES = {
     "padim2020_III": PaperTable(DEFARD, "III"),
-    "padim2020_IV": PaperTable(DEFARD, "IV", dataset="stc"),
+    "padim2020_IV": PaperTable(DEFARD, "IV", dataset="stc", copies=("stc_mstc",)),
+    "padim2020_V": PaperTable(DEFARD, "V", printed=False),
+    "padim2020_VC": PaperTable(DEFARD, "V-C", dataset="rd_mvtec", protocol="unified", side=224),
     "zheng2022_1": PaperTable(ZHENG, "1"),
     "zheng2022_2": PaperTable(ZHENG, "2"),
     "zheng2022_3": PaperTable(ZHENG, "3"),
-    "zheng2022_4": PaperTable(ZHENG, "4", dataset="mvtec_3d"),
-    "zheng2022_5": PaperTable(ZHENG, "5", dataset="mvtec_3d", fractions=True),
-    "zheng2022_6": PaperTable(ZHENG, "6", dataset="mvtec_3d", fractions=True),
+    "zheng2022_4": PaperTable(ZHENG, "4", dataset="mvtec3d"),
+    "zheng2022_5": PaperTable(ZHENG, "5", dataset="mvtec3d", fractions=True, protocol=ZHENG_INPUTS),
+    "zheng2022_6": PaperTable(ZHENG, "6", dataset="mvtec3d", fractions=True, protocol=ZHENG_INPUTS),
     "npad2022_1": PaperTable(JANG, "1"),
     "npad2022_2": PaperTable(JANG, "2"),
     "adtr2022_1": PaperTable(YOU, "1"),
+    "adtr2022_2": PaperTable(YOU, "2", printed=False),
+    "adtr2022_3": PaperTable(YOU, "3", dataset="cifar10", copies=("cifar10_jpeg",), printed=False),
     "spade2020_1": PaperTable(COHEN, "1"),
     "spade2020_2": PaperTable(COHEN, "2"),
 }
@@ -84,7 +103,7 @@ class Reference:
     Attributes:
         table: a name of TABLES.
         method, printed_name: our id, and the name in the table's header.
-        backbone: our id, empty where the table names none.
+        backbone: our id, empty where the paper names none.
         category: our name, a key of MEANS, or empty where the table has no categories.
         variant: further distinction between columns, such as the input "3d only/voxel"; mostly empty.
         value: in `unit`; None for a dash and for text.

@@ -63,9 +63,10 @@ class Record:
             {"name": "multi_class", "categories": those fitted on}.
         converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
             shown to belong to the files at hand; if not, it keeps its old fingerprint, which no run counts as done}.
+        draw: of a dataset with random choices of its own (`dataset.draw`); None: the first, or it makes none.
 
-    Attributes added later are None in earlier records: unknown, and equal to no known value; of `holdout` it is known
-    that nothing was held out.
+    Attributes added later are None in earlier records: unknown, and equal to no known value; of `holdout` and `draw` it
+    is known that nothing was held out, and that the draw was the first.
     """
 
     fingerprint: str
@@ -98,6 +99,7 @@ class Record:
     holdout: float | None = None
     thresholds: dict[str, Any] | None = None
     held_out: list[dict[str, Any]] | None = None
+    draw: int | None = None
 
     def __post_init__(self) -> None:
         self.input.setdefault("filter", FILTER)  # in place: records share it, see `records.outlines`
@@ -106,6 +108,11 @@ class Record:
     def identity(self) -> tuple[Any, ...]:
         """Records with the same identity are duplicates."""
         return self.dataset, self.method, self.backbone, self.task, self.test, self.seed, self.fingerprint
+
+    @property
+    def repetition(self) -> tuple[int, int]:
+        """The seed, and the dataset's draw: tables average over both."""
+        return self.seed, self.draw or 0
 
     @property
     def path(self) -> Path:

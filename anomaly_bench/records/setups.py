@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from anomaly_bench.config.settings import FILTER, MAX_FALSE_ALARMS, describe_input
 from anomaly_bench.files import safe_filename
 
+OWN_INPUTS = ("zheng2022_4",)  # protocols of one paper that give each method its own input: one setup
+
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
@@ -22,7 +24,8 @@ def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]
     """
     parts: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = defaultdict(dict)
     for record in records:
-        shape, regime = (json.dumps(part, sort_keys=True) for part in (record.input, record.regime))
+        same = None if record.protocol in OWN_INPUTS else record.input
+        shape, regime = (json.dumps(part, sort_keys=True) for part in (same, record.regime))
         key = (record.dataset, record.protocol, shape, record.oracle, record.precision, regime, *holdout_of(record))
         parts[key[:1] if mixed else key][record.identity] = record
     return [[parts[key][each] for each in sorted(parts[key])] for key in sorted(parts)]
@@ -30,9 +33,11 @@ def setups(records: Iterable[Record], mixed: bool = False) -> list[list[Record]]
 
 def setup_name(record: Record) -> str:
     """The name of a record's setup: a folder name, and a value of `setup=`."""
-    parts = [record.dataset, *regime_words(record), record.protocol, "x".join(map(str, record.input["resize"]))]
-    parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
-    parts += [record.input["filter"]] if record.input["filter"] != FILTER else []
+    parts = [record.dataset, *regime_words(record), record.protocol]
+    if record.protocol not in OWN_INPUTS:
+        parts += ["x".join(map(str, record.input["resize"]))]
+        parts += ["crop" + "x".join(map(str, record.input["crop"]))] if record.input["crop"] else []
+        parts += [record.input["filter"]] if record.input["filter"] != FILTER else []
     parts += [record.precision] if record.precision != "fp32" else []
     share, rate = holdout_of(record)
     parts += [f"holdout{share:g}"] if share else []
@@ -65,7 +70,8 @@ def holdout_of(record: Record) -> tuple[float, float]:
 
 def describe(record: Record) -> str:
     """'input 256×256, crop 224×224, protocol unified', and any other non-default part of the setup."""
-    parts = [f"input {describe_input(record.input)}", f"protocol {record.protocol}"]
+    parts = [] if record.protocol in OWN_INPUTS else [f"input {describe_input(record.input)}"]
+    parts.append(f"protocol {record.protocol}")
     if words := regime_words(record):
         parts.append(f"task {' '.join(words)}")
     if record.precision != "fp32":

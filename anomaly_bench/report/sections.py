@@ -229,7 +229,7 @@ class Section:
         """The worst images of a category over all methods, using each method's first seed with pictures."""
         found: dict[tuple[str, str], Doubt] = {}
         for number, entry in enumerate(self.entries):
-            made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
+            made = sorted(entry.records.get(category, ()), key=lambda record: record.repetition)
             places = [(record, folder / record.path.with_suffix("")) for record in made for folder in self.results]
             for case in gallery.cases(*next((each for each in places if each[1].is_dir()), places[0])) if made else ():
                 doubt = found.setdefault((case.kind, case.file), Doubt(case.kind, case.file, case.defect))

@@ -152,6 +152,7 @@ class Job:
             },
             regime=dict(self.regime),
             holdout=settings.holdout or None,
+            draw=self.config["dataset"].get("draw") or None,
             config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
         )
         files = files_of(self.task, self.digests, test)

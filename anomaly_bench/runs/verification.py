@@ -120,6 +120,8 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
         "threads": record.cost["threads"],
         "batch_size": record.config["batch_size"],
     }
+    if record.draw:
+        config["dataset"]["draw"] = record.draw
     if record.thresholds:
         config |= {"holdout": record.holdout, "max_false_alarms": record.thresholds["max_false_alarms"]}
     same = ("seed", "precision", "protocol", "oracle", "input")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.layout import Column
 
 RECONSTRUCTION = "a reconstruction: without the authors' code, with choices of ours (docs/evidence.md)"
+BySeed = dict[tuple[int, int], float]  # (seed, draw of the dataset) -> a number
 EXTRACTION = "fit: the backbone's share was timed when the features were cached"
 
 
@@ -45,20 +46,20 @@ def measured(measure: Column, item: AxisItem, wanted: Sequence[str], averaged: b
     return made
 
 
-def by_seed(entry: ResultGroup, name: str, wanted: Iterable[str]) -> tuple[dict[str, dict[int, float]], list[Record]]:
-    """Category -> seed -> one number of an entry's records, and the records that have it."""
-    values: dict[str, dict[int, float]] = {}
+def by_seed(entry: ResultGroup, name: str, wanted: Iterable[str]) -> tuple[dict[str, BySeed], list[Record]]:
+    """Category -> seed and draw -> one number of an entry's records, and the records that have it."""
+    values: dict[str, BySeed] = {}
     used: list[Record] = []
     for category in wanted:
         for record in entry.records.get(category, ()):
             number = entry.read(record, name)
             if number is not None:
-                values.setdefault(category, {})[record.seed] = number
+                values.setdefault(category, {})[record.repetition] = number
                 used.append(record)
     return values, used
 
 
-def _deviation(measure: Column, values: Mapping[str, Mapping[int, float]]) -> str:
+def _deviation(measure: Column, values: Mapping[str, BySeed]) -> str:
     """' ± 0.3': the sample standard deviation over seeds of the mean over categories, if all share the same seeds."""
     seeds = set.intersection(*(set(each) for each in values.values()))
     if not measure.deviation or len(seeds) < 2 or any(len(each) != len(seeds) for each in values.values()):
@@ -78,8 +79,18 @@ def _count_fact(covered: Iterable[str], wanted: Sequence[str], averaged: bool) -
     return f"{mean}{len(names)} of {len(wanted)} categories{which if averaged else ''}"
 
 
-def seeds_fact(values: Mapping[str, Mapping[int, float]]) -> str:
-    """'mean of 3 seeds (0, 1, 2)', or that seeds vary by category."""
+def seeds_fact(values: Mapping[str, BySeed]) -> str:
+    """'mean of 3 seeds (0, 1, 2)', with 'mean of 5 draws (0, ...)' of the dataset, or that seeds vary by category."""
+    draws = sorted({draw for each in values.values() for _, draw in each})
+    seeds = _seeds_fact({name: {seed for seed, _ in each} for name, each in values.items()})
+    if draws == [0]:
+        return seeds
+    listed = ", ".join(map(str, draws))
+    told = f"mean of {len(draws)} draws of the dataset ({listed})" if draws[1:] else f"draw {listed} of the dataset"
+    return f"{told}, {seeds}"
+
+
+def _seeds_fact(values: Mapping[str, Collection[int]]) -> str:
     kinds = {tuple(sorted(seeds)) for seeds in values.values()}
     least, most = min(map(len, kinds)), max(map(len, kinds))
     if len(kinds) == 1:

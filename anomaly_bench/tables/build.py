@@ -73,7 +73,8 @@ def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) 
     if source == "reported":
         return [[]]
     if layout.published:
-        records = [record for record in records if record.dataset == published.TABLES[layout.published].dataset]
+        paper = published.TABLES[layout.published]
+        records = [record for record in records if record.dataset in (paper.dataset, *paper.copies)]
     parts = setups(records, mixed)
     if layout.published and len(parts) > 1:
         kinds = {setup_name(part[0]): f"{describe(part[0])} ({len(part)} records)" for part in parts}

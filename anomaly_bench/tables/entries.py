@@ -149,8 +149,8 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
-    """Split duplicates (same category, seed and settings) by the start of their fingerprints."""
-    keys = [(record.category, record.seed) for record in records]
+    """Split duplicates (same category, seed, draw and settings) by the start of their fingerprints."""
+    keys = [(record.category, record.repetition) for record in records]
     counts = Counter(keys)
     parts: dict[str, list[Record]] = defaultdict(list)
     for key, record in zip(keys, records, strict=True):

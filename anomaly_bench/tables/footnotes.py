@@ -92,8 +92,11 @@ def general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, 
     kinds = _FACTS if mixed or material.layout.published else _FACTS[1:]  # a caption has the setup
     sentences = " ".join(f"{facts[kind][:1].upper()}{facts[kind][1:]}." for kind in kinds if kind in facts)
     texts = [sentences, *material.layout.notes]
-    if material.source != "measured":
-        table = published.TABLES[material.layout.published]
+    table = published.TABLES.get(material.layout.published)
+    if table is not None and not table.printed:
+        source = f"{table.title} ({published.PAPERS[table.paper]}): our sources name its methods, not its values."
+        texts = [source] if material.source == "reported" else [sentences, source, *texts[1:]]
+    elif table is not None and material.source != "measured":
         source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {table.title}"
         source += f" ({published.PAPERS[table.paper]})"
         source += f"; {facts['origin']}." if "origin" in facts else "."

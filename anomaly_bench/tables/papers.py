@@ -5,14 +5,16 @@ A gap is meaningful only if method, backbone, input and categories agree; footno
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.published import ORIGINS
-from anomaly_bench.records.setups import regime_words
+from anomaly_bench.published import ORIGINS, TABLES, ZHENG_INPUTS, load_references
+from anomaly_bench.records.setups import dataset_title, regime_words
 from anomaly_bench.tables.layout import COSTS, SPEEDS
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.layout import Column
 
-DISAGREEMENTS = ("backbone", "input", "machine", "oracle", "task", "holdout")
+DISAGREEMENTS = ("dataset", "backbone", "input", "machine", "oracle", "task", "holdout")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Co
         found["holdout"] = f"fitted without the {sample.holdout:g} of the training images that thresholds are made from"
     if words := regime_words(sample):
         found["task"] = f"task {' '.join(words)} (published: one model for each category)"
+    if sample.dataset != cell.dataset:
+        found["dataset"] = f"{dataset_title(sample)} (published: {cell.dataset})"
     if (printed.backbone or "none") != sample.backbone:
         found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
     shape = _published_input(cell, sample)
@@ -128,7 +132,19 @@ def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Co
 
 
 def _published_input(cell: Reference, sample: Record) -> Mapping[str, Any] | None:
-    """The input in the method's YAML, also for quoted values; unknown for values others re-ran."""
+    """The table's, else that in the method's YAML, also for quoted values; unknown for other values that are re-run."""
+    table = TABLES[cell.table]
+    side = table_sides(table.protocol).get(cell.method, table.side)
+    if side:
+        return {"resize": side}
     about: Mapping[str, Any] = (sample.config.get("method") or {}).get("about") or {}
     shape = about.get("input") if cell.origin != "re-run" else None
     return shape if isinstance(shape, Mapping) else None
+
+
+@functools.cache
+def table_sides(protocol: str) -> Mapping[str, int]:
+    """Method -> side of its input in pixels, where a table of inputs is the protocol: of several sizes the first."""
+    cells = load_references(protocol) if protocol == ZHENG_INPUTS else []
+    sizes = {cell.method: re.search(r"\d+", cell.printed) for cell in cells if cell.metric == "input_size"}
+    return {method: int(size[0]) for method, size in sizes.items() if size}

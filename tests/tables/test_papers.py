@@ -31,6 +31,7 @@ from test_build import (
     trained,
 )
 
+from anomaly_bench.config.compose import compose
 from anomaly_bench.errors import UsageError
 from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.records import load_all, save
@@ -38,7 +39,7 @@ from anomaly_bench.records import outlines as outlines_module
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import FORMATS, draw
 from anomaly_bench.tables.layout import load_layout, make_layout
-from anomaly_bench.tables.papers import number_of
+from anomaly_bench.tables.papers import number_of, table_sides
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -257,7 +258,7 @@ def test_every_speed_setting_has_a_row_of_its_own() -> None:
 
 
 def test_text_values_are_shown_side_by_side() -> None:
-    made = ours(method="padim", dataset="mvtec_3d")
+    made = ours(method="padim", dataset="mvtec3d")
     (row,) = [cells for head, *cells in zip_rows(table([made], LAYOUTS["zheng2022_4"])) if head == "PaDim"]
     assert [(value.text, value.published, value.gap) for value in row] == [
         *(("WRN50", "wide_resnet50_2", ""), ("256×256, crop 224×224", "224", "")),
@@ -332,7 +333,7 @@ def test_invalid_source() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"published": "padim2020_VI"}, "published: no table padim2020_VI; did you mean padim2020_IV"),
+        ({"published": "padim2020_VI"}, "published: no table padim2020_VI; did you mean padim2020_V"),
         ({"published": "", "labels": {}}, "groups has no effect without published"),
         ({"published": "", "groups": {}}, "labels has no effect without published"),
         ({"groups": {"Ours": ["PaDiM"]}}, "groups: Ours: the paper's table has no PaDiM; did you mean PaDiM-"),
@@ -351,7 +352,7 @@ def test_numbers_use_the_tables_unit() -> None:
     (cell, *_) = load_references("zheng2022_5")
     fractions = LAYOUTS["zheng2022_5"].measure("image_auroc")
     assert (cell.printed, cell.value, number_of(cell, fractions)) == ("0.383", 38.3, pytest.approx(0.383))
-    made = ours((97.55, 50, 50), "bagel", dataset="mvtec_3d", categories={"bagel": ""})
+    made = ours((97.55, 50, 50), "bagel", dataset="mvtec3d", categories={"bagel": ""})
     (value,) = cell_at(table([made], LAYOUTS["zheng2022_5"]), "bagel", "PaDiM / WRN50").values
     assert (value.text, value.published, value.gap) == ("0.975", "0.975", "±0.000")
 
@@ -383,7 +384,7 @@ def test_summary_is_mean_and_deviation_over_seeds() -> None:
 
 EVERY = [
     ours((99.0, 97.5, 93.25), method=method, backbone=backbone, dataset=dataset)
-    for dataset in ("mvtec", "mvtec_3d", "stc")
+    for dataset in ("mvtec", "mvtec3d", "stc")
     for method, backbone in (("padim", "wrn50"), ("padim", "lite0"), ("spade", "r18"), ("zero_%", "none"))
 ]
 
@@ -498,6 +499,46 @@ def test_paper_tables_show_both_by_default(command: Any, folder: Path, monkeypat
     assert "anomaly-bench method=patchcore backbone=NAME dataset=mvtec" in err
     _, _, err = command("tables", "table=padim2020_IV", f"results={folder}")
     assert err == "stc: not among the datasets of anomaly-bench; only published numbers can be shown\n"
+
+
+@pytest.mark.parametrize("name", [name for name, each in TABLES.items() if not each.printed])
+def test_a_table_whose_values_are_not_in_our_sources_says_so(name: str) -> None:
+    dataset = TABLES[name].dataset
+    told = "our sources name its methods, not its values."
+    assert notes_text(table([], LAYOUTS[name], "reported")).endswith(told)
+    wrn50, effb5 = (ours((90, 80, 70), backbone=each, dataset=dataset) for each in ("wrn50", "effb5"))
+    kde = ours((90, 80, 70), "cat", method="kde", backbone="none", dataset=dataset, categories={"cat": ""})
+    for source in ("measured", "both"):
+        grid = table([kde] if dataset == "cifar10" else [wrn50, effb5], LAYOUTS[name], source)
+        assert told in notes_text(grid)
+        assert "90.0" in {shown(cell).rstrip("*") for row in grid.cells for cell in row}
+
+
+def test_the_protocol_of_a_papers_table_has_its_inputs_and_backbones() -> None:
+    """One setup although inputs differ; gaps are coloured where backbone and input are the table's."""
+    sides = {"padim": ("wrn50", 224), "differnet": ("alexnet", 448)}
+    made = [
+        ours(method=method, backbone=backbone, task="bagel", dataset="mvtec3d", categories={"bagel": ""})
+        for method, (backbone, _) in sides.items()
+    ]
+    for each in made:
+        each.protocol, each.input = "zheng2022_4", {"resize": [sides[each.method][1]] * 2, "crop": None}
+        each.input["filter"] = "bilinear"
+    grid = table(made, LAYOUTS["zheng2022_5"])
+    for column in ("PaDiM / WRN50", "DifferNet / alexnet"):
+        (value,) = cell_at(grid, "bagel", column).values
+        assert value.grade != "unlike"
+    made[0].protocol = "unified"
+    (value,) = cell_at(table(made[:1], LAYOUTS["zheng2022_5"]), "bagel", "PaDiM / WRN50").values
+    assert value.grade != "unlike", "the input counts, not the protocol's name"
+    made[0].input = CROPPED
+    (value,) = cell_at(table(made[:1], LAYOUTS["zheng2022_5"]), "bagel", "PaDiM / WRN50").values
+    assert value.grade == "unlike"
+    for method, side in table_sides("zheng2022_4").items():
+        config = compose("config", [f"method={method}", "protocol=zheng2022_4"])
+        assert config["input"]["resize"] == side
+    with pytest.raises(UsageError, match="kde"):
+        compose("config", ["method=kde", "protocol=zheng2022_4"])
 
 
 def test_formats_into_files(command: Any, folder: Path, tmp_path: Path) -> None:

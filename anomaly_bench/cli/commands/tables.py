@@ -17,9 +17,9 @@ from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import FILTER, choices, conf_folder, truth
 from anomaly_bench.errors import UsageError, shown
 from anomaly_bench.metrics.registry import find_metric
-from anomaly_bench.published import load_references
+from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.records import outlines, results_csv
-from anomaly_bench.records.setups import setup_name, setups
+from anomaly_bench.records.setups import OWN_INPUTS, setup_name, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import FORMATS, draw
@@ -127,7 +127,7 @@ def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
     if dataset not in choices("dataset", [conf_folder()]):
         return [f"{dataset}: not among the datasets of anomaly-bench; only published numbers can be shown"]
     done = {(record.method, record.backbone) for record in found if record.dataset == dataset}
-    setup = _overrides(found[0]) if found else "protocol=paper"
+    setup = _overrides(found[0]) if found else f"protocol={TABLES[cells[0].table].protocol}"
     lines, missing = [], []
     for name, method, backbone in dict.fromkeys((cell.printed_name, cell.method, cell.backbone) for cell in cells):
         if method not in here:
@@ -150,10 +150,11 @@ def _overrides(record: Record) -> str:
     parts = [f"task={regime['name']}"] if regime["name"] != "one_class" else []
     parts += [f"task.shots={regime['shots']}"] if "shots" in regime else []
     parts += [f"protocol={record.protocol}"]
-    for name in ("resize", "crop") if record.protocol != "paper" else ():
+    named = ("paper", *OWN_INPUTS)
+    for name in ("resize", "crop") if record.protocol not in named else ():
         size = record.input[name]
         parts += [f"input.{name}={size[0] if size[0] == size[1] else size}".replace(" ", "")] if size else []
-    other = record.protocol != "paper" and record.input["filter"] != FILTER
+    other = record.protocol not in named and record.input["filter"] != FILTER
     parts += [f"input.filter={record.input['filter']}"] if other else []
     parts += [f"precision={record.precision}"] if record.precision != "fp32" else []
     parts += [f"holdout={record.holdout:g}"] if record.holdout else []
