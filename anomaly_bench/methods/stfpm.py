@@ -35,7 +35,8 @@ class STFPM(nn.Module):
     Args:
         backbone: the teacher, a frozen network read at three levels.
         epochs, lr, momentum, weight_decay, batch: for training with SGD.
-        held_out: fraction of the training images held out to choose the best epoch.
+        held_out: fraction of the training images held out to choose the best epoch, unless the dataset has a validation
+            set: then that one chooses, and all training images are trained on.
         seed: for this split.
     """
 
@@ -65,7 +66,7 @@ class STFPM(nn.Module):
         Raises:
             ValueError: fewer than two images, or the loss is not finite.
         """
-        trained, held_out = normals.split(self.held_out, self.seed)
+        trained, held_out = normals.hold_out(self.held_out, self.seed)
         teacher = trained.feature_array(self.directions, self.batch)
         targets = held_out.feature_array(self.directions, self.batch)
         optimiser = torch.optim.SGD(

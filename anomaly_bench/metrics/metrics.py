@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_bench.mapped import stretches
 from anomaly_bench.metrics.ranking import _rank_images, _rank_pixels
 from anomaly_bench.metrics.registry import standard_metrics
 
 if TYPE_CHECKING:
     from anomaly_bench.metrics.ranking import Floats, Ranking, Steps
     from anomaly_bench.metrics.registry import Metric, MetricLevel
-    from anomaly_bench.protocol import Outcome
+    from anomaly_bench.protocol import Maps, Outcome
 
 PRO_LIMIT = 0.3  # false positive rate at which a returned PRO curve ends
 CURVE_POINTS = 500  # in a returned curve
@@ -84,6 +85,23 @@ def pro(steps: Steps, limit: float = PRO_LIMIT) -> float:
     return float(np.diff(steps.overlap) @ area) / limit
 
 
+@Ranked
+def pro_at_ranks(steps: Steps, limit: float = PRO_LIMIT, thresholds: int = 5000) -> float:
+    """The area under a per-region overlap curve of few points, as the evaluation code of MVTec 3D-AD (2022) has it.
+
+    The points are at equal ranks of the Q sorted negatives: at the k-th smallest, the false positive rate counts as
+    1 - k / Q also where others are tied with it, and overlap is what lies strictly above; (1, 1) ends the curve. It is
+    `pro` within 1 / `thresholds` unless many negatives are tied.
+    """
+    ranks = np.linspace(0, steps.negatives - 1, thresholds, dtype=np.int64)
+    rates = np.append((steps.negatives - 1 - ranks)[::-1], steps.negatives)  # times Q, ascending
+    reached = np.searchsorted(rates, steps.reached)  # the first point at which a pixel is found
+    low, high = rates[np.maximum(reached - 1, 0)] / steps.negatives, rates[reached] / steps.negatives
+    cut = np.maximum(limit - low, 0) ** 2 / (2 * np.maximum(high - low, 1 / steps.negatives))
+    area = np.where(high <= limit, limit - (low + high) / 2, cut)
+    return float(np.diff(steps.overlap) @ area) / limit
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` returns.
@@ -108,7 +126,8 @@ def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> E
     """Compute every metric that is defined (those of `metric=standard` unless others are given), and the curves.
 
     Image metrics need normal and defective images; pixel metrics need maps, masks, and pixels of both kinds.
-    Memory in addition to the outcome: 5 bytes per pixel, or 28 per defect pixel if these are more.
+    Memory in addition to the outcome: 5 bytes per pixel, or 28 per defect pixel if these are more. Of more than
+    `ranking.SORTED` pixels, the memory is that for so many, and maps in a file (`mapped`) are not read as a whole.
 
     Raises:
         ValueError: a shape or type is wrong, a score is NaN (it has no rank) or infinite (an overflow ties scores
@@ -224,10 +243,11 @@ def _sizes(shapes: list[tuple[int, ...]]) -> str:
     return str((len(shapes), *shapes[0])) if len(set(shapes)) == 1 else f"{len(shapes)} images of several sizes"
 
 
-def _check_finite(name: str, scores: Iterable[Any]) -> None:
+def _check_finite(name: str, scores: Maps) -> None:
     """Raise ValueError unless every score of every image is finite; one image at a time, to save memory."""
     sizes = [image.size for image in scores]
-    bad = np.array([image.size - np.count_nonzero(np.isfinite(image)) for image in scores], np.int64)
+    found = (np.count_nonzero(np.isfinite(image)) for part in stretches(scores) for image in scores[part])
+    bad = np.array([size - finite for size, finite in zip(sizes, found, strict=True)], np.int64)
     if bad.any():
         raise ValueError(
             f"{bad.sum()} of {sum(sizes)} {name} are NaN or infinite, in {np.count_nonzero(bad)} of {len(bad)} "

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_bench.mapped import release, stretches
+
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Outcome
 
@@ -44,12 +46,14 @@ def pixel_f1(outcome: Outcome) -> float | None:
     assert outcome.masks is not None
     assert outcome.pixel_threshold is not None
     hits = alarms = defects = pixels = 0
-    for values, mask in zip(outcome.maps, outcome.masks, strict=True):
-        above = values > outcome.pixel_threshold
-        hits += int(np.count_nonzero(above & mask))
-        alarms += int(np.count_nonzero(above))
-        defects += int(np.count_nonzero(mask))
-        pixels += mask.size
+    for part in stretches(outcome.maps):
+        for values, mask in zip(outcome.maps[part], outcome.masks[part], strict=True):
+            above = values > outcome.pixel_threshold
+            hits += int(np.count_nonzero(above & mask))
+            alarms += int(np.count_nonzero(above))
+            defects += int(np.count_nonzero(mask))
+            pixels += mask.size
+        release(outcome.masks)
     return _f1(hits, alarms, defects, pixels)
 
 

@@ -19,6 +19,7 @@ from PIL import ImageDraw
 
 from anomaly_bench.files import safe_filename, write_atomically
 from anomaly_bench.heatmap import heat
+from anomaly_bench.mapped import stretches
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -56,7 +57,7 @@ def save_pictures(
     cases = worst([image["defect"] is not None for image in images], [image["score"] for image in images])
     alarms = cases["alarm"][: (count + 1) // 2]
     misses = cases["miss"][: count - len(alarms)]
-    low, high = (0.0, 0.0) if maps is None else (float(maps.min()), float(maps.max()))
+    low, high = (0.0, 0.0) if maps is None else limits(maps)
     for kind, indices in (("alarm", alarms), ("miss", misses)):
         for rank, index in enumerate(indices, 1):
             squares = [visible(pixels[index])]
@@ -70,6 +71,12 @@ def save_pictures(
                 draw_outlines(sheet, masks[index].astype(np.float32), 0.5, (left, 0, left + PICTURE, PICTURE))
             sheet.save(buffer, "PNG", compress_level=1)
             write_atomically(folder / picture_name(kind, rank, images[index]["file"]), buffer.getvalue())
+
+
+def limits(maps: NDArray[np.float32]) -> tuple[float, float]:
+    """The lowest and the highest value."""
+    found = [(float(maps[part].min()), float(maps[part].max())) for part in stretches(maps)]
+    return min(low for low, _ in found), max(high for _, high in found)
 
 
 def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:

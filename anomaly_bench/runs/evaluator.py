@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from anomaly_bench import mapped
 from anomaly_bench.backbones.build import identify, make_backbone, make_method, make_network
 from anomaly_bench.backbones.cached import CachedBackbone, ExtractionCost, ExtractionLog, ImageSet, Store
 from anomaly_bench.backbones.feature_store import FeatureCache
@@ -124,8 +125,8 @@ class Evaluator:
             min(self.config["method"].get("batch", 1), len(job.task.fit)),
             settings.batch_size if settings.speed else min(settings.batch_size, tested),
         )
-        scored = tested * settings.size[0] * settings.size[1] * (14 if settings.save_maps else 11)
-        host = {"images": job.image_bytes, "maps and metrics": scored, "libraries": LIBRARY_BYTES}
+        scored = min(11 * tested * settings.size[0] * settings.size[1], 3 * mapped.LARGE)  # more is kept in files
+        host = {"images": min(job.image_bytes, mapped.LARGE), "maps and metrics": scored, "libraries": LIBRARY_BYTES}
         host |= {"saved model": stored} if settings.save_model else {}
         device = {"statistics": stored, "a batch": image * batch}
         if self.device.type != "cpu":
@@ -242,16 +243,20 @@ class Evaluator:
         return {"held_out": found, "thresholds": thresholds.thresholds_of(found, rate)}
 
     def score(self, method: Method, rows: ImageSet) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Scores (N,) and maps (N, H, W) of all images, in batches."""
-        scores, maps = [], []
+        """Scores (N,) and maps (N, H, W) of all images, in batches; many maps are kept in a file."""
+        scores: list[NDArray[np.float32]] = []
         with self.reporter.stage(f"{rows.name}: scoring", len(rows.pixels)) as advance:
-            for images in self.batches(rows):
-                image_scores, image_maps = score_batch(method, images)
-                scores.append(image_scores)
-                if image_maps is not None:
-                    maps.append(image_maps)
-                advance(len(scores[-1]))
-        return np.concatenate(scores), np.concatenate(maps) if maps else None
+
+            def score_all() -> Iterator[NDArray[np.float32]]:
+                for images in self.batches(rows):
+                    image_scores, image_maps = score_batch(method, images)
+                    scores.append(image_scores)
+                    if image_maps is not None:
+                        yield image_maps
+                    advance(len(image_scores))
+
+            maps = mapped.gathered(score_all(), len(rows.pixels))
+        return np.concatenate(scores), maps
 
     def batches(self, rows: ImageSet) -> Iterator[Tensor]:
         """(B, C, H, W) of `batch_size` images each, on the device, announced to the backbone."""
@@ -260,6 +265,8 @@ class Evaluator:
             images = to_tensor(rows.pixels[start : start + step], self.device)
             self.ledger.announce(rows, images, start, step)
             yield images
+            if rows.pixels.nbytes > mapped.LARGE:
+                mapped.release(rows.pixels)
 
     def rows(self, job: Job, images: tuple[Sample, ...], pixels: NDArray[Any]) -> ImageSet:
         return ImageSet(job.task.name, job.dataset.name, pixels, job.pixels_identity(images))

@@ -83,7 +83,7 @@ class Job:
         hashes = [content_hash(image.masks, self.digests) for image in images]
         settings = self.settings
         whole = store.load_masks(images, hashes, settings.resize, self.dataset.name, settings.threads)
-        return centre(whole, settings.crop).astype(np.bool_)
+        return centre(whole, settings.crop).view(np.bool_)
 
     @functools.cached_property
     def expected(self) -> dict[str, Record]:

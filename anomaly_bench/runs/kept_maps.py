@@ -19,6 +19,7 @@ from anomaly_bench.config.settings import input_size
 from anomaly_bench.data.geometry import Frame, has_masks
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import digest, tree
+from anomaly_bench.mapped import gathered
 from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.metrics.thresholds import thresholds_of
@@ -180,9 +181,11 @@ def makers(found: Mapping[Path, Record]) -> dict[Path, str]:
 
 @functools.lru_cache(maxsize=1)  # shared by all methods and seeds of one category
 def read_masks(images: tuple[Sample, ...], frame: Frame, threads: int) -> NDArray[np.bool_]:
-    """(N, H, W) masks at an input's size."""
+    """(N, H, W) masks at an input's size; many are kept in a file."""
     with ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(lambda image: frame.mask(image, (0, 0)), images)))
+        masks = gathered(pool.map(lambda image: frame.mask(image, (0, 0))[None], images), len(images))
+    assert masks is not None, "a test set has at least one image"
+    return masks
 
 
 def read_kept(path: Path, expected: tuple[int, ...]) -> NDArray[np.float32]:

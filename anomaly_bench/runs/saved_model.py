@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
@@ -20,7 +19,8 @@ from anomaly_bench.config.compose import backbone_node
 from anomaly_bench.config.parts import with_target, without_target
 from anomaly_bench.documents import read_yaml
 from anomaly_bench.errors import UsageError, one_line, shorten
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import new_file, write_atomically
+from anomaly_bench.mapped import stretches
 from anomaly_bench.records import SCHEMA
 from anomaly_bench.records.content import Input, Scored, Side, Text, Thresholds, convert
 
@@ -60,9 +60,11 @@ ABOUT_KEYS = ("method", "backbone", "weights_sha256", "precision", "input")  # o
 
 def save_maps(folder: Path, maps: NDArray[np.float32]) -> None:
     """`maps.npy`: raw float32 anomaly maps (N, H, W) in the order of the record's images."""
-    buffer = io.BytesIO()
-    np.save(buffer, maps)
-    write_atomically(folder / "maps.npy", buffer.getvalue())
+    with new_file(folder / "maps.npy") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(maps.dtype), "fortran_order": False, "shape": maps.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in stretches(maps):
+            file.write(maps[part].data)
 
 
 def save_model(folder: Path, method: nn.Module, job: Job, record: Record) -> None:

@@ -74,13 +74,15 @@ def test_parameters_of_the_student():
     assert sum(parameter.numel() for parameter in made.parameters()) == pytest.approx(2.78e6, rel=2e-3)
 
 
-def fitted(*overrides, count=20):
+def fitted(*overrides, count=20, validation=None):
     setup = Setup("stfpm", "lite0", ("method.epochs=5", "method.batch=8", *overrides))
     made, calls = setup.new(), []
     network = made.backbone
     made.build = lambda shapes: setattr(made, "student", network.trainable_copy())
     made.backbone = lambda images: calls.append(len(images)) or network(images)
-    setup.fit(made, TrainingSet("waves", pictures(count)))
+    normals = TrainingSet("waves", pictures(count))
+    normals.validation = validation
+    setup.fit(made, normals)
     return made, calls
 
 
@@ -89,6 +91,13 @@ def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     assert sum(calls) == 20
     losses = made.facts["training"]["curve"]["loss"]
     assert losses[-1] < losses[0]
+    assert 1 <= made.facts["best_epoch"] <= 5
+
+
+def test_a_validation_set_chooses_the_epoch_and_all_training_images_are_trained_on():
+    made, calls = fitted(validation=TrainingSet("waves", pictures(3)))
+    assert sum(calls) == 20 + 3
+    assert made.facts["training"]["samples"] == 5 * 20, "none of them is split off"
     assert 1 <= made.facts["best_epoch"] <= 5
 
 

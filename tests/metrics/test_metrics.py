@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from anomaly_bench import mapped
 from anomaly_bench.metrics import metrics, ranking
 from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.metrics.registry import packaged_metrics, standard_metrics
@@ -104,6 +106,21 @@ def pro_by_mvtec(maps: Array, masks: Array) -> float:
     inside = fpr <= 0.3
     x, y = np.append(fpr[inside], 0.3), np.append(overlap[inside], np.interp(0.3, fpr, overlap))
     return float(np.trapezoid(y, x) if hasattr(np, "trapezoid") else np.trapz(y, x)) / 0.3
+
+
+def pro_by_mvtec_3d(maps: Array, masks: Array, thresholds: int) -> float:
+    """The algorithm of MVTec 3D-AD's evaluation code: thresholds at equal ranks of the scores of normal pixels."""
+    from skimage.measure import label
+
+    labels = [label(mask, connectivity=2) for mask in masks]
+    pairs = zip(maps, labels, strict=True)
+    regions = [values[found == number] for values, found in pairs for number in range(1, found.max() + 1)]
+    normal = np.sort(maps[~masks])
+    points = [(1.0, 1.0)]
+    for position in np.linspace(0, len(normal) - 1, num=thresholds, dtype=int):
+        overlap = float(np.mean([(region > normal[position]).mean() for region in regions]))
+        points.append((1.0 - (position + 1) / len(normal), overlap))
+    return area_below(points[::-1], 0.3) / 0.3
 
 
 def outcome(maps: Array, masks: Array, labels: Array | None = None) -> Outcome:
@@ -217,6 +234,26 @@ def test_agrees_with_scikit_learn_and_mvtec(scores: str) -> None:
 )
 def test_pro_by_hand(scores: list[float], mask: str, expected: float) -> None:
     assert evaluate(row(scores, mask)).values["pro"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("thresholds", [4, 50])
+@pytest.mark.parametrize("scores", SCORES)
+def test_the_evaluation_of_mvtec_3d_ad(scores: str, thresholds: int) -> None:
+    case, metric = large(scores), packaged_metrics()["pro_3d"]
+    metric = dataclasses.replace(metric, settings={**metric.settings, "thresholds": thresholds})
+    assert case.maps is not None
+    assert case.masks is not None
+    expected = pro_by_mvtec_3d(np.asarray(case.maps), np.asarray(case.masks), thresholds)
+    assert evaluate(case, {"pro_3d": metric}).values["pro_3d"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_evaluation_of_mvtec_3d_ad_differs_on_tied_maps() -> None:
+    """In a constant map nothing lies strictly above a threshold: no area, where the exact curve is the diagonal."""
+    case = row([1, 1, 1, 1, 1, 1], "##....")
+    chosen = {name: packaged_metrics()[name] for name in ("pro", "pro_3d")}
+    assert evaluate(case, chosen).values == {"pro": pytest.approx(0.15), "pro_3d": 0.0}
+    apart = evaluate(large("continuous"), chosen).values
+    assert apart["pro"] == pytest.approx(apart["pro_3d"], abs=1e-3)
 
 
 def test_regions_are_8_connected_and_per_image() -> None:
@@ -438,6 +475,54 @@ def test_memory_per_pixel() -> None:
     masks[10:, 100:160, 200:280] = True
     maps = random.standard_normal(masks.shape, np.float32)
     assert peak_bytes(outcome(maps, masks)) < 7 * masks.size  # a 64-bit column for all pixels takes 8
+
+
+RUNS_ON_DISK = {"SORTED": 1 << 18, "RUN": 1 << 12}  # as small parts of the cases here as of a long test set
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_runs_on_disk_give_the_values_of_one_sort_in_memory(scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, chosen = large(scores), {name: packaged_metrics()[name] for name in (*STANDARD, "pro_3d")}
+    whole = evaluate(case, chosen)
+    monkeypatch.setattr(ranking, "SORTED", 48 * 48 * 5)  # 3 runs, the last of fewer images
+    monkeypatch.setattr(ranking, "RUN", 100)
+    parts = evaluate(case, chosen)
+    same(parts.values, whole.values, within=1e-12)
+    assert parts.curves.keys() == whole.curves.keys()
+
+
+def test_4000_frames_need_no_more_memory_than_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps and masks are made, kept in files, and evaluated; in memory the maps alone would be 12 MB more."""
+    frame = np.zeros((32, 32), bool)
+    frame[10:14, 20:30] = True
+    monkeypatch.setattr(mapped, "LARGE", 0)
+    monkeypatch.setattr(metrics, "RUN_POINTS", 300)
+    for name, value in RUNS_ON_DISK.items():
+        monkeypatch.setattr(ranking, name, value)
+
+    def peak(count: int) -> tuple[int, Outcome]:
+        tracemalloc.start()
+        try:
+            random = np.random.default_rng(0)
+            labels = np.arange(count) % 10 == 0
+            masks = mapped.gathered((frame[None] & label for label in labels), count)
+            assert masks is not None
+            drawn = (random.standard_normal((1, 32, 32), np.float32) + mask for mask in masks)
+            maps = mapped.gathered(drawn, count)
+            assert maps is not None
+            case = Outcome(labels, maps[:, 12, 25] + 0, maps, masks)
+            evaluate(case)
+            return tracemalloc.get_traced_memory()[1], case
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(1000)[0], peak(4000)
+    assert many[0] < few + 2e6, "what grows are scores, labels and the sizes of regions"
+    monkeypatch.undo()
+    expected = evaluate(many[1]).values
+    for name, value in RUNS_ON_DISK.items():
+        monkeypatch.setattr(ranking, name, value)
+    same(evaluate(many[1]).values, expected, within=1e-12)
 
 
 def test_memory_per_defect_pixel(monkeypatch: pytest.MonkeyPatch) -> None:

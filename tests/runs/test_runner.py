@@ -16,9 +16,10 @@ from conftest import picture, save
 from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
-from anomaly_bench import records
+from anomaly_bench import mapped, records
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import timing
+from anomaly_bench.metrics import ranking
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.runs import evaluator, saved_model
 
@@ -171,6 +172,27 @@ def test_maps_model_and_gallery(small, command, tree):
     assert float(score) == pytest.approx(record.images[4]["score"], rel=1e-5)
     with pytest.raises(UsageError, match=r"no model\.yaml"):
         saved_model.load_model(results)
+
+
+def test_a_long_test_set_is_kept_in_files_with_the_same_numbers(small, command, monkeypatch):
+    words, results = small
+    words = (*words, "category=cog", "save_maps=true", "gallery=4", "overwrite=true")
+
+    def run():
+        assert command(*words)[0] == 0
+        (record,) = records.load_all(results)[0]
+        folder = results / record.path.with_suffix("")
+        return record, np.load(folder / "maps.npy"), {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+    record, maps, pictures = run()
+    monkeypatch.setattr(mapped, "LARGE", 0)
+    monkeypatch.setattr(ranking, "SORTED", 2 * 64 * 64)  # three runs of two images
+    again, maps_again, pictures_again = run()
+    assert again.images == record.images
+    assert np.array_equal(maps_again, maps)
+    assert pictures_again == pictures
+    for name, entry in record.metrics.items():
+        assert again.value(name) == pytest.approx(entry["value"], abs=1e-12), name
 
 
 def test_missing_requested_files_are_written(small, command):
