@@ -15,6 +15,7 @@ from anomaly_bench.hardware.devices import cores
 
 GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
 REGIMES = ("one_class", "multi_class", "few_shot")  # of conf/task
+SUPERVISIONS = ("normal images only", "synthetic anomalies", "external images", "few anomalies")  # what methods fit on
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
 CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
@@ -92,6 +93,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     for key in ("input", "task", *names):
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
+    supervision(config.get("method") or {})
     resize, crop = input_size(config["input"])
     holdout, rate = share(config, "holdout", 0), share(config, "max_false_alarms")
     if not holdout and rate != MAX_FALSE_ALARMS:
@@ -139,6 +141,14 @@ def regime(node: Any) -> dict[str, Any]:
         "name": name,
         **({"shots": whole_number({"task.shots": node.get("shots")}, "task.shots", 1)} if name == "few_shot" else {}),
     }
+
+
+def supervision(method: Mapping[str, Any]) -> str:
+    """What a method is fitted on, `about.supervision` of its YAML; UsageError: not one of `SUPERVISIONS`."""
+    found = str((method.get("about") or {}).get("supervision", SUPERVISIONS[0]))
+    if found not in SUPERVISIONS:
+        raise UsageError(f"method.about.supervision={found}: expected one of {', '.join(SUPERVISIONS)}")
+    return found
 
 
 def whole_number(config: Mapping[str, Any], key: str, least: int, most: int | None = None) -> int:

@@ -97,6 +97,7 @@ class Cost(TypedDict, total=False):
 class About(TypedDict):
     revision: int
     title: NotRequired[Text]
+    supervision: NotRequired[Text]
 
 
 class Method(TypedDict):
@@ -112,6 +113,7 @@ class Footnote(TypedDict):
 
 class Footnotes(TypedDict):
     footnotes: NotRequired[list[Footnote]]
+    supervision: NotRequired[Text]
 
 
 class Named(TypedDict):

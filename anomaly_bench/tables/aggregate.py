@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
+from anomaly_bench.config.settings import SUPERVISIONS
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.metrics.thresholds import shortage
 from anomaly_bench.published import PRINTED_DASH
@@ -105,6 +106,7 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
     """The setup, status and settings with a footnote, where speed or cost was measured, if a metric is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
     facts |= {"revision": _revision_fact(records[0]), "settings": _settings_fact(records[0])}
+    facts["supervision"] = _supervision_fact(records[0])
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
         facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
@@ -138,6 +140,14 @@ def _status_fact(method: str) -> str:
     """Whether what changes a method's numbers is partly our choice; '' also for methods that are not ours."""
     evidence = packaged_node("method", method).get("about", {}).get("evidence", {})
     return RECONSTRUCTION if evidence.get("status") == "reconstruction" else ""
+
+
+def _supervision_fact(record: Record) -> str:
+    """What the method is fitted on besides normal images; '' if nothing else."""
+    method: Mapping[str, Any] = record.config.get("method") or {}
+    about = packaged_node("method", record.method).get("about") or method.get("about") or {}
+    kind = about.get("supervision", SUPERVISIONS[0])
+    return "" if kind == SUPERVISIONS[0] else f"fitted on normal images and {kind}"
 
 
 def _revision_fact(record: Record) -> str:

@@ -30,7 +30,10 @@ def test_version(command):
 @pytest.mark.parametrize("subject", ["datasets", "methods", "backbones", "tables"])
 def test_list(command, subject):
     known = {"datasets": "mvtec", "methods": "padim", "backbones": "wrn50", "tables": "per_class"}
-    assert known[subject] in command("list", subject)[1]
+    out = command("list", subject)[1]
+    assert known[subject] in out
+    if subject == "methods":
+        assert "(synthetic anomalies)" in next(line for line in out.splitlines() if line.startswith("draem"))
 
 
 def test_cache(command, empty_cache):

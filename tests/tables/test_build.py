@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from markdown_it import MarkdownIt
 
+from anomaly_bench.config.parts import packaged_node
+from anomaly_bench.config.settings import choices, conf_folder, supervision
 from anomaly_bench.errors import UsageError
 from anomaly_bench.metrics.registry import packaged_metrics
 from anomaly_bench.records.record import Record
@@ -840,3 +842,28 @@ for name in {packages}:
         assert not {{"torch", "timm", "torchvision"}} & set(sys.modules), each"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_method_is_fitted_on_is_a_footnote() -> None:
+    """From the YAML of built-in methods, from the record of others; nothing for normal images only."""
+    own = {"about": {"title": "Mine", "revision": 1, "supervision": "few anomalies"}}
+    made = [record(method="padim"), record(method="draem"), record(method="mine", settings=own)]
+    grid = only(made, load_layout("per_class", [FOLDER]))
+    notes = [[marked(grid)[mark] for mark in head.notes] for head in grid.columns]
+    found = {
+        name.split(" / ")[0]: [note for note in each if "fitted on" in note]
+        for name, each in zip(columns(grid), notes, strict=True)
+    }
+    assert found == {
+        "PaDiM": [],
+        "draem": ["fitted on normal images and synthetic anomalies"],
+        "mine": ["fitted on normal images and few anomalies"],
+    }
+
+
+def test_a_wrong_supervision_mark_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"method.about.supervision=labels: expected one of normal images only, synth"):
+        supervision({"about": {"supervision": "labels"}})
+    for name in choices("method", [conf_folder()]):
+        assert supervision(packaged_node("method", name)), name
+    assert supervision(packaged_node("method", "draem")) == "synthetic anomalies"

@@ -13,7 +13,7 @@ LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "m
 
 
 def command(subject: str, arguments: Sequence[str]) -> int:
-    """Print the names of a group, each with the first comment of its YAML."""
+    """Print the names of a group, each with the first comment of its YAML; methods with what they are fitted on."""
     for index, argument in enumerate(arguments):
         if not {argument, *arguments[max(0, index - 1) : index]} & {"--config-dir", "-cd"}:
             raise UsageError(f"list {subject}: takes --config-dir DIR only, found {argument}")
@@ -22,6 +22,9 @@ def command(subject: str, arguments: Sequence[str]) -> int:
     width = max(map(len, listed), default=0)
     for name in listed:
         path = next(folder / group / f"{name}.yaml" for folder in folders if (folder / group / f"{name}.yaml").exists())
-        comments = re.findall(r"^# (?!@package)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        print(f"{name:{width}}  {comments[0] if comments else ''}".rstrip())
+        text = path.read_text(encoding="utf-8")
+        comments = re.findall(r"^# (?!@package)(.*)$", text, re.MULTILINE)
+        fitted_on = re.findall(r"^  supervision: ([^#\n]*\w)", text, re.MULTILINE)
+        mark = f" ({fitted_on[0]})" if fitted_on else ""
+        print(f"{name:{width}}  {comments[0] if comments else ''}{mark}".rstrip())
     return Exit.DONE
