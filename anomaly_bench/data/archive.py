@@ -30,18 +30,22 @@ class Archive:
     Attributes:
         licence: one line, printed before anything is fetched.
         addresses: URLs of the same file, tried in this order.
-        sha256: of the file, 64 hex digits.
         packed: bytes that the archive has at most.
         unpacked: largest total size of its files, in bytes.
         members: largest number of files and folders.
+        sha256: of the file, 64 hex digits.
+        md5: of the file, 32 hex digits, where no sha256 is published. It shows damage, but not forgery.
+        folder: of the archive, to be unpacked as a whole; "": its folders are categories.
     """
 
     licence: str
     addresses: Sequence[str]
-    sha256: str
     packed: int
     unpacked: int
     members: int
+    sha256: str = ""
+    md5: str = ""
+    folder: str = ""
 
 
 def read_archive(node: Mapping[str, Any]) -> Archive:
@@ -50,9 +54,12 @@ def read_archive(node: Mapping[str, Any]) -> Archive:
     if keys is None:
         raise UsageError("nothing to download: the dataset's YAML has no about.archive; that of dataset=mvtec has one")
     try:
-        return Archive(**keys)
+        archive = Archive(**keys)
     except TypeError as error:
         raise UsageError(f"dataset.about.archive: {error}") from error
+    if bool(archive.sha256) == bool(archive.md5):
+        raise UsageError("dataset.about.archive: expected sha256, or md5 where no sha256 is published")
+    return archive
 
 
 def unpack(archive: Archive, path: Path, names: Sequence[str], root: Path, reporter: Reporter) -> None:

@@ -2,7 +2,7 @@
 
 All work is done in `<data_root>/.download`, on the same disk as the result. It holds `archive.part`, the bytes so far:
 an interrupted call leaves it, and the next one resumes from whichever address answers. Nothing is unpacked until the
-sha256 is right.
+checksum is right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ READ_SECONDS = 30  # timeout without a byte, before the next address is tried
 ANSWER_SECONDS = 60  # for the head of an answer; then each second has to bring
 SLOWEST = 10_000  # bytes, or the address is given up
 CHUNK = 2**18  # bytes
+MD5_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,19 @@ class Download:
 
     Attributes:
         addresses: of the same file, tried in this order.
-        sha256: of the file, 64 hex digits.
+        checksum: of the file, in hex digits: 64 of its sha256, or 32 of its MD5 where no other is published.
         most: bytes that it has at most.
         unpacked: bytes of disk needed in addition.
     """
 
     addresses: Sequence[str]
-    sha256: str
+    checksum: str
     most: int
     unpacked: int = 0
+
+    @property
+    def algorithm(self) -> str:
+        return "md5" if len(self.checksum) == MD5_DIGITS else "sha256"
 
 
 class TransferError(Exception):
@@ -61,15 +66,19 @@ class TransferError(Exception):
 
 @dataclass
 class Part:
-    """The first bytes of an archive: a file, its size and its sha256 so far."""
+    """The first bytes of an archive: a file, its size and its hash so far."""
 
     path: Path
+    algorithm: str = "sha256"
     size: int = 0
-    sha256: Any = field(default_factory=hashlib.sha256)
+    hash: Any = None
+
+    def __post_init__(self) -> None:
+        self.hash = hashlib.new(self.algorithm, usedforsecurity=False)
 
     def add(self, chunk: bytes) -> None:
         self.size += len(chunk)
-        self.sha256.update(chunk)
+        self.hash.update(chunk)
 
     @property
     def source(self) -> Path:
@@ -85,7 +94,7 @@ class Part:
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.size, self.sha256 = 0, hashlib.sha256()
+        self.size, self.hash = 0, hashlib.new(self.algorithm, usedforsecurity=False)
 
 
 @contextlib.contextmanager
@@ -106,9 +115,9 @@ def workplace(root: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_part(path: Path, reporter: Reporter) -> Part:
+def read_part(path: Path, reporter: Reporter, algorithm: str = "sha256") -> Part:
     """The part that earlier calls left."""
-    part = Part(path)
+    part = Part(path, algorithm)
     if path.exists():
         with path.open("rb") as file, megabyte_bar(reporter, "hash", path.stat().st_size) as reached:
             while chunk := file.read(CHUNK):
@@ -123,7 +132,7 @@ def fetch(wanted: Download, part: Part, reporter: Reporter) -> None:
     Raises:
         DataError: no address delivered it, or the disk is too small.
     """
-    if part.sha256.hexdigest() == wanted.sha256:
+    if part.hash.hexdigest() == wanted.checksum:
         return
     why = ""
     for address in wanted.addresses:
@@ -171,10 +180,12 @@ def transfer(address: str, wanted: Download, part: Part, reporter: Reporter) -> 
         pool.shutdown(wait=False)
     if part.size < (total or 0):
         raise TransferError(f"broke off after {megabytes(part.size)} of {megabytes(total or 0)}")
-    found = part.sha256.hexdigest()
-    if found != wanted.sha256:
+    found = part.hash.hexdigest()
+    if found != wanted.checksum:
         part.discard()
-        raise TransferError(f"received a file with sha256 {found}, expected {wanted.sha256}; it is deleted")
+        raise TransferError(
+            f"received a file with {wanted.algorithm} {found}, expected {wanted.checksum}; it is deleted"
+        )
 
 
 def check_response(response: HTTPResponse, address: str, wanted: Download, part: Part) -> int | None:
@@ -225,7 +236,7 @@ def ask(address: str, part: Part) -> HTTPResponse:
     try:
         response = build_opener(SecureRedirects).open(Request(address, headers=headers), timeout=READ_SECONDS)
     except HTTPError as error:
-        if error.code == 416 and part.size:  # it has no more bytes, and the sha256 of ours is wrong
+        if error.code == 416 and part.size:  # it has no more bytes, and the hash of ours is wrong
             part.discard()
             return ask(address, part)
         raise TransferError(f"{error.code} {error.reason}") from error

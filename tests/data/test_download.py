@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import make_category
@@ -30,8 +31,10 @@ from anomaly_bench.cli.commands import data_download
 from anomaly_bench.config.compose import compose
 from anomaly_bench.data import archive as archives
 from anomaly_bench.data import download
+from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import UsageError
 
+OTHERS = ("cifar10", "mvtec3d")
 LICENCE = "Small is licensed for tests"
 Usage = namedtuple("Usage", "total used free")
 
@@ -156,7 +159,7 @@ class Site:
         self.state.content, self.state.etag = b"", '"one"'
         self.root, self.part = root, root / ".download" / "archive.part"
         self.limits = {"packed": 10**7, "unpacked": 10**7, "members": 100}
-        self.sha256 = ""
+        self.sha256 = self.md5 = ""
 
     def holds(self, content):
         self.state.content, self.sha256 = content, hashlib.sha256(content).hexdigest()
@@ -167,10 +170,11 @@ class Site:
 
     def node(self, *behaviours):
         addresses = [f"{self.url}/{behaviour}" for behaviour in behaviours]
+        checksum = {"md5": self.md5} if self.md5 else {"sha256": self.sha256}
         return {
             "name": "small",
             "title": "Small",
-            "about": {"archive": {"licence": LICENCE, "addresses": addresses, "sha256": self.sha256, **self.limits}},
+            "about": {"archive": {"licence": LICENCE, "addresses": addresses, **checksum, **self.limits}},
             "_target_": "anomaly_bench.data.mvtec.mvtec",
             "categories": {"objects": ["cog"], "textures": ["mat"]},
         }
@@ -206,6 +210,58 @@ def test_the_official_archive_is_described():
     assert all(address.startswith("https://") for address in archive.addresses)
     assert "CC BY-NC-SA 4.0" in archive.licence
     assert archive.members > 5354 + 1258
+
+
+def test_archives_of_the_other_datasets_are_described():
+    cifar, scans = (archives.read_archive(compose("config", [f"dataset={name}"])["dataset"]) for name in OTHERS)
+    assert (len(cifar.sha256), cifar.folder) == (64, "cifar-10-batches-bin")
+    assert (scans.sha256, len(scans.md5)) == ("", 32)
+    with pytest.raises(
+        UsageError, match=r"dataset.about.archive: expected sha256, or md5 where no sha256 is published"
+    ):
+        archives.read_archive({"about": {"archive": {**vars(cifar), "md5": scans.md5}}})
+    with pytest.raises(UsageError, match=r"nothing to download: the dataset's YAML has no about.archive"):
+        archives.read_archive(compose("config", ["dataset=rd_mvtec"])["dataset"])
+
+
+def test_an_archive_with_an_md5_only(site, capsys):
+    site.md5 = hashlib.md5(site.state.content, usedforsecurity=False).hexdigest()
+    assert site.get("whole")
+    assert site.is_complete()
+    assert "only an MD5 of this archive is published" in capsys.readouterr().err
+    shutil.rmtree(site.root)
+    site.md5 = "0" * 32
+    assert not site.get("whole")
+    assert (
+        f"md5 {hashlib.md5(site.state.content, usedforsecurity=False).hexdigest()}, expected 000"
+        in capsys.readouterr().err
+    )
+    assert site.files() == []
+
+
+def test_cifar10_is_one_folder_of_batches(site, capsys):
+    """A tar.gz as the official one: binary batches in one folder, which are not categories."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        for name in ("data_batch_1.bin", "test_batch.bin", "readme.html"):
+            rows = np.zeros((20, 3073), np.uint8)
+            rows[:, 0] = np.arange(20) % 10
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = rows.nbytes
+            tar.addfile(member, io.BytesIO(rows.tobytes()))
+    site.holds(made.getvalue())
+    node = compose("config", ["dataset=cifar10"])["dataset"]
+    archive = {**node["about"]["archive"], "addresses": [f"{site.url}/whole"], "sha256": site.sha256}
+    values = {"dataset": {**node, "about": {**node["about"], "archive": archive}}, "data_root": str(site.root)}
+    assert data_download.download_dataset(OmegaConf.create({**values, "category": "all"}))
+    task = open_dataset(values["dataset"], site.root).task("cat")
+    assert (len(task.fit), len(task.tests["test"])) == (2, 20)
+    assert data_download.download_dataset(OmegaConf.create({**values, "category": "all"}))
+    assert "nothing to do" in capsys.readouterr().err
+    with pytest.raises(
+        UsageError, match=r"category=cat: has no effect, as the archive of CIFAR-10 is unpacked as a whole"
+    ):
+        data_download.download_dataset(OmegaConf.create({**values, "category": "cat"}))
 
 
 def test_download_and_unpack(site, capsys):

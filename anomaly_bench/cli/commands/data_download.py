@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from anomaly_bench.console import Reporter
 from anomaly_bench.data.archive import megabytes, read_archive, unpack
-from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, open_dataset
+from anomaly_bench.data.dataset import DATA_VARIABLE, as_path, chosen, find_root, open_dataset
 from anomaly_bench.data.download import Download, fetch, read_part, workplace
 from anomaly_bench.errors import DataError, UsageError
 
@@ -30,25 +30,41 @@ def download_dataset(config: Any) -> bool:
     node, reporter = values["dataset"], Reporter()
     archive = read_archive(node)
     reporter.say(archive.licence)
-    dataset = open_dataset(node, made_root(node["name"], as_path(values["data_root"])))
-    lacking = [name for name in chosen(dataset, values["category"]) if name not in dataset.available]
+    root, lacking = absent(archive, node, as_path(values["data_root"]), values["category"])
     if not lacking:
-        reporter.say(f"nothing to do: all requested categories are in {dataset.root}")
+        reporter.say(f"nothing to do: all that is requested is in {root}")
         return True
+    if archive.md5:
+        reporter.say("only an MD5 of this archive is published: it shows a damaged file, but not a forged one")
+    wanted = Download(archive.addresses, archive.sha256 or archive.md5, archive.packed, archive.unpacked)
     try:
-        with workplace(dataset.root) as folder:
-            part = read_part(folder / "archive.part", reporter)
-            fetch(Download(archive.addresses, archive.sha256, archive.packed, archive.unpacked), part, reporter)
-            unpack(archive, part.path, lacking, dataset.root, reporter)
+        with workplace(root) as folder:
+            part = read_part(folder / "archive.part", reporter, wanted.algorithm)
+            fetch(wanted, part, reporter)
+            unpack(archive, part.path, lacking, root, reporter)
             part.discard()
     except DataError as error:
         reporter.say(f"error: {error}")
         return False
     except OSError as error:
-        reporter.say(f"error: {disk_failure(error, dataset.root, archive)}")
+        reporter.say(f"error: {disk_failure(error, root, archive)}")
         return False
-    reporter.say(f"{', '.join(lacking)}: unpacked into {dataset.root}")
+    reporter.say(f"{', '.join(lacking)}: unpacked into {root}")
     return True
+
+
+def absent(archive: Archive, node: Any, data_root: Path | None, category: Any) -> tuple[Path, list[str]]:
+    """The dataset's root, and the folders to unpack there: missing categories, or the archive's only folder."""
+    given = made_root(node["name"], data_root)
+    if not archive.folder:
+        dataset = open_dataset(node, given)
+        return dataset.root, [name for name in chosen(dataset, category) if name not in dataset.available]
+    if category != "all":
+        raise UsageError(
+            f"category={category}: has no effect, as the archive of {node['title']} is unpacked as a whole"
+        )
+    root = find_root(node["name"], given, "a folder for its files")
+    return root, [archive.folder] if not (root / archive.folder).is_dir() else []
 
 
 def made_root(name: str, data_root: Path | None) -> Path | None:
