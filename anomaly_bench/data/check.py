@@ -58,6 +58,7 @@ def look_at_headers(task: Task, place: Path) -> None:
         return [width, height]
 
     with remembered("headers", place, find) as look_up:
+        first: dict[str, list[int]] = {}  # clip -> size of its first frame
         for image in task.samples:
             expected, *others = ([source, *look_up(source)[2:]] for source in (*image.sources, *image.masks))
             for source, width, height in others:
@@ -66,3 +67,8 @@ def look_at_headers(task: Task, place: Path) -> None:
                         f"{source}: {width}x{height} pixels, its image {image.id} has {expected[1]}x{expected[2]}; "
                         "expected the same"
                     )
+            if image.clip and expected[1:] != (size := first.setdefault(image.clip, expected[1:])):
+                raise DataError(
+                    f"{expected[0]}: {expected[1]}x{expected[2]} pixels, the first frame of clip {image.clip} has "
+                    f"{size[0]}x{size[1]}; expected the same"
+                )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
-from anomaly_bench.data.readers import naming
+from anomaly_bench.data.readers import naming, source_size
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, UsageError, closest
 from anomaly_bench.files import image_files, subfolders
@@ -50,8 +50,10 @@ class Videos:
         """The frames of one scene.
 
         Raises:
-            DataError: no frames to fit or test on, or masks that are missing or do not match the frames.
+            DataError: no frames to fit or test on, masks that are missing or do not match the frames, or clips of
+                unlike sizes.
         """
+        self.require_one_size(category)
         fit = [frame for clip in self.clips("training", category) for frame in self.frames(clip, self.steps[0])]
         test = [frame for clip in self.clips("testing", category) for frame in self.tested_frames(clip)]
         if not fit or not test:
@@ -60,6 +62,19 @@ class Videos:
                 f"training/frames/{category}_<clip> and testing/frames/{category}_<clip>"
             )
         return Task(category, None, tuple(fit), {"test": tuple(test)})
+
+    def require_one_size(self, scene: str) -> None:
+        """Raise DataError if the first frames of a scene's clips differ in size; `data check` looks at all frames."""
+        expected: tuple[Path, tuple[int, int]] | None = None
+        for clip in (*self.clips("training", scene), *self.clips("testing", scene)):
+            for path in image_files(clip)[:1]:
+                height, width = size = source_size(Source(path))
+                expected = expected or (path, size)
+                if size != expected[1]:
+                    raise DataError(
+                        f"{scene}: frames of unlike sizes: {path} has {width}x{height} pixels, {expected[0]} "
+                        f"{expected[1][1]}x{expected[1][0]}; expected those of one camera"
+                    )
 
     def clips(self, part: str, scene: str) -> list[Path]:
         folder = self.root / part / "frames"
@@ -75,6 +90,10 @@ class Videos:
         frame_file, mask_file = (
             self.root / "testing" / f"test_{kind}_mask" / f"{clip.name}.npy" for kind in ("frame", "pixel")
         )
+        if lacking := [str(path) for path in (frame_file, mask_file) if not path.exists()]:
+            raise DataError(
+                f"{clip}: a clip without masks: no {' and no '.join(lacking)}; add them, or remove the clip"
+            )
         frames, labels, masks = self.frames(clip), mapped(frame_file), mapped(mask_file)
         if not len(frames) == len(labels) == len(masks):
             raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import picture, save
 
+from anomaly_bench.data.check import examine
 from anomaly_bench.data.readers import read_source
 from anomaly_bench.data.stc import stc
 from anomaly_bench.errors import DataError, UsageError
@@ -87,8 +88,20 @@ def test_mismatched_frames_and_masks_are_named(videos):
     with pytest.raises(DataError, match=r"01_01: 6 frames, 7 labels in 01_01.npy and 7 masks; expected equal numbers"):
         opened(videos).task("01")
     (videos / "testing" / "test_pixel_mask" / "02_01.npy").unlink()
-    with pytest.raises(DataError, match=r"02_01.npy: cannot be decoded"):
+    with pytest.raises(DataError, match=r"02_01: a clip without masks: no .*test_pixel_mask/02_01.npy; add them, or"):
         opened(videos).task("02")
+
+
+def test_frames_of_unlike_sizes_are_named(videos):
+    frames = videos / "testing" / "frames" / "01_01"
+    save(picture(9)[:32], frames / "003.jpg")
+    _, (problem,) = examine(opened(videos), "01", {})
+    assert problem.endswith("003.jpg: 48x32 pixels, the first frame of clip 01_01 has 48x40; expected the same")
+    save(picture(9)[:32], frames / "000.jpg")
+    with pytest.raises(
+        DataError, match=r"01: frames of unlike sizes: .*000.jpg has 48x32 pixels, .*000.jpg 48x40; exp"
+    ):
+        opened(videos).task("01")
 
 
 @pytest.mark.skipif(not PED2.exists(), reason="needs Ped2 in ../shared/data")
