@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,7 +94,7 @@ def _categories(material: TableInput) -> list[AxisItem]:
         shown = [name for name in names if name in recorded]
         shown += [f"mean:{group}"] if shown and group and len(groups) > 1 else []
         made += [_category(key, everything, over=group) for key in shown]
-    return _ruled([*made, *([_category(ALL, everything)] if len(everything) > 1 else [])])
+    return _ruled(_abbreviated([*made, *([_category(ALL, everything)] if len(everything) > 1 else [])]))
 
 
 def _category(key: str, everything: Mapping[str, str], label: str = "", over: str = "") -> AxisItem:
@@ -104,6 +104,15 @@ def _category(key: str, everything: Mapping[str, str], label: str = "", over: st
     members = tuple(name for name in everything if key == ALL or everything[name] == group) if mean else (key,)
     plain = f"mean of {group}" if mean else key
     return AxisItem(Header((label or plain,), mean=mean), (over,), key=key, categories=members)
+
+
+def _abbreviated(made: Sequence[AxisItem]) -> list[AxisItem]:
+    """Give categories of more than five letters a short label: 'Carp.'; not where two would be alike."""
+    labels = {item.head.labels[0] for item in made if not item.head.mean}
+    short = {label: f"{label[:4].rstrip()}." for label in labels if len(label) > 5 and not label.endswith(".")}
+    used = Counter(short.values())
+    short = {label: text for label, text in short.items() if used[text] == 1 and text not in labels}
+    return [replace(item, head=replace(item.head, short=short.get(item.head.labels[0], ""))) for item in made]
 
 
 def _ruled(made: Sequence[AxisItem]) -> list[AxisItem]:
@@ -142,7 +151,7 @@ def _printed_categories(material: TableInput) -> list[AxisItem]:
     keys = list(dict.fromkeys(cell.category or ALL for cell in load_references(layout.published)))
     over = layout.header("categories")
     labels = {**MEANS, **layout.labels}
-    return _ruled([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys])
+    return _ruled(_abbreviated([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys]))
 
 
 def _printed_methods(material: TableInput) -> list[AxisItem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,10 +57,12 @@ class Header:
 
     Attributes:
         labels: header lines from the top, or label columns from the left.
-        opens: preceded by a rule.
+        opens: a row preceded by a rule.
         above: a title printed between that rule and the row.
         mean: a row of means.
         notes: its footnotes.
+        short: an abbreviation of the last label, for narrow columns; "": none.
+        divides: a column preceded by a rule.
     """
 
     labels: tuple[str, ...]
@@ -67,11 +70,21 @@ class Header:
     above: str = ""
     mean: bool = False
     notes: tuple[str, ...] = ()
+    short: str = ""
+    divides: bool = False
+
+    def shortened(self) -> Header:
+        """The header with its abbreviation, if it has one."""
+        return replace(self, labels=(*self.labels[:-1], self.short)) if self.short else self
 
 
 @dataclass(frozen=True)
 class Table:
-    """cells[row][column]; parts: names of a tuple's values; notes: (letter or "", text) below the table."""
+    """cells[row][column]; parts: names of a tuple's values; notes: (letter or "", text) below the table.
+
+    Attributes:
+        label: of LaTeX's \\ref; "": tab:NAME.
+    """
 
     name: str
     caption: str
@@ -81,6 +94,7 @@ class Table:
     cells: list[list[Cell]]
     parts: tuple[str, ...] = ("",)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    label: str = ""
 
     @classmethod
     def of_rows(
@@ -107,6 +121,13 @@ class Table:
     def has_published(self) -> bool:
         """Whether published values are shown next to measured ones."""
         return any(value.published for row in self.cells for cell in row for value in cell.values)
+
+    def part(self, start: int, end: int) -> Table:
+        """Some of the columns, and the notes that they need."""
+        columns, cells = self.columns[start:end], [row[start:end] for row in self.cells]
+        marked = {"", *(mark for each in (*columns, *self.rows, *itertools.chain(*cells)) for mark in each.notes)}
+        notes = [(mark, text) for mark, text in self.notes if mark in marked]
+        return replace(self, columns=columns, cells=cells, notes=notes)
 
     def lettered(self) -> Table:
         """Replace footnotes by letters in reading order, and list them below the table."""

@@ -170,30 +170,37 @@ MARKDOWN = """\
 
 - Seed 0.
 """
-LATEX = r"""\begin{table}[t]
+LATEX = r"""% \usepackage{adjustbox,booktabs,threeparttable}
+\begin{table*}[t]
   \centering
   \caption{MVTec AD, input 256$\times$256, protocol unified: pixel AUROC, PRO (in \%)}
   \label{tab:per_class}
-  \begin{tabular}{lccc}
-    \toprule
-     & draem & \multicolumn{2}{c}{PaDiM} \\
-    \cmidrule(lr){3-4}
-    Category &  & R18 & WRN50 \\
-    \midrule
-    weave & (95.5, --) & (\textbf{97.5}, \textbf{91.1}) & (\textbf{97.5}, 90.1) \\
-    granite & (\textbf{97.5}, --) & (81.0, \textbf{81.0}) & (96.5, 80.0) \\
-    \emph{mean of textures} & (96.5, --) & (89.2, \textbf{86.1}) & (\textbf{97.0}, 85.0) \\
-    \midrule
-    gear & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
-    \emph{mean of objects (1 of 2)} & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
-    \midrule
-    \emph{mean of all (3 of 4)} & (92.7, --) & (86.8, 84.7) & (\textbf{95.0}, \textbf{87.4}) \\
-    \bottomrule
-  \end{tabular}
   \par\smallskip
-  \parbox{\linewidth}{\footnotesize
-    Seed 0.}
-\end{table}
+  \begin{adjustbox}{max width=\linewidth}
+  \begin{threeparttable}
+    \begin{tabular}{@{}lccc@{}}
+      \toprule
+       & draem & \multicolumn{2}{c}{PaDiM} \\
+      \cmidrule(lr){3-4}
+      Category &  & R18 & WRN50 \\
+      \midrule
+      weave & (95.5, --) & (\textbf{97.5}, \textbf{91.1}) & (\textbf{97.5}, 90.1) \\
+      granite & (\textbf{97.5}, --) & (81.0, \textbf{81.0}) & (96.5, 80.0) \\
+      \emph{mean of textures} & (96.5, --) & (89.2, \textbf{86.1}) & (\textbf{97.0}, 85.0) \\
+      \midrule
+      gear & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
+      \emph{mean of objects (1 of 2)} & (85.0, --) & (82.0, 82.0) & (\textbf{91.0}, \textbf{92.0}) \\
+      \midrule
+      \emph{mean of all (3 of 4)} & (92.7, --) & (86.8, 84.7) & (\textbf{95.0}, \textbf{87.4}) \\
+      \bottomrule
+    \end{tabular}
+    \begin{tablenotes}[flushleft]
+      \footnotesize
+      \item[] Seed 0.
+    \end{tablenotes}
+  \end{threeparttable}
+  \end{adjustbox}
+\end{table*}
 """
 
 

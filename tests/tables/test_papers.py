@@ -108,7 +108,7 @@ def test_headers_of_the_papers_tables() -> None:
         *("Texture / wood", "Object / bott.", "Object / cable"),
     ]
     lines = render_tables([], LAYOUTS["adtr2022_1"], format="latex", source="reported").splitlines()
-    assert lines[6].strip() == r"& \multicolumn{5}{c}{Texture} & \multicolumn{10}{c}{Object} &  \\"
+    assert r"& \multicolumn{5}{c}{Texture} & \multicolumn{10}{c}{Object} &  \\" in map(str.strip, lines)
 
 
 def test_repaired_cells_have_a_footnote_with_the_value() -> None:
@@ -394,7 +394,6 @@ def test_every_layout_compiles(source: str, tmp_path: Path) -> None:
     made = [table(EVERY, layout, source) for layout in LAYOUTS.values()]
     log = pdf(draw(made, "latex", standalone=True), tmp_path)
     assert "Overfull" not in log
-    assert f"({len(made)} page" in log.replace("\n", "")
 
 
 def test_marks_of_every_format() -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.layout import Layout
+    from anomaly_bench.tables.table import Table
 
 AFTER_RUN = ("per_class", "operating", "complexity")
 DEVIATION = "±: sample standard deviation over seeds; for means over categories, of that mean."
@@ -86,11 +87,27 @@ def print_tables(config: Any) -> None:
         metrics = query.name_list(config["cells"])
         made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed)
         missing += how_to_get(found, cells) if source != "reported" else []
-    color = in_color(config["out"])
-    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"))
+    made = titled(made, config)
+    color, fit = in_color(config["out"]), str(config["fit"] or "page")
+    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"), fit=fit)
     for line in dict.fromkeys(missing):
         print(shown(line), file=sys.stderr)
     show(text, config["out"])
+
+
+def titled(made: list[Table], config: Any) -> list[Table]:
+    """The tables with the caption and label that the user gives.
+
+    Raises:
+        UsageError: either for several tables; what has no effect on the format.
+    """
+    for key in ("label", "fit"):
+        if config[key] is not None and config["format"] != "latex":
+            raise UsageError(f"{key}={config[key]} has no effect on format={config['format']}; expected format=latex")
+    given = {key: str(config[key]) for key in ("caption", "label") if config[key] is not None}
+    if given and len(made) != 1:
+        raise UsageError(f"{'= and '.join(given)}= for {len(made)} tables, expected one; choose one, table=NAME")
+    return [replace(table, **given) for table in made]
 
 
 def with_deviation(layout: Layout) -> Layout:

@@ -1,79 +1,92 @@
-"""Tables as LaTeX: fragments to \\input, or a complete document. Needs booktabs, and xcolor for coloured gaps."""
+"""Tables as LaTeX: fragments to \\input that fit a paper's columns, or a complete document."""
 
 from __future__ import annotations
 
+import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_bench.tables.table import BEST, DASH, SECOND, cell_text, header_lines, labels_of, safe_text
+from anomaly_bench.tables.formats.fit import PLAIN, fitted, mark_widths
+from anomaly_bench.tables.formats.latex_text import latex_text
+from anomaly_bench.tables.formats.widths import SIZES
+from anomaly_bench.tables.table import BEST, DASH, SECOND, cell_text, header_lines, labels_of
 
 if TYPE_CHECKING:
+    from anomaly_bench.tables.formats.fit import Fitted, Style
     from anomaly_bench.tables.table import Cell, CellValue, Table
 
-TEX = {
-    **{char: f"\\{char}" for char in "{}$&#_%"},
-    **{char: f"{{{char}}}" for char in "[*"},  # after a line break they would be its argument or its star
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "{''}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{
-        "−": "$-$",
-        "–": r"{\textendash}",
-        "—": r"{\textemdash}",
-        "’": "'",
-        "×": r"$\times$",
-        "±": r"$\pm$",
-        "⁶": "$^6$",
-    },
-}
 MARK = "\\textsuperscript{{{}}}"
 STYLES = {BEST: "\\textbf{{{}}}", SECOND: "\\underline{{{}}}"}
 COLORS = {
     **{"better": "\\textcolor{{green!45!black}}{{{}}}", "worse": "\\textcolor{{red!75!black}}{{{}}}"},
     **{"even": "{}", "unlike": "\\textcolor{{gray}}{{{}}}"},
 }
-OGONEK = "\N{COMBINING OGONEK}"  # the one accent up to U+017F that the default encoding lacks
+PACKAGES = {  # and what needs them
+    "adjustbox": r"\begin{adjustbox}",
+    "booktabs": r"\toprule",
+    "rotating": r"\begin{sideways",
+    "threeparttable": r"\begin{threeparttable}",
+    "xcolor": r"\textcolor",
+}
 
 
-def _latex_text(text: str) -> str:
-    escaped = "".join(map(_latex_char, safe_text(text)))
-    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens are no dash
+def latex(table: Table, fit: str = "page") -> str:
+    """`table` environments to \\input; a comment on top names the packages that they need.
+
+    Args:
+        fit: one of `FITS`: the room that the table may take.
+    """
+    parts = fitted(table, fit)
+    body = "\n".join(_environment(part, fit, number, len(parts)) for number, part in enumerate(parts, 1))
+    used = [name for name, command in PACKAGES.items() if command in body]
+    return f"% \\usepackage{{{','.join(used)}}}\n{body}"
 
 
-def _latex_char(char: str) -> str:
-    """Escape a character; one without a glyph in the default fonts becomes its code point, U+6F22."""
-    letters = unicodedata.normalize("NFD", char)  # the letter, then its accents
-    accented = char <= "ſ" and letters[0].isascii() and OGONEK not in letters
-    return TEX.get(char) or (char if accented else f"U+{ord(char):04X}")
-
-
-def latex(table: Table) -> str:
-    """A `table` environment; needs booktabs, and xcolor if published values are shown."""
-    sides = "l" * len(table.corner) + ("c" if table.paired else "r") * len(table.columns)
-    notes = [(MARK.format(mark) + "~" if mark else "") + _latex_text(text) for mark, text in table.notes]
-    below = ["  \\par\\smallskip", "  \\parbox{\\linewidth}{\\footnotesize", "    " + " \\\\\n    ".join(notes) + "}"]
-    lines = [
-        "\\begin{table}[t]",
-        "  \\centering",
-        f"  \\caption{{{_latex_text(table.caption)}}}",
-        f"  \\label{{tab:{re.sub('[^A-Za-z0-9_-]', '-', table.name)}}}",
-        f"  \\begin{{tabular}}{{{sides}}}",
-        *(
-            f"    {line}"
-            for line in ("\\toprule", *_latex_header(table), "\\midrule", *_latex_body(table), "\\bottomrule")
-        ),
-        "  \\end{tabular}",
-        *(below if notes else ()),
-        "\\end{table}",
-    ]
+def _environment(part: Fitted, fit: str, number: int, of: int) -> str:
+    """One `table` environment. Its last resort, on a page narrower than expected, is scaling."""
+    table, name = part.table, "sidewaystable" if fit == "landscape" else "table"
+    name += "*" if part.wide else ""
+    share, suffix = (f" ({number} of {of})", f"-{number}" if number > 1 else "") if of > 1 else ("", "")
+    label = table.label or f"tab:{re.sub('[^A-Za-z0-9_-]', '-', table.name)}"
+    caption = [f"\\caption{{{latex_text(table.caption + share)}}}", f"\\label{{{label}{suffix}}}", r"\par\smallskip"]
+    body = _threeparttable(table, part.style)
+    if fit != "none":
+        body = [r"\begin{adjustbox}{max width=\linewidth}", *body, r"\end{adjustbox}"]
+    lines = [f"\\begin{{{name}}}{'' if name.startswith('s') else '[t]'}", r"  \centering"]
+    lines += [*(f"  {line}" for line in caption + body), f"\\end{{{name}}}"]
     return "\n".join(lines) + "\n"
 
 
+def _threeparttable(table: Table, style: Style) -> list[str]:
+    """The tabular with its notes in its own width."""
+    settings = [] if style.size == PLAIN.size else [f"\\fontsize{{{style.size}}}{{{1.2 * style.size:g}}}\\selectfont"]
+    settings += [] if style.sep == PLAIN.sep else [f"\\setlength{{\\tabcolsep}}{{{style.sep}pt}}"]
+    lines = ("\\toprule", *_latex_header(table), "\\midrule", *_latex_body(table), "\\bottomrule")
+    made = [f"\\begin{{tabular}}{{{_columns(table, style)}}}", *(f"  {line}" for line in lines), r"\end{tabular}"]
+    if table.notes:
+        notes = [f"  \\item[{mark}] {latex_text(text)}" for mark, text in table.notes]
+        made += [r"\begin{tablenotes}[flushleft]", r"  \footnotesize", *notes, r"\end{tablenotes}"]
+    return [r"\begin{threeparttable}", *(f"  {line}" for line in settings + made), r"\end{threeparttable}"]
+
+
+def _columns(table: Table, style: Style) -> str:
+    """The columns' alignment; where footnotes hang over the right edge of a column, there is room for their letters."""
+    side = "c" if table.paired else "r"
+    rooms = [SIZES[style.size][1] * width for width in mark_widths(table)]
+    sides = ["l"] * len(table.corner)
+    for head, before in zip(table.columns, [0.0, *rooms], strict=False):
+        gap = f"@{{\\hspace{{{2 * style.sep + before:.1f}pt}}}}" if before else ""
+        sides.append(f"{gap}{'|' if head.divides else ''}{side}")
+    last = f"\\hspace{{{rooms[-1]:.1f}pt}}" if rooms and rooms[-1] else ""
+    return f"@{{}}{''.join(sides)}@{{{last}}}"
+
+
 def _latex_header(table: Table) -> Iterator[str]:
-    levels = header_lines([labels_of(head, _latex_text, MARK) for head in table.columns])
+    escape = functools.partial(_latex_head, side="c" if table.paired else "r")
+    levels = header_lines([labels_of(head, escape, MARK) for head in table.columns])
     for level, line in enumerate(levels, 1):
-        stubs = [_latex_text(title) if level == len(levels) else "" for title in table.corner]
+        stubs = [latex_text(title) if level == len(levels) else "" for title in table.corner]
         labels = [f"\\multicolumn{{{span}}}{{c}}{{{text}}}" if span > 1 else text for text, span in line]
         yield _latex_row([*stubs, *labels])
         rules, end = [], len(stubs)
@@ -82,6 +95,12 @@ def _latex_header(table: Table) -> Iterator[str]:
             rules += [f"\\cmidrule(lr){{{end - span + 1}-{end}}}"] if span > 1 else []
         if rules:
             yield " ".join(rules)
+
+
+def _latex_head(text: str, side: str) -> str:
+    """A label, in several lines where it is broken."""
+    lines = [latex_text(line) for line in text.split("\n")]
+    return lines[0] if len(lines) == 1 else f"\\shortstack[{side}]{{{(chr(92) * 2).join(lines)}}}"
 
 
 def _latex_row(texts: Iterable[str]) -> str:
@@ -94,8 +113,8 @@ def _latex_body(table: Table) -> Iterator[str]:
             yield "\\midrule"
         if head.above:
             width = len(table.corner) + len(table.columns)
-            yield _latex_row([f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{_latex_text(head.above)}}}}}"])
-        stubs = labels_of(head, _latex_text, MARK)
+            yield _latex_row([f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{latex_text(head.above)}}}}}"])
+        stubs = labels_of(head, latex_text, MARK)
         stubs[0] = f"\\emph{{{stubs[0]}}}" if head.mean else stubs[0]
         yield _latex_row([*stubs, *(_latex_cell(cell, table.has_published) for cell in cells)])
 
@@ -112,21 +131,21 @@ def _latex_value(value: CellValue) -> str:
 
 
 def _latex_number(text: str) -> str:
-    return text if text == DASH else _latex_text(text)
+    return text if text == DASH else latex_text(text)
 
 
-def document(made: Sequence[Table], widest: int) -> str:
-    """A complete LaTeX document, one table per page, the paper wide enough for `widest` characters."""
-    width = max(21, round(widest * 0.19 + 4))  # cm; a bold digit is 0.19 cm wide
+def document(made: Sequence[Table], fit: str, widest: int) -> str:
+    """A complete LaTeX document on A4; for fit=none, the paper is wide enough for `widest` characters."""
+    width = max(21, round(widest * 0.19 + 4)) if fit == "none" else 21  # cm; a bold digit is 0.19 cm wide
     lines = (
         "\\documentclass{article}",
         "\\usepackage[utf8]{inputenc}",
-        "\\usepackage{booktabs,xcolor}",
-        f"\\usepackage[paperwidth={width}cm,paperheight=29.7cm,margin=2cm]{{geometry}}",
+        f"\\usepackage{{{','.join(PACKAGES)}}}",
+        f"\\usepackage[paperwidth={width}cm,paperheight=29.7cm,margin=2.5cm]{{geometry}}",
         "\\setlength{\\belowcaptionskip}{1ex}",
         "\\makeatletter\\setlength{\\@fptop}{0pt}\\makeatother % tables at the top of their pages",
         "\\pagestyle{empty}",
         "\\begin{document}",
-        "\n\\clearpage\n".join(map(latex, made)) + "\\end{document}",
+        "\n\\clearpage\n".join(latex(table, fit) for table in made) + "\\end{document}",
     )
     return "\n".join(lines) + "\n"
