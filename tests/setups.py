@@ -9,7 +9,7 @@ from anomaly_bench.testing.setup import Setup
 
 METHODS = choices("method", [conf_folder()])
 SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
-PRETRAINED = ("panda",)  # train a copy of the backbone
+PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 SMALLER = {
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
@@ -29,6 +29,8 @@ SMALLER = {
         "method.batch=4",
     ),
     "ocgan": ("method.width=4", "method.critic_width=2", "method.batch=8", "method.lr=0.002"),
+    "dfr": ("method.latent=8", "method.lr=0.003", "method.batch=8"),
+    "fyd": ("method.lr=0.01", "method.batch=8"),
     "gradcon": ("method.batch=4",),
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
     "pefm": ("method.latents=[8,8,8]",),
