@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from anomaly_bench.data.dataset import Sample, Source, Task, find_root
-from anomaly_bench.data.decoding import eight_bit
 from anomaly_bench.data.mvtec import MVTecDataset
-from anomaly_bench.data.readers import READERS, opened, read_source
-from anomaly_bench.errors import UsageError
+from anomaly_bench.data.readers import READERS, read_source
+from anomaly_bench.errors import DataError, UsageError
 
 DEGREES, WHOLE, CROP = 10.0, 256, 224
 Filter = PILImage.Resampling
@@ -75,8 +74,10 @@ def rd_mvtec(
 
 def read_rotated(source: Source) -> NDArray[np.uint8]:
     """The image (224, 224, 3)."""
-    with opened(Source(source.path)) as image:
-        return turned(eight_bit(image, source).convert("RGB"), source.member, Filter.BILINEAR)
+    values = read_source(Source(source.path))
+    if values.dtype != np.uint8:
+        raise DataError(f"{source.path}: {values.dtype}; expected 8 bits, as MVTec AD has: replace the file")
+    return turned(PILImage.fromarray(values).convert("RGB"), source.member, Filter.BILINEAR)
 
 
 def read_rotated_mask(source: Source) -> NDArray[np.uint8]:
