@@ -14,7 +14,8 @@ from conftest import save
 
 from anomaly_bench.data.cifar10 import cifar10
 from anomaly_bench.data.cifar10_files import CLASSES
-from anomaly_bench.data.readers import read_source
+from anomaly_bench.data.dataset import Source
+from anomaly_bench.data.readers import read_member, read_source
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
 
@@ -50,6 +51,22 @@ def write_zip(root):
         for path in (root / "tree").rglob("*.png"):
             archive.write(path, Path("cifar10", path.relative_to(root / "tree")))
     return root / "cifar.zip"
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_members_of_a_zip_archive(kind, tmp_path):
+    """Also behind other bytes, and with a damaged one, which is named."""
+    path, texts = tmp_path / "some.zip", {"a/one.png": b"one" * 900, "two.png": b"", "ü.png": bytes(range(256))}
+    path.write_bytes(b"before")
+    with zipfile.ZipFile(path, "a", kind) as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    assert {name: read_member(path, 0, name) for name in texts} == texts
+    content = path.read_bytes()
+    at = content.index(b"a/one.png") + len(b"a/one.png") + 3
+    path.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+    with pytest.raises(DataError, match=r"some.zip\[a/one.png\]: cannot be decoded"):
+        read_source(Source(path, "a/one.png"))
 
 
 def opened(root, protocol="A", draw=0):
