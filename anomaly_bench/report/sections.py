@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.table import Table
 
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
+RECALL = "image_recall"  # at the threshold from held-out images, where there is one: behind the first of them
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
 CASE_TITLES = {
     "alarm": "False alarms: normal images of highest score",
@@ -97,7 +98,8 @@ class Section:
         self.entries = group_records(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
         entries = [record.metrics for record in records]
-        names = (*ACCURACIES, *own_names(entries))
+        recall = [RECALL] if any(record.holdout for record in records) else []
+        names = (ACCURACIES[0], *recall, *ACCURACIES[1:], *own_names(entries))
         self.known = {name: metric for name in names if (metric := find_metric(name, entries))}
         valued = [name for name in names if any(record.value(name) is not None for record in records)]
         self.metrics = {name: self.known[name].title for name in valued}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import heapq
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +24,7 @@ from anomaly_bench.errors import DataError, UsageError, shown
 from anomaly_bench.files import relative, safe_cell, short_path
 from anomaly_bench.metrics.thresholds import shortage, thresholds_of
 from anomaly_bench.protocol import to_tensor
+from anomaly_bench.runs.verdicts import Judge, summary, write_scores
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.protocol import Method
 
-SHOWN = 5  # images printed: those with the highest scores
+MAX_FALSE_ALARMS = 0.05  # of calibrate=DIR, where neither the key nor the model says another
 Item = TypeVar("Item")
 
 
@@ -43,6 +42,7 @@ class Wanted:
 
     model: Path
     images: Path
+    calibrate: Path | None
     out: Path
     weights: str | None
     save_maps: bool
@@ -77,6 +77,7 @@ class Folder:
         self.input = about["input"]
         (self.resize, self.crop), self.filter = input_size(self.input), resize_filter(self.input)
         self.thresholds: Mapping[str, Any] = about.get("thresholds") or {}
+        self.held_out: Sequence[Mapping[str, Any]] = about.get("held_out") or ()
         names = map(short_path, map_names([self.name(file) for file in files]))
         self.names = dict(zip(files, names, strict=True))
         self.failed = 0
@@ -92,6 +93,10 @@ class Folder:
         """Write all requested output to `out`; True: no image failed."""
         with self.maps_folder() as maps:
             self.score_images(method, device, maps)
+            judge = Judge(self.thresholds, self.held_out)
+            rows = judge.rows(self.scored)
+            write_scores(self.wanted.out / "scores.csv", rows)
+            self.part.unlink()
             if self.wanted.save_overlays and self.mapped:
                 self.draw(maps)
         if not self.mapped and self.scored:
@@ -99,9 +104,24 @@ class Folder:
         print(
             f"{len(self.scored)} of {len(self.files)} images scored by {self.title}: {self.wanted.out / 'scores.csv'}"
         )
-        for value, name in heapq.nlargest(SHOWN, self.scored):
-            print(f"{value:12.6g}  {shown(name)}")
+        for line in summary(rows, judge):
+            print(line)
         return not self.failed
+
+    def calibrate(self, method: Method, device: torch.device, files: Sequence[Path], rate: float | None) -> None:
+        """Make thresholds from a folder of normal images, instead of those held out from the model's fit.
+
+        Args:
+            rate: the share of normal images above a threshold; None: the model's.
+        """
+        found = [
+            {"score": float(score), "peak": None if values is None else float(values.max())}
+            for _, score, values in self.scores(method, device, files, "calibrating")
+        ]
+        rate = rate or self.thresholds.get("max_false_alarms", MAX_FALSE_ALARMS)
+        self.held_out, self.thresholds = found, thresholds_of(found, rate)
+        if lack := shortage(len(found), rate):
+            self.reporter.warn(f"calibrate={self.wanted.calibrate}: {lack}")
 
     @contextlib.contextmanager
     def maps_folder(self) -> Iterator[Path]:
@@ -113,12 +133,20 @@ class Folder:
                 yield Path(temporary)
 
     def score_images(self, method: Method, device: torch.device, maps: Path) -> None:
-        """Score all readable images, batch by batch."""
+        """Score all readable images and keep what is requested of each."""
+        with self.rows() as write:
+            for file, score, values in self.scores(method, device, self.files, "scoring"):
+                self.keep(file, score, values, maps)
+                write(self.scored[-1])
+
+    def scores(
+        self, method: Method, device: torch.device, paths: Sequence[Path], title: str
+    ) -> Iterator[tuple[Path, np.float32, NDArray[np.float32] | None]]:
+        """File, score and (H, W) map of all images that can be read and scored, batch by batch."""
         from anomaly_bench.runs.evaluator import score_batch
 
-        parts = chunks(self.files, self.wanted.batch_size)
-        with self.rows() as write, self.reporter.stage("scoring", len(self.files)) as advance:
-            for files, futures in ahead(self.pool, self.decode, parts):
+        with self.reporter.stage(title, len(paths)) as advance:
+            for files, futures in ahead(self.pool, self.decode, chunks(paths, self.wanted.batch_size)):
                 read: dict[Path, NDArray[np.uint8]] = {}
                 for file, future in zip(files, futures, strict=True):
                     with self.failing():
@@ -126,24 +154,27 @@ class Folder:
                 if read:
                     scores, found = score_batch(method, to_tensor(np.stack(list(read.values())), device))
                     for index, file in enumerate(read):
-                        with self.failing():
-                            self.keep(file, scores[index], None if found is None else found[index], maps)
-                            write(self.scored[-1])
+                        values = None if found is None else found[index]
+                        if self.finite(file, scores[index], values):
+                            yield file, scores[index], values
                 advance(len(files))
+
+    @property
+    def part(self) -> Path:
+        """The scores so far, without verdicts."""
+        return self.wanted.out / "scores.csv.part"
 
     @contextlib.contextmanager
     def rows(self) -> Iterator[Callable[[tuple[float, str]], Any]]:
-        """Write `scores.csv` row by row, under a temporary name until it is complete."""
-        part = self.wanted.out / "scores.csv.part"
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        """Write scores as they come, into `part`."""
+        with self.part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(("file", "score"))
             try:
                 yield lambda scored: writer.writerow((safe_cell(scored[1]), scored[0]))
             except BaseException:
-                self.reporter.warn(f"{len(self.scored)} of {len(self.files)} scores are in {part}")
+                self.reporter.warn(f"{len(self.scored)} of {len(self.files)} scores are in {self.part}")
                 raise
-        os.replace(part, part.with_suffix(""))
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
         """The (H, W, 3) pixels that the model sees.
@@ -158,10 +189,16 @@ class Folder:
         except Exception as error:  # PIL raises undocumented errors on damaged files
             raise DataError(f"{file}: cannot be decoded ({error!r}); replace or remove the file") from error
 
+    def finite(self, file: Path, score: np.float32, values: NDArray[np.float32] | None) -> bool:
+        """Whether score and map are finite; if not, the image has failed."""
+        if np.isfinite(score) and (values is None or np.isfinite(values).all()):
+            return True
+        with self.failing():
+            raise DataError(f"{file}: its score or map is NaN or infinite; expected finite numbers from {self.title}")
+        return False
+
     def keep(self, file: Path, score: np.float32, values: NDArray[np.float32] | None, maps: Path) -> None:
         """Store one image's score and its (H, W) map."""
-        if not np.isfinite(score) or (values is not None and not np.isfinite(values).all()):
-            raise DataError(f"{file}: its score or map is NaN or infinite; expected finite numbers from {self.title}")
         if values is not None:
             if self.wanted.save_maps or self.wanted.save_overlays:
                 np.save(made_folder(maps / f"{self.names[file]}.npy"), values)

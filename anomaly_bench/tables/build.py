@@ -62,10 +62,12 @@ def build_tables(
     measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
-    return [
-        _table(TableInput(layout, measures, part, references or (), source), name, mixed)
-        for name, part in zip(names, parts, strict=False)
-    ]
+    tables = []
+    for name, part in zip(names, parts, strict=False):
+        thresholds = any(record.holdout for record in part)
+        shown = [measure for measure in measures if thresholds or not measure.holdout]
+        tables.append(_table(TableInput(layout, shown, part, references or (), source), name, mixed))
+    return tables
 
 
 def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) -> list[list[Record]]:

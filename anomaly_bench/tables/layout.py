@@ -42,6 +42,7 @@ class Column:
         scale, digits: factor, and number of decimals.
         best: which value is set in bold: "highest", "lowest" or "" (none).
         deviation: print the standard deviation over seeds.
+        holdout: only in tables of records with thresholds from held-out images.
     """
 
     value: str
@@ -52,6 +53,7 @@ class Column:
     digits: int = 1
     best: str = ""
     deviation: bool = False
+    holdout: bool = False
 
 
 @dataclass(frozen=True)

@@ -566,6 +566,7 @@ def test_operating_points() -> None:
         "draem WRN50": ["70.0", "60.0", "0.0", "95.0*", "85.0", "–", "–"],
         "PaDiM WRN50": ["80.0*", "70.0*", "10.0", "90.0", "85.0", "–", "–"],
     }
+    assert columns(only(held_out, COMPLEXITY))[:3] == ["Image (%) / AUROC", "Image (%) / recall", "FPS"]
     notes = " ".join(text for _, text in grid.notes)
     assert "Thresholds from 42 to 48 held-out normal images a category." in notes
     few = [dataclasses.replace(each, thresholds={**limits, "images": 19}) for each in held_out]

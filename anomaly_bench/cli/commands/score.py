@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MODEL_KEYS = (  # of score model=
-    *("images", "weights", "save_maps", "save_overlays", "scale"),
+    *("images", "calibrate", "weights", "save_maps", "save_overlays", "scale"),
     *("max_false_alarms", "device", "batch_size"),
 )
 MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # of score maps=

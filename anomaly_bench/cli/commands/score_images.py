@@ -1,6 +1,7 @@
 """`anomaly-bench score model=DIR images=DIR out=DIR`: score any folder of images with a fitted model.
 
-    out/scores.csv              file, score: each image's path below `images` and its raw score, higher = more anomalous
+    out/scores.csv              of each image: its path below `images`, its raw score (higher = more anomalous), its
+                                percentile among held-out normal images, the verdict at their threshold, its rank
     out/maps/<image>.npy        its anomaly map, float32 (H, W) of the model's input (within the crop, if it has one)
     out/overlays/<image>.png    the heat map over the image, outlined at the model's pixel threshold if it has one
 
@@ -37,15 +38,19 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     """
     wanted = read_wanted(values)
     folders_read = list(tree(wanted.images, links=False))
-    files = [file for each in folders_read for file in image_files(each)]
-    if not files:
-        raise UsageError(f"images={wanted.images}: no image in it or its subfolders; expected png, jpg, tif, bmp, ...")
+    files = images_in("images", wanted.images, folders_read)
+    normal = (
+        []
+        if wanted.calibrate is None
+        else images_in("calibrate", wanted.calibrate, list(tree(wanted.calibrate, links=False)))
+    )
     from anomaly_bench.hardware import torch_setup
     from anomaly_bench.runs import saved_model
 
     about = saved_model.read_about(wanted.model, folders)
     rate = None if values["max_false_alarms"] is None else share(values, "max_false_alarms")
-    about["thresholds"] = thresholds_at(about, rate)
+    if not normal:
+        about["thresholds"] = thresholds_at(about, rate)
     device = torch_setup.set_up(wanted.device, wanted.threads, about["precision"])
     method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders))
     new_folder(values, "out")
@@ -55,9 +60,34 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
         reporter.warn(f"{len(linked)} links to folders are not followed: {shorten(map(str, linked))}")
     with sharing.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
         try:
-            return Folder(wanted, files, about, reporter, pool).score(method, device)
+            folder = Folder(wanted, files, about, reporter, pool)
+            if normal:
+                folder.calibrate(method, device, normal, rate)
+            return folder.score(method, device)
         except OSError as error:  # for an image it would be a DataError
             raise UsageError(f"out={wanted.out}: cannot be written ({error.strerror or error})") from error
+
+
+def images_in(key: str, folder: Path, subfolders: Sequence[Path]) -> list[Path]:
+    """Every image of these folders; UsageError: there is none."""
+    files = [file for each in subfolders for file in image_files(each)]
+    if not files:
+        raise UsageError(f"{key}={folder}: no image in it or its subfolders; expected png, jpg, tif, bmp, ...")
+    return files
+
+
+def read_calibrate(values: Mapping[str, Any], images: Path) -> Path | None:
+    """The folder of normal images for thresholds, which have to be others than those scored."""
+    if values["calibrate"] is None:
+        return None
+    calibrate = existing_folder(values, "calibrate", "a folder of normal images")
+    ours, theirs = calibrate.resolve(), images.resolve()
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise UsageError(
+            f"calibrate={calibrate} and images={images}: one is within the other; thresholds need normal images other "
+            "than those that are judged"
+        )
+    return calibrate
 
 
 def read_wanted(values: Mapping[str, Any]) -> Wanted:
@@ -72,6 +102,7 @@ def read_wanted(values: Mapping[str, Any]) -> Wanted:
     return Wanted(
         model=existing_folder(values, "model", "a folder written by save_model=true"),
         images=images,
+        calibrate=read_calibrate(values, images),
         out=out,
         weights=None if values["weights"] is None else str(values["weights"]),
         save_maps=truth(values, "save_maps"),

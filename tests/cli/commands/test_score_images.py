@@ -22,6 +22,7 @@ from anomaly_bench.cli.main import command as call
 from anomaly_bench.data import overlays as overlays_module
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.decoding import decode_image
+from anomaly_bench.metrics import thresholds
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.records.gallery import OUTLINE
 from anomaly_bench.runs import folder_scoring, saved_model
@@ -81,7 +82,9 @@ def test_scores_and_maps_are_bit_identical_to_the_run(models, method, command, t
     assert rows(out) == {each["file"].removeprefix("test/"): each["score"] for each in record.images}
     assert text.startswith(f"6 of 6 images scored by {record.titles['method']} on Lite0: {out / 'scores.csv'}\n")
     best = max(record.images, key=lambda each: each["score"])
-    assert text.splitlines()[1].split() == [f"{best['score']:.6g}", best["file"].removeprefix("test/")]
+    assert text.splitlines()[1].startswith("no verdicts: the model was fitted without holdout=0.2; calibrate=DIR")
+    assert text.splitlines()[2].split() == ["rank", "score", "percentile", "verdict", "image"]
+    assert text.splitlines()[3].split() == ["1", f"{best['score']:.6g}", best["file"].removeprefix("test/")]
     if method == "mahalanobis_ad":
         assert "makes no maps: only scores are written" in err
         assert {path.name for path in out.iterdir()} == {"scores.csv", "score.log"}
@@ -267,10 +270,54 @@ def test_a_model_of_held_out_images_outlines_defects(models, command, tmp_path):
         above = (np.load(tmp_path / "out" / "maps" / f"{name}.npy") > threshold).any()
         assert outlined(Image.open(tmp_path / "out" / "overlays" / f"{name}.png")).any() == above
         assert above or name.startswith("good")
+    assert_verdicts(tmp_path / "out", record.held_out, record.thresholds["image"])
     middle = sorted(each["peak"] for each in record.held_out)[1]
     status, _, err = command(*words, f"out={tmp_path / 'other'}", "max_false_alarms=0.6")
     assert f"overlays: outlines at {middle:.4g} (at most 60% false alarms, by 3 held-out normal images)" in err
     assert "no outlines (3 held-out images" in command(*words, f"out={tmp_path / 'few'}", "max_false_alarms=0.05")[2]
+
+
+def assert_verdicts(out, held_out, threshold):
+    """Percentiles, verdicts and ranks of scores.csv, worked out again from the held-out images."""
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as stream:
+        found = list(csv.DictReader(stream))
+    scores = [float(row["score"]) for row in found]
+    for row, score in zip(found, scores, strict=True):
+        below = sum(each["score"] <= score for each in held_out)
+        assert float(row["percentile"]) == pytest.approx(100 * below / len(held_out), abs=1e-4)
+        assert row["verdict"] == ("defective" if score > threshold else "normal")
+        assert int(row["rank"]) == 1 + sum(other > score for other in scores)
+    assert {row["verdict"] for row in found if row["file"].startswith("spot")} == {"defective"}
+
+
+def test_calibration_by_normal_images_of_ones_own(padim, models, command, tmp_path):
+    model, test = padim
+    train = models[0] / "cog" / "train" / "good"
+    words = ["score", model, f"images={test}", "save_overlays=false", "save_maps=false"]
+    status, text, err = command(*words, f"out={tmp_path / 'a'}", f"calibrate={train}", "max_false_alarms=0.4")
+    assert status == 0, err
+    count = len(list(train.iterdir()))
+    assert command("score", model, f"images={train}", f"out={tmp_path / 'n'}", "save_maps=false")[0] == 0
+    normal = sorted(rows(tmp_path / "n").values())
+    threshold = thresholds.threshold_of(normal, 0.4)
+    assert_verdicts(tmp_path / "a", [{"score": score} for score in normal], threshold)
+    lines = text.splitlines()
+    alarms = [name for name, score in rows(tmp_path / "a").items() if score > threshold]
+    assert lines[1] == (
+        f"{len(alarms)} of 6 judged defective: score above {threshold:.6g} (at most 40% false alarms, by {count} "
+        "held-out normal images)"
+    )
+    false = sum(name.startswith("good") for name in alarms)
+    assert lines[-3].split() == ["folder", "images", "judged", "defective", "judged", "normal"]
+    assert lines[-2].split() == ["defective", "3", str(len(alarms) - false), str(3 - len(alarms) + false)]
+    assert lines[-1].split() == ["normal", "(good)", "3", str(false), str(3 - false)]
+    status, text, err = command(*words, f"out={tmp_path / 'b'}", f"calibrate={train}")
+    assert status == 0, "too few images for the rate: a warning"
+    assert f"{count} held-out images; max_false_alarms=0.05 needs 20: no threshold keeps this rate" in err
+    assert text.splitlines()[1].startswith("no verdicts (")
+    status, _, err = command(*words, f"out={tmp_path / 'c'}", f"calibrate={test / 'good'}")
+    assert status == 2
+    assert "one is within the other" in err
 
 
 def test_overlay_size_is_limited(tmp_path):
