@@ -61,6 +61,11 @@ class Verdict:
         return max(((abs(now - then), file) for file, (then, now) in self.scores.items()), default=(0.0, ""))
 
     @property
+    def changed(self) -> list[str]:
+        """The test images that score differently."""
+        return [file for file, (then, now) in self.scores.items() if then != now]
+
+    @property
     def word(self) -> str:
         if self.lost or self.new or not self.scores:
             return DIFFERENT

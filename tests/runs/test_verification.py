@@ -98,6 +98,7 @@ def test_changed_images(made, verify, tree):
     assert status == 1
     assert "1 differ" in out
     assert "(test/good/001.png)" in out
+    assert "1 test images score differently, all others the same: test/good/001.png" in out
     assert "an image or mask has changed since (the test images' names have not)" in out
     (tree / "cog" / "test" / "good" / "001.png").unlink()
     save(picture(5), tree / "cog" / "test" / "good" / "extra.png")

@@ -1,15 +1,16 @@
-"""`anomaly-bench records convert results=DIR data_root=DIR`: migrate records of an older version."""
+"""`anomaly-bench records`: `convert` those of an older version, `check` those of others, `merge` results folders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomaly_bench.cli.hydra_app import composed_once
 from anomaly_bench.config.compose import config_folders
-from anomaly_bench.config.settings import existing_folder
+from anomaly_bench.config.settings import check_writable, existing_folder
 from anomaly_bench.data.dataset import as_path
-from anomaly_bench.errors import Exit, shorten
-from anomaly_bench.records import outlines, results_csv
+from anomaly_bench.errors import Exit, UsageError, shorten, shown
+from anomaly_bench.records import consistency, merging, outlines, results_csv
 from anomaly_bench.runs.conversion import Sources, convert
 
 OUTCOMES = {
@@ -21,6 +22,58 @@ OUTCOMES = {
 
 
 def command(subject: str, arguments: Sequence[str]) -> int:
+    """Run `records SUBJECT`."""
+    return {"convert": convert_records, "check": check_records, "merge": merge_records}[subject](arguments)
+
+
+def check_records(words: Sequence[str]) -> int:
+    """Print what is wrong with the records of a results folder.
+
+    Raises:
+        UsageError: not exactly one folder is given, or it has no records.
+    """
+    if len(words) != 1 or "=" in words[0]:
+        raise UsageError(f"records check {' '.join(words)}: expected records check DIR, a results folder")
+    folder = with_records(words[0])
+    count, found = consistency.check_records(folder)
+    for line in found:
+        print(shown(line))
+    print(f"{folder}: {count} records, {len(found)} faults")
+    return Exit.FAILED if found else Exit.DONE
+
+
+def merge_records(words: Sequence[str]) -> int:
+    """Merge results folders, or name the conflicts and copy nothing.
+
+    Raises:
+        UsageError: fewer than two folders, or no `into`, are given, or a folder has no records.
+    """
+    names = [word for word in words if "=" not in word]
+    keys = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(names) < 2 or list(keys) != ["into"]:
+        raise UsageError(f"records merge {' '.join(words)}: expected records merge A B into=C, three results folders")
+    into = Path(keys["into"]).expanduser()
+    check_writable(into, f"into={into}")
+    new, conflicts = merging.merge([with_records(name) for name in names], into)
+    if conflicts:
+        for line in conflicts:
+            print(shown(line))
+        print(f"{len(conflicts)} conflicts; nothing is copied")
+        return Exit.FAILED
+    results_csv.write_csv(outlines.outlines(into)[0], into)
+    print(f"{into}: {new} records added")
+    return Exit.DONE
+
+
+def with_records(word: str) -> Path:
+    """A results folder that has records."""
+    folder = Path(word).expanduser()
+    if not (folder / "records").is_dir():
+        raise UsageError(f"{folder}: {'no folder records in it' if folder.is_dir() else 'no such folder'}")
+    return folder
+
+
+def convert_records(arguments: Sequence[str]) -> int:
     """Convert what needs it, rebuild results.csv, and report what was done.
 
     Raises:

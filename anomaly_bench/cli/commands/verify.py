@@ -80,7 +80,7 @@ def report(record: Record, again: Record, verdict: Verdict) -> Iterator[str]:
 
 
 def score_line(verdict: Verdict) -> str:
-    unequal = sum(then != now for then, now in verdict.scores.values())
+    unequal = len(verdict.changed)
     if not unequal:
         return f"{len(verdict.scores)} image scores: bit-identical"
     value, file = verdict.largest
@@ -98,6 +98,8 @@ def file_lines(record: Record, again: Record, verdict: Verdict) -> Iterator[str]
     for names, text in ((verdict.lost, "in the record, not here"), (verdict.new, "here, not in the record")):
         if names:
             yield f"{len(names)} test images {text}: {shorten(names)}"
+    if 0 < len(verdict.changed) < len(verdict.scores):
+        yield f"{len(verdict.changed)} test images score differently, all others the same: {shorten(verdict.changed)}"
     if record.counts["fit"] != again.counts["fit"]:
         yield f"{again.counts['fit']} training images, {record.counts['fit']} in the record"
     yield (
