@@ -30,11 +30,13 @@ SUBJECTS: dict[str, tuple[str, ...]] = {  # command, which is also the name of i
     "compare": (),
     "verify": (),
     "score": (),
+    "export": (),
+    "speed": (),
     "list": ("datasets", "methods", "backbones", "metrics", "tables"),
     "new": ("method", "dataset", "metric"),
     "data": ("check", "download"),
     "references": ("check", "evidence"),
-    "records": ("convert",),
+    "records": ("convert", "check", "merge"),
     "cache": ("list", "clear"),
 }
 HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
@@ -52,6 +54,9 @@ commands
   verify              record=FILE: compute one record again and report whether it is reproduced
   score               model=DIR images=DIR out=DIR: score a folder of images with a model kept by save_model=true
                       maps=DIR dataset=NAME: metrics from saved anomaly maps, ours or another program's
+  export              model=DIR format=onnx|openvino|torch out=FILE: a fitted model as one graph for other runtimes,
+                      written only if it scores the test images like the model
+  speed               model=DIR file=FILE: latency and images per second of an exported graph, added to the record
   list WHAT           {lists}
   new WHAT NAME       method, dataset or metric: write a module, YAML and test to start from into out=DIR (NAME)
   data check          list a dataset's files and report what is wrong with them
@@ -59,6 +64,8 @@ commands
   references check    contradictions within and between the papers' published tables
   references evidence what each method was checked against, and its measurements beside published numbers
   records convert     results=DIR data_root=DIR: migrate the records of an older version, numbers unchanged
+  records check DIR   checksums, impossible values and contradictions in the records of a results folder
+  records merge A B   into=C: several results folders in one, unless records contradict each other
   cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be recreated
 
 groups (group=choice; * is the default)

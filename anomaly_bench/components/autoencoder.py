@@ -205,7 +205,7 @@ def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches:
     """(B, H, W): the residual of whole (B, C, H, W) images, or its mean over all patches that contain a pixel."""
     if not patches:
         return residual(network(images), images)
-    total = images.new_zeros(len(images), *images.shape[2:])
+    total = images.new_zeros(images.shape[0], *images.shape[2:])
     counts = images.new_zeros(images.shape[2:])
     for top, left in places(images.shape[2], images.shape[3]):
         part = images[:, :, top : top + PATCH, left : left + PATCH]

@@ -28,6 +28,8 @@ def draw_dimensions(dimensions: int, shapes: Sequence[tuple[int, int, int]], see
 
 def embed(levels: Sequence[Tensor], chosen: Tensor) -> Tensor:
     """Patch embeddings (h * w, B, D) on the first level's grid, of the chosen dimensions (D,) only."""
+    if torch.compiler.is_compiling():  # a graph's sizes cannot depend on the values of `chosen`
+        return align(levels).index_select(2, chosen)
     parts, start = [], 0
     for count in (level.shape[1] for level in levels):
         parts.append(chosen[(chosen >= start) & (chosen < start + count)] - start)

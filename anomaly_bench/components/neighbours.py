@@ -3,6 +3,8 @@
 A query's distances to a bank are |q|^2 - 2 q.b + |b|^2: a matrix product, computed in cache-sized blocks. Only the
 minimum of every GROUP rows of a block is kept; distances to the rows of the best groups are then recomputed by
 differences. The result is as precise as differences, and costs hardly more than the product.
+
+A graph for another runtime has no blocks and no second look at doubtful queries: `traced`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 GROUP = 16  # bank rows per minimum
 QUERIES = 1024  # most queries at a time
+SPARE = 3  # rows beyond k that `traced` compares by differences
 DISTANCE_TOLERANCE = 1e-4  # relative error of a distance
 ROUNDING = 8 * 2.0**-23  # error of |q|^2 - 2 q.b + |b|^2 relative to |q|^2 + |b|^2: above any observed
 
@@ -46,11 +49,24 @@ def nearest(
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k={k} nearest of {len(bank)} rows; expected 1 to {len(bank)}")
-    block_bytes = block_bytes or cache_bytes(queries.device)
     norms = squared_lengths(bank) if norms is None else norms
+    if torch.compiler.is_compiling():
+        return traced(queries, bank, k, norms)
+    block_bytes = block_bytes or cache_bytes(queries.device)
     groups = -(-len(bank) // GROUP)
     step = max(1, min(QUERIES, 16 * block_bytes // (4 * groups)))
     return concatenate([search(part, bank, k, norms, block_bytes) for part in torch.split(queries, step)])
+
+
+def traced(queries: Tensor, bank: Tensor, k: int, norms: Tensor) -> Neighbours:
+    """`nearest` without branches, for `torch.export`: by the products, then by differences to a few rows more than k.
+
+    Rows further back than those `SPARE` are missed, which takes as many rows whose distances differ by rounding only.
+    """
+    _, places = torch.topk(norms - 2 * queries @ bank.T, min(k + SPARE, len(bank)), dim=1, largest=False)
+    distances = (bank[places] - queries[:, None]).square().sum(dim=2)  # (Q, k + SPARE)
+    values, order = torch.topk(distances, k, dim=1, largest=False)
+    return Neighbours(values, places.gather(1, order))
 
 
 def cache_bytes(device: torch.device) -> int:

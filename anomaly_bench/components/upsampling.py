@@ -21,7 +21,7 @@ def align(levels: Sequence[Tensor], channels: Sequence[Tensor] | None = None) ->
         (h * w, B, D) contiguous, D the number of channels kept: one row of patches per grid position.
     """
     height, width = levels[0].shape[-2:]
-    batch = len(levels[0])
+    batch = levels[0].shape[0]
     widths = [level.shape[1] for level in levels] if channels is None else [len(indices) for indices in channels]
     grid = levels[0].new_empty(height, width, batch, sum(widths))
     start = 0

@@ -160,9 +160,11 @@ class CFlowAD(nn.Module):
         """log p of each level: (B, h, w)."""
         for index, level in enumerate(self.backbone(images)):
             fibres, codes = self.fibres_of(level)
-            parts = [torch.split(rows, MOST_FIBRES) for rows in (fibres, codes.repeat(len(level), 1))]
+            count = level.shape[0]
+            most = count * MOST_FIBRES if torch.compiler.is_compiling() else MOST_FIBRES  # a graph does not loop
+            parts = [torch.split(rows, most) for rows in (fibres, codes.repeat(count, 1))]
             likelihoods = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
-            yield likelihoods.view(len(level), *level.shape[2:])
+            yield likelihoods.view(count, *level.shape[2:])
 
     @torch.no_grad()
     def oracle(self, images: Iterable[Tensor]) -> None:

@@ -152,9 +152,10 @@ class PatchCore(nn.Module):
         check_grid(levels[0].shape[-2:], self.grid)
         patches = self.embed(levels)  # (B * h * w, D)
         found = nearest(patches, self.bank, norms=self.norms)
-        distances = found.distances.view(len(images), -1)  # (B, h * w)
+        distances = found.distances.view(images.shape[0], -1)  # (B, h * w)
         maps = upsampling.smooth_upsample(distances.view(-1, *self.grid), images.shape[2:], self.sigma)
-        return Scores(self.reweighted(patches, found, len(images)) if self.reweight else distances.amax(dim=1), maps)
+        image = self.reweighted(patches, found, images.shape[0]) if self.reweight else distances.amax(dim=1)
+        return Scores(image, maps)
 
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """Locally aware patch embeddings (B * h * w, D), section 3.1.

@@ -104,7 +104,7 @@ class PEFM(nn.Module):
         large = []
         for pair, level in zip(self.errors(levels), levels[: len(self.projectors)], strict=True):
             error = torch.stack([errors.square().sum(dim=1) for errors in pair]).mean(dim=0)  # (B * h * w,)
-            small = error.view(len(images), *level.shape[2:])
+            small = error.view(images.shape[0], *level.shape[2:])
             large.append(upsampling.smooth_upsample(small, images.shape[2:], sigma=0))
         mean = torch.stack(large).mean(dim=0)
         return Scores(mean.amax(dim=(1, 2)), mean)

@@ -131,7 +131,7 @@ class ReverseDistillation(nn.Module):
         check_fitted(self)
         levels = self.backbone(images)
         size = images.shape[2:]
-        total = images.new_zeros(len(images), *size)
+        total = images.new_zeros(images.shape[0], *size)
         for theirs, ours in zip(levels, self.decode(levels), strict=True):
             cosine = 1 - F.cosine_similarity(theirs, ours)[:, None]  # (B, 1, h, w)
             total += F.interpolate(cosine, size, mode="bilinear", align_corners=True)[:, 0]

@@ -78,6 +78,7 @@ class Speed(TypedDict):
     threads: NotRequired[int | None]
     batch_size: NotRequired[int | None]
     precision: NotRequired[Text | None]
+    runtime: NotRequired[Text]
     fps: NotRequired[float | None]
     latency_ms: NotRequired[float | None]
     backbone_fps: NotRequired[float | None]

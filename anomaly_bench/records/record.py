@@ -50,7 +50,8 @@ class Record:
         thresholds: {"image", "pixel": see `metrics.thresholds`, None where too few images were held out for the rate,
             "max_false_alarms": the rate, "images": how many were held out}.
         held_out: [{"file": ..., "score": ..., "peak": largest value of its map or None}], what gives thresholds.
-        speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`.
+        speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`. That of an exported graph
+            has "runtime": the program that ran it and its version.
         size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
         cost: {"fit_s", "score_s": seconds, "peak_ram_mb", "peak_gpu_mb": 10^6 bytes or None, "device", "threads"}, and
             with a backbone "extraction": {"images": passed through it by this job, "s": its share of fit and scoring

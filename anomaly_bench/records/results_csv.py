@@ -34,7 +34,8 @@ def columns_of(records: Iterable[Record]) -> list[str]:
 
 def csv_row(record: Record, columns: Iterable[str] = CSV_COLUMNS) -> Mapping[str, Any]:
     """The flat row of one record in results.csv, with its latest speed, and any further `columns`."""
-    speed, limits = record.speed[-1] if record.speed else {}, record.thresholds or {}
+    own = [entry for entry in record.speed if "runtime" not in entry]
+    speed, limits = own[-1] if own else {}, record.thresholds or {}
     flat: dict[str, Any] = {
         **vars(record),
         **{name: record.value(name) for name in record.metrics},

@@ -195,7 +195,9 @@ class Runner:
         if known is None:
             return ""
         key = job.speed_key(devices.device_name(devices.device_kind(self.settings.device)))
-        there = [speed_setting({name: entry.get(name) for name in key}) for entry in known[0].speed]
+        there = [
+            speed_setting({name: entry.get(name) for name in key}) for entry in known[0].speed if "runtime" not in entry
+        ]
         return (
             f"has a record, without a speed on {speed_setting(key)} (there: {'; '.join(there) or 'none'}); "
             "a run measures it, speed=false counts it as done"
@@ -309,7 +311,7 @@ class Runner:
         key = job.speed_key(devices.device_name(devices.device_kind(self.settings.device)))
         if self.remote:
             del key["device"]
-        return any(key.items() <= entry.items() for entry in record.speed)
+        return any(key.items() <= entry.items() for entry in record.speed if "runtime" not in entry)
 
 
 def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:

@@ -27,17 +27,19 @@ class Setting(NamedTuple):
     threads: int | None
     batch_size: int | None
     precision: str
+    runtime: str = ""  # of an exported graph
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Setting:
-        return cls(entry["device"], entry.get("threads"), entry.get("batch_size"), entry.get("precision") or "")
+        text = (entry.get("precision") or "", entry.get("runtime", ""))
+        return cls(entry["device"], entry.get("threads"), entry.get("batch_size"), *text)
 
-    def order(self) -> tuple[str, int, int, str]:
-        return self.device, self.threads or 0, self.batch_size or 0, self.precision
+    def order(self) -> tuple[str, int, int, str, str]:
+        return self.device, self.threads or 0, self.batch_size or 0, self.precision, self.runtime
 
     def __str__(self) -> str:
         batch = "" if self.batch_size is None else f"batch {self.batch_size}"
-        return ", ".join(filter(None, (place(self.device, self.threads), batch, self.precision)))
+        return ", ".join(filter(None, (place(self.device, self.threads), batch, self.precision, self.runtime)))
 
 
 def place(device: str, threads: int | None) -> str:
