@@ -104,7 +104,7 @@ def test_resizing_differs_from_pillow_by_one_level_at_most(size):
     ours = resized(resized(ours, 64).mT, 64).mT.permute(1, 2, 0).numpy()
     theirs = resize(Image.fromarray(image), (64, 64), "bilinear").astype(np.float32)
     assert np.abs(ours - theirs).max() <= 1
-    assert (ours != theirs).mean() < 0.01
+    assert (ours != theirs).mean() < 0.02
 
 
 def test_a_graph_that_scores_differently_is_not_written(model, command, tmp_path, monkeypatch):
