@@ -72,7 +72,7 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, C, h, w) images or features -> the level (B, C', h', w')."""
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
         self.network(inputs.contiguous(memory_format=torch.channels_last))
         return self.outputs.pop(self.path)

@@ -87,13 +87,13 @@ class PANDA(nn.Module):
         """
         if len(shapes) != 1:
             raise UsageError(f"PANDA: {len(shapes)} levels before the trained part; expected one network, read at one")
-        self.stages = nn.ModuleList(self.backbone.trainable_stages(self.trained_levels))
-        first, second = self.stages
-        middle = first.shape(shapes[0])
-        channels = second.shape(middle)[0]
+        first, second = self.backbone.trainable_stages(self.trained_levels)
+        self.stages = nn.ModuleList([first, second])
+        self.middle = first.shape(shapes[0])
+        channels = second.shape(self.middle)[0]
         self.register_buffer("centre", torch.empty(channels))
         self.register_buffer("bank", torch.empty(0, channels))
-        self.register_buffer("patches", torch.empty(0, middle[0]))
+        self.register_buffer("patches", torch.empty(0, self.middle[0]))
 
     def fit(self, normals: TrainingSet) -> None:
         """Adapt the features, and store those of every image.
@@ -161,7 +161,7 @@ class PANDA(nn.Module):
 
     def store(self, features: FeatureArray, name: str) -> None:
         """Fill the bank and the patches."""
-        channels, height, width = self.stages[0].shape(features.shapes[0])
+        channels, height, width = self.middle
         memory.require(
             2 * 4 * len(features) * height * width * channels,
             self.bank.device,
