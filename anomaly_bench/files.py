@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,7 +146,13 @@ def tree(root: Path, links: bool = True) -> Iterator[Path]:
 
 
 def relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+    """The path below a folder, as a name in lists and records: see `composed`."""
+    return composed(path.relative_to(folder).as_posix())
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's form NFC: "ö" is one character, whether a disk or archive stores one or two (NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 NOT_PLAIN = re.compile(r"'*[=+\-@\t\r]")  # a spreadsheet takes what begins so for a formula

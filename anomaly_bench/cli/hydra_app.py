@@ -43,8 +43,12 @@ class HydraTask:
 
     def __call__(self, config: DictConfig) -> None:
         """Store the exit status or the bug: Hydra would print its own lines around an exception."""
+        from hydra.core.hydra_config import HydraConfig
         from omegaconf.errors import OmegaConfBaseException
 
+        hydra_config = HydraConfig.get()
+        if hydra_config.job.chdir:  # paths are relative to where the command was typed
+            os.chdir(hydra_config.runtime.cwd)
         try:
             self.states.append(self.job(config) or Exit.DONE)
         except (UsageError, OmegaConfBaseException) as error:

@@ -175,4 +175,4 @@ def key_lines(file: Path) -> list[str]:
     found = re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)
     keys = [(f"{'input.' if inner else ''}{key}={value.strip()}", about) for inner, key, value, about in found]
     keys = [(re.sub(r"\$\{oc\.select:.*,(.*)\}", r"\1", key), about) for key, about in keys]  # the usual default
-    return [f"  {key:20}{about}".rstrip() for key, about in keys]
+    return [f"  {key:19} {about}".rstrip() for key, about in keys]

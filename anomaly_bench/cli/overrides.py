@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from anomaly_bench.config.compose import quoted
@@ -12,7 +13,18 @@ from anomaly_bench.errors import UsageError, closest
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+LIST = re.compile(r"(\[|choice\()(.*)(\]|\))", re.DOTALL)
 SWEEPING = ("-m", "--multirun")
+PATHS = frozenset(  # keys of one name, file or folder
+    (
+        *("data_root", "out", "maps", "model", "images", "scores", "weights", "record", "figure", "figures"),
+        *("dataset.name", "dataset.title", "backbone.weights", "method.anomaly_source"),
+    )
+)
+NAMES = PATHS | {  # and those that take a list of them
+    *("category", "results", "a", "b", "setup", "dataset.textures"),
+    *("only.dataset", "only.method", "only.backbone"),
+}
 
 
 def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
@@ -60,17 +72,22 @@ def as_choices(arguments: Sequence[str], metrics: str = "only.metric") -> list[s
 
 
 def readable(override: str, groups: Sequence[str], sweep: bool) -> str:
-    """One override, its value quoted if Hydra cannot read it otherwise.
+    """One override, its value quoted if Hydra cannot read it otherwise, or would change a name.
 
     Raises:
         UsageError: it is not `key=value`, or a group's value is not a name.
     """
-    key, equals, value = override.partition("=")
+    given, (key, equals, value) = override, override.partition("=")
+    override = f"{key}={name_as_typed(key.lstrip('+'), value, sweep)}" if equals else override
     parsed = parse(override)
-    if parsed is None and sweep and "," in value:
-        raise UsageError(f'{override}: cannot be read as a list of values; quote each, as in {key}=\'"a=1","b=2"\'')
-    given, override = override, override if parsed or not equals else f"{key}={quoted(value)}"
-    parsed = parsed or parse(override)
+    if parsed is None and equals:
+        several = (sweep and "," in value) or value.startswith("[")
+        each = quote_elements(value, lambda element: True) if several else None
+        if each is None and sweep and "," in value:
+            raise UsageError(f'{given}: cannot be read as a list of values; quote each, as in {key}=\'"a=1","b=2"\'')
+        tried = [f"{key}={quote}" for quote in (each, quoted(value)) if quote is not None]
+        override = next((word for word in tried if parse(word)), given)
+        parsed = parse(override)
     if parsed is None or not parsed.key_or_group:
         raise UsageError(f"{given}: expected key=value, such as seed=1; see anomaly-bench --help")
     if parsed.is_sweep_override() and not sweep:
@@ -83,6 +100,57 @@ def readable(override: str, groups: Sequence[str], sweep: bool) -> str:
     if key in groups and not parsed.is_sweep_override() and not all(isinstance(name, str) and name for name in names):
         raise UsageError(f"{given}: expected {key}=NAME; see anomaly-bench --help")
     return override
+
+
+def name_as_typed(key: str, value: str, sweep: bool) -> str:
+    """The value of a key, quoted where it is a name or path that Hydra would take for something else.
+
+    `1_1` is not the number 11, nor `1.10` 1.1, and a folder may be called `true` or `[x]`.
+    """
+    if key not in NAMES:
+        return value
+    if key in PATHS and value.startswith("[") and not sweep:
+        return quoted(value)
+    return quote_elements(value, lambda element: is_changed(element, null=key == "category")) or value
+
+
+def is_changed(element: str, null: bool) -> bool:
+    """Whether Hydra reads this text as a number, a truth value or, if that matters, as null."""
+    parsed = parse(f"key={element}")
+    found = "" if parsed is None else parsed.value()
+    return isinstance(found, (int, float)) or (null and found is None)
+
+
+def quote_elements(value: str, chosen: Callable[[str], bool]) -> str | None:
+    """A value, list or sweep with the chosen elements in quotes; those in quotes stay as they are.
+
+    None: its brackets or quotes are not closed.
+    """
+    found = LIST.fullmatch(value)
+    opening, inner, closing = found.groups() if found else ("", value, "")
+    elements = split_elements(inner)
+    if elements is None:
+        return None
+    bare = (element.strip() for element in elements)
+    made = (quoted(each) if each and each[0] not in "'\"" and chosen(each) else each for each in bare)
+    return f"{opening}{','.join(made)}{closing}"
+
+
+def split_elements(text: str) -> list[str] | None:
+    """Split at commas outside of quotes and brackets; None: some are not closed."""
+    parts, depth, quote = [""], 0, ""
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote and text[place - 1] != "\\" else quote
+        elif char in "'\"" and not parts[-1].strip():
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        if char == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return None if depth or quote else parts
 
 
 def parse(override: str) -> Override | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.comparison.significance import Pair, Side
 from anomaly_bench.config.settings import truth
-from anomaly_bench.errors import UsageError
+from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.records import outlines
+from anomaly_bench.records.same_images import read_planes
 from anomaly_bench.records.setups import setup_name, setup_title, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.entries import as_typed, group_records, settings_of
@@ -75,7 +76,7 @@ def compare_methods(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
         sides = [Side(entry.name, entry) for entry in found[name]]
         pairs = [Pair(f"{two.name} − {one.name}", one, two) for one, two in itertools.combinations(sides, 2)]
         if pairs:
-            notes = [*trained_for(sides), *incomparable(pairs, metrics, mixed)]
+            notes = [*trained_for(sides), *unlike_training(pairs), *incomparable(pairs, metrics, mixed)]
             yield Comparison(name, setup_title(part, mixed), part, mixed, pairs, notes)
 
 
@@ -108,6 +109,7 @@ def compare_folders(config: Any, metrics: Set[str]) -> Iterator[Comparison]:
             *extra,
             *remarks,
             *trained_for([side for pair in pairs for side in (pair.first, pair.second)]),
+            *unlike_training(pairs),
             *incomparable(pairs, metrics, mixed),
         ]
         both = [*ours[name], *theirs[name]]
@@ -128,7 +130,12 @@ def matched(
     left, right = list(ours), list(theirs)
     found: list[tuple[ResultGroup, ResultGroup]] = []
     single = len(ours) == len(theirs) == 1
-    rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [same_settings, same_method, lambda one, two: single]
+    rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [
+        lambda one, two: same_settings(one, two) and hashes_of(one) == hashes_of(two),
+        same_settings,
+        same_method,
+        lambda one, two: single,
+    ]
     for rule in rules:
         for one in list(left):
             fits = [two for two in right if rule(one, two)]
@@ -155,6 +162,14 @@ def same_settings(one: ResultGroup, two: ResultGroup) -> bool:
     return same_method(one, two) and settings_of(one.sample) == settings_of(two.sample)
 
 
+def hashes_of(group: ResultGroup, kind: str = "") -> dict[str, set[str]]:
+    """Category -> the hashes of its images; `kind`: of `SETS`, by default all."""
+    return {
+        category: {value for each in part for name, value in (each.hashes or {}).items() if kind in ("", name)}
+        for category, part in group.records.items()
+    }
+
+
 def paired(one: ResultGroup, two: ResultGroup) -> Pair:
     name = f"{one.name}: b − a" if one.name == two.name else f"{two.name} in b − {one.name} in a"
     return Pair(name, Side(f"{one.name} in a", one), Side(f"{two.name} in b", two))
@@ -173,6 +188,19 @@ def changed_settings(one: ResultGroup, two: ResultGroup) -> str:
 def trained_for(sides: Sequence[Side]) -> list[str]:
     """'FastFlow on Lite0: trained for 40 of 500 epochs, 8 %' of those that were trained for less than published."""
     return [f"{side.name}: {side.entry.budget}" for side in sides if side.entry.budget]
+
+
+def unlike_training(pairs: Sequence[Pair]) -> list[str]:
+    """'other training images in PaDiM on R18 in b than in PaDiM on R18 in a: bottle', for each such pair."""
+    said = []
+    for pair in pairs:
+        if read_planes(pair.first.entry.sample) == read_planes(pair.second.entry.sample):
+            ours, theirs = (hashes_of(side.entry, "fit") for side in (pair.first, pair.second))
+            unlike = [name for name in ours if ours[name] and theirs.get(name) and ours[name] != theirs[name]]
+            if unlike:
+                where = f"{pair.second.name} than in {pair.first.name}"
+                said.append(f"other training images in {where}: {shorten(unlike)}")
+    return said
 
 
 def incomparable(pairs: Sequence[Pair], metrics: Set[str], mixed: bool) -> list[str]:
@@ -198,9 +226,14 @@ def unequal(ours: Sequence[Record], theirs: Sequence[Record], metrics: Set[str])
     facts: list[dict[str, set[Any]]] = []
     for part in (ours, theirs):
         facts.append({name: {each.counts[key] for each in part} for name, key in COUNTS.items()})
+        for each in part:
+            if each.hashes:
+                planes = read_planes(each)
+                name = f"content of the test images{f' ({planes})' if planes else ''}"
+                facts[-1].setdefault(name, set()).add(each.hashes["test"][:8])
         for name in sorted(metrics):
             facts[-1][f"revision of {name}"] = {each.metrics[name]["revision"] for each in part if name in each.metrics}
     for name in facts[0]:
-        if facts[0][name] and facts[1][name] and facts[0][name] != facts[1][name]:
+        if facts[0][name] and facts[1].get(name) and facts[0][name] != facts[1][name]:
             ours_said, theirs_said = (" and ".join(map(str, sorted(part[name]))) for part in facts)
             yield name, ours_said, theirs_said

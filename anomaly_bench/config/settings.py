@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.files import composed
 from anomaly_bench.hardware.devices import cores
 
 GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
@@ -179,13 +180,13 @@ def listed_names(value: Any, key: str) -> list[str]:
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(isinstance(name, (str, int, float)) for name in listed):
         raise UsageError(f"{key}={value}: expected NAME or [NAME,NAME]")
-    return [str(name) for name in listed]
+    return [composed(str(name)) for name in listed]
 
 
 def results_folder(config: Mapping[str, Any]) -> Path:
     """The key `results`, which may look like a number."""
     value = config.get("results")
-    if value is None or not str(value).strip():
+    if value is None or isinstance(value, (list, Mapping)) or not str(value).strip():
         raise UsageError(f"results={'' if value is None else value}: expected a folder for records, tables and logs")
     return Path(str(value)).expanduser()
 

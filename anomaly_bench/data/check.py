@@ -60,7 +60,7 @@ def look_at_headers(task: Task, place: Path) -> None:
     with remembered("headers", place, find) as look_up:
         first: dict[str, list[int]] = {}  # clip -> size of its first frame
         for image in task.samples:
-            expected, *others = ([source, *look_up(source)[2:]] for source in (*image.sources, *image.masks))
+            expected, *others = ([source, *look_up(source)] for source in (*image.sources, *image.masks))
             for source, width, height in others:
                 if [width, height] != expected[1:]:
                     raise DataError(

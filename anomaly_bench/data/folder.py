@@ -14,7 +14,7 @@ from anomaly_bench.data.dataset import Dataset, find_root
 from anomaly_bench.data.listed import Listed, read_list
 from anomaly_bench.data.mvtec import GOOD, TRUTH, MVTecDataset
 from anomaly_bench.errors import DataError, UsageError, closest, shorten
-from anomaly_bench.files import entries, subfolders
+from anomaly_bench.files import composed, entries, subfolders
 
 
 def folder(
@@ -40,26 +40,31 @@ def folder(
         UsageError: no such folder, no category in it, textures that are not among them, or a list that is wrong.
     """
     root = find_root("folder", data_root, "a folder of categories in MVTec AD's layout, or one category").resolve()
-    name = name or root.name
+    own = composed(root.name)
+    name = name or own
     good = tuple(listed_names(normal, "dataset.normal"))
     if csv is not None:
         images = read_list(root / str(csv), root, good)
         return Listed(name, title or name, root, grouped(list(images), textures), images)
     if (root / "train").is_dir():
-        single = {root.name: root}
-        return MVTecDataset(name, title or name, root, grouped([root.name], textures), single, good, str(masks))
+        return MVTecDataset(name, title or name, root, grouped([own], textures), {own: root}, good, str(masks))
     categories = [path for path in subfolders(root) if is_category(path)]
     if not categories:
         raise UsageError(
             f"data_root={root}: no category found; expected {Path('<category>', 'train', 'good')} below it"
             f" (folders there: {shorten([path.name for path in subfolders(root)]) or 'none'})"
         )
-    groups = grouped([path.name for path in categories], textures)
-    return MVTecDataset(name, title or name, root, groups, normal=good, truth=str(masks))
+    folders = {composed(path.name): path for path in categories}
+    if len(folders) < len(categories):
+        double = [path.name for path in categories if folders[composed(path.name)] != path]
+        raise UsageError(f"data_root={root}: two folders have the name {double[0]}, in two Unicode forms; rename one")
+    groups = grouped(list(folders), textures)
+    return MVTecDataset(name, title or name, root, groups, folders, good, str(masks))
 
 
 def grouped(categories: Sequence[str], textures: Sequence[str]) -> dict[str, str | None]:
     """Category -> "textures", "objects", or None where the textures are not named."""
+    textures = [composed(str(name)) for name in textures]
     for name in textures:
         if name not in categories:
             raise UsageError(f"dataset.textures: {name} is no category{closest(name, categories)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, shorten
-from anomaly_bench.files import entries, image_files, printable, relative, subfolders
+from anomaly_bench.files import composed, entries, image_files, printable, relative, subfolders
 
 GOOD, TRUTH = "good", "ground_truth"
 
@@ -88,7 +88,8 @@ def read_category(name: str, group: str | None, folder: Path, normal: Sequence[s
         raise DataError(f"{name}: no folder {test}; expected MVTec AD's layout; add it")
     if not fit:
         raise DataError(f"{name}: no image in {folder / 'train' / normal[0]}; add the normal images to fit on")
-    kinds = {kind: None if kind.name in normal else kind.name for kind in subfolders(test)}
+    found = {kind: name_of(kind) for kind in subfolders(test)}
+    kinds = {kind: None if found[kind] in normal else found[kind] for kind in sorted(found, key=found.__getitem__)}
     tested = [image for kind, label in kinds.items() for image in read_images(kind, folder, label)]
     if not tested:
         raise DataError(
@@ -102,32 +103,39 @@ def normal_folders(name: str, folder: Path, normal: Sequence[str]) -> list[Path]
     """The folders of a category's training images; DataError: there are none."""
     train = folder / "train"
     others = subfolders(train) if os.path.isdir(train) else []
-    found = [each for each in others if each.name in normal]
+    found = [each for each in others if name_of(each) in normal]
     if not found:
         hint = f" (folders there: {shorten([each.name for each in others])}; see dataset.normal)" if others else ""
         raise DataError(f"{name}: no folder {train / normal[0]}; expected MVTec AD's layout; add it{hint}")
     return found
 
 
+def name_of(folder: Path) -> str:
+    return composed(folder.name)
+
+
 def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
     """The images in one folder of a category."""
-    return [
-        Sample(relative(path, folder), label, (Source(path),)) for path in map(printable, image_files(printable(where)))
-    ]
+    listed = image_files(printable(where))
+    files = {relative(path, folder): path for path in map(printable, listed)}
+    if len(files) < len(listed):
+        raise DataError(f"{where}: {len(listed) - len(files)} images have the name of another in a second Unicode form")
+    return [Sample(name, label, (Source(path),)) for name, path in sorted(files.items())]
 
 
 def with_masks(category: str, images: Sequence[Sample], truth: Path, normal: Sequence[str]) -> tuple[Sample, ...]:
     """Assign each defective image its mask in the folder `truth`; either all have one, or none."""
     kinds = {image.label for image in images if image.label is not None}
-    kinds |= {path.name for path in subfolders(truth) if path.name not in normal} if os.path.isdir(truth) else set()
-    found = {kind: mask_files(category, truth / kind) for kind in sorted(kinds)}
+    listed = {name_of(path): path for path in (subfolders(truth) if os.path.isdir(truth) else [])}
+    folders = {kind: listed.get(kind, truth / kind) for kind in sorted(kinds | (listed.keys() - set(normal)))}
+    found = {kind: mask_files(category, where) for kind, where in folders.items()}
     if not any(found.values()):
         return tuple(images)
     matched, lacking = [], []
     for image in images:
         mask = None
         if image.label is not None:
-            mask = found[image.label].pop(image.sources[0].path.stem, None)
+            mask = found[image.label].pop(composed(image.sources[0].path.stem), None)
             if mask is None:
                 lacking.append(image.id)
         matched.append(replace(image, masks=() if mask is None else (Source(mask),)))
@@ -146,7 +154,7 @@ def mask_files(category: str, folder: Path) -> dict[str, Path]:
     """Image stem -> mask file, for one kind of defect."""
     masks: dict[str, list[Path]] = defaultdict(list)
     for path in image_files(folder) if os.path.isdir(folder) else []:
-        masks[path.stem.removesuffix("_mask")].append(path)
+        masks[composed(path.stem).removesuffix("_mask")].append(path)
     for stem, paths in masks.items():
         if len(paths) > 1:
             raise DataError(f"{category}: {len(paths)} masks for image {stem}: {shorten(map(str, paths))}; keep one")

@@ -14,6 +14,7 @@ Side = Annotated[int, Meta(ge=1, le=10**6)]
 Shape = Annotated[list[Side], Meta(min_length=2, max_length=2)]
 Count = Annotated[int, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=10_000)]
+Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Category(TypedDict):
@@ -168,6 +169,11 @@ class Training(TypedDict):
     spread: NotRequired[float]
 
 
+class Hashes(TypedDict):
+    fit: Hash
+    test: Hash
+
+
 class Regime(TypedDict):
     name: Text
     shots: NotRequired[Annotated[int, Meta(ge=1)]]
@@ -176,7 +182,7 @@ class Regime(TypedDict):
 
 NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     **dict.fromkeys(("dataset", "task", "test", "method", "backbone", "protocol", "precision"), Text),
-    "fingerprint": Annotated[str, Meta(pattern="^[0-9a-f]{64}$")],
+    "fingerprint": Hash,
     "group": Text | None,
     "titles": dict[str, Text | None],
     "seed": Annotated[int, Meta(ge=0, le=2**63 - 1)],
@@ -193,6 +199,7 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     "training": dict[str, Any] | None,
     "thresholds": Thresholds | None,
     "held_out": list[HeldOut] | None,
+    "hashes": Hashes | None,
 }
 
 

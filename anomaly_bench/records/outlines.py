@@ -21,7 +21,7 @@ SHARED = ("categories", "titles", "input", "config")  # equal in many records
 def outlines(results: Path) -> tuple[list[Record], list[str]]:
     """Like `load_all`, without what tables do not read (`UNREAD`, learning curves, and the speed samples).
 
-    Contents are cached by file size and modification time: reading 10,000 records would take 10 s.
+    Contents are cached by file size, times and inode: reading 10,000 records would take 10 s.
     """
     kept_in = cache_root() / "outlines" / f"{digest(str(results.resolve()))[:16]}.json"
     version = [SCHEMA, *(entry.name for entry in fields(Record))]
@@ -35,7 +35,7 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
     for name in sorted(_files(results / "records")):
         try:
             stat = os.lstat(name)
-            stamp = [stat.st_size, stat.st_mtime_ns]
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
             known = kept["files"].get(name)
             files[name] = known if known and known[0] == stamp else [stamp, _outline(load(Path(name)), shared)]
         except (DamagedRecord, OSError) as error:

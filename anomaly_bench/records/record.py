@@ -62,6 +62,8 @@ class Record:
             of the loss, "spread": of a reconstruction's outputs}, see `components.training`; {}: it does not train.
         regime: the choice of conf/task: {"name": "one_class"}; {"name": "few_shot", "shots": images fitted on};
             {"name": "multi_class", "categories": those fitted on}.
+        hashes: {"fit": of all training images that the dataset has for the task, "test": of the test images and their
+            masks}; names and order do not count.
         converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
             shown to belong to the files at hand; if not, it keeps its old fingerprint, which no run counts as done}.
         draw: of a dataset with random choices of its own (`dataset.draw`); None: the first, or it makes none.
@@ -101,6 +103,7 @@ class Record:
     thresholds: dict[str, Any] | None = None
     held_out: list[dict[str, Any]] | None = None
     draw: int | None = None
+    hashes: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         self.input.setdefault("filter", FILTER)  # in place: records share it, see `records.outlines`

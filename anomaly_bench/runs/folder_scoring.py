@@ -21,7 +21,7 @@ from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.geometry import centred
 from anomaly_bench.data.overlays import common_scale, overlay
 from anomaly_bench.errors import DataError, UsageError, shown
-from anomaly_bench.files import relative, safe_cell, short_path
+from anomaly_bench.files import safe_cell, short_path
 from anomaly_bench.metrics.thresholds import shortage, thresholds_of
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.runs.verdicts import Judge, summary, write_scores
@@ -87,7 +87,7 @@ class Folder:
 
     def name(self, file: Path) -> str:
         """The path below `images`, with forward slashes."""
-        return relative(file, self.wanted.images)
+        return file.relative_to(self.wanted.images).as_posix()
 
     def score(self, method: Method, device: torch.device) -> bool:
         """Write all requested output to `out`; True: no image failed."""

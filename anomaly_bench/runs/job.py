@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError, UsageError
-from anomaly_bench.files import safe_filename
+from anomaly_bench.files import digest, safe_filename
 from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
@@ -40,6 +40,7 @@ class Job:
         config: the resolved configuration; backbone is None for an image-space method.
         regime: see `Record`.
         digests: (size, sha256) of every file of the task.
+        normals: a hash of all training images, before any are drawn or held out.
         weights: by name of the backbone's networks.
     """
 
@@ -49,6 +50,7 @@ class Job:
     regime: Mapping[str, Any]
     task: Task
     digests: Digests = field(repr=False)
+    normals: str
     weights: Mapping[str, Weights]
 
     def speed_key(self, device: str) -> dict[str, Any]:
@@ -154,6 +156,7 @@ class Job:
             holdout=settings.holdout or None,
             draw=self.config["dataset"].get("draw") or None,
             config={"method": method, "backbone": backbone, "batch_size": settings.batch_size},
+            hashes={"fit": self.normals, "test": images_hash(tested, self.digests)},
         )
         files = files_of(self.task, self.digests, test)
         return replace(record, fingerprint=fingerprint_of(record, self.config["dataset"], files))
@@ -163,6 +166,11 @@ def files_of(task: Task, digests: Digests, test: str) -> dict[str, Any]:
     """The files of a task and one of its test sets, as hashed into the fingerprint; no local paths."""
     images = {"fit": task.fit, "test": task.tests[test], **({"validation": task.validation} if task.validation else {})}
     return {"task": task.name, **{part: [identity(image, digests) for image in images[part]] for part in images}}
+
+
+def images_hash(images: Iterable[Sample], digests: Digests) -> str:
+    """One hash of images, their labels and masks, whatever their names and order."""
+    return digest(sorted(digest(identity(image, digests)[1:]) for image in images))
 
 
 def identity(image: Sample, digests: Digests) -> list[Any]:
@@ -231,8 +239,9 @@ def make_job(
             "or choose a method with zero_shot: true in its YAML"
         )
     digests = {path: found for part in parts.values() for path, found in dataset.digests(part).items()}
+    normals = images_hash((image for part in parts.values() for image in (*part.fit, *part.validation)), digests)
     regime = settings.regime | ({"categories": list(parts)} if settings.regime["name"] == "multi_class" else {})
-    return Job(config, settings, dataset, regime, task, digests, weights)
+    return Job(config, settings, dataset, regime, task, digests, normals, weights)
 
 
 def read_planes(task: Task, config: Mapping[str, Any]) -> Task:

@@ -18,7 +18,7 @@ from anomaly_bench import records
 from anomaly_bench.config.settings import input_size
 from anomaly_bench.data.geometry import Frame, has_masks
 from anomaly_bench.errors import DataError, shorten
-from anomaly_bench.files import digest, tree
+from anomaly_bench.files import composed, digest, tree
 from anomaly_bench.mapped import gathered
 from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.metrics.registry import find_metric
@@ -104,7 +104,8 @@ class KeptMaps:
         parts = {name: self.dataset.task(name) for name in regime.get("categories", [record.task])}
         images = make_task(regime, record.task, parts, record.seed).tests.get(record.test, ())
         found = [(image.id, image.label) for image in images]
-        if found != [(each["file"], each["defect"]) for each in record.images]:
+        recorded = [(composed(each["file"]), each["defect"] and composed(each["defect"])) for each in record.images]
+        if found != recorded:
             raise DataError(
                 f"{len(found)} test images in {self.dataset.root} differ from the record's {len(record.images)}; "
                 "set data_root to the folder it was computed from"

@@ -19,6 +19,7 @@ from anomaly_bench.config.instantiate import check_choices
 from anomaly_bench.config.settings import check_writable, read_settings, results_folder
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
+from anomaly_bench.data.remembered import reading_anew
 from anomaly_bench.errors import DataError, UsageError, reason
 from anomaly_bench.hardware import devices, timing
 from anomaly_bench.metrics.registry import metric_set, metrics_of_run, standard_metrics
@@ -148,7 +149,7 @@ class Runner:
         if self.summary.stopped:
             return False
         try:
-            return self.category(self.job(name), where)
+            return self.category(self.job(name, anew=self.settings.overwrite), where)
         except Exception as error:  # the other categories continue
             if isinstance(error, UsageError):
                 if self.stop is not None:  # a sweep reads it later; a single run reports it at once
@@ -203,9 +204,10 @@ class Runner:
             "a run measures it, speed=false counts it as done"
         )
 
-    def job(self, name: str) -> Job:
-        """The job of one task; see `make_job`."""
-        return make_job(self.config, self.settings, self.dataset, self.weights, name, self.tasks[name])
+    def job(self, name: str, anew: bool = False) -> Job:
+        """The job of one task, see `make_job`; `anew`: its files are hashed again, whatever is remembered of them."""
+        with reading_anew() if anew else contextlib.nullcontext():
+            return make_job(self.config, self.settings, self.dataset, self.weights, name, self.tasks[name])
 
     def category(self, job: Job, where: str) -> bool:
         """Add the records of one category to the summary; True: something was computed."""

@@ -105,6 +105,7 @@ def _seeds_fact(values: Mapping[str, Collection[int]]) -> str:
 def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[str, str]:
     """The setup, status and settings with a footnote, where speed or cost was measured, if a metric is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
+    facts |= {"images": item.entry.images if item.entry else ""}
     facts |= {"revision": _revision_fact(records[0]), "settings": _settings_fact(records[0])}
     facts["supervision"] = _supervision_fact(records[0])
     if name in SPEEDS:
@@ -224,7 +225,7 @@ def _rank(values: Sequence[CellValue], second: bool) -> None:
     values = [value for value in values if not value.facts.get("budget")] or values
     widest = max((len(value.covered) for value in values), default=0)
     compared = [value for value in values if len(value.covered) == widest]
-    kinds = ("cost", "speed", "setup")
+    kinds = ("cost", "speed", "setup", "images")
     alike = len({(value.covered, *(value.facts.get(kind) for kind in kinds)) for value in compared}) == 1
     if len(compared) < 2 or not alike or not compared[0].best:
         return

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anomaly_bench.config.settings import describe_input
+from anomaly_bench.records.same_images import ImageVersions
 from anomaly_bench.records.setups import holdout_of, regime_words
 from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
 from anomaly_bench.tables.schedule import reduced_budget
@@ -54,6 +55,7 @@ class ResultGroup:
         title, backbone: as printed; `label`: the hyper-parameters that differ between groups with the same title.
         records: by category, all of one setup.
         sample: any of them.
+        images: a footnote if they were made from other images than others, see `ImageVersions.note`.
     """
 
     title: str
@@ -62,6 +64,7 @@ class ResultGroup:
     records: Mapping[str, Sequence[Record]]
     sample: Record
     setting: Setting | None = None
+    images: str = ""
 
     @property
     def full_title(self) -> str:
@@ -103,14 +106,16 @@ def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGro
     for record in records:
         pairs[methods[record.method], backbones[record.backbone]].append(record)
     found = []
+    versions = ImageVersions(records)
     for title, backbone in sorted(pairs, key=lambda pair: (pair[0].casefold(), pair[1].casefold(), pair)):
-        for label, part in _variants(pairs[title, backbone]):
+        for label, part in _variants(pairs[title, backbone], versions):
             categories: dict[str, list[Record]] = defaultdict(list)
             for record in part:
                 categories[record.category].append(record)
+            images = versions.note(part)
             speeds = {Setting.of(each) for record in part for each in record.speed} if with_speed else set()
             for setting in sorted(speeds, key=Setting.order) or (None,):
-                found.append(ResultGroup(title, backbone, label, categories, part[0], setting))
+                found.append(ResultGroup(title, backbone, label, categories, part[0], setting, images))
     return found
 
 
@@ -123,8 +128,8 @@ def _titles(records: Sequence[Record], part: str) -> dict[str, str]:
     return {**full, "none": ""} if part == "backbone" else full
 
 
-def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Records of one method and backbone by hyper-parameters, labelled 'dims=50'; '' if there is one part."""
+def _variants(records: Sequence[Record], versions: ImageVersions) -> list[tuple[str, list[Record]]]:
+    """Records of one method and backbone by settings and images, labelled 'dims=50'; '' if there is one part."""
     keys: dict[tuple[Any, ...], str] = {}  # records share their configuration, see `records.outlines`
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -146,18 +151,24 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     found = []
     for key in sorted(parts, key=lambda key: [_natural(settings[key].get(path)) for path in differing]):
         label = [f"{path}={as_typed(settings[key].get(path, ...))}" for path in differing]
-        found += [(", ".join(label + mark), part) for mark, part in _unmixed(parts[key])]
+        found += [(", ".join(label + mark), part) for mark, part in _unmixed(parts[key], versions)]
     return found
 
 
-def _unmixed(records: Sequence[Record]) -> list[tuple[list[str], list[Record]]]:
-    """Split duplicates (same category, seed, draw and settings) by the start of their fingerprints."""
-    keys = [(record.category, record.repetition) for record in records]
+def _unmixed(records: Sequence[Record], versions: ImageVersions) -> list[tuple[list[str], list[Record]]]:
+    """Split by version of the images, then duplicates (same category, seed and draw) by the start of fingerprints."""
+    numbers = [versions.number(record) for record in records]
+    keys = [(record.category, record.repetition, number) for record, number in zip(records, numbers, strict=True)]
     counts = Counter(keys)
-    parts: dict[str, list[Record]] = defaultdict(list)
-    for key, record in zip(keys, records, strict=True):
-        parts[record.fingerprint[:8] if counts[key] > 1 else ""].append(record)
-    return [([mark] if mark else [], parts[mark]) for mark in sorted(parts)]
+    parts: dict[tuple[int, str], list[Record]] = defaultdict(list)
+    for key, number, record in zip(keys, numbers, records, strict=True):
+        parts[number, record.fingerprint[:8] if counts[key] > 1 else ""].append(record)
+
+    def marks(number: int, mark: str) -> list[str]:
+        other = f"other images {number}" if number > 1 else "other images"
+        return [*([other] if number else []), *([mark] if mark else [])]
+
+    return [(marks(*key), parts[key]) for key in sorted(parts)]
 
 
 def settings_of(record: Record) -> dict[str, Any]:

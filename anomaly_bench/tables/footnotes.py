@@ -18,7 +18,7 @@ _GAP = "Gaps are meaningful only where backbone, input, training and categories 
 _MARKS = "The best is chosen from the repaired values."
 # their order below a table
 _FACTS = (
-    *("setup", "status", "supervision", "revision", "budget", "settings", "count", "seeds"),
+    *("setup", "images", "status", "supervision", "revision", "budget", "settings", "count", "seeds"),
     *("speed", "alone", "cost", "extraction", "held_out", "metric", *DISAGREEMENTS),
 )
 Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.errors import UsageError, closest, shown
+from anomaly_bench.files import composed
 from anomaly_bench.records.setups import setup_name, setups
 
 if TYPE_CHECKING:
@@ -72,4 +73,4 @@ def choose(
 
 def name_list(value: Any) -> list[str] | None:
     """NAME, [NAME, NAME] or null."""
-    return None if value is None else [value] if isinstance(value, str) else [str(name) for name in value]
+    return None if value is None else [composed(str(name)) for name in ([value] if isinstance(value, str) else value)]
