@@ -122,6 +122,18 @@ class Evaluation:
         return {name: self.metrics[name].entry(value) for name, value in self.values.items()}
 
 
+def all_equal(outcome: Outcome) -> str:
+    """'all 9 image scores are equal (0.5)', of which metrics tell nothing, and the same of the maps; else ''."""
+    maps = [] if outcome.maps is None else outcome.maps
+    found = {f"all {len(outcome.scores)} image scores": [outcome.scores], "all values of the maps": maps}
+    said = []
+    for what, arrays in found.items():
+        ends = [float(end) for values in arrays for end in (values.min(), values.max())]
+        if ends and min(ends) == max(ends) and sum(values.size for values in arrays) > 1:
+            said.append(f"{what} are equal ({ends[0]:g})")
+    return " and ".join(said)
+
+
 def evaluate(outcome: Outcome, metrics: Mapping[str, Metric] | None = None) -> Evaluation:
     """Compute every metric that is defined (those of `metric=standard` unless others are given), and the curves.
 

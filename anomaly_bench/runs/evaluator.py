@@ -23,7 +23,7 @@ from anomaly_bench.config.parts import without_target
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
 from anomaly_bench.metrics import thresholds
-from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.metrics.metrics import all_equal, evaluate
 from anomaly_bench.metrics.registry import metrics_of_run, stored_metrics
 from anomaly_bench.protocol import Outcome, TrainingSet, to_tensor
 from anomaly_bench.records import gallery
@@ -198,6 +198,8 @@ class Evaluator:
         labels = np.array([image.label is not None for image in images])
         limits = held_out.get("thresholds") or {}
         outcome = Outcome(labels, scores, maps, masks, limits.get("image"), limits.get("pixel"))
+        if said := all_equal(outcome):
+            self.reporter.warn(f"{job.task.name}: {said}: the method tells no image from another")
         result = evaluate(outcome, self.metrics)
         expected = job.expected[test]
         record = replace(

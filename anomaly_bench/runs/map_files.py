@@ -17,7 +17,7 @@ from anomaly_bench.data import readers
 from anomaly_bench.data.anomaly_maps import MAP_SUFFIXES, addressed, find_maps, map_names, read_map
 from anomaly_bench.data.geometry import Frame, has_masks, shape
 from anomaly_bench.errors import DataError, shorten
-from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.metrics.metrics import all_equal, evaluate
 from anomaly_bench.protocol import Outcome
 from anomaly_bench.records.record import category_name
 from anomaly_bench.runs.rescoring import Result, Work
@@ -86,6 +86,9 @@ class MapFiles:
             loaded = self.read(test, files)
             self.say_resized(category, loaded)
             outcome = self.outcome(test, loaded, scores)
+            if said := all_equal(outcome):
+                hint = "" if scores else "; each is its map's maximum: if maps were scaled one by one, give scores=FILE"
+                self.reporter.warn(f"{category}: {said}{hint}")
             maker = f"maps in {self.place}, compared at {self.frame}"
             shown = category_name(category, name, self.dataset.categories)
             evaluation = evaluate(outcome, self.metrics)
@@ -126,6 +129,10 @@ class MapFiles:
                 f"{len(lacking)} of {len(images)} test images are not in scores: {shorten(lacking)}; "
                 f"expected {category}/{files[0]} and so on in the column file"
             )
+        used, start = {way(file) for file in files}, way("")
+        extra = [name for name in self.scores if name.startswith(start) and name not in used]
+        if extra:
+            self.reporter.warn(f"{category}: {len(extra)} scores have no test image and are ignored: {shorten(extra)}")
         return {image: self.scores[way(image.id)] for image in images}
 
     def read(self, images: Sequence[Sample], files: Mapping[Sample, Path]) -> list[Loaded]:

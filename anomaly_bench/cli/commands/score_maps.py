@@ -20,7 +20,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,9 @@ from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.anomaly_maps import covered_crop
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
 from anomaly_bench.data.geometry import Frame
+from anomaly_bench.data.score_list import read_scores
 from anomaly_bench.errors import UsageError, shorten
-from anomaly_bench.files import plain_cell, safe_cell, write_atomically
+from anomaly_bench.files import safe_cell, write_atomically
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
@@ -74,7 +74,8 @@ def score_maps(values: Mapping[str, Any]) -> bool:
         source = KeptMaps(dataset, kept, metrics, threads, truth(values, "update"), reporter)
     else:
         frame = read_frame(values["input"], place)
-        source = MapFiles(dataset, place, metrics, threads, frame, read_scores(values["scores"]), reporter)
+        scores = None if values["scores"] is None else read_scores(Path(str(values["scores"])).expanduser())
+        source = MapFiles(dataset, place, metrics, threads, frame, scores, reporter)
     work, lacking = source.work(categories)
     if not work:
         raise UsageError(f"maps={place}: {source.nothing(categories)}")
@@ -113,31 +114,6 @@ def refuse_unused(values: Mapping[str, Any], recorded: bool) -> None:
     for key, value in given.items():
         if recorded and value is not None:
             raise UsageError(f"{key}={value}: maps={values['maps']} has maps beside records, which set it already")
-
-
-def read_scores(value: Any) -> dict[str, float] | None:
-    """File -> score of a CSV with these two columns; other columns are ignored.
-
-    Raises:
-        UsageError: it cannot be read, or a row is invalid.
-    """
-    if value is None:
-        return None
-    path = Path(str(value)).expanduser()
-    found: dict[str, float] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            for row in csv.DictReader(stream):
-                file, score = plain_cell(row["file"]).replace("\\", "/"), float(row["score"])
-                if file in found or not math.isfinite(score):
-                    what = "twice" if file in found else f"with the score {score}"
-                    raise UsageError(f"scores={path}: {file} is listed {what}; expected one finite score each")
-                found[file] = score
-    except OSError as error:
-        raise UsageError(f"scores={path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise UsageError(f"scores={path}: not a CSV with the columns file and score ({error!r})") from error
-    return found
 
 
 def by_maker(results: Sequence[Result]) -> dict[str, list[Result]]:

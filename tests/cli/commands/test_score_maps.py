@@ -291,7 +291,7 @@ def test_listed_scores_override_the_map_maximum(rescore, cog, tmp_path):
     listed.write_text("\n".join(["file,score,note", *lines, "cog/other.png,5,x"]))
     words = ["category=cog", *FRAME, f"scores={listed}"]
     status, _, err = rescore(tmp_path / "theirs", *words, f"out={tmp_path / 'out'}")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "warning: cog: 1 scores have no test image and are ignored: cog/other.png\n")
     (row,) = rows(tmp_path / "out").values()
     assert float(row["image_auroc"]) == 0
     assert float(row["pro"]) == record.value("pro")
@@ -301,10 +301,10 @@ def test_listed_scores_override_the_map_maximum(rescore, cog, tmp_path):
         ): "1 of 6 test images are not in scores: test/good/000.png",
         "file,score\nelse.png,1": "6 of 6 test images are not in scores",
         "name,score\na,1": "not a CSV with the columns file and score",
-        "file,score\na,high": "not a CSV with the columns file and score",
+        "file,score\na,high": "a has the score high; expected a finite number",
         "file,score\na": "not a CSV with the columns file and score",
         "file,score\na,1\na,2": "a is listed twice; expected one finite score each",
-        "file,score\na,nan": "a is listed with the score nan",
+        "file,score\na,nan": "a has the score nan; expected a finite number",
     }.items():
         listed.write_text(text)
         status, _, err = rescore(tmp_path / "theirs", *words)
