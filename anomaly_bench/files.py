@@ -69,6 +69,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def move_files(source: Path, target: Path) -> None:
+    """Move the files of a folder, if it exists, into another one, over files of the same names."""
+    for path in source.iterdir() if source.is_dir() else ():
+        target.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target / path.name)
+
+
 IMAGES = (  # Pillow's names: no PostScript or WMF, which other programs draw, and no format that only old cameras write
     *("JPEG", "PNG"),  # tried first: a third of the time that Pillow needs to open a small JPEG file
     *("AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PCX", "PPM", "SGI", "TGA", "TIFF", "WEBP"),

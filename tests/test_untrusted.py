@@ -33,6 +33,8 @@ from anomaly_bench.data.decoding import decode_image
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, image_files, plain_cell, safe_cell
 from anomaly_bench.records.results_csv import write_csv
+from anomaly_bench.runs.saved_model import read_about
+from anomaly_bench.runs.verification import with_folder
 
 SCRIPT = "from anomaly_bench.cli.main import main; main()"
 SMALL = (
@@ -128,6 +130,27 @@ def test_saved_model_may_only_name_built_in_parts(part, target, model, score):
 def test_record_may_only_name_built_in_parts(part, target, record, verify):
     change(record, f"config.{part}._target_", target)
     refused(verify(), f"made by {target}, which is not a part of anomaly-bench", "--config-dir")
+
+
+@pytest.mark.parametrize("named", ["padim", "other"])
+def test_record_cannot_choose_a_folder_that_is_read(named, record, verify, tmp_path):
+    """Whatever the record calls its method, and whether or not it says that the key is a folder."""
+    change(record, "config.method.anomaly_source", str(tmp_path))
+    if named == "other":
+        change(record, "config.method.name", named)
+        change(record, "config.method._target_", "anomaly_bench.methods.padim.PaDiM")
+    refused(verify(), f"method={named} was run with anomaly_source={tmp_path}; give folder=DIR")
+
+
+def test_folder_of_a_record_is_the_users(record, verify, tmp_path):
+    refused(verify("folder=mine"), "method=padim was run with no folder; remove folder=mine")
+    node = {"name": "draem", "about": {}, "anomaly_source": "/theirs"}
+    assert with_folder(node, tmp_path, ())["anomaly_source"] == str(tmp_path)
+
+
+def test_saved_model_names_no_folder(model):
+    change(model, "method.anomaly_source", "/")
+    assert read_about(model.parent)["method"]["anomaly_source"] is None
 
 
 def test_user_part_is_built_if_its_yaml_is_given(model, score):

@@ -74,6 +74,19 @@ def known_targets(group: str, folders: Sequence[Path]) -> set[str]:
     return {target for file in files for target in targets_in(OmegaConf.to_container(OmegaConf.load(file)))}
 
 
+def foreign_folders(node: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """The keys of a method from an untrusted file that name folders, with their values: none of them may be read.
+
+    Such are the keys under `about.folders` in the node, in the package's YAML and in the user's `folders`.
+    """
+    from omegaconf import OmegaConf
+
+    files = [file for folder in (conf_folder(), *folders) for file in (folder / "method").glob("*.yaml")]
+    abouts = [node["about"], *(OmegaConf.load(file).get("about") or {} for file in files)]
+    keys = {str(key) for about in abouts for key in about.get("folders") or ()}
+    return {key: node[key] for key in sorted(keys) if node.get(key) is not None}
+
+
 def targets_in(node: Any) -> Iterator[str]:
     """The `_target_` of a node and of nested nodes."""
     if isinstance(node, Mapping):

@@ -87,7 +87,7 @@ class Evaluator:
         return make_method(self.config["method"], self.backbone)
 
     def evaluate(self, job: Job) -> list[Record]:
-        """Fit on the task's normal images and make one record per test set; save maps, model and pictures on request.
+        """Fit on the task's normal images and make one record per test set; maps, model and pictures wait in `job.staging`.
 
         Raises:
             TooLarge: see `require_memory`.
@@ -218,7 +218,7 @@ class Evaluator:
             training=fitted.training,
             provenance=provenance(),
         )
-        folder = self.settings.results / record.path.with_suffix("")
+        folder = self.settings.results / job.staging / record.path.stem
         if self.settings.gallery:
             gallery.save_pictures(folder, record.images, pixels, maps, masks, self.settings.gallery)
         if self.settings.save_maps and maps is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,6 +102,11 @@ class Job:
     def checkpoint(self) -> Path:
         """File for the state of unfinished training, below the results folder."""
         return self.first.path.with_suffix(".checkpoint")
+
+    @functools.cached_property
+    def staging(self) -> Path:
+        """Folder below the results folder, of this process alone, for maps, models and pictures without a record yet."""
+        return Path(".staging", self.lease, uuid.uuid4().hex[:12])
 
     @functools.cached_property
     def lease(self) -> str:

@@ -35,13 +35,11 @@ class Lease:
     path: Path
     ours: bool
 
-    def still_ours(self) -> bool:
-        """Whether no other process has taken it since, as one may that finds it without a beat."""
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[bool]:
+        """Whether no other process has taken it since, as one may that finds it without a beat; none can in the block."""
         with locked(self.results):
-            if read_lease(self.path) != owner():
-                return False
-            os.utime(self.path)
-            return True
+            yield read_lease(self.path) == owner()
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import gc
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.data.remembered import reading_anew
 from anomaly_bench.errors import DataError, UsageError, reason
+from anomaly_bench.files import move_files
 from anomaly_bench.hardware import devices, timing
 from anomaly_bench.metrics.registry import metric_set, metrics_of_run, standard_metrics
 from anomaly_bench.records import failures, load, save
@@ -28,7 +30,7 @@ from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.runs import leases
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.runs.kept_maps import KeptMaps, at_rate
-from anomaly_bench.runs.summary import Standing, State, Summary
+from anomaly_bench.runs.summary import Standing, State, Summary, duration, headline, speed_setting
 from anomaly_bench.runs.tasks import task_names
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from anomaly_bench.runs.job import Job
 
 DECODED_EARLY = 10**9  # bytes: images up to this size are decoded before the job's memory is checked
+TAKEN_OVER = "taken over by another run, as this one stood still; nothing is written"
 WAIT_SECONDS = 1.0  # between checks whether another run has finished
 
 
@@ -261,20 +264,37 @@ class Runner:
     def compute(self, job: Job, where: str, lease: leases.Lease) -> list[Record] | None:
         """Compute and save what is missing for one category; None: another run has taken it over meanwhile."""
         known = None if self.settings.overwrite else self.known(job)
-        if known is None:
-            computed = self.evaluator(job).evaluate(job)
-        else:
-            self.reporter.say(f"{where}: has a record; measuring its speed on this machine")
-            computed = self.evaluator(job).add_speed(job, known)
-        if not lease.still_ours():
-            self.reporter.warn(f"{where}: taken over by another run, as this one stood still; nothing is written")
-            return None
-        for record in computed:
-            save(record, self.settings.results)
+        with self.staged(job) as staging:
+            if known is None:
+                computed = self.evaluator(job).evaluate(job)
+            else:
+                self.reporter.say(f"{where}: has a record; measuring its speed on this machine")
+                computed = self.evaluator(job).add_speed(job, known)
+            with lease.kept() as ours:
+                if not ours:
+                    self.reporter.warn(f"{where}: {TAKEN_OVER}")
+                    return None
+                for record in computed:
+                    folder = self.settings.results / record.path.with_suffix("")
+                    move_files(staging / folder.name, folder)
+                    save(record, self.settings.results)
         failures.forget_failure(self.settings.results, self.key(job.task.name))
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(computed)}")
         return computed
+
+    @contextlib.contextmanager
+    def staged(self, job: Job) -> Iterator[Path]:
+        """The folder for a job's unfinished files, deleted at the end, like those that killed runs have left."""
+        staging = self.settings.results / job.staging
+        shutil.rmtree(staging.parent, ignore_errors=True)  # this run has the lease now
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            for folder in (staging.parent, staging.parent.parent):
+                with contextlib.suppress(OSError):  # another run's files are in it
+                    folder.rmdir()
 
     def done(self, job: Job) -> list[Record] | None:
         """The records of a category that is complete; None: it is not."""
@@ -331,23 +351,3 @@ def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:
 def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration, with backbone None for an image-space method (`uses_backbone: false`)."""
     return {**config, "backbone": config["backbone"] if config["method"].get("uses_backbone", True) else None}
-
-
-def headline(done: list[Record]) -> str:
-    """The main metrics of one category, in %."""
-    parts = []
-    for record in done:
-        names = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pro", "PRO"))
-        values = [(title, record.value(name)) for name, title in names]
-        shown = ", ".join(f"{title} {'-' if value is None else f'{100 * value:.1f}'}" for title, value in values)
-        parts.append(shown if len(done) == 1 else f"{record.test}: {shown}")
-    return "; ".join(parts) + f"; fit {done[0].cost['fit_s']:.1f} s"
-
-
-def speed_setting(key: Mapping[str, Any]) -> str:
-    """'EPYC, 2 threads, batch 32, fp32'."""
-    return f"{key['device']}, {key['threads']} threads, batch {key['batch_size']}, {key['precision']}"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

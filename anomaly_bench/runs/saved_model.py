@@ -16,7 +16,7 @@ from torch import nn
 
 from anomaly_bench.backbones.build import make_backbone, make_method, recorded_weights
 from anomaly_bench.config.compose import backbone_node
-from anomaly_bench.config.parts import with_target, without_target
+from anomaly_bench.config.parts import foreign_folders, with_target, without_target
 from anomaly_bench.documents import read_yaml
 from anomaly_bench.errors import UsageError, one_line, shorten
 from anomaly_bench.files import new_file, write_atomically
@@ -122,6 +122,7 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
         convert(about, About)
     except ValueError as error:
         raise UsageError(f"{file}: {error}; fit and save the model again") from error
+    about["method"] |= dict.fromkeys(foreign_folders(about["method"], folders))  # read by fits only
     return {
         **about,
         **{part: with_target(part, about[part], folders) for part in ("method", "backbone") if about[part]},

@@ -43,3 +43,23 @@ class Summary:
     busy: list[str] = field(default_factory=list)
     stopped: bool = False
     cells: list[str] | None = None
+
+
+def headline(done: list[Record]) -> str:
+    """The main metrics of one category, in %."""
+    parts = []
+    for record in done:
+        names = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"), ("pro", "PRO"))
+        values = [(title, record.value(name)) for name, title in names]
+        shown = ", ".join(f"{title} {'-' if value is None else f'{100 * value:.1f}'}" for title, value in values)
+        parts.append(shown if len(done) == 1 else f"{record.test}: {shown}")
+    return "; ".join(parts) + f"; fit {done[0].cost['fit_s']:.1f} s"
+
+
+def speed_setting(key: Mapping[str, Any]) -> str:
+    """'EPYC, 2 threads, batch 32, fp32'."""
+    return f"{key['device']}, {key['threads']} threads, batch {key['batch_size']}, {key['precision']}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

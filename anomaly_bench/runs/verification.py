@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.backbones.build import recorded_weights
 from anomaly_bench.config.compose import compose, dataset_node
-from anomaly_bench.config.parts import with_target
+from anomaly_bench.config.parts import foreign_folders, with_target
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.console import Reporter
-from anomaly_bench.errors import DataError
+from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.hardware import devices
 from anomaly_bench.runs.runner import Runner
 
@@ -85,7 +85,7 @@ def recompute(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path]
     """The record that the same configuration gives now.
 
     Args:
-        wanted: local `data_root`, `weights` and `device`.
+        wanted: local `data_root`, `weights`, `folder` and `device`.
         folders: folders of user YAML, searched for datasets and backbones by name.
 
     Raises:
@@ -114,7 +114,7 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
     regime = record.regime or {"name": "one_class"}  # the only one in old records
     config |= {
         "dataset": dataset_node(record.dataset, folders),
-        "method": with_target("method", record.config["method"], folders),
+        "method": with_folder(with_target("method", record.config["method"], folders), wanted["folder"], folders),
         "backbone": backbone_of(record, config["backbone"] if known else None, wanted["weights"], folders)
         or config["backbone"],
         "category": regime.get("categories", [record.task]),
@@ -131,6 +131,25 @@ def configured(record: Record, wanted: Mapping[str, Any], folders: Sequence[Path
         config |= {"holdout": record.holdout, "max_false_alarms": record.thresholds["max_false_alarms"]}
     same = ("seed", "precision", "protocol", "oracle", "input")
     return {**config, **{name: getattr(record, name) for name in same}}
+
+
+def with_folder(node: Mapping[str, Any], given: Any, folders: Sequence[Path]) -> dict[str, Any]:
+    """The method's node with the user's folder in place of one that the record names, which may be any of the disk's.
+
+    Args:
+        given: the key `folder`.
+
+    Raises:
+        UsageError: the method read a folder and none is given, or the other way round.
+    """
+    named = foreign_folders(node, folders)
+    if given is None and not named:
+        return dict(node)
+    if given is None or len(named) != 1:
+        found = ", ".join(f"{key}={value}" for key, value in named.items()) or "no folder"
+        todo = "give folder=DIR, where the same files are here" if named else f"remove folder={given}"
+        raise UsageError(f"method={node['name']} was run with {found}; {todo}")
+    return {**node, **dict.fromkeys(named, str(given))}
 
 
 def device_of(record: Record) -> str:

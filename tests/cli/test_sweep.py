@@ -197,11 +197,15 @@ def test_nothing_is_written_for_a_job_that_another_run_has_taken_over(sweep, com
         return evaluate(self, job)
 
     monkeypatch.setattr(Evaluator, "evaluate", stopped)
-    status, _, err = command(*words, "category=cog", "wait=false")
+    kept = [word for word in words if not word.startswith("gallery=")]
+    status, _, err = command(*kept, "category=cog", "wait=false", "save_maps=true", "save_model=true", "gallery=2")
     assert status == 1
     assert "taken over by another run, as this one stood still; nothing is written" in err
     assert records.load_all(results) == ([], [])
     assert len(list((results / "leases").glob("*.json"))) == 1, "the other's"
+    suffixes = {path.suffix for path in results.rglob("*") if path.is_file()}
+    assert suffixes.isdisjoint({".npy", ".safetensors", ".yaml", ".png"}), "maps and model would be of another process"
+    assert not (results / ".staging").exists()
 
 
 def broken(*_):

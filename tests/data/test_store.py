@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image as PILImage
 from anomaly_bench.config.settings import FILTERS
 from anomaly_bench.data import decoding, store
 from anomaly_bench.data.dataset import Sample, Source, Task
-from anomaly_bench.data.remembered import content_hash, file_digests
+from anomaly_bench.data.remembered import content_hash, file_digests, reading_anew
 from anomaly_bench.errors import DataError
 
 
@@ -203,3 +204,31 @@ def test_masks_are_zero_and_one_by_nearest_neighbour(tmp_path, empty_cache, mode
 def test_mask_of_another_size_is_an_error(tmp_path, empty_cache):
     with pytest.raises(DataError, match=r"mask\.png: 20x30 pixels.*48x48.*same size"):
         mask_of(tmp_path, PILImage.new("L", (20, 30)))
+
+
+def test_a_changed_file_of_equal_size_and_time_is_read_again(tmp_path, empty_cache):
+    path = tmp_path / "image.bmp"
+
+    def written(content, replaced=False):
+        (path.with_suffix(".new") if replaced else path).write_bytes(content)
+        if replaced:
+            os.utime(path.with_suffix(".new"), (1_700_000_000, 1_700_000_000))
+            path.with_suffix(".new").replace(path)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        return file_digests([path], tmp_path)[path]
+
+    for content in (b"first", b"other", b"again"):
+        assert written(content) == (5, hashlib.sha256(content).hexdigest())
+    assert written(b"moved", replaced=True)[1] == hashlib.sha256(b"moved").hexdigest()
+
+
+def test_what_is_remembered_can_be_read_anew(tmp_path, empty_cache):
+    path = tmp_path / "image.bmp"
+    path.write_bytes(b"first")
+    before = file_digests([path], tmp_path)
+    (memory,) = (empty_cache / "digests").iterdir()
+    memory.write_text(memory.read_text().replace(before[path][1], "0" * 64))
+    assert file_digests([path], tmp_path)[path][1] == "0" * 64, "or the test shows nothing"
+    with reading_anew():
+        assert file_digests([path], tmp_path) == before
+    assert file_digests([path], tmp_path) == before

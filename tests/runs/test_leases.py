@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from filelock import Timeout
 
 from anomaly_bench.runs import leases
 
@@ -88,9 +89,13 @@ def test_heartbeat_keeps_a_lease_alive(tmp_path, monkeypatch):
 def test_lease_taken_over_is_left_to_its_new_owner(tmp_path):
     path = tmp_path / "leases" / "work.json"
     with leases.claim(tmp_path, "work") as ours:
-        assert ours.still_ours()
+        with ours.kept() as still:
+            assert still
+            with pytest.raises(Timeout):  # nobody can claim it meanwhile
+                leases.locked(tmp_path).acquire(timeout=0)
         write(tmp_path, host="elsewhere")
-        assert not ours.still_ours()
+        with ours.kept() as still:
+            assert not still
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
 from anomaly_bench import mapped, records
+from anomaly_bench import records
+from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import timing
 from anomaly_bench.metrics import ranking
@@ -137,6 +140,31 @@ def test_overwrite_computes_again(small, command):
     before = path.stat().st_mtime_ns
     command(*words, "category=cog", "overwrite=true")
     assert path.stat().st_mtime_ns > before
+
+
+def test_overwrite_reads_every_file_again(small, command, tree):
+    """Even where a file system tells nothing of a change."""
+    words, results = small
+    assert command(*words, "category=cog")[0] == 0
+    (before,) = records.load_all(results)[0]
+    for memory in (cache_root() / "digests").iterdir():
+        memory.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', memory.read_text()))
+    assert command(*words, "category=cog", "overwrite=true")[0] == 0
+    (after,) = records.load_all(results)[0]
+    assert after.hashes == before.hashes
+
+
+def test_records_of_changed_images_are_not_averaged(small, command, tree):
+    words, results = small
+    assert command(*words, "category=cog")[0] == 0
+    save(picture(999), tree / "cog" / "train" / "good" / "000.png")
+    assert command(*words, "category=cog", "seed=1")[0] == 0
+    one, two = sorted(records.load_all(results)[0], key=lambda record: record.seed)
+    assert one.hashes["test"] == two.hashes["test"]
+    assert one.hashes["fit"] != two.hashes["fit"]
+    out = command("tables", f"results={results}", "table=summary")[1]
+    assert "other training images of cog than unmarked values" in out
+    assert "PaDiM (other images)" in out
 
 
 def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):

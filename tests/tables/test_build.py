@@ -539,6 +539,41 @@ def test_unexplained_differences_are_labelled_by_fingerprint() -> None:
     assert texts(grid)["pill"] == ["30.0", "–", "–"]
 
 
+def test_records_of_unlike_images_are_neither_averaged_nor_ranked() -> None:
+    def of(test: str, fit: str = "1") -> dict[str, str]:
+        return {"fit": fit * 64, "test": test * 64}
+
+    usual = [record((v, v, v), seed=seed, hashes=of("2")) for seed, v in enumerate((10, 20))]
+    rerun = record((60, 60, 60), seed=2, hashes=of("3"))
+    other = record((90, 90, 90), method="patchcore", hashes=of("3", "4"))
+    pill = record((30, 30, 30), "pill", hashes=of("5"))
+    grid = only([*usual, rerun, other, pill], cells=["pro"])
+    titles = ["PaDiM / WRN50", "PaDiM (other images) / WRN50", "PatchCore (other images 2) / WRN50"]
+    assert columns(grid) == titles
+    assert texts(grid)["bottle"] == ["15.0", "60.0", "90.0"], "none is the best, as they are not comparable"
+    notes = " ".join(text for _, text in grid.notes)
+    assert "other test images of bottle than unmarked values" in notes
+    assert "other test images of bottle and other training images of bottle than unmarked values" in notes
+
+
+def test_older_records_are_of_unknown_images() -> None:
+    old, new = record((10, 10, 10)), record((20, 20, 20), seed=1, hashes={"fit": "1" * 64, "test": "2" * 64})
+    grid = only([old, new], cells=["pro"])
+    assert texts(grid)["bottle"] == ["15.0"]
+    third = record((60, 60, 60), seed=2, hashes={"fit": "1" * 64, "test": "3" * 64})
+    grid = only([old, new, third], cells=["pro"])
+    assert texts(grid)["bottle"] == ["15.0", "60.0"]
+    assert "does not tell which of the unlike images it was made from" in " ".join(text for _, text in grid.notes)
+
+
+def test_methods_of_other_planes_are_not_of_other_images() -> None:
+    known = [
+        record((v, v, v), method=method, settings={"planes": planes}, hashes={"fit": digit * 64, "test": digit * 64})
+        for v, method, planes, digit in ((10, "padim", ["rgb"], "1"), (20, "patchcore", ["xyz"], "2"))
+    ]
+    assert columns(only(known, cells=["pro"])) == ["PaDiM / WRN50", "PatchCore / WRN50"]
+
+
 def timed(fps: float, method: str = "padim", task: str = "bottle", **others: Any) -> Record:
     speed = {**SPEED, "fps": fps, "latency_ms": 1000 / fps, "backbone_latency_ms": 20.0}
     return record(task=task, method=method, **{"speed": [speed], **others})

@@ -14,8 +14,7 @@ from anomaly_bench.console import Reporter
 from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
 from anomaly_bench.runs import planning
 from anomaly_bench.runs.planning import Estimate, Planner
-from anomaly_bench.runs.runner import duration
-from anomaly_bench.runs.summary import State
+from anomaly_bench.runs.summary import State, duration
 
 if TYPE_CHECKING:
     from anomaly_bench.cli.sweep import Jobs, SweepJob

@@ -182,6 +182,31 @@ def test_incompatible_records(tmp_path, command):
     assert "bottle: test images 10 of PaDiM on WRN50 in a, 9 of PaDiM on WRN50 in b (and 6 more" in err
 
 
+def test_records_of_other_images(tmp_path, command):
+    def of(fit, test):
+        return {"fit": fit * 64, "test": test * 64}
+
+    a, old = fill(tmp_path / "a", A, hashes=of("1", "2")), fill(tmp_path / "old", A)
+    status, _, err = command("compare", f"a={a}", f"b={fill(tmp_path / 'b', B, hashes=of('1', '3'))}")
+    assert status == 2
+    assert "bottle: content of the test images 22222222 of PaDiM on WRN50 in a, 33333333 of" in err
+    status, out, _ = command("compare", f"a={a}", f"b={tmp_path / 'b'}", "allow_mixed=true")
+    assert status == 0
+    assert "content of the test images" in " ".join(out.split())
+    status, out, _ = command("compare", f"a={a}", f"b={fill(tmp_path / 'c', B, hashes=of('4', '2'))}")
+    assert status == 0
+    trained = "Other training images in PaDiM on WRN50 in b than in PaDiM on WRN50 in a: bottle"
+    assert trained.casefold() in " ".join(out.split()).casefold()
+    status, out, _ = command("compare", f"a={a}", f"b={old}")
+    assert status == 0, "an older record is of unknown images"
+    assert "images in" not in out
+    both = fill(tmp_path / "both", A, hashes=of("1", "2"))
+    fill(both, B, seeds=(1,), hashes=of("1", "3"))
+    status, out, _ = command("compare", f"a={a}", f"b={both}", "format=csv")
+    assert status == 0, "those of the same images are compared"
+    assert set(values(out).values()) & {"+0.00", "0.00"}
+
+
 def test_metrics_of_another_revision(tmp_path, command):
     old = {"image_auroc": {"value": 0.9, "revision": 0}}
     a, b = fill(tmp_path / "a", A), fill(tmp_path / "b", B, metrics=old)
