@@ -19,7 +19,13 @@ SHARED = ("categories", "titles", "input", "config")  # equal in many records
 
 
 def outlines(results: Path) -> tuple[list[Record], list[str]]:
-    """Like `load_all`, without what tables do not read (`UNREAD`, learning curves, and the speed samples).
+    """Like `load_all`, without what tables do not read (`UNREAD`, learning curves, and the speed samples)."""
+    found, damaged = outlines_by_file(results)
+    return list(found.values()), damaged
+
+
+def outlines_by_file(results: Path) -> tuple[dict[Path, Record], list[str]]:
+    """`outlines`, each with its file.
 
     Contents are cached by file size, times and inode: reading 10,000 records would take 10 s.
     """
@@ -45,10 +51,10 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
         with contextlib.suppress(OSError):  # the next call will just take longer
             write_atomically(kept_in, json.dumps({**kept, "shared": values, "files": files}, separators=(",", ":")))
     empty = {name: type_() for name, type_ in UNREAD.items()}
-    found = [
-        Record(**{**content, **{name: values[content[name]] for name in SHARED}, **empty})
-        for _, content in files.values()
-    ]
+    found = {
+        Path(name): Record(**{**content, **{part: values[content[part]] for part in SHARED}, **empty})
+        for name, (_, content) in files.items()
+    }
     return found, damaged
 
 

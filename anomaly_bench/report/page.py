@@ -19,7 +19,7 @@ from markupsafe import Markup
 from anomaly_bench.config.settings import FILTER
 from anomaly_bench.files import write_atomically
 from anomaly_bench.metrics.registry import find_metric, own_names, packaged_metrics
-from anomaly_bench.records.record import load_all
+from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
 from anomaly_bench.report.figures.plots import heat_shares
@@ -53,9 +53,18 @@ def write_page(config: Any) -> None:
     Raises:
         UsageError: a results folder without records, or a selected name without records.
     """
-    known = query.choose(query.read_records(config, load_all), [], config)[0]
+    files: dict[tuple[Any, ...], Path] = {}
+
+    def read(folder: Path) -> tuple[list[Record], list[str]]:
+        """Outlines: curves and images of 10,000 records take more than a gigabyte."""
+        found, damaged = outlines_by_file(folder)
+        for path, record in found.items():
+            files.setdefault(record.identity, path)
+        return list(found.values()), damaged
+
+    known = query.choose(query.read_records(config, read), [], config)[0]
     folders = query.results_folders(config)
-    sections = [Section(f"s{number}", part, folders) for number, part in enumerate(setups(known), 1)]
+    sections = [Section(f"s{number}", part, folders, files) for number, part in enumerate(setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
     text = render_page(known, sections).encode()
     write_atomically(out, text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from anomaly_bench.files import safe_filename
 from anomaly_bench.metrics.registry import find_metric, own_names
 from anomaly_bench.published import TABLES, load_references, publications
 from anomaly_bench.records import gallery
+from anomaly_bench.records.record import DamagedRecord, load
 from anomaly_bench.records.setups import setup_name, setup_title
 from anomaly_bench.report.figures import plots
 from anomaly_bench.report.figures.labels import Point
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.entries import ResultGroup
     from anomaly_bench.tables.table import Table
 
+Panels = dict[str, list[Curve]]
+MOST_LINES = 60  # of a panel: more are neither told apart nor loaded by a browser
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 RECALL = "image_recall"  # at the threshold from held-out images, where there is one: behind the first of them
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
@@ -91,10 +95,22 @@ class Plot:
 
 
 class Section:
-    """The records of one setup and their part of the page; `key` prefixes its element ids."""
+    """The records of one setup and their part of the page.
 
-    def __init__(self, key: str, records: Sequence[Record], results: Sequence[Path]) -> None:
-        self.key, self.records, self.results = key, records, results
+    Args:
+        key: prefixes its element ids.
+        files: identity -> file of records that are outlines, see `records.outlines`.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        records: Sequence[Record],
+        results: Sequence[Path],
+        files: Mapping[tuple[Any, ...], Path] | None = None,
+    ) -> None:
+        self.key, self.records, self.results, self.files = key, records, results, files or {}
+        self._lines: tuple[str, Panels, Panels] = ("", {}, {})
         self.entries = group_records(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
         entries = [record.metrics for record in records]
@@ -190,15 +206,45 @@ class Section:
 
     # curves
 
-    def curves(self, category: str) -> dict[str, list[Curve]]:
-        """Panel -> lines, one per method and seed."""
-        panels: dict[str, list[Curve]] = defaultdict(list)
-        for kind in plots.CURVES:
+    def whole(self, record: Record) -> Record:
+        """The record with its curves and images; an outline whose file has been changed meanwhile stays one."""
+        with contextlib.suppress(DamagedRecord, KeyError):
+            return load(self.files[record.identity])
+        return record
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds of each method the curves show."""
+        return max(1, MOST_LINES // max(1, len(self.entries)))
+
+    def more_seeds(self, category: str) -> bool:
+        """Whether curves leave some out."""
+        return any(len(entry.records.get(category, ())) > self.seeds for entry in self.entries)
+
+    def lines(self, category: str) -> tuple[Panels, Panels]:
+        """Metric curves, and learning curves, by panel, one line per method and seed; both from one reading."""
+        if self._lines[0] != category:
+            curves: Panels = {kind: [] for kind in plots.CURVES}
+            learning: Panels = defaultdict(list)
             for number, entry in enumerate(self.entries):
-                drawn = [record.curves[kind] for record in entry.records.get(category, ()) if kind in record.curves]
-                for order, curve in enumerate(drawn):
-                    panels[kind].append(Curve(curve["x"], curve["y"], self.labels[number], number, order == 0))
-        return panels
+                made = sorted(entry.records.get(category, ()), key=lambda record: record.seed)
+                for record in map(self.whole, made[: self.seeds]):
+                    for kind in record.curves.keys() & curves.keys():
+                        curve = record.curves[kind]
+                        self._add(curves[kind], curve["x"], curve["y"], number)
+                    if record.training and (curve := record.training["curve"]):
+                        title = f"{self.labels[number]} ({entry.budget})" if entry.budget else self.labels[number]
+                        self._add(learning[title], curve["steps"], curve["loss"], number)
+            self._lines = category, {kind: lines for kind, lines in curves.items() if lines}, learning
+        return self._lines[1:]
+
+    def _add(self, lines: list[Curve], x: Sequence[float], y: Sequence[float], number: int) -> None:
+        first = not lines or lines[-1].series != number
+        lines.append(Curve(x, y, self.labels[number], number, first))
+
+    def curves(self, category: str) -> Panels:
+        """Name of a metric's curve -> lines."""
+        return self.lines(category)[0]
 
     def curve_panels(self, category: str) -> Iterator[Markup]:
         place = self.categories.index(category)
@@ -206,16 +252,9 @@ class Section:
             title = f"{plots.CURVES[kind][0]} curves of {category}"
             yield self._inline(plots.curves({kind: lines}), f"curve-{place}-{kind}", title)
 
-    def learning(self, category: str) -> dict[str, list[Curve]]:
+    def learning(self, category: str) -> Panels:
         """Method, with its share of the published schedule -> the losses of its seeds."""
-        panels: dict[str, list[Curve]] = defaultdict(list)
-        for number, entry in enumerate(self.entries):
-            for record in entry.records.get(category, ()):
-                if record.training and (curve := record.training["curve"]):
-                    title = f"{self.labels[number]} ({entry.budget})" if entry.budget else self.labels[number]
-                    first = title not in panels
-                    panels[title].append(Curve(curve["steps"], curve["loss"], self.labels[number], number, first))
-        return panels
+        return self.lines(category)[1]
 
     def learning_panels(self, category: str) -> Iterator[tuple[int, Markup]]:
         """The series and the figure of each method with a learning curve."""
@@ -233,7 +272,10 @@ class Section:
         for number, entry in enumerate(self.entries):
             made = sorted(entry.records.get(category, ()), key=lambda record: record.repetition)
             places = [(record, folder / record.path.with_suffix("")) for record in made for folder in self.results]
-            for case in gallery.cases(*next((each for each in places if each[1].is_dir()), places[0])) if made else ():
+            if not made:
+                continue
+            record, pictures = next((each for each in places if each[1].is_dir()), places[0])
+            for case in gallery.cases(self.whole(record), pictures):
                 doubt = found.setdefault((case.kind, case.file), Doubt(case.kind, case.file, case.defect))
                 parts = gallery.squares(case.picture) if case.picture else {}
                 doubt.image = doubt.image or ("image" in parts and data_uri(parts["image"])) or ""

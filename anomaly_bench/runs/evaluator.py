@@ -87,7 +87,7 @@ class Evaluator:
         return make_method(self.config["method"], self.backbone)
 
     def evaluate(self, job: Job) -> list[Record]:
-        """Fit on the task's normal images and make one record per test set; maps, model and pictures wait in `job.staging`.
+        """Fit on the task's normal images and make one record per test set; write maps and so on to `job.staging`.
 
         Raises:
             TooLarge: see `require_memory`.

@@ -105,7 +105,7 @@ class Job:
 
     @functools.cached_property
     def staging(self) -> Path:
-        """Folder below the results folder, of this process alone, for maps, models and pictures without a record yet."""
+        """Folder below the results folder, of this process alone, for what is to stand beside the records."""
         return Path(".staging", self.lease, uuid.uuid4().hex[:12])
 
     @functools.cached_property

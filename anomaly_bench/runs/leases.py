@@ -37,7 +37,7 @@ class Lease:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[bool]:
-        """Whether no other process has taken it since, as one may that finds it without a beat; none can in the block."""
+        """Whether no other process has taken it since, having found it without a beat; in the block none can."""
         with locked(self.results):
             yield read_lease(self.path) == owner()
 
