@@ -13,6 +13,7 @@ import numpy as np
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.config.settings import listed_names
 from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.files import composed
 
 Digests = Mapping[Path, tuple[int, str]]  # file -> size in bytes, sha256
 
@@ -178,11 +179,15 @@ def selected(dataset: Dataset, wanted: list[str]) -> list[str]:
         UsageError: a name that is neither a category nor a group of the dataset.
     """
     groups = {group for group in dataset.categories.values() if group is not None}
+    known = {composed(name) for name in (*dataset.categories, *groups, "all")}
     for name in wanted:
-        if name != "all" and name not in dataset.categories and name not in groups:
+        if composed(name) not in known:
             near = closest(name, [*dataset.categories, *groups, "all"])
             raise UsageError(f"category={name}: {dataset.title} has no such category or group{near}")
-    return [name for name, group in dataset.categories.items() if {"all", name, group or "all"} & set(wanted)]
+    typed = set(map(composed, wanted))
+    return [
+        name for name, group in dataset.categories.items() if {"all", composed(name), composed(group or "all")} & typed
+    ]
 
 
 def as_path(data_root: Any) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from test_build import FOUR, SPEED, record, trained
 from anomaly_bench.cli.main import command as call
 from anomaly_bench.published import publications
 from anomaly_bench.records import gallery
+from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.record import load_all, save
 from anomaly_bench.records.setups import setups
 from anomaly_bench.report import sections
@@ -207,6 +209,24 @@ def test_learning_curves_of_the_methods_that_train(tmp_path, command):
     assert "Learning curves of bottle" in out.read_text(encoding="utf-8")
     (drawn,) = figures.rglob("learning-bottle.svg")
     assert "optimiser steps" in drawn.read_text(encoding="utf-8")
+
+
+def test_curves_of_many_seeds_are_left_out_and_said(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(sections, "MOST_LINES", 4)
+    for method, seed in itertools.product(("stfpm", "draem"), range(3)):
+        pictured(tmp_path, record((95, 90, 80), method=method, seed=seed, training=trained(25)), seed)
+    found, _ = outlines_by_file(tmp_path)
+    assert not any(each.curves or each.images for each in found.values()), "or the test shows nothing"
+    files = {each.identity: path for path, each in found.items()}
+    section = sections.Section("s1", list(found.values()), [tmp_path], files)
+    assert [len(lines) for lines in section.curves("bottle").values()] == [4, 4, 4]
+    assert list(section.curves("bottle")) == list(CURVES)
+    assert [line.first for line in section.curves("bottle")["pro"]] == [True, False, True, False]
+    assert sum(map(len, section.learning("bottle").values())) == 4
+    assert len(section.doubts("bottle")[0].views) in (1, 2), "images are read too"
+    out = tmp_path / "page.html"
+    assert command("report", f"results={tmp_path}", f"out={out}")[0] == 0
+    assert "Of each method the 2 lowest seeds." in out.read_text(encoding="utf-8")
 
 
 def test_tables_match_the_html_format(page, results):
