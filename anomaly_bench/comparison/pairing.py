@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from anomaly_bench.comparison.significance import Pair, Side
 from anomaly_bench.config.settings import truth
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.records import outlines
-from anomaly_bench.records.same_images import read_planes
+from anomaly_bench.records.same_images import SETS, selection
 from anomaly_bench.records.setups import setup_name, setup_title, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.entries import as_typed, group_records, settings_of
@@ -131,7 +132,7 @@ def matched(
     found: list[tuple[ResultGroup, ResultGroup]] = []
     single = len(ours) == len(theirs) == 1
     rules: list[Callable[[ResultGroup, ResultGroup], bool]] = [
-        lambda one, two: same_settings(one, two) and hashes_of(one) == hashes_of(two),
+        lambda one, two: same_settings(one, two) and hashes_of(one, *SETS) == hashes_of(two, *SETS),
         same_settings,
         same_method,
         lambda one, two: single,
@@ -162,12 +163,13 @@ def same_settings(one: ResultGroup, two: ResultGroup) -> bool:
     return same_method(one, two) and settings_of(one.sample) == settings_of(two.sample)
 
 
-def hashes_of(group: ResultGroup, kind: str = "") -> dict[str, set[str]]:
-    """Category -> the hashes of its images; `kind`: of `SETS`, by default all."""
-    return {
-        category: {value for each in part for name, value in (each.hashes or {}).items() if kind in ("", name)}
-        for category, part in group.records.items()
-    }
+def hashes_of(group: ResultGroup, *kinds: str) -> dict[str, dict[str, set[str]]]:
+    """Category -> `selection` of images -> their hashes, of these kinds among `SETS`."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for category, part in group.records.items():
+        for each in part:
+            found[category][selection(each)] |= {(each.hashes or {}).get(kind, "") for kind in kinds} - {""}
+    return found
 
 
 def paired(one: ResultGroup, two: ResultGroup) -> Pair:
@@ -194,12 +196,14 @@ def unlike_training(pairs: Sequence[Pair]) -> list[str]:
     """'other training images in PaDiM on R18 in b than in PaDiM on R18 in a: bottle', for each such pair."""
     said = []
     for pair in pairs:
-        if read_planes(pair.first.entry.sample) == read_planes(pair.second.entry.sample):
-            ours, theirs = (hashes_of(side.entry, "fit") for side in (pair.first, pair.second))
-            unlike = [name for name in ours if ours[name] and theirs.get(name) and ours[name] != theirs[name]]
-            if unlike:
-                where = f"{pair.second.name} than in {pair.first.name}"
-                said.append(f"other training images in {where}: {shorten(unlike)}")
+        ours, theirs = (hashes_of(side.entry, "fit") for side in (pair.first, pair.second))
+        unlike = [
+            category
+            for category in ours
+            if any(one and (two := theirs[category][which]) and one != two for which, one in ours[category].items())
+        ]
+        if unlike:
+            said.append(f"other training images in {pair.second.name} than in {pair.first.name}: {shorten(unlike)}")
     return said
 
 
@@ -228,8 +232,7 @@ def unequal(ours: Sequence[Record], theirs: Sequence[Record], metrics: Set[str])
         facts.append({name: {each.counts[key] for each in part} for name, key in COUNTS.items()})
         for each in part:
             if each.hashes:
-                planes = read_planes(each)
-                name = f"content of the test images{f' ({planes})' if planes else ''}"
+                name = " ".join(["content of the test images", *filter(None, [selection(each)])])
                 facts[-1].setdefault(name, set()).add(each.hashes["test"][:8])
         for name in sorted(metrics):
             facts[-1][f"revision of {name}"] = {each.metrics[name]["revision"] for each in part if name in each.metrics}

@@ -124,13 +124,12 @@ class Evaluation:
 
 def all_equal(outcome: Outcome) -> str:
     """'all 9 image scores are equal (0.5)', of which metrics tell nothing, and the same of the maps; else ''."""
-    maps = [] if outcome.maps is None else outcome.maps
-    found = {f"all {len(outcome.scores)} image scores": [outcome.scores], "all values of the maps": maps}
+    scores, maps = outcome.scores, () if outcome.maps is None else outcome.maps
     said = []
-    for what, arrays in found.items():
-        ends = [float(end) for values in arrays for end in (values.min(), values.max())]
-        if ends and min(ends) == max(ends) and sum(values.size for values in arrays) > 1:
-            said.append(f"{what} are equal ({ends[0]:g})")
+    if len(scores) > 1 and (scores == scores[0]).all():
+        said.append(f"all {len(scores)} image scores are equal ({scores[0]:g})")
+    if len(maps) and all((values == maps[0].flat[0]).all() for values in maps):
+        said.append(f"all values of the maps are equal ({maps[0].flat[0]:g})")
     return " and ".join(said)
 
 

@@ -15,9 +15,10 @@ SETS = {"test": "test images", "fit": "training images"}  # keys of `Record.hash
 UNKNOWN = "an older record, which does not tell which of the unlike images it was made from"
 
 
-def read_planes(record: Record) -> str:
-    """The planes that the method reads, "" for the default; methods of other planes read other files."""
-    return str((record.config.get("method") or {}).get("planes") or "")
+def selection(record: Record) -> str:
+    """What selects images on purpose: the planes that the method reads and the dataset's draw; "" for the defaults."""
+    planes = (record.config.get("method") or {}).get("planes")
+    return ", ".join([*([f"planes {planes}"] if planes else []), *([f"draw {record.draw}"] if record.draw else [])])
 
 
 class ImageVersions:
@@ -31,7 +32,7 @@ class ImageVersions:
         self.known = {place: sorted(found, key=lambda pair: (-found[pair], pair)) for place, found in counts.items()}
 
     def _place(self, record: Record) -> tuple[str, str, str]:
-        return record.category, read_planes(record), str(record.regime)
+        return record.category, selection(record), str(record.regime)
 
     def number(self, record: Record) -> int:
         """Of the record's images; those of an older record count as the most common ones, see `note`."""

@@ -292,9 +292,9 @@ class Runner:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-            for folder in (staging.parent, staging.parent.parent):
-                with contextlib.suppress(OSError):  # another run's files are in it
-                    folder.rmdir()
+            with contextlib.suppress(OSError):  # another run's files are in it
+                staging.parent.rmdir()
+                staging.parent.parent.rmdir()
 
     def done(self, job: Job) -> list[Record] | None:
         """The records of a category that is complete; None: it is not."""

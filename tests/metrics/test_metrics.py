@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomaly_bench import mapped
 from anomaly_bench.metrics import metrics, ranking
-from anomaly_bench.metrics.metrics import evaluate
+from anomaly_bench.metrics.metrics import all_equal, evaluate
 from anomaly_bench.metrics.registry import packaged_metrics, standard_metrics
 from anomaly_bench.protocol import Outcome
 
@@ -549,3 +549,14 @@ def test_the_registry() -> None:
     assert len({metric.title for metric in packaged_metrics().values()}) == len(packaged_metrics())
     assert packaged_metrics()["image_f1_max"].title == "image F1-max (test oracle)"
     assert packaged_metrics()["pixel_f1_max"].title == "pixel F1-max (test oracle)"
+
+
+def test_equal_scores_are_said():
+    labels, level = np.array([False, True, True]), np.full((3, 4, 4), 0.5)
+    assert all_equal(Outcome(labels, np.ones(3), level, None)) == (
+        "all 3 image scores are equal (1) and all values of the maps are equal (0.5)"
+    )
+    assert all_equal(Outcome(labels, np.ones(3), None, None)) == "all 3 image scores are equal (1)"
+    level[2, 3, 3] = 0.6
+    assert all_equal(Outcome(labels, np.array([1.0, 1.0, 1.1]), list(level), None)) == ""
+    assert all_equal(Outcome(labels[:1], np.ones(1), None, None)) == "", "one is equal to itself"

@@ -18,7 +18,6 @@ from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
 from anomaly_bench import mapped, records
-from anomaly_bench import records
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import timing
