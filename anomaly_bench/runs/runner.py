@@ -275,8 +275,7 @@ class Runner:
                     self.reporter.warn(f"{where}: {TAKEN_OVER}")
                     return None
                 for record in computed:
-                    folder = self.settings.results / record.path.with_suffix("")
-                    move_files(staging / folder.name, folder)
+                    move_files(staging / record.path.stem, self.settings.results / record.path.with_suffix(""))
                     save(record, self.settings.results)
         failures.forget_failure(self.settings.results, self.key(job.task.name))
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
