@@ -82,8 +82,8 @@ def foreign_folders(node: Mapping[str, Any], folders: Sequence[Path] = ()) -> di
     from omegaconf import OmegaConf
 
     files = [file for folder in (conf_folder(), *folders) for file in (folder / "method").glob("*.yaml")]
-    abouts = [node["about"], *(OmegaConf.load(file).get("about") or {} for file in files)]
-    keys = {str(key) for about in abouts for key in about.get("folders") or ()}
+    loaded: list[Any] = [OmegaConf.to_container(OmegaConf.load(file)) for file in files]
+    keys = {str(key) for each in (node, *loaded) for key in (each.get("about") or {}).get("folders") or ()}
     return {key: node[key] for key in sorted(keys) if node.get(key) is not None}
 
 
