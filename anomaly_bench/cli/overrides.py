@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 LIST = re.compile(r"(\[|choice\()(.*)(\]|\))", re.DOTALL)
 SWEEPING = ("-m", "--multirun")
-PATHS = frozenset(  # keys of one name, file or folder
+TEXTS = frozenset(  # keys of one name, file, folder or other text
     (
-        *("data_root", "out", "maps", "model", "images", "scores", "weights", "record", "figure", "figures"),
-        *("dataset.name", "dataset.title", "backbone.weights", "method.anomaly_source"),
+        *("data_root", "out", "maps", "model", "images", "scores", "weights", "record", "folder", "figure", "figures"),
+        *("dataset.name", "dataset.title", "dataset.csv", "dataset.masks", "caption", "label"),
+        *("backbone.weights", "method.anomaly_source"),
     )
 )
-NAMES = PATHS | {  # and those that take a list of them
-    *("category", "results", "a", "b", "setup", "dataset.textures"),
+NAMES = TEXTS | {  # and those that take a list of them
+    *("category", "results", "a", "b", "setup", "dataset.textures", "dataset.normal", "dataset.scenes"),
     *("only.dataset", "only.method", "only.backbone"),
 }
 
@@ -109,7 +110,7 @@ def name_as_typed(key: str, value: str, sweep: bool) -> str:
     """
     if key not in NAMES:
         return value
-    if key in PATHS and value.startswith("[") and not sweep:
+    if key in TEXTS and value.startswith("[") and not sweep:
         return quoted(value)
     return quote_elements(value, lambda element: is_changed(element, null=key == "category")) or value
 
