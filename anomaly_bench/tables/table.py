@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +124,8 @@ class Table:
     def part(self, start: int, end: int) -> Table:
         """Some of the columns, and the notes that they need."""
         columns, cells = self.columns[start:end], [row[start:end] for row in self.cells]
-        marked = {"", *(mark for each in (*columns, *self.rows, *itertools.chain(*cells)) for mark in each.notes)}
+        headed = [mark for header in (*columns, *self.rows) for mark in header.notes]
+        marked = {"", *headed, *(mark for row in cells for cell in row for mark in cell.notes)}
         notes = [(mark, text) for mark, text in self.notes if mark in marked]
         return replace(self, columns=columns, cells=cells, notes=notes)
 

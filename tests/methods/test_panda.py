@@ -60,6 +60,7 @@ def tiny(**settings):
     torch.manual_seed(0)
     method = PANDA(lambda images: [images], [3, 4], **{"epochs": 15, **settings})
     method.stages = nn.ModuleList([Layer(3, 4, 1), Layer(4, 5, 1)])
+    method.middle = (4, 8, 8)
     method.centre, method.bank = torch.zeros(5), torch.zeros(0, 5)
     return method
 

@@ -104,7 +104,7 @@ def titled(made: list[Table], config: Any) -> list[Table]:
     for key in ("label", "fit"):
         if config[key] is not None and config["format"] != "latex":
             raise UsageError(f"{key}={config[key]} has no effect on format={config['format']}; expected format=latex")
-    given = {key: str(config[key]) for key in ("caption", "label") if config[key] is not None}
+    given: dict[str, Any] = {key: str(config[key]) for key in ("caption", "label") if config[key] is not None}
     if given and len(made) != 1:
         raise UsageError(f"{'= and '.join(given)}= for {len(made)} tables, expected one; choose one, table=NAME")
     return [replace(table, **given) for table in made]

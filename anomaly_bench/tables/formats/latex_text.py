@@ -39,7 +39,7 @@ def latex_text(text: str) -> str:
 
 def _letter(letter: str) -> str:
     """A character with combining accents."""
-    base, *accents = unicodedata.normalize("NFD", letter) if letter not in _SPECIAL else letter
+    base, *accents = list(letter if letter in _SPECIAL else unicodedata.normalize("NFD", letter))
     if letter in _SPECIAL or not set(accents) <= set(_ACCENTS) or not (base.isascii() or base in _SPECIAL):
         return "".join(_SPECIAL.get(char) or _coded(char) for char in letter)
     if len(accents) == 1 and len(letter) == 1 and letter <= "ſ":
