@@ -34,7 +34,7 @@ from anomaly_bench.backbones.architectures import (
     to_grid,
     truncate,
 )
-from anomaly_bench.backbones.student import Stage, Student
+from anomaly_bench.backbones.student import Stage, Student, start_norms_at_one
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.torch_setup import DTYPES
 
@@ -167,13 +167,23 @@ class Backbone:
             pairs += [(size[0], height - top - bottom), (size[1], width - left - right)]
         return all(side % cells == 0 and (side // cells).bit_count() == 1 for side, cells in pairs)
 
-    def trainable_copy(self) -> Student:
-        """The same architecture, truncated alike, with new random trainable weights; CNNs only."""
-        network = create(self.network_name, self.options)
-        if self.reflect:
-            reflect_padding(network)
+    def trainable_copy(self, pretrained: bool = False, normalise: bool = True) -> Student:
+        """The same architecture, truncated alike, with new random trainable weights; CNNs only.
+
+        Args:
+            pretrained: with the backbone's weights instead.
+            normalise: images by the backbone's mean and standard deviation.
+        """
+        if pretrained:
+            network = self.whole()
+        else:
+            network = create(self.network_name, self.options)
+            start_norms_at_one(network)
+            if self.reflect:
+                reflect_padding(network)
         truncate(network, self.paths)
-        return Student(network, self.paths, self.mean, self.std)
+        mean, std = (self.mean, self.std) if normalise else (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+        return Student(network, self.paths, mean, std)
 
     def whole(self) -> Any:
         """The network with its weights, neither truncated nor folded; on the meta device without reading them."""

@@ -14,7 +14,7 @@ from anomaly_bench.backbones.architectures import listen
 
 
 class Student(nn.Module):
-    """A trainable network read at the levels of a backbone, with every norm's scale at one.
+    """A trainable network read at the levels of a backbone.
 
     Gradient checkpointing recomputes each block in the backward pass: 20 % more time for less than half the memory.
 
@@ -30,7 +30,6 @@ class Student(nn.Module):
     def __init__(self, network: nn.Module, paths: Sequence[str], mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.network, self.paths = network.to(memory_format=torch.channels_last), paths
-        start_norms_at_one(network)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.outputs = listen(network, paths, nn.Identity())
@@ -44,6 +43,13 @@ class Student(nn.Module):
         levels = [self.outputs[path] for path in self.paths]
         self.outputs.clear()
         return levels
+
+    def freeze_first(self) -> None:
+        """Parameters of the modules up to the end of the first level are not trained; their norms go on counting."""
+        order = [name for name, _ in self.network.named_modules()]
+        last = max(place for place, name in enumerate(order) if f"{name}.".startswith(f"{self.paths[0]}."))
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(order.index(name.rpartition(".")[0]) > last)
 
 
 class Stage(nn.Module):

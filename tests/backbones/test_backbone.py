@@ -45,6 +45,7 @@ CHANNELS = {
     "lite2": dict(zip(STAGES, (32, 16, 24, 48, 88, 120, 208, 352, 1280), strict=True)),
     "effb4": dict(zip(STAGES, (48, 24, 32, 56, 112, 160, 272, 448, 1792), strict=True)),
     "effb5": dict(zip(STAGES, (48, 24, 40, 64, 128, 176, 304, 512, 2048), strict=True)),
+    "vgg11_bn": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
     "vgg16": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
     "vgg19": dict(zip(("stem", "1", "2", "3", "4"), (128, 256, 512, 512, 512), strict=True)),
     "alexnet": dict(zip("1234", (64, 192, 256, 256), strict=True)),
