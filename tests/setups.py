@@ -32,7 +32,7 @@ SMALLER = {
     "dfr": ("method.latent=8", "method.lr=0.003", "method.batch=8"),
     "fyd": ("method.lr=0.1", "method.batch=12", "method.dimensions=20"),
     "gradcon": ("method.batch=4",),
-    "fcdd": ("method.batch=16", "method.repeats=2"),
+    "fcdd": ("method.batch=8", "method.repeats=2", "method.lr=0.01"),
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
     "pefm": ("method.latents=[8,8,8]",),
 }

@@ -146,7 +146,8 @@ class FCDD(nn.Module):
 
     def answers(self, inputs: Tensor) -> Tensor:
         """Pseudo-Huber values (B, h, w) of the network's outputs."""
-        return (self.head(self.network(inputs)[1])[:, 0].square() + 1).sqrt() - 1
+        outputs: Tensor = self.head(self.network(inputs)[1])[:, 0]
+        return (outputs.square() + 1).sqrt() - 1
 
     @torch.no_grad()
     def set_range(self, normals: TrainingSet) -> None:

@@ -147,15 +147,23 @@ class Reference:
 
 
 class Publication(NamedTuple):
-    """A method's title and arXiv number 'YYMM.number', empty if its paper is not on arXiv."""
+    """A method's title and paper.
+
+    Attributes:
+        arxiv: 'YYMM.number', empty if the paper is not on arXiv.
+        paper: authors, and where it was published.
+        date: 'YYYY-MM', of the first version on arXiv where there is one.
+    """
 
     title: str
     arxiv: str
+    paper: str
+    date: str
 
     @property
     def month(self) -> tuple[int, int] | None:
-        """(year, month) of publication, from the arXiv number."""
-        return (2000 + int(self.arxiv[:2]), int(self.arxiv[2:4])) if self.arxiv else None
+        """(year, month) of the first version on arXiv, if any."""
+        return (int(self.date[:4]), int(self.date[5:])) if self.arxiv else None
 
 
 def publications() -> dict[str, Publication]:

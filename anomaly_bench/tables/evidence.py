@@ -230,12 +230,15 @@ def details(
     evidence = about["evidence"]
     status, meaning = STATUSES[evidence["status"]]
     if name not in (papers := publications()):
-        raise DataError(f"published/methods.csv has no line for {name}: add its name, title and arXiv number")
-    arxiv = papers[name].arxiv
+        wanted = "its name, title, arXiv number, paper and date"
+        raise DataError(f"published/methods.csv has no line for {name}: add {wanted}")
+    paper, arxiv = papers[name].paper, papers[name].arxiv
     yield f"### {title(name)}"
-    yield f"{status}: {meaning}. Paper: {f'arXiv {arxiv}' if arxiv else 'not on arXiv'}."
+    yield f"{status}: {meaning}. Paper: {paper}, {f'arXiv {arxiv}' if arxiv else 'not on arXiv'}."
     if evidence.get("choices"):
         yield "Choices of ours:\n\n" + bullets(evidence["choices"])
+    if "out_of_reach" in evidence:
+        yield f"Out of reach here: {evidence['out_of_reach']}."
     if compared:
         yield comparisons(compared)
     yield "Identity tests:\n\n" + bullets(f"`{test}`" for test in evidence["tests"])

@@ -157,11 +157,12 @@ def test_it_starts_from_the_networks_weights_without_imagenets_statistics():
 
 
 def test_the_learning_rate_falls_by_epochs():
-    method = built()
+    method = built(lr=1e-3)
     method.epochs = 200
     assert method.rate(0) == 1e-3
     assert method.rate(0.999 / 200) == 1e-3
     assert [method.rate(epoch / 200) for epoch in range(200)] == [1e-3 * 0.985**epoch for epoch in range(200)]
+    assert method.rate(1 / 200) == pytest.approx(9.85e-4)
 
 
 def test_confetti():

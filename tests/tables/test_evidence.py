@@ -12,6 +12,7 @@ import pytest
 from anomaly_bench.config.parts import packaged_node, without_target
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.errors import DataError
+from anomaly_bench.published import publications
 from anomaly_bench.tables.aggregate import RECONSTRUCTION
 from anomaly_bench.tables.evidence import SHARED_PARTS, STATUSES, read_parity
 
@@ -39,7 +40,7 @@ def missing(names, root=ROOT):
 @pytest.mark.parametrize("name", METHODS)
 def test_status_is_supported_by_the_evidence(name):
     listed = evidence(name)
-    assert listed.keys() <= {"status", "choices", "tests"}
+    assert listed.keys() <= {"status", "choices", "out_of_reach", "tests"}
     assert listed["status"] in STATUSES
     peers = [row["peer"] for row in COMPARISONS if row["method"] == name]
     assert listed["tests"]
@@ -50,6 +51,24 @@ def test_status_is_supported_by_the_evidence(name):
         assert any(not peer.startswith(("torch", "an independent")) for peer in peers)
     if listed["status"] == "reconstruction":
         assert listed["choices"]
+
+
+def test_what_is_out_of_reach_is_on_the_page(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = command("references", "evidence", "format=md")[1]
+    said = {name: evidence(name)["out_of_reach"] for name in METHODS if "out_of_reach" in evidence(name)}
+    assert {"kde", "dsvdd", "fcdd", "geom", "gradcon", "lsa", "n_pad", "ocgan", "panda"} <= said.keys()
+    for name, text in said.items():
+        part = page.partition(f"\n### {packaged_node('method', name)['about']['title']}\n")[2].partition("\n### ")[0]
+        assert f"\nOut of reach here: {text}.\n" in part
+        assert not text.endswith(".")
+
+
+def test_every_paper_has_a_date():
+    for name, known in publications().items():
+        assert known.paper, name
+        assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", known.date), name
+        assert not known.arxiv or known.date == f"20{known.arxiv[:2]}-{known.arxiv[2:4]}", name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -90,7 +109,7 @@ def test_method_missing_from_the_list_of_papers(command, monkeypatch):
     monkeypatch.setattr("anomaly_bench.tables.evidence.publications", dict)
     status, _, err = command("references", "evidence", "format=md")
     assert status == 2
-    assert "published/methods.csv has no line for ae_l2: add its name, title and arXiv number" in err
+    assert "published/methods.csv has no line for ae_l2: add its name, title, arXiv number, paper and date" in err
 
 
 def test_records_exclude_the_evidence():
