@@ -74,6 +74,18 @@ class Thresholds(TypedDict):
     images: Count
 
 
+class Relabelled(TypedDict):
+    file: Text
+    label: Text | None
+    reason: Text
+
+
+class Corrected(TypedDict):
+    labels: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    images: list[Relabelled]
+    metrics: dict[Text, Entry]
+
+
 class Speed(TypedDict):
     device: Text
     threads: NotRequired[int | None]
@@ -200,6 +212,7 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     "thresholds": Thresholds | None,
     "held_out": list[HeldOut] | None,
     "hashes": Hashes | None,
+    "corrected": Corrected | None,
 }
 
 

@@ -50,6 +50,8 @@ class Record:
         thresholds: {"image", "pixel": see `metrics.thresholds`, None where too few images were held out for the rate,
             "max_false_alarms": the rate, "images": how many were held out}.
         held_out: [{"file": ..., "score": ..., "peak": largest value of its map or None}], what gives thresholds.
+        corrected: {"labels": digest of a file of corrected labels, "images": [{"file", "label", "reason"}] that it
+            changes here, "metrics": as above, under these labels}; None: none were computed.
         speed: one entry per machine setting, see `hardware.timing`; empty with `speed=false`. That of an exported graph
             has "runtime": the program that ran it and its version.
         size: {"extra_params": floats, "extra_mb": 10^6 bytes, "stored_mb": 10^6 bytes}.
@@ -102,6 +104,7 @@ class Record:
     holdout: float | None = None
     thresholds: dict[str, Any] | None = None
     held_out: list[dict[str, Any]] | None = None
+    corrected: dict[str, Any] | None = None
     draw: int | None = None
     hashes: dict[str, str] | None = None
 
@@ -132,6 +135,10 @@ class Record:
     def category(self) -> str:
         """The test set's name in tables, results.csv and messages; see `category_name`."""
         return category_name(self.task, self.test, [each["name"] for each in self.categories])
+
+    def image_name(self, file: str) -> str:
+        """An image's name among all categories: 'screw/test/good/003.png'; in multi-class tasks it is its file."""
+        return file if (self.regime or {}).get("categories") else f"{self.task}/{file}"
 
     def value(self, metric: str) -> float | None:
         """A metric as a fraction; None if it is undefined or was not computed."""

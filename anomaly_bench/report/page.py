@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from anomaly_bench.config.settings import FILTER
-from anomaly_bench.files import write_atomically
+from anomaly_bench.files import safe_cell, write_atomically
 from anomaly_bench.metrics.registry import find_metric, own_names, packaged_metrics
 from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.results_csv import csv_row
@@ -147,4 +147,5 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
         html_table=lambda table, shares: Markup(html_table(table, shares)),  # already escaped
         numbered=enumerate,
         kinds=CASE_TITLES,
+        safe_cell=safe_cell,
     )

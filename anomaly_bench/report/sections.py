@@ -62,12 +62,14 @@ class View:
 class Doubt:
     """An image among the worst of at least one method, as seen by all such methods.
 
+    name: among all categories, as in a file of corrected labels.
     image, mask: data URIs; empty if no picture was kept or there is no mask.
     """
 
     kind: str
     file: str
     defect: str | None
+    name: str
     image: str = ""
     mask: str = ""
     views: list[View] = field(default_factory=list)
@@ -276,7 +278,8 @@ class Section:
                 continue
             record, pictures = next((each for each in places if each[1].is_dir()), places[0])
             for case in gallery.cases(self.whole(record), pictures):
-                doubt = found.setdefault((case.kind, case.file), Doubt(case.kind, case.file, case.defect))
+                new = Doubt(case.kind, case.file, case.defect, record.image_name(case.file))
+                doubt = found.setdefault((case.kind, case.file), new)
                 parts = gallery.squares(case.picture) if case.picture else {}
                 doubt.image = doubt.image or ("image" in parts and data_uri(parts["image"])) or ""
                 doubt.mask = doubt.mask or ("mask" in parts and data_uri(parts["mask"].convert("1"))) or ""

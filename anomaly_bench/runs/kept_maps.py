@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from anomaly_bench.metrics.thresholds import thresholds_of
 from anomaly_bench.protocol import Outcome
 from anomaly_bench.records.record import DamagedRecord
 from anomaly_bench.records.setups import describe
-from anomaly_bench.runs.rescoring import Result, Work
+from anomaly_bench.runs.rescoring import POOLED, Result, Work
 from anomaly_bench.runs.tasks import make_task
 
 if TYPE_CHECKING:
@@ -35,12 +35,28 @@ if TYPE_CHECKING:
     from anomaly_bench.metrics.metrics import Evaluation
     from anomaly_bench.metrics.registry import Metric
     from anomaly_bench.records.record import Record
+    from anomaly_bench.runs.corrected_labels import CorrectedLabels
 
 
 def kept_maps(place: Path) -> list[Path]:
     """The records that have a `maps.npy`."""
     folders = [folder for folder in tree(place.resolve()) if (folder / "maps.npy").is_file()]
     return sorted(path for folder in folders if (path := folder.with_name(f"{folder.name}.json")).is_file())
+
+
+def recorded(place: Path) -> list[Path]:
+    """The records in a results folder, or in a folder of records."""
+    root = place / "records" if (place / "records").is_dir() else place
+    return sorted(path for folder in tree(root.resolve()) for path in folder.glob("*.json"))
+
+
+def joined(parts: Sequence[Any]) -> list[Any] | None:
+    """The images of all parts; None where one has none."""
+    return None if any(part is None for part in parts) else [image for part in parts for image in part]
+
+
+def needs_maps(metrics: Mapping[str, Metric]) -> bool:
+    return any(metric.needs_maps for metric in metrics.values())
 
 
 def source_category(record: Record) -> str:
@@ -55,6 +71,8 @@ class KeptMaps:
         kept: the records' files.
         metrics: to be computed.
         update: write the values into records that lack them or hold those of an older revision.
+        labels: corrected ones, under which the metrics are computed as well.
+        pooled: compute them also over the images of all categories together.
     """
 
     def __init__(
@@ -65,9 +83,11 @@ class KeptMaps:
         threads: int,
         update: bool,
         reporter: Reporter,
+        labels: CorrectedLabels | None = None,
+        pooled: bool = False,
     ) -> None:
         self.dataset, self.metrics, self.threads, self.update = dataset, metrics, threads, update
-        self.reporter = reporter
+        self.reporter, self.labels, self.pooled = reporter, labels, pooled
         self.records: dict[Path, Record] = {}
         for path in kept:
             try:
@@ -83,10 +103,16 @@ class KeptMaps:
             for path, record in self.records.items()
             if record.dataset == self.dataset.name and source_category(record) in categories
         }
+        if self.labels:
+            self.labels.check_known([each for each in self.records.values() if each.dataset == self.dataset.name])
         order = sorted(
             wanted, key=lambda path: (categories.index(source_category(wanted[path])), str(wanted[path].input), path)
         )
-        return [(path.stem, functools.partial(self.recompute, path, wanted[path])) for path in order], []
+        work: list[Work] = [(path.stem, functools.partial(self.recompute, path, wanted[path])) for path in order]
+        parts: dict[str, list[Path]] = defaultdict(list)
+        for path in order if self.pooled else ():
+            parts[self.makers[path]].append(path)
+        return [*work, *((f"{maker}, pooled", functools.partial(self.pool, part)) for maker, part in parts.items())], []
 
     def nothing(self, categories: Sequence[str]) -> str:
         """Why there is no work."""
@@ -100,6 +126,29 @@ class KeptMaps:
         Raises:
             DataError: the dataset's test images differ from the record's, or the maps are damaged.
         """
+        images = self.images(record)
+        known = self.metrics_for(path, record)
+        outcome = self.outcome(path, record, images, needs_maps(known))
+        result = evaluate(outcome, known)
+        self.compare(path, record, result)
+        defects, about = int(outcome.labels.sum()), (source_category(record), record.category, len(images))
+        fixed = self.correct(path, record, images, outcome) if self.labels else None
+        return [Result(self.makers[path], *about, defects, result, fixed)]
+
+    def pool(self, paths: Sequence[Path]) -> list[Result]:
+        """The metrics over the images of several records of one maker, each with its own model; no thresholds."""
+        shared = set.intersection(*(set(self.metrics_for(path, self.records[path])) for path in paths))
+        known = {name: metric for name, metric in self.metrics.items() if name in shared and not metric.needs_threshold}
+        parts = [
+            self.outcome(path, self.records[path], self.images(self.records[path]), needs_maps(known)) for path in paths
+        ]
+        labels, scores = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "scores"))
+        whole = Outcome(labels, scores, joined([part.maps for part in parts]), joined([part.masks for part in parts]))
+        count, defects = len(whole.labels), int(whole.labels.sum())
+        return [Result(self.makers[paths[0]], POOLED, POOLED, count, defects, evaluate(whole, known))]
+
+    def images(self, record: Record) -> tuple[Sample, ...]:
+        """The dataset's images of a record; DataError: they are others."""
         regime = record.regime or {"name": "one_class"}
         parts = {name: self.dataset.task(name) for name in regime.get("categories", [record.task])}
         images = make_task(regime, record.task, parts, record.seed).tests.get(record.test, ())
@@ -110,19 +159,41 @@ class KeptMaps:
                 f"{len(found)} test images in {self.dataset.root} differ from the record's {len(record.images)}; "
                 "set data_root to the folder it was computed from"
             )
+        return images
+
+    def metrics_for(self, path: Path, record: Record) -> dict[str, Metric]:
+        """Those to be computed; without the maps of a method that makes some, those of images."""
+        whole = not record.localises or (path.with_suffix("") / "maps.npy").is_file()
+        return {name: metric for name, metric in self.metrics.items() if whole or not metric.needs_maps}
+
+    def outcome(self, path: Path, record: Record, images: tuple[Sample, ...], needs_maps: bool) -> Outcome:
         resize, crop = input_size(record.input)
         maps, masks = None, None
-        if record.localises and any(metric.needs_maps for metric in self.metrics.values()):
+        if record.localises and needs_maps:
             masks = read_masks(images, Frame(resize, crop), self.threads) if has_masks(images) else None
             maps = read_kept(path.with_suffix("") / "maps.npy", (len(images), *(crop or resize)))
         scores = np.array([each["score"] for each in record.images], np.float32)
         labels = np.array([image.label is not None for image in images])
         limits = record.thresholds or {}
-        outcome = Outcome(labels, scores, maps, masks, limits.get("image"), limits.get("pixel"))
-        result = evaluate(outcome, self.metrics)
-        self.compare(path, record, result)
-        maker = self.makers[path]
-        return [Result(maker, source_category(record), record.category, len(images), int(labels.sum()), result)]
+        return Outcome(labels, scores, maps, masks, limits.get("image"), limits.get("pixel"))
+
+    def correct(self, path: Path, record: Record, images: tuple[Sample, ...], outcome: Outcome) -> Record:
+        """The record with its values under corrected labels, written with `update`."""
+        assert self.labels is not None
+        rows, fixed, masks = self.labels.of(record), list(images), outcome.masks
+        for place, row in rows.items():
+            fixed[place] = row.applied(images[place], masked=masks is not None)
+        result = None
+        if rows:
+            frame, labels = Frame(*input_size(record.input)), np.array([image.label is not None for image in fixed])
+            if masks is not None:
+                masks = [frame.mask(image, (0, 0)) if n in rows else masks[n] for n, image in enumerate(fixed)]
+            result = evaluate(replace(outcome, labels=labels, masks=masks), self.metrics_for(path, record))
+        made = replace(record, corrected=self.labels.entry(record, fixed, result))
+        if self.update:
+            made = replace(records.load(path), corrected=made.corrected)
+            records.write_record(made, path)
+        return made
 
     def compare(self, path: Path, record: Record, result: Evaluation) -> None:
         """Report values that changed, and report (or with `update` write) those missing from the record or outdated."""

@@ -11,6 +11,10 @@ from anomaly_bench.errors import UsageError, reason
 if TYPE_CHECKING:
     from anomaly_bench.console import Reporter
     from anomaly_bench.metrics.metrics import Evaluation
+    from anomaly_bench.records.record import Record
+
+
+POOLED = "pooled"  # the category of a result over the images of several
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class Result:
 
     Attributes:
         maker: the origin and size of the maps; each has its own table.
-        task, category: of the dataset; the category is the test set's name in tables.
+        task, category: of the dataset; the category is the test set's name in tables, or `POOLED`.
         images, defects: counts.
+        corrected: a record with its values under corrected labels; None: none are given.
     """
 
     maker: str
@@ -29,6 +34,7 @@ class Result:
     images: int
     defects: int
     evaluation: Evaluation
+    corrected: Record | None = None
 
 
 Work = tuple[str, Callable[[], list[Result]]]  # name for messages, and task

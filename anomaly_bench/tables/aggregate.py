@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import fsum
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from anomaly_bench.published import PRINTED_DASH
 from anomaly_bench.records.setups import describe
 from anomaly_bench.tables import papers
 from anomaly_bench.tables.entries import place
-from anomaly_bench.tables.layout import COSTS, SPEEDS, TEXTS, TIMES
+from anomaly_bench.tables.layout import CORRECTED, COSTS, SPEEDS, TEXTS, TIMES, TOTALS
 from anomaly_bench.tables.table import BEST, DASH, SECOND, CellValue
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def measured(measure: Column, item: AxisItem, wanted: Sequence[str], averaged: b
         return made
     values, used = by_seed(entry, measure.value, wanted)
     if used:
-        mean = fmean(fmean(seeds.values()) for seeds in values.values()) * measure.scale
+        joined = fsum if measure.value in TOTALS else fmean
+        mean = joined(fmean(seeds.values()) for seeds in values.values()) * measure.scale
         text = f"{mean:.{measure.digits}f}"
         made.text, made.number, made.covered = text + _deviation(measure, values), float(text), frozenset(values)
         made.facts = {"count": _count_fact(values, wanted, averaged), "seeds": seeds_fact(values)}
@@ -118,6 +120,10 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
         cached = any(each.cost.get("extraction", {}).get("cached") for each in records)
         facts |= {"budget": item.entry.budget} if name == "fit_s" and item.entry else {}
         return {**facts, "extraction": EXTRACTION if cached else ""} if name in TIMES else facts
+    if name in TOTALS or name.startswith(CORRECTED):
+        files = sorted({record.corrected["labels"][:8] for record in records if record.corrected})
+        told = f"labels corrected by the file{'s' if files[1:] else ''} {', '.join(files)}"
+        return {**facts, "corrected": told, "budget": item.entry.budget if item.entry else ""}
     metric = find_metric(name, (record.metrics for record in records))
     if metric is None:
         return facts
@@ -215,6 +221,25 @@ def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]
             compared = [cell for item, cell in zip(methods, cells, strict=True) if item.section == section]
             for values in zip(*compared, strict=True):
                 _rank([value for value in values if value.number is not None], second)
+
+
+def mark_places(measures: Sequence[Column], across: Sequence[Sequence[list[CellValue]]]) -> None:
+    """Add to values under corrected labels the method's place before and after: '98.2 (3 → 1)'; see `rank`."""
+    found = {measure.value: [cell[0] for cell in cells] for measure, cells in zip(measures, across, strict=True)}
+    for name, values in found.items():
+        before = found.get(name.removeprefix(CORRECTED))
+        if before is None or before is values or len(values) < 2:
+            continue
+        for value, old, new in zip(values, _places(before), _places(values), strict=True):
+            if old and new:
+                value.text += f" ({old})" if old == new else f" ({old} → {new})"
+
+
+def _places(values: Sequence[CellValue]) -> list[int]:
+    """1 for the best printed number; equal ones share a place; 0: no number."""
+    sign = -1 if values[0].best == "lowest" else 1
+    numbers = [None if value.number is None else sign * value.number for value in values]
+    return [0 if one is None else 1 + sum(other is not None and other > one for other in numbers) for one in numbers]
 
 
 def _rank(values: Sequence[CellValue], second: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from anomaly_bench import published
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.records.setups import dataset_title, describe, setup_name, setups
-from anomaly_bench.tables.aggregate import measured, measured_and_reported, rank, reported
+from anomaly_bench.tables.aggregate import mark_places, measured, measured_and_reported, rank, reported
 from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, axis_items
 from anomaly_bench.tables.footnotes import cell_notes, common_facts, general_notes, label_shares
 from anomaly_bench.tables.table import Cell, Table
@@ -59,6 +59,12 @@ def build_tables(
     found = [record for record in records if record.holdout or not layout.holdout]
     if layout.holdout and not found:
         raise UsageError(f"{layout.name}: no record has thresholds from held-out images; run with holdout=0.2")
+    found = [record for record in found if record.corrected or not layout.corrected]
+    if layout.corrected and not found:
+        raise UsageError(
+            f"{layout.name}: no record has values under corrected labels; score maps=DIR labels=FILE update=true "
+            "computes them"
+        )
     measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
@@ -98,6 +104,8 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
     methods_down = layout.rows == "methods"
     across = _turned(matrix) if methods_down else matrix  # [category or cell][method]
     rank(axes["methods"], across, layout.second)
+    if "cells" in axes:
+        mark_places(material.measures, across)
     if "categories" in axes and material.source == "measured":
         axes["categories"] = label_shares(axes["categories"], across)
     common = common_facts(matrix)

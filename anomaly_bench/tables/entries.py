@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anomaly_bench.config.settings import describe_input
 from anomaly_bench.records.same_images import ImageVersions
 from anomaly_bench.records.setups import holdout_of, regime_words
-from anomaly_bench.tables.layout import COSTS, SIZES, SPEEDS
+from anomaly_bench.tables.layout import CORRECTED, COSTS, SIZES, SPEEDS, TOTALS
 from anomaly_bench.tables.schedule import reduced_budget
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class ResultGroup:
     def read(self, record: Record, name: str) -> float | None:
         """One number of a record; None if undefined or not measured."""
         source: Mapping[str, Any] = {name: record.value(name)}
-        if name in SPEEDS:
+        if name in TOTALS or name.startswith(CORRECTED):
+            source = corrected_values(record)
+        elif name in SPEEDS:
             source = self.timing(record)
         elif name in SIZES or name in COSTS:
             source = record.size if name in SIZES else record.cost
@@ -97,6 +99,14 @@ class ResultGroup:
     def text(self, name: str) -> str:
         """One of `layout.TEXTS`."""
         return self.backbone or "none" if name == "backbone" else describe_input(self.sample.input)
+
+
+def corrected_values(record: Record) -> dict[str, Any]:
+    """A record's numbers under corrected labels, by name in tables; empty: there are none."""
+    if record.corrected is None:
+        return {}
+    metrics = {CORRECTED + name: entry["value"] for name, entry in record.corrected["metrics"].items()}
+    return {"images_changed": len(record.corrected["images"]), **metrics}
 
 
 def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:

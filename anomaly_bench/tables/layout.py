@@ -27,6 +27,8 @@ SIZES = ("extra_params", "extra_mb", "stored_mb")
 TIMES = ("fit_s", "score_s")
 COSTS = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
 TEXTS = ("backbone", "input_size")
+CORRECTED = "corrected_"  # before a metric: its value under corrected labels
+TOTALS = ("images_changed",)  # by corrected labels, over all categories
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 
@@ -69,7 +71,7 @@ class Layout:
         labels: category, or mean as in `published.MEANS` -> label in the paper's table.
         second: whether the second best is underlined.
         scale, digits, deviation: defaults for cells.
-        holdout: only of records with thresholds from held-out images.
+        holdout: only of records with thresholds from held-out images; corrected: with values under corrected labels.
         notes: printed under every table of measured values.
     """
 
@@ -86,6 +88,7 @@ class Layout:
     digits: int = 1
     deviation: bool = False
     holdout: bool = False
+    corrected: bool = False
     notes: list[str] = field(default_factory=list)
 
     def measure(self, cell: Any, entries: Entries = ()) -> Column:
@@ -95,12 +98,12 @@ class Layout:
         """
         content = {"value": cell} if isinstance(cell, str) else cell
         name = content.get("value") if isinstance(content, dict) else None
-        metric = find_metric(str(name), entries)
+        metric = find_metric(str(name).removeprefix(CORRECTED), entries)
         known = {name: getattr(self, name) for name in ("scale", "digits", "deviation")}
         if metric and metric.name not in packaged_metrics():
             known |= {"scale": metric.scale, "digits": metric.digits}
         known["title"] = metric.title if metric else str(name)
-        unranked = name in (*SPEEDS, *SIZES, *COSTS, *TEXTS)
+        unranked = name in (*SPEEDS, *SIZES, *COSTS, *TEXTS, *TOTALS)
         known["best"] = metric.best if metric else "" if unranked else "highest"
         made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
         return made
@@ -122,9 +125,9 @@ class Layout:
         chosen = None if "cells" in (self.rows, self.columns) else cells
         own = {measure.value: measure for measure in (self.measure(cell, entries) for cell in self.cells)}
         names = list(own if chosen is None else chosen)
-        valid = {*packaged_metrics(), *set().union(*entries)} | (
-            {*SPEEDS, *SIZES, *COSTS, *TEXTS} if chosen is None else set()
-        )
+        metrics = {*packaged_metrics(), *set().union(*entries)}
+        other = {*SPEEDS, *SIZES, *COSTS, *TEXTS, *TOTALS} | {CORRECTED + name for name in metrics}
+        valid = metrics | (other if chosen is None else set())
         if not names:
             raise UsageError("cells is empty, expected at least one metric")
         for name in names:

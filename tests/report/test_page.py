@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -29,6 +30,7 @@ from anomaly_bench.records.record import load_all, save
 from anomaly_bench.records.setups import setups
 from anomaly_bench.report import sections
 from anomaly_bench.report.figures import labels, plots, style, svg
+from anomaly_bench.runs.corrected_labels import read_labels
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.html import html_table
 
@@ -475,6 +477,33 @@ def test_gallery(browser):
         each.is_displayed() for each in find(browser, f"#{mvtec} .plot .series-1, #{mvtec} .views .series-1")
     )
     box.click()
+
+
+def test_ticked_cases_become_a_file_of_labels(browser, tmp_path):
+    mvtec = next(each for each in find(browser, "section.setup") if "MVTec AD" in each.text).get_attribute("id")
+    button = find(browser, f"#{mvtec} [data-labels]")[0]
+    assert not button.is_enabled()
+    choose(browser, f"[data-group={mvtec}-category]", "zipper")
+    boxes = [each for each in find(browser, f"#{mvtec} .tick input") if each.is_displayed()]
+    chosen = [boxes[0], boxes[-1]]
+    for box in chosen:
+        box.click()
+    browser.execute_script(
+        "URL.createObjectURL = (blob) => { blob.text().then((t) => { window.saved = t; }); return '#'; }"
+    )
+    button.click()
+    browser.execute_async_script("setTimeout(arguments[0], 50)")
+    text = browser.execute_script("return window.saved")
+    alarm, miss = csv.DictReader(text.splitlines())
+    assert list(alarm) == ["file", "label", "mask", "reason", "old_label"]
+    assert alarm["old_label"] == "good" != miss["old_label"]
+    assert [row["file"] for row in (alarm, miss)] == [box.get_attribute("value") for box in chosen]
+    assert alarm["file"].startswith("zipper/test/good/")
+    (tmp_path / "labels.csv").write_text(text.replace('"","",""', '"scratch","","seen in the picture"'))
+    assert read_labels(tmp_path / "labels.csv").rows.keys() == {alarm["file"], miss["file"]}
+    for box in chosen:
+        box.click()
+    assert not button.is_enabled()
 
 
 def test_keyboard_reaches_everything(browser):

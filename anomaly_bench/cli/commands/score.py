@@ -22,7 +22,7 @@ MODEL_KEYS = (  # of score model=
     *("images", "calibrate", "weights", "save_maps", "save_overlays", "scale"),
     *("max_false_alarms", "device", "batch_size"),
 )
-MAPS_KEYS = ("category", "data_root", "input", "scores", "metric", "update")  # of score maps=
+MAPS_KEYS = ("category", "data_root", "input", "scores", "labels", "pooled", "metric", "update")  # of score maps=
 
 
 def command(arguments: Sequence[str]) -> int:

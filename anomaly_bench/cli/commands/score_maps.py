@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from anomaly_bench.config.settings import existing_folder, input_size, new_folder, truth, whole_number
+from anomaly_bench.config.settings import conf_folder, existing_folder, input_size, new_folder, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.anomaly_maps import covered_crop
 from anomaly_bench.data.dataset import as_path, chosen, open_dataset
@@ -37,10 +37,13 @@ from anomaly_bench.files import safe_cell, write_atomically
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.metrics.registry import chosen_metrics, standard_metrics
-from anomaly_bench.runs.kept_maps import KeptMaps, kept_maps
+from anomaly_bench.runs.corrected_labels import read_labels
+from anomaly_bench.runs.kept_maps import KeptMaps, kept_maps, recorded
 from anomaly_bench.runs.map_files import MapFiles
-from anomaly_bench.runs.rescoring import carried_out
+from anomaly_bench.runs.rescoring import POOLED, carried_out
+from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.console import console
+from anomaly_bench.tables.layout import CORRECTED, load_layout
 from anomaly_bench.tables.table import DASH, Cell, CellValue, Header, Table
 
 if TYPE_CHECKING:
@@ -67,11 +70,12 @@ def score_maps(values: Mapping[str, Any]) -> bool:
     dataset = open_dataset(values["dataset"], as_path(values["data_root"]))
     categories = chosen(dataset, values["category"])
     threads = cores() if values["threads"] is None else whole_number(values, "threads", 1)
-    kept, reporter = kept_maps(place), Reporter()
+    labels, pooled, reporter = read_labels(values["labels"]), truth(values, "pooled"), Reporter()
+    kept = recorded(place) if labels or pooled else kept_maps(place)
     refuse_unused(values, bool(kept))
     source: KeptMaps | MapFiles
     if kept:
-        source = KeptMaps(dataset, kept, metrics, threads, truth(values, "update"), reporter)
+        source = KeptMaps(dataset, kept, metrics, threads, truth(values, "update"), reporter, labels, pooled)
     else:
         frame = read_frame(values["input"], place)
         scores = None if values["scores"] is None else read_scores(Path(str(values["scores"])).expanduser())
@@ -84,7 +88,10 @@ def score_maps(values: Mapping[str, Any]) -> bool:
         if lacking:
             reporter.warn(f"{len(lacking)} categories have no images or no maps: {shorten(lacking, 15)}")
         results, failed = carried_out(work, reporter)
-    tables = [maps_table(maker, part, dataset, picked) for maker, part in by_maker(results).items()]
+    if fixed := [each.corrected for each in results if each.corrected]:
+        tables = build_tables(fixed, load_layout("corrected", [conf_folder() / "table"]))
+    else:
+        tables = [maps_table(maker, part, dataset, picked) for maker, part in by_maker(results).items()]
     print("\n".join(map(console, tables)), end="")
     if out is not None:
         write_atomically(out / "metrics.csv", as_csv(results, dataset, picked))
@@ -106,13 +113,16 @@ def read_frame(node: Mapping[str, Any], place: Path) -> Frame:
     return Frame(None, None)
 
 
-def refuse_unused(values: Mapping[str, Any], recorded: bool) -> None:
+def refuse_unused(values: Mapping[str, Any], ours: bool) -> None:
     """Raise UsageError for a key that has no effect on this kind of maps."""
-    if not recorded and truth(values, "update"):
-        raise UsageError(f"update=true: maps={values['maps']} has no maps.npy beside a record")
-    given = {"scores": values["scores"], **{f"input.{key}": value for key, value in values["input"].items()}}
-    for key, value in given.items():
-        if recorded and value is not None:
+    if not ours:
+        for key, lacks in (("update", "maps.npy beside a record"), ("pooled", "record"), ("labels", "record")):
+            if values[key] if key == "labels" else truth(values, key):
+                given = values[key] if key == "labels" else "true"
+                raise UsageError(f"{key}={given}: maps={values['maps']} has no {lacks}")
+    fixed = {"scores": values["scores"], **{f"input.{key}": value for key, value in values["input"].items()}}
+    for key, value in fixed.items():
+        if ours and value is not None:
             raise UsageError(f"{key}={value}: maps={values['maps']} has maps beside records, which set it already")
 
 
@@ -130,7 +140,7 @@ def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: 
     def add(label: str, part: Sequence[Result], opens: bool, mean: bool = False) -> None:
         cells = []
         for name, metric in picked.items():
-            found = [value for each in part if (value := each.evaluation.values[name]) is not None]
+            found = [value for each in part if (value := each.evaluation.values.get(name)) is not None]
             notes = (f"mean of {len(found)} of {len(part)}",) if 0 < len(found) < len(part) else ()
             cells.append(
                 Cell((CellValue(f"{metric.scale * fmean(found):.{metric.digits}f}" if found else DASH),), notes)
@@ -145,8 +155,12 @@ def maps_table(maker: str, results: Sequence[Result], dataset: Dataset, picked: 
             add(each.category, [each], opens=bool(rows) and each is shown[0])
         if shown and group and len(groups) > 1:
             add(mean_of(group, shown, len(names)), shown, opens=False, mean=True)
-    if len(dataset.categories) > 1 and results:
-        add(mean_of("all", results, len(dataset.categories)), results, opens=True, mean=True)
+    alone = [each for each in results if each.category != POOLED]
+    if len(dataset.categories) > 1 and alone:
+        add(mean_of("all", alone, len(dataset.categories)), alone, opens=True, mean=True)
+    for each in results:
+        if each.category == POOLED:
+            add(f"all {each.images} images pooled", [each], opens=False, mean=True)
     columns = [(metric.level, metric.short_title) for metric in picked.values()]
     caption = f"{dataset.title}, {maker} (in %)"
     return Table.of_rows("maps", caption, ("Category",), columns, rows).lettered()
@@ -159,19 +173,24 @@ def mean_of(what: str, part: Sequence[Result], categories: int) -> str:
 
 
 def result_rows(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> Iterator[dict[str, Any]]:
-    """One row per result; metrics as fractions, None where undefined."""
+    """One row per result; metrics as fractions, None where undefined; `corrected_...`: under corrected labels."""
     for each in results:
         counts = {"images": each.images, "defects": each.defects}
-        about = {"dataset": dataset.name, "category": each.category, "group": dataset.categories[each.task]}
-        yield {"maps": each.maker, **about, **counts, **{name: each.evaluation.values[name] for name in picked}}
+        about = {"dataset": dataset.name, "category": each.category, "group": dataset.categories.get(each.task)}
+        fixed = each.corrected.corrected if each.corrected else None
+        found = {name: each.evaluation.values.get(name) for name in picked}
+        if fixed:
+            found |= {CORRECTED + name: fixed["metrics"].get(name, {}).get("value") for name in picked}
+        yield {"maps": each.maker, **about, **counts, **found, **({"changed": len(fixed["images"])} if fixed else {})}
 
 
 def as_csv(results: Sequence[Result], dataset: Dataset, picked: Mapping[str, Metric]) -> str:
     text = io.StringIO(newline="")
-    columns = ("maps", "dataset", "category", "group", "images", "defects", *picked)
+    rows = list(result_rows(results, dataset, picked))
+    columns = rows[0] if rows else ("maps", "dataset", "category", "group", "images", "defects", *picked)
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for row in result_rows(results, dataset, picked):
+    for row in rows:
         writer.writerow({name: safe_cell(value) for name, value in row.items()})
     return text.getvalue()
 

@@ -52,4 +52,19 @@
     const show = () => parts.forEach((part) => { part.style.display = box.checked ? "" : "none"; });
     box.addEventListener("change", show);
   }
+
+  // Ticked worst cases become the rows of a file of corrected labels, made here: the page needs no server.
+  const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+  for (const button of document.querySelectorAll("button[data-labels]")) {
+    const boxes = [...button.closest("section").querySelectorAll(".tick input")];
+    const ticked = () => new Map(boxes.filter((box) => box.checked).map((box) => [box.value, box.dataset.label]));
+    for (const box of boxes) box.addEventListener("change", () => { button.disabled = !ticked().size; });
+    button.addEventListener("click", () => {
+      const rows = [...ticked()].map(([file, old]) => [file, "", "", "", old].map(quoted).join(","));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([["file,label,mask,reason,old_label", ...rows, ""].join("\n")], { type: "text/csv" }));
+      link.download = "labels.csv";
+      link.click();
+    });
+  }
 }

@@ -399,6 +399,25 @@ def test_extra_maps_are_reported_and_ignored(rescore, cog, tmp_path):
     assert err == f"warning: cog: 1 maps have no test image and are ignored: {extra}\n"
 
 
+def test_pooled_metrics_are_over_the_images_of_all_categories(rescore, made, tmp_path):
+    kept = [each for each in records.load_all(made[1])[0] if each.method == "padim"]
+    status, text, _ = rescore(made[1], "pooled=true", f"out={tmp_path / 'out'}")
+    assert status == 0
+    assert "mean of all" in text
+    assert "all 12 images pooled" in text
+    found = {row: values(each) for row, each in rows(tmp_path / "out").items() if "PaDiM" in row[0]}
+    pooled = next(each for (_, category), each in found.items() if category == "pooled")
+    images = [image for record in kept for image in record.images]
+    labels = [image["defect"] is not None for image in images]
+    assert pooled["image_auroc"] == pytest.approx(roc_auc_score(labels, [image["score"] for image in images]))
+    maps = np.concatenate([np.load(made[1] / each.path.with_suffix("") / "maps.npy") for each in kept])
+    square = Image.open(made[0] / "cog" / "ground_truth" / "spot" / "000_mask.png")  # of all defects
+    mask = np.asarray(square.resize((64, 64), Image.Resampling.NEAREST))[8:56, 8:56] > 0
+    masks = np.stack([mask & label for label in labels])
+    assert pooled["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
+    assert len(found) == 3
+
+
 def test_categories_without_maps_are_named_once(rescore, cog, tmp_path):
     write(cog[1], tmp_path / "theirs" / "cog")
     status, text, err = rescore(tmp_path / "theirs", *FRAME)
@@ -450,6 +469,8 @@ def test_wrong_usage(rescore, made, cog, command, tmp_path):
         (theirs, "input.resize=5"): "input.resize=5: expected at least 32 pixels",
         (theirs, "scores=/no/such.csv"): "scores=/no/such.csv: cannot be read",
         (theirs, "update=true"): "update=true",
+        (theirs, "pooled=true"): "pooled=true: maps=",
+        (theirs, "labels=/no/such.csv"): "labels=/no/such.csv: cannot be read",
         (theirs, "save_maps=false"): "save_maps has no effect with maps=DIR",
         (theirs, "threads=0"): "threads=0",
         (theirs, "category=cog", f"out={tmp_path / 'full'}"): "not empty; give a new folder, or overwrite=true",
