@@ -28,6 +28,8 @@ def gathered(parts: Iterable[NDArray[Any]], count: int) -> NDArray[Any] | None:
     for part in every:
         whole[start : start + len(part)] = part
         start += len(part)
+    if start != count:
+        raise ValueError(f"found {start} maps or masks of {count} images; expected one of each")
     return whole
 
 

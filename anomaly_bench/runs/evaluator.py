@@ -246,19 +246,19 @@ class Evaluator:
 
     def score(self, method: Method, rows: ImageSet) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Scores (N,) and maps (N, H, W) of all images, in batches; many maps are kept in a file."""
-        scores: list[NDArray[np.float32]] = []
+        scores: list[float] = []  # no arrays: small ones kept among large freed ones would cut up memory
         with self.reporter.stage(f"{rows.name}: scoring", len(rows.pixels)) as advance:
 
             def score_all() -> Iterator[NDArray[np.float32]]:
                 for images in self.batches(rows):
                     image_scores, image_maps = score_batch(method, images)
-                    scores.append(image_scores)
+                    scores += image_scores.tolist()
                     if image_maps is not None:
                         yield image_maps
                     advance(len(image_scores))
 
             maps = mapped.gathered(score_all(), len(rows.pixels))
-        return np.concatenate(scores), maps
+        return np.array(scores, np.float32), maps
 
     def batches(self, rows: ImageSet) -> Iterator[Tensor]:
         """(B, C, H, W) of `batch_size` images each, on the device, announced to the backbone."""

@@ -12,8 +12,15 @@ _SPECIAL = {
     **{char: f"{{{char}}}" for char in "[*"},  # after a line break they would be its argument or its star
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "{''}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"−": "$-$", "–": r"{\textendash}", "—": r"{\textemdash}", "’": "'", "×": r"$\times$", "±": r"$\pm$", "→": r"$\rightarrow$"},
-    **{"⁶": "$^6$", "µ": r"{\textmu}", "μ": r"{\textmu}", "½": r"{\textonehalf}", "¼": r"{\textonequarter}"},
+    **{"−": "$-$", "–": r"{\textendash}", "—": r"{\textemdash}", "’": "'", "×": r"$\times$", "±": r"$\pm$"},
+    **{
+        "⁶": "$^6$",
+        "→": r"$\rightarrow$",
+        "µ": r"{\textmu}",
+        "μ": r"{\textmu}",
+        "½": r"{\textonehalf}",
+        "¼": r"{\textonequarter}",
+    },
     **{"¾": r"{\textthreequarters}", "°": r"{\textdegree}", "§": r"{\S}", "©": r"{\textcopyright}"},
     **{"²": r"{\texttwosuperior}", "³": r"{\textthreesuperior}", "¹": r"{\textonesuperior}", "€": r"{\texteuro}"},
     **{"ß": r"{\ss}", "Ł": r"{\L}", "ł": r"{\l}", "Ø": r"{\O}", "ø": r"{\o}", "Æ": r"{\AE}", "æ": r"{\ae}"},

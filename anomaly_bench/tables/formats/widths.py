@@ -26,7 +26,7 @@ _GROUPS = {
     750: "AHNUVXYR",
     778: "DKOQG&+=<>−×±",
     834: "m%#B",
-    1028: "MW—",
+    1028: "MW—→",
 }
 _WIDTHS = {char: width / 1000 for width, chars in _GROUPS.items() for char in chars}
 _WIDEST = 1.1  # of characters that are not listed
