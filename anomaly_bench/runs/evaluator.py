@@ -252,7 +252,7 @@ class Evaluator:
             def score_all() -> Iterator[NDArray[np.float32]]:
                 for images in self.batches(rows):
                     image_scores, image_maps = score_batch(method, images)
-                    scores += image_scores.tolist()
+                    scores.extend(image_scores.tolist())
                     if image_maps is not None:
                         yield image_maps
                     advance(len(image_scores))
