@@ -39,8 +39,7 @@ class FYD(nn.Module):
 
     Args:
         backbone: a network read at three levels, of which a copy is trained.
-        dimensions, eps, sigma: as of PaDiM.
-        seed: for drawing the dimensions.
+        dimensions, seed, eps, sigma: as of PaDiM.
         epochs: 0: no training.
         lr, momentum, batch: for training with SGD; the learning rate falls to 0 along a cosine.
         weight: of the coarse alignment in the loss.
@@ -180,7 +179,6 @@ class Transformer(nn.Module):
     """A spatial transformer's localisation network: a rotation with shifts or scales, all bounded, at first none.
 
     Args:
-        channels: of its input.
         angle, shift, scale: most radians; most shift, as a share of the side; logarithm of the most scale.
     """
 
@@ -217,7 +215,8 @@ def convolutions(channels: int, count: int, bias: bool) -> nn.Sequential:
 
 def coarse_loss(images: Tensor) -> Tensor:
     """Mean distance () of colours (B, 3, H, W) between each image and the next one of the batch."""
-    return torch.linalg.vector_norm(images - images.roll(1, dims=0), dim=1).mean()
+    distances: Tensor = torch.linalg.vector_norm(images - images.roll(1, dims=0), dim=1)
+    return distances.mean()
 
 
 def fine_loss(projected: Tensor, predict: nn.Module) -> Tensor:
@@ -227,7 +226,8 @@ def fine_loss(projected: Tensor, predict: nn.Module) -> Tensor:
     """
     predicted, half = predict(projected), len(projected) // 2
     targets = torch.cat([projected[half : 2 * half], projected[:half]]).detach()
-    return -F.cosine_similarity(predicted[: 2 * half], targets, dim=1).mean()
+    likeness: Tensor = F.cosine_similarity(predicted[: 2 * half], targets, dim=1).mean()
+    return -likeness
 
 
 def in_one_frame(levels: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
@@ -246,5 +246,5 @@ def warp(inputs: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:
 def inverse(*thetas: Tensor) -> Tensor:
     """The inverse (B, 2, 3) of the product of transforms (B, 2, 3)."""
     last = thetas[0].new_tensor([0.0, 0.0, 1.0]).expand(len(thetas[0]), 1, 3)
-    product = functools.reduce(torch.matmul, [torch.cat([theta, last], dim=1) for theta in thetas])
-    return torch.linalg.inv(product)[:, :2]
+    product: Tensor = functools.reduce(torch.matmul, [torch.cat([theta, last], dim=1) for theta in thetas])
+    return product.inverse()[:, :2]
