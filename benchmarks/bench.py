@@ -82,7 +82,9 @@ def run_over_floor(data: Path) -> None:
 
     def floor(network: Callable[[torch.Tensor], Any]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            pixels = np.stack(list(pool.map(lambda path: decoding.decode_image(Source(path), (256, 256)), paths)))
+            pixels = np.stack(
+                list(pool.map(lambda path: decoding.decode_image(Source(path), (256, 256)).values, paths))
+            )
         for start in range(0, len(pixels), 32):
             network(to_tensor(pixels[start : start + 32, 16:240, 16:240]))
 

@@ -79,7 +79,7 @@ def step(parts: int) -> None:
 
 
 def decoded(images: list[Sample]) -> np.ndarray:
-    return np.stack([decode_image(image.sources[0], (SIDE, SIDE)) for image in images])
+    return np.stack([decode_image(image.sources[0], (SIDE, SIDE)).values for image in images])
 
 
 def main() -> None:

@@ -470,7 +470,7 @@ def test_every_format_of_the_list_is_read(tmp_path):
     pixels = Image.new("RGB", (40, 30), (200, 30, 30))
     for suffix in (".png", ".jpg", ".bmp", ".tif", ".gif", ".webp", ".ppm", ".tga", ".pcx", ".jp2", ".sgi"):
         pixels.save(tmp_path / f"a{suffix}")
-        assert decode_image(Source(tmp_path / f"a{suffix}"), (32, 32)).shape == (32, 32, 3)
+        assert decode_image(Source(tmp_path / f"a{suffix}"), (32, 32)).values.shape == (32, 32, 3)
     assert len(image_files(tmp_path)) == 11
 
 

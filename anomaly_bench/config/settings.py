@@ -27,6 +27,7 @@ FILTER = "bilinear"  # the default, and that of records from before the key exis
 LEAST_SIDE = 32  # pixels: the deepest level has stride 32
 MAX_FALSE_ALARMS = 0.05  # the default of this key, which names of setups leave out
 MOST_SEED = 2**63 - 1  # torch's limit
+MEGAPIXELS = 179  # Pillow's own limit
 MOST_THREADS = 1024  # OpenMP ends the process if it cannot start them
 
 
@@ -72,6 +73,8 @@ class Settings:
     resize: tuple[int, int]  # (H, W)
     crop: tuple[int, int] | None  # (H, W)
     filter: str  # one of FILTERS
+    bits: int | None  # of 16-bit images; None: all 16
+    max_megapixels: float
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,7 +84,8 @@ class Settings:
     @property
     def input(self) -> dict[str, Any]:
         crop = None if self.crop is None else list(self.crop)
-        return {"resize": list(self.resize), "crop": crop, "filter": self.filter}
+        bits = {} if self.bits is None else {"bits": self.bits}
+        return {"resize": list(self.resize), "crop": crop, "filter": self.filter, **bits}
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
@@ -90,7 +94,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: a value has the wrong type or is out of range; with the key, what was found and expected.
     """
-    names = (field.name for field in fields(Settings) if field.name not in ("regime", "resize", "crop", "filter"))
+    parts = ("regime", "resize", "crop", "filter", "bits")
+    names = (field.name for field in fields(Settings) if field.name not in parts)
     for key in ("input", "task", *names):
         if key not in config:
             raise UsageError(f"{key}: no value; expected {key}=VALUE")
@@ -127,6 +132,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         resize=resize,
         crop=crop,
         filter=resize_filter(config["input"]),
+        bits=used_bits(config["input"]),
+        max_megapixels=megapixels(config),
         **{name: truth(config, name) for name in SWITCHES},
     )
 
@@ -255,6 +262,22 @@ def resize_filter(node: Mapping[str, Any]) -> str:
     return str(value)
 
 
+def used_bits(node: Mapping[str, Any]) -> int | None:
+    """The key `input.bits`, which a user's own protocol may leave out."""
+    value = node.get("bits")
+    if value is not None and (type(value) is not int or not 8 <= value <= 16):
+        raise UsageError(f"input.bits={value}: expected the bits that a camera used of 16, such as 12")
+    return None if value == 16 else value
+
+
+def megapixels(config: Mapping[str, Any]) -> float:
+    """The key `max_megapixels`."""
+    value = config.get("max_megapixels", MEGAPIXELS)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UsageError(f"max_megapixels={value}: expected a number of millions of pixels above 0, such as 400")
+    return float(value)
+
+
 def sides(value: Any, key: str, least: int) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else value
     numbers = isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
@@ -264,11 +287,12 @@ def sides(value: Any, key: str, least: int) -> tuple[int, int]:
 
 
 def describe_input(shape: Mapping[str, Any]) -> str:
-    """'256×256, crop 224×224, filter area' from {"resize": 256 or [H, W], "crop": the same or None, "filter": name}."""
+    """'256×256, crop 224×224, filter area' from a record's `input`; sizes may be one number."""
     sizes = [(name, pair(shape.get(part))) for name, part in (("", "resize"), ("crop ", "crop"))]
     parts = [f"{name}{'×'.join(map(str, size))}" for name, size in sizes if size]
-    filter = shape.get("filter", FILTER)
-    return ", ".join([*parts, *([f"filter {filter}"] if filter != FILTER else [])])
+    filter, bits = shape.get("filter", FILTER), shape.get("bits")
+    parts += [f"filter {filter}"] if filter != FILTER else []
+    return ", ".join([*parts, *([f"{bits} bits"] if bits else [])])
 
 
 def pair(side: Any) -> list[int] | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from anomaly_bench.config.instantiate import construct
 from anomaly_bench.config.settings import listed_names
+from anomaly_bench.data.findings import Finding
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.files import composed
 
@@ -82,6 +83,7 @@ class Task:
         fit: empty for methods that see no training images of the task (zero-shot).
         validation: normal images held out from `fit`, for thresholds and early stopping; may be empty.
         planes: the modalities of every image.
+        findings: what was noticed while the files were listed.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Task:
     tests: dict[str, tuple[Sample, ...]]
     validation: tuple[Sample, ...] = ()
     planes: tuple[Plane, ...] = (RGB,)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -102,6 +105,15 @@ class Task:
         images = [source.path for sample in self.samples for source in sample.sources]
         masks = [source.path for sample in self.samples for source in sample.masks]
         return list(dict.fromkeys(images + masks))
+
+    @property
+    def counted(self) -> str:
+        """'209 training and 83 test images, 63 of them defective, 63 with masks'."""
+        tested = [sample for test in self.tests.values() for sample in test]
+        defects, masks = sum(each.label is not None for each in tested), sum(bool(each.masks) for each in tested)
+        return (
+            f"{len(self.fit)} training and {len(tested)} test images, {defects} of them defective, {masks} with masks"
+        )
 
     @property
     def channels(self) -> int:

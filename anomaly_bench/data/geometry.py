@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from anomaly_bench.config.settings import describe_input
-from anomaly_bench.data.decoding import Size, decode_mask
+from anomaly_bench.data.decoding import Size, margins
+from anomaly_bench.data.masks import decode_mask
 from anomaly_bench.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ def centre(images: NDArray[Any], crop: Size | None) -> NDArray[Any]:
     return images[:, top : top + crop[0], left : left + crop[1]]
 
 
-def margins(size: Size, crop: Size | None) -> Size:
-    """How many pixels a central crop (H, W) leaves out at the top and on the left."""
-    return (0, 0) if crop is None else (round((size[0] - crop[0]) / 2), round((size[1] - crop[1]) / 2))
-
-
 @dataclass(frozen=True)
 class Frame:
     """The size at which maps and masks are compared: the input's, or each image's own if `resize` is None."""
@@ -51,7 +47,7 @@ class Frame:
 
     def mask(self, image: Sample, own: Size) -> NDArray[np.bool_]:
         """(H, W), True = defect; `own` is the image's size."""
-        mask: NDArray[np.bool_] = decode_mask(image, self.resize or own).astype(np.bool_)
+        mask: NDArray[np.bool_] = decode_mask(image, self.resize or own).values.astype(np.bool_)
         return centred(mask, self.crop)
 
     def map(self, values: MapValues, own: Size) -> MapValues:

@@ -3,23 +3,25 @@
 <root>/<category>/train/good/*            normal images to fit on
 <root>/<category>/test/good/*             normal test images
 <root>/<category>/test/<defect>/*         defective test images
-<root>/<category>/ground_truth/<defect>/<stem>_mask.*   or <stem>.*, non-zero = defect
+<root>/<category>/ground_truth/<defect>/<stem>_mask.*   non-zero = defect; see `mask_files` for other names
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
+from anomaly_bench.data.findings import Finding
+from anomaly_bench.data.mask_files import mask_folder, with_masks
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, shorten
-from anomaly_bench.files import composed, entries, image_files, printable, relative, subfolders
+from anomaly_bench.files import composed, entries, image_files, is_file, printable, relative, subfolders, tree
 
 GOOD, TRUTH = "good", "ground_truth"
+CALLED_NORMAL = (GOOD, "ok", "normal")  # in any case: folders that cannot hold defects, whatever `normal` says
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class MVTecDataset:
         if not os.path.isdir(self.folder(category)):
             raise DataError(f"{category}: no folder {self.folder(category)}; expected MVTec AD's layout; add it")
         group, folder = self.categories[category], self.folder(category)
-        return read_category(category, group, folder, self.normal, self.truth)
+        task = read_category(category, group, folder, self.normal, self.truth)
+        return replace(task, findings=tuple(notice(task, folder, self.normal)))
 
     def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.folder(task.name))
@@ -89,21 +92,25 @@ def read_category(name: str, group: str | None, folder: Path, normal: Sequence[s
     if not fit:
         raise DataError(f"{name}: no image in {folder / 'train' / normal[0]}; add the normal images to fit on")
     found = {kind: name_of(kind) for kind in subfolders(test)}
-    kinds = {kind: None if found[kind] in normal else found[kind] for kind in sorted(found, key=found.__getitem__)}
+    ordered = sorted(found, key=found.__getitem__)
+    kinds = {kind: None if is_normal(kind, normal) else found[kind] for kind in ordered}
     tested = [image for kind, label in kinds.items() for image in read_images(kind, folder, label)]
     if not tested:
         raise DataError(
             f"{name}: no image in the folders of {test}; expected {normal[0]} and one folder per kind of defect; add "
             "them"
         )
-    return Task(name, group, fit, {"test": with_masks(name, tested, folder / truth, normal)})
+    masks = mask_folder(name, folder, truth)
+    if masks is not None:
+        tested = with_masks(name, tested, masks, [kind.name for kind in subfolders(masks) if is_normal(kind, normal)])
+    return Task(name, group, fit, {"test": tuple(tested)})
 
 
 def normal_folders(name: str, folder: Path, normal: Sequence[str]) -> list[Path]:
     """The folders of a category's training images; DataError: there are none."""
     train = folder / "train"
     others = subfolders(train) if os.path.isdir(train) else []
-    found = [each for each in others if name_of(each) in normal]
+    found = [each for each in others if is_normal(each, normal)]
     if not found:
         hint = f" (folders there: {shorten([each.name for each in others])}; see dataset.normal)" if others else ""
         raise DataError(f"{name}: no folder {train / normal[0]}; expected MVTec AD's layout; add it{hint}")
@@ -123,39 +130,28 @@ def read_images(where: Path, folder: Path, label: str | None) -> list[Sample]:
     return [Sample(name, label, (Source(path),)) for name, path in sorted(files.items())]
 
 
-def with_masks(category: str, images: Sequence[Sample], truth: Path, normal: Sequence[str]) -> tuple[Sample, ...]:
-    """Assign each defective image its mask in the folder `truth`; either all have one, or none."""
-    kinds = {image.label for image in images if image.label is not None}
-    listed = {name_of(path): path for path in (subfolders(truth) if os.path.isdir(truth) else [])}
-    folders = {kind: listed.get(kind, truth / kind) for kind in sorted(kinds | (listed.keys() - set(normal)))}
-    found = {kind: mask_files(category, where) for kind, where in folders.items()}
-    if not any(found.values()):
-        return tuple(images)
-    matched, lacking = [], []
-    for image in images:
-        mask = None
-        if image.label is not None:
-            mask = found[image.label].pop(composed(image.sources[0].path.stem), None)
-            if mask is None:
-                lacking.append(image.id)
-        matched.append(replace(image, masks=() if mask is None else (Source(mask),)))
-    if lacking:
-        raise DataError(
-            f"{category}: {len(lacking)} defective images have no mask in {truth}: {shorten(lacking)}; "
-            "expected <defect>/<stem>_mask.* or <stem>.*; add them, or remove all masks for image metrics only"
-        )
-    orphans = [relative(mask, truth.parent) for masks in found.values() for mask in masks.values()]
-    if orphans:
-        raise DataError(f"{category}: {len(orphans)} masks without an image: {shorten(orphans)}; remove or rename them")
-    return tuple(matched)
+def is_normal(folder: Path, normal: Sequence[str]) -> bool:
+    return name_of(folder) in normal or folder.name.casefold() in CALLED_NORMAL
 
 
-def mask_files(category: str, folder: Path) -> dict[str, Path]:
-    """Image stem -> mask file, for one kind of defect."""
-    masks: dict[str, list[Path]] = defaultdict(list)
-    for path in image_files(folder) if os.path.isdir(folder) else []:
-        masks[composed(path.stem).removesuffix("_mask")].append(path)
-    for stem, paths in masks.items():
-        if len(paths) > 1:
-            raise DataError(f"{category}: {len(paths)} masks for image {stem}: {shorten(map(str, paths))}; keep one")
-    return {stem: paths[0] for stem, paths in masks.items()}
+def notice(task: Task, folder: Path, normal: Sequence[str]) -> Iterator[Finding]:
+    """What the layout has no place for, and normal images that are missing or elsewhere."""
+    read = set(task.files)
+    images: list[Path] = []
+    others: list[Path] = []
+    for where in tree(folder):
+        known = set(image_files(where))
+        images += [path for path in sorted(known) if path not in read]
+        if where != folder:  # it may hold a licence
+            files = (where / entry.name for entry in entries(where) if is_file(entry))
+            others += [path for path in sorted(files) if path not in known]
+    for kind, paths in (("left_out", images), ("unknown", others)):
+        if paths:
+            yield Finding(kind, tuple(relative(path, folder) for path in paths))
+    tested = task.tests["test"]
+    normals = [image for image in (*task.fit, *tested) if image.label is None]
+    renamed = [image.id for image in normals if name_of(image.sources[0].path.parent) not in normal]
+    if renamed:
+        yield Finding("normal_folder", tuple(renamed))
+    if all(image.label for image in tested):
+        yield Finding("no_normal", tuple(image.id for image in tested))

@@ -11,7 +11,6 @@ from PIL import Image as PILImage
 
 from anomaly_bench.data import decoding, readers
 from anomaly_bench.data.dataset import Source
-from anomaly_bench.data.geometry import margins
 from anomaly_bench.heatmap import heat
 from anomaly_bench.records.gallery import draw_outlines
 
@@ -38,6 +37,7 @@ def overlay(
     resize: decoding.Size,
     crop: decoding.Size | None,
     threshold: float | None = None,
+    bits: int | None = None,
 ) -> PILImage.Image:
     """An image at its own aspect ratio with its (H, W) map as a heat map over it; low values are transparent.
 
@@ -45,12 +45,13 @@ def overlay(
         low, high: map values at the ends of the colour scale.
         resize, crop: the (H, W) to which the image was resized and cropped; nothing is drawn outside the crop.
         threshold: what is above it is outlined.
+        bits: see `decoding.decode_image`.
     """
     source = Source(file)
     size = readers.source_size(source)
     height, width = (max(1, round(side * min(1.0, LONGEST_SIDE / max(size)))) for side in size)
-    picture = PILImage.fromarray(decoding.decode_image(source, (height, width)))
-    top, left = margins(resize, crop)
+    picture = PILImage.fromarray(decoding.decode_image(source, (height, width), bits=bits).values)
+    top, left = decoding.margins(resize, crop)
     box_height, box_width = crop or resize
     edges = (left / resize[1], top / resize[0], (left + box_width) / resize[1], (top + box_height) / resize[0])
     box = [round(edge * side) for edge, side in zip(edges, (width, height, width, height), strict=True)]

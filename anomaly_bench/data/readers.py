@@ -7,6 +7,7 @@ import functools
 import io
 import mmap
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +16,19 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
 from anomaly_bench.errors import DataError, closest, one_line
 from anomaly_bench.files import image_formats
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Source
+    from anomaly_bench.data.findings import Facts
+
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+MOST_PIXELS = [2.0 * (PILImage.MAX_IMAGE_PIXELS or 0)]  # see `limit_pixels`
+LONGEST_EXIF = 2**16 + 64  # bytes, with what follows it in a PNG
 
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip archive's member: the lengths of its name and of an extra field
 ENCRYPTED = 1  # a flag of a zip archive's member
@@ -47,7 +53,11 @@ def source_size(source: Source) -> tuple[int, int]:
     """(H, W), from the header if the format has one."""
     if source.reader == "image":
         with opened(source) as image:
-            return image.height, image.width
+            turned = orientation(image) in SIDEWAYS
+            if image.format == "TIFF" and turned:  # before it is loaded, its size depends on Pillow's version
+                image.load()
+                return image.height, image.width
+            return (image.width, image.height) if turned else (image.height, image.width)
     if source.reader == "tiff":
         import tifffile
 
@@ -66,6 +76,41 @@ def opened(source: Source) -> Iterator[PILImage.Image]:
         yield stack.enter_context(PILImage.open(file, formats=image_formats()))
 
 
+def orientation(image: PILImage.Image) -> int | None:
+    """How the stored pixels are turned, 1 to 8 of EXIF or XMP; 1: upright; None: its EXIF cannot be read."""
+    try:
+        if image.format == "PNG" and "exif" not in image.info and has_late_exif(image):
+            image.load()
+        value = PILImage.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def has_late_exif(image: PILImage.Image) -> bool:
+    """Whether a PNG seems to have EXIF or XMP behind its pixels, which Pillow reads when it loads these."""
+    file: Any = getattr(image, "fp", None)
+    if file is None:  # loaded
+        return False
+    here = file.tell()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - LONGEST_EXIF))
+    end = file.read()
+    file.seek(here)
+    return b"eXIf" in end or b"XML:com.adobe.xmp" in end
+
+
+def turn_upright(image: PILImage.Image, facts: Facts) -> None:
+    """Load an image and turn it as its EXIF says."""
+    turned = orientation(image)
+    if turned is None:
+        facts["exif"] = True
+    elif turned == 1:
+        image.load()
+    else:
+        ImageOps.exif_transpose(image, in_place=True)
+        facts["turned"] = turned
+
+
 @contextlib.contextmanager
 def naming(source: Source) -> Iterator[None]:
     """Turn any error while a source is read into a DataError that names it.
@@ -76,6 +121,11 @@ def naming(source: Source) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except PILImage.DecompressionBombError as error:
+        found = str(error).partition(" exceeds")[0]  # "Image size (... pixels)"
+        raise DataError(
+            f"{source}: {found}, more than max_megapixels={MOST_PIXELS[0] / 1e6:g}; replace the file, or raise that key"
+        ) from error
     except MemoryError as error:
         raise DataError(
             f"{source}: does not fit into memory; expected a smaller image: replace or remove it"
@@ -86,6 +136,13 @@ def naming(source: Source) -> Iterator[None]:
         raise DataError(
             f"{source}: cannot be decoded ({why}); expected an image: replace or remove the file"
         ) from error
+
+
+def limit_pixels(megapixels: float) -> None:
+    """The largest image that is opened, in this process; a small file can hold a huge one."""
+    MOST_PIXELS[0] = megapixels * 1e6
+    PILImage.MAX_IMAGE_PIXELS = int(MOST_PIXELS[0] / 2)  # Pillow warns from here on, and refuses twice this
+    warnings.filterwarnings("ignore", category=PILImage.DecompressionBombWarning)
 
 
 def member_file(source: Source) -> IO[bytes]:
@@ -131,6 +188,7 @@ def arrays(path: Path, modified: int) -> Mapping[str, NDArray[Any]]:
 def read_image(source: Source) -> NDArray[Any]:
     """A file that PIL can read, or such a file in a zip archive: `member` is its name there."""
     with opened(source) as image:
+        turn_upright(image, {})
         plain = image.mode[0] in "1LIF" and image.mode != "LA"
         return np.asarray(image if plain else image.convert("RGB"))
 

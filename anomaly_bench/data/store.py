@@ -2,13 +2,15 @@
 
 A file is named after its content: `<key>-<crc32>.npy`, where the key is a hash of the image files and the transform,
 the crc32 that of the pixels. If an image or transform changes, or the file is damaged, the images are decoded again.
-Files are written under a temporary name and renamed, under a lock, so two processes decode once.
+What was noticed about the files is in `<key>.json`. Files are written under a temporary name and renamed, under a
+lock, so two processes decode once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import tempfile
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -27,19 +29,28 @@ from numpy.typing import NDArray
 from anomaly_bench.cache import cache_root
 from anomaly_bench.config.settings import FILTER
 from anomaly_bench.data.dataset import RGB
-from anomaly_bench.data.decoding import decode_mask, decode_sample
-from anomaly_bench.files import digest, safe_filename
+from anomaly_bench.data.decoding import Decoded, decode_sample
+from anomaly_bench.data.masks import decode_mask
+from anomaly_bench.files import digest, safe_filename, write_atomically
 from anomaly_bench.mapped import stretches
 from anomaly_bench.protocol import no_progress
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Sample, Task
     from anomaly_bench.data.decoding import Size
+    from anomaly_bench.data.findings import Facts
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 256  # images decoded before the next are begun
-STORE_REVISION = 1  # raised when the pixels of a stored image change
+STORE_REVISION = 2  # raised when the pixels of a stored image change
+
+
+class Stored(NamedTuple):
+    """An array of all parts, memory-mapped, read-only, and the facts of each."""
+
+    values: NDArray[Any]
+    facts: list[Facts]
 
 
 def made_by(task: Task, filter: str) -> dict[str, Any]:
@@ -61,8 +72,9 @@ def load_images(
     place: str,
     threads: int,
     advance: Advance = no_progress,
-) -> NDArray[Any]:
-    """Decoded, resized images (N, H, W, C) in the task's type and channels, memory-mapped, read-only.
+    bits: int | None = None,
+) -> Stored:
+    """Decoded, resized images (N, H, W, C) in the task's type and channels.
 
     Args:
         hashes: one per image, of all that its pixels depend on, besides planes, size and filter.
@@ -70,34 +82,36 @@ def load_images(
         filter: see `data.decoding`.
         place: the subfolder of the store, the dataset's name.
         advance: called with the number of images done.
+        bits: see `data.decoding.decode_image`.
 
     Raises:
         DataError: a file that cannot be decoded.
     """
     about = {"kind": "image", "shape": (*resize, task.channels), "files": list(hashes), **told_planes(task)}
     about |= {"filter": filter} if filter != FILTER else {}
-    decode = [functools.partial(decode_sample, image, task.planes, resize, filter) for image in images]
+    about |= {"bits": bits} if bits else {}
+    decode = [functools.partial(decode_sample, image, task.planes, resize, filter, bits) for image in images]
     return stored(about, task.dtype, decode, place, threads, advance)
 
 
 def load_masks(
-    images: Sequence[Sample], hashes: Sequence[str], resize: Size, place: str, threads: int
-) -> NDArray[np.uint8]:
-    """Masks (N, H, W) of 0 and 1, nearest neighbour, memory-mapped; see `load_images`."""
-    about = {"kind": "mask", "shape": resize, "files": list(hashes)}
-    decode = [functools.partial(decode_mask, image, resize) for image in images]
+    images: Sequence[Sample], hashes: Sequence[str], resize: Size, crop: Size | None, place: str, threads: int
+) -> Stored:
+    """Masks (N, H, W) of 0 and 1, nearest neighbour; see `load_images`, and for the crop `decode_mask`."""
+    about = {"kind": "mask", "shape": resize, "crop": crop, "files": list(hashes)}
+    decode = [functools.partial(decode_mask, image, resize, crop) for image in images]
     return stored(about, np.dtype(np.uint8), decode, place, threads)
 
 
 def stored(
     about: Mapping[str, Any],
     dtype: np.dtype[Any],
-    decode: Sequence[Callable[[], NDArray[Any]]],
+    decode: Sequence[Callable[[], Decoded]],
     place: str,
     threads: int,
     advance: Advance = no_progress,
-) -> NDArray[Any]:
-    """The stored array of what the functions `decode` return, made if it is missing or damaged.
+) -> Stored:
+    """The stored arrays and facts of what the functions `decode` return, made if it is missing or damaged.
 
     Args:
         about: all that it depends on; "shape": the shape of one part.
@@ -105,13 +119,16 @@ def stored(
     key = digest({**about, "revision": STORE_REVISION, "pillow": PIL.__version__})[:24]
     folder, shape = cache_root() / "store" / safe_filename(place), (len(decode), *about["shape"])
     if not decode:
-        return np.empty(shape, dtype)
+        return Stored(np.empty(shape, dtype), [])
+    facts: list[Facts] = []
 
     def decoded() -> Iterator[NDArray[Any]]:
+        facts.clear()
         pool = ThreadPoolExecutor(threads)
         try:
             for start in range(0, len(decode), AT_ONCE):  # so that few wait to be written
-                for array in pool.map(lambda call: call(), decode[start : start + AT_ONCE]):
+                for array, noticed in pool.map(lambda call: call(), decode[start : start + AT_ONCE]):
+                    facts.append(noticed)
                     yield array
                     advance(1)
         finally:
@@ -122,22 +139,31 @@ def stored(
         with FileLock(folder / f".{key}.lock"):
             found = find_array(folder, key, shape)
             if found is None:
-                return write_arrays(folder, key, shape, dtype, decoded())
+                return Stored(write_arrays(folder, key, shape, dtype, decoded(), facts), facts)
     except OSError as error:
         logger.warning("the cache %s failed (%s): decoded images stay in memory", folder, error.strerror or error)
-        return np.stack(list(decoded()))
+        return Stored(np.stack(list(decoded())), facts)
     advance(len(decode))
     return found
 
 
-def find_array(folder: Path, key: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """The stored array of this key if it is intact; a damaged file is deleted."""
+def find_array(folder: Path, key: str, shape: tuple[int, ...]) -> Stored | None:
+    """The stored array of this key, with its facts, if it is intact; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
-        array = sound(path, shape)
-        if array is not None:
-            return array
+        array, facts = sound(path, shape), read_facts(folder / f"{key}.json", shape[0])
+        if array is not None and facts is not None:
+            return Stored(array, facts)
         logger.warning("%s is damaged: decoding its images again", path)
         path.unlink(missing_ok=True)  # no longer mapped, which Windows would refuse
+    return None
+
+
+def read_facts(path: Path, count: int) -> list[Facts] | None:
+    """The facts of so many images; None: the file is not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes())
+        if isinstance(found, list) and len(found) == count and all(isinstance(each, dict) for each in found):
+            return found
     return None
 
 
@@ -154,9 +180,14 @@ def sound(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
 
 
 def write_arrays(
-    folder: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], arrays: Iterator[NDArray[Any]]
+    folder: Path,
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    arrays: Iterator[NDArray[Any]],
+    facts: Sequence[Facts],
 ) -> NDArray[Any]:
-    """Write arrays one after the other into `<key>-<crc32>.npy` and map it.
+    """Write arrays one after the other into `<key>-<crc32>.npy` and map it; then `facts` holds those of each.
 
     Plain writes, not a writable map: on a full disk they raise, whereas a map would kill the process.
     """
@@ -171,6 +202,7 @@ def write_arrays(
             for array in arrays:
                 file.write(array.data)
                 crc = zlib.crc32(array.data, crc)
+        write_atomically(folder / f"{key}.json", json.dumps(facts, separators=(",", ":")))
         path = folder / f"{key}-{crc:08x}.npy"
         os.replace(temporary, path)
     except BaseException:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from anomaly_bench import records
-from anomaly_bench.config.settings import input_size, resize_filter
+from anomaly_bench.config.settings import input_size, resize_filter, used_bits
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import decoding, readers
 from anomaly_bench.data.dataset import Source
@@ -35,13 +35,13 @@ class Images:
     def whole(self) -> Iterator[NDArray[np.uint8]]:
         """(H, W, 3) at their own size."""
         for source in self.sources:
-            yield decoding.decode_image(source, readers.source_size(source))
+            yield decoding.decode_image(source, readers.source_size(source)).values
 
     def fitted(self, node: Mapping[str, Any]) -> Iterator[NDArray[np.uint8]]:
         """(H, W, 3) resized and cropped as a model's `input` says."""
         size, crop = input_size(node)
         for source in self.sources:
-            yield centred(decoding.decode_image(source, size, resize_filter(node)), crop)
+            yield centred(decoding.decode_image(source, size, resize_filter(node), used_bits(node)).values, crop)
 
 
 def as_fitted(images: NDArray[np.uint8], node: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ class Input(TypedDict):
     resize: Shape
     crop: Shape | None
     filter: NotRequired[Text]
+    bits: NotRequired[Annotated[int, Meta(ge=8, le=15)]]
 
 
 class Counts(TypedDict):
@@ -33,6 +34,8 @@ class Counts(TypedDict):
     test: Count
     defects: Count
     maps: NotRequired[Count]
+    regions: NotRequired[Count]
+    lost_regions: NotRequired[Count]
 
 
 class Entry(TypedDict):
@@ -213,6 +216,7 @@ NARROWER: dict[str, Any] = {  # than the annotations of `Record`
     "held_out": list[HeldOut] | None,
     "hashes": Hashes | None,
     "corrected": Corrected | None,
+    "findings": dict[Text, list[Text]] | None,
 }
 
 

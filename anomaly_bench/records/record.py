@@ -41,8 +41,10 @@ class Record:
         categories: every category of the dataset, in the papers' order: [{"name": ..., "group": ...}].
         method, backbone: names; "none" if the method uses no backbone.
         titles: as printed in tables, {"dataset": ..., "method": ..., "backbone": ...}.
-        input: {"resize": [H, W], "crop": [H, W] or None, "filter": one of `config.settings.FILTERS`}.
-        counts: {"fit": images, "test": images, "defects": defective test images}.
+        input: {"resize": [H, W], "crop": [H, W] or None, "filter": one of `config.settings.FILTERS`}; "bits" only if
+            that key is given.
+        counts: {"fit": images, "test": images, "defects": defective test images}; with masks "regions": defects in
+            the masks as stored, and "lost_regions": those of which resizing and cropping left no pixel.
         metrics: name -> {"value": fraction or None if undefined, "revision": int}.
         curves: name -> {"x": [...], "y": [...]}, at most 500 points.
         images: [{"file": ..., "defect": name or None, "score": ...}] in the test set's order.
@@ -66,6 +68,7 @@ class Record:
             {"name": "multi_class", "categories": those fitted on}.
         hashes: {"fit": of all training images that the dataset has for the task, "test": of the test images and their
             masks}; names and order do not count.
+        findings: what was noticed about the files, and of which: kind (see `data.findings.KINDS`) -> files.
         converted: for a record of an older schema {"schema", "fingerprint": the old ones, "proven": whether it was
             shown to belong to the files at hand; if not, it keeps its old fingerprint, which no run counts as done}.
         draw: of a dataset with random choices of its own (`dataset.draw`); None: the first, or it makes none.
@@ -107,6 +110,7 @@ class Record:
     corrected: dict[str, Any] | None = None
     draw: int | None = None
     hashes: dict[str, str] | None = None
+    findings: dict[str, list[str]] | None = None
 
     def __post_init__(self) -> None:
         self.input.setdefault("filter", FILTER)  # in place: records share it, see `records.outlines`

@@ -20,6 +20,7 @@ from anomaly_bench.backbones.feature_store import FeatureCache
 from anomaly_bench.backbones.tiling import require_tiles
 from anomaly_bench.config.instantiate import networks
 from anomaly_bench.config.parts import without_target
+from anomaly_bench.data import findings
 from anomaly_bench.hardware import devices, memory, sharing, timing
 from anomaly_bench.hardware.torch_setup import set_up
 from anomaly_bench.metrics import thresholds
@@ -95,9 +96,20 @@ class Evaluator:
         """
         with sharing.computing():
             timing.reset_peaks(self.device)
+            noticed = self.look(job)
             fitted = self.fit(job)
-            records = [self.test(job, name, fitted) for name in job.task.tests]
+            records = [replace(self.test(job, name, fitted), findings=noticed[name]) for name in job.task.tests]
         return self.timed(job, records, fitted.method) if self.settings.speed else records
+
+    def look(self, job: Job) -> dict[str, dict[str, list[str]]]:
+        """Decode all images and say what was noticed; by test set, kind -> files."""
+        self.require_memory(job)
+        self.pixels(job, job.task.fit, "training")
+        for images in job.task.tests.values():
+            self.pixels(job, images, "test")
+        listed = job.findings(list(job.task.tests))
+        findings.say(job.task.name, job.task.counted, listed, self.reporter.say, self.reporter.warn)
+        return {test: {each.kind: list(each.files) for each in job.findings([test])} for test in job.task.tests}
 
     def require_memory(self, job: Job) -> None:
         """Reject a job that would not fit into memory, before decoding its images.
@@ -207,7 +219,7 @@ class Evaluator:
             **held_out,
             metrics=result.entries,
             curves=result.curves,
-            counts={**expected.counts, "maps": 0 if maps is None else len(maps)},
+            counts={**expected.counts, "maps": 0 if maps is None else len(maps), **job.region_counts(test)},
             images=[
                 {"file": image.id, "defect": image.label, "score": float(score)}
                 | ({"clip": image.clip} if image.clip else {})

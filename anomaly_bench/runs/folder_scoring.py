@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench.config.settings import input_size, resize_filter
+from anomaly_bench.config.settings import input_size, resize_filter, used_bits
 from anomaly_bench.data import decoding
 from anomaly_bench.data.anomaly_maps import map_names, write_about
 from anomaly_bench.data.dataset import Source
@@ -76,6 +76,7 @@ class Folder:
         self.title = shown(about["method"]["about"]["title"] + on)
         self.input = about["input"]
         (self.resize, self.crop), self.filter = input_size(self.input), resize_filter(self.input)
+        self.bits = used_bits(self.input)
         self.thresholds: Mapping[str, Any] = about.get("thresholds") or {}
         self.held_out: Sequence[Mapping[str, Any]] = about.get("held_out") or ()
         names = map(short_path, map_names([self.name(file) for file in files]))
@@ -183,7 +184,8 @@ class Folder:
             DataError: the file cannot be read, for any reason.
         """
         try:
-            return centred(decoding.decode_image(Source(file), self.resize, self.filter), self.crop)
+            found = decoding.decode_image(Source(file), self.resize, self.filter, self.bits)
+            return centred(found.values, self.crop)
         except DataError:
             raise
         except Exception as error:  # PIL raises undocumented errors on damaged files
@@ -216,7 +218,7 @@ class Folder:
         def draw_one(file: Path) -> None:
             values = np.load(maps / f"{self.names[file]}.npy")
             path = made_folder(self.wanted.out / "overlays" / f"{self.names[file]}.png")
-            overlay(file, values, low, high, self.resize, self.crop, threshold).save(path, compress_level=1)
+            overlay(file, values, low, high, self.resize, self.crop, threshold, self.bits).save(path, compress_level=1)
 
         with self.reporter.stage("overlays", len(self.mapped)) as advance:
             for _, futures in ahead(self.pool, draw_one, chunks(self.mapped, self.wanted.batch_size)):

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from anomaly_bench.backbones.build import identify
 from anomaly_bench.config.parts import without_target
-from anomaly_bench.data import store
+from anomaly_bench.data import findings, store
 from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
+from anomaly_bench.data.readers import limit_pixels
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, safe_filename
@@ -68,25 +69,71 @@ class Job:
 
     def pixels(self, images: tuple[Sample, ...], advance: Advance = no_progress) -> NDArray[Any]:
         """Decoded images (N, H, W, C), cropped; a view of the store."""
-        settings, name = self.settings, self.dataset.name
-        hashes = [content_hash(image.sources, self.digests) for image in images]
-        how = (settings.resize, settings.filter, name, settings.threads)
-        whole = store.load_images(self.task, images, hashes, *how, advance)
-        return centre(whole, settings.crop)
+        return centre(self.decoded(images, advance).values, self.settings.crop)
+
+    def decoded(self, images: tuple[Sample, ...], advance: Advance = no_progress) -> store.Stored:
+        """Decoded images before they are cropped; looked up once."""
+        kept = self.kept.get(("images", images))
+        if kept is None:
+            settings, name = self.settings, self.dataset.name
+            how = (settings.resize, settings.filter, name, settings.threads)
+            kept = store.load_images(self.task, images, self.hashes(images), *how, advance, settings.bits)
+            self.kept["images", images] = kept
+        else:
+            advance(len(images))
+        return kept
+
+    @functools.cached_property
+    def kept(self) -> dict[tuple[str, tuple[Sample, ...]], store.Stored]:
+        """What `decoded` and `decoded_masks` returned."""
+        return {}
+
+    def hashes(self, images: tuple[Sample, ...]) -> list[str]:
+        return [content_hash(image.sources, self.digests) for image in images]
+
+    def findings(self, tests: Sequence[str]) -> list[findings.Finding]:
+        """What was noticed about the files of test sets and of the training images; decodes them if need be."""
+        fit, held_out = self.task.fit, self.task.validation
+        normals = findings.ReadSet(
+            (*fit, *held_out), [*self.decoded(fit).facts, *self.decoded(held_out).facts], masks=[]
+        )
+        parts = [
+            findings.ReadSet(images, self.decoded(images).facts, self.mask_facts(images))
+            for images in (self.task.tests[test] for test in tests)
+        ]
+        found = findings.find(normals, parts, lambda image: content_hash(image.sources, self.digests))
+        return [*self.task.findings, *found]
+
+    def region_counts(self, test: str) -> dict[str, int]:
+        """For a record's `counts`; nothing without masks."""
+        lost, every = findings.regions(self.mask_facts(self.task.tests[test]))
+        return {"regions": every, "lost_regions": lost} if every else {}
+
+    def mask_facts(self, images: tuple[Sample, ...]) -> list[findings.Facts]:
+        """The facts of each image's mask; empty if there are no masks."""
+        found = self.decoded_masks(images) if any(image.masks for image in images) else None
+        return [] if found is None else found.facts
 
     def pixels_identity(self, images: tuple[Sample, ...]) -> dict[str, Any]:
         """Everything that `pixels` depends on, except the version of Pillow."""
-        files = [content_hash(image.sources, self.digests) for image in images]
-        return {"files": files, **self.settings.input, **store.made_by(self.task, self.settings.filter)}
+        return {"files": self.hashes(images), **self.settings.input, **store.made_by(self.task, self.settings.filter)}
 
     def masks(self, images: tuple[Sample, ...]) -> NDArray[np.bool_] | None:
         """Masks (N, H, W), cropped; None if the dataset has none for this test set."""
+        found = self.decoded_masks(images)
+        return None if found is None else centre(found.values, self.settings.crop).view(np.bool_)
+
+    def decoded_masks(self, images: tuple[Sample, ...]) -> store.Stored | None:
+        """Masks before they are cropped; None: see `masks`."""
         if not has_masks(images):
             return None
-        hashes = [content_hash(image.masks, self.digests) for image in images]
-        settings = self.settings
-        whole = store.load_masks(images, hashes, settings.resize, self.dataset.name, settings.threads)
-        return centre(whole, settings.crop).view(np.bool_)
+        kept = self.kept.get(("masks", images))
+        if kept is None:
+            hashes = [content_hash(image.masks, self.digests) for image in images]
+            settings = self.settings
+            how = (settings.resize, settings.crop, self.dataset.name, settings.threads)
+            kept = self.kept["masks", images] = store.load_masks(images, hashes, *how)
+        return kept
 
     @functools.cached_property
     def expected(self) -> dict[str, Record]:
@@ -237,6 +284,7 @@ def make_job(
         DataError: see `Dataset.task` and `make_task`; a file cannot be read; there is no image to fit on.
         UsageError: the method reads planes that the images do not have.
     """
+    limit_pixels(settings.max_megapixels)
     parts = {category: read_planes(dataset.task(category), config) for category in categories or [name]}
     task = make_task(settings.regime, name, parts, settings.seed, settings.holdout)
     if not task.fit and not config["method"].get("zero_shot", False):

@@ -55,7 +55,12 @@ def joined_task(name: str, parts: Mapping[str, Task]) -> Task:
     }
     fit = (sample for category, part in parts.items() for sample in prefixed(category, part.fit))
     validation = (sample for category, part in parts.items() for sample in prefixed(category, part.validation))
-    return Task(name, None, tuple(fit), tests, tuple(validation), planes)
+    findings = (
+        replace(each, files=tuple(f"{category}/{file}" for file in each.files))
+        for category, part in parts.items()
+        for each in part.findings
+    )
+    return Task(name, None, tuple(fit), tests, tuple(validation), planes, tuple(findings))
 
 
 def prefixed(category: str, samples: Sequence[Sample]) -> tuple[Sample, ...]:

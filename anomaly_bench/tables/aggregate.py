@@ -130,6 +130,7 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
     oldest = min(record.metrics[name]["revision"] for record in records)
     outdated = f"outdated (revision {oldest}, now {metric.revision})" if oldest < metric.revision else ""
     held_out = {"held_out": _held_out_fact(records)} if metric.needs_threshold else {}
+    facts |= {"lost": _lost_fact(records) if metric.needs_maps else ""}
     return {**facts, "metric": outdated, "budget": item.entry.budget if item.entry else "", **held_out}
 
 
@@ -141,6 +142,13 @@ def _held_out_fact(records: Sequence[Record]) -> str:
     images = f"{least}" if least == most else f"{least} to {most}"
     fewer = ", fewer than 1 / max_false_alarms" if few else ""
     return f"thresholds from {images} held-out normal images a category{fewer}"
+
+
+def _lost_fact(records: Sequence[Record]) -> str:
+    """'2 of 41 defect regions have no pixel left after resizing', over categories."""
+    counts = {record.category: record.counts for record in records}.values()
+    lost, every = (sum(each.get(name, 0) for each in counts) for name in ("lost_regions", "regions"))
+    return f"{lost} of {every} defect regions have no pixel left after resizing and cropping the masks" if lost else ""
 
 
 def _status_fact(method: str) -> str:

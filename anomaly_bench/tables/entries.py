@@ -190,7 +190,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     setup.append(("task", "-".join(regime_words(record)) or "one_class"))
     if record.holdout:
         setup += zip(("holdout", "max_false_alarms"), holdout_of(record), strict=True)
-    setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop", "filter")]
+    setup += [(f"input.{name}", record.input.get(name)) for name in ("resize", "crop", "filter", "bits")]
     return dict((*_flat(method, ""), *_flat(record.config.get("backbone"), "backbone."), *setup))
 
 

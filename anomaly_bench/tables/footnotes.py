@@ -19,7 +19,7 @@ _MARKS = "The best is chosen from the repaired values."
 # their order below a table
 _FACTS = (
     *("setup", "images", "status", "supervision", "revision", "budget", "settings", "count", "seeds"),
-    *("speed", "alone", "cost", "extraction", "held_out", "metric", "corrected", *DISAGREEMENTS),
+    *("speed", "alone", "cost", "extraction", "held_out", "lost", "metric", "corrected", *DISAGREEMENTS),
 )
 Matrix = list[list[list["CellValue"]]]  # [row][column][value of the tuple]
 

@@ -39,7 +39,7 @@ def check_tasks(dataset: Dataset) -> None:
         digests = dataset.digests(task)
         missing = [str(file) for file in task.files if file not in digests]
         assert not missing, f"{name}: no digest for {shorten(missing)}: digests(task) must include all of task.files"
-        _, problems = examine(dataset, name, {})
+        _, problems, _ = examine(dataset, name, {})
         assert not problems, "; ".join(problems)
 
 

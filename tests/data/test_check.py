@@ -123,7 +123,7 @@ def test_check_works_without_a_cache(tree, empty_cache, opened):
 
 def test_mask_of_a_different_size(tree):
     save(np.zeros((40, 48), np.uint8), tree / "cog" / "ground_truth" / "spot" / "001_mask.png")
-    numbers, problems = check.examine(folder(None, None, tree), "cog", TRUE)
+    numbers, problems, _ = check.examine(folder(None, None, tree), "cog", TRUE)
     assert numbers == ["6", "3", "3", "1", "3"]
     assert len(problems) == 1
     assert problems[0].endswith("001_mask.png: 48x40 pixels, its image test/spot/001.png has 48x48; expected the same")

@@ -19,7 +19,8 @@ from anomaly_bench.config.compose import compose
 from anomaly_bench.console import Reporter
 from anomaly_bench.data import readers
 from anomaly_bench.data.dataset import RGB, Plane, Sample, Source, Task
-from anomaly_bench.data.decoding import decode_mask, decode_sample
+from anomaly_bench.data.decoding import decode_sample
+from anomaly_bench.data.masks import decode_mask
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.protocol import Scores, to_tensor
@@ -233,7 +234,7 @@ def test_method_reads_the_planes_named_in_its_yaml(tmp_path):
     depth = run(tmp_path, scans, method(Deviation, planes=["depth"]))["test"]
     assert depth.value("image_auroc") == depth.value("pixel_auroc") == 1
     assert depth.cost["validation"] == 2
-    assert depth.counts == {"fit": 5, "test": 6, "defects": 3, "maps": 6}
+    assert depth.counts == {"fit": 5, "test": 6, "defects": 3, "maps": 6, "regions": 3, "lost_regions": 0}
     pictures = sorted((tmp_path / "results" / depth.path.with_suffix("")).glob("*.png"))
     assert len(pictures) == 6
     both = config(tmp_path, scans, method(Deviation, planes=["xyz", "rgb"]))
@@ -346,7 +347,7 @@ def test_image_in_a_zip_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "image.png", "train/0.png")
     image = Sample("train/0.png", None, (Source(tmp_path / "all.zip", "train/0.png"),))
-    assert np.array_equal(decode_sample(image, (RGB,), (48, 48)), picture(1))
+    assert np.array_equal(decode_sample(image, (RGB,), (48, 48)).values, picture(1))
     with pytest.raises(DataError, match=r"all\.zip\[train/1\.png\]: cannot be decoded .*no item named"):
         readers.read_source(Source(tmp_path / "all.zip", "train/1.png"))
 

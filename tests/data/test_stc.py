@@ -95,7 +95,7 @@ def test_mismatched_frames_and_masks_are_named(videos):
 def test_frames_of_unlike_sizes_are_named(videos):
     frames = videos / "testing" / "frames" / "01_01"
     save(picture(9)[:32], frames / "003.jpg")
-    _, (problem,) = examine(opened(videos), "01", {})
+    _, (problem,), _ = examine(opened(videos), "01", {})
     assert problem.endswith("003.jpg: 48x32 pixels, the first frame of clip 01_01 has 48x40; expected the same")
     save(picture(9)[:32], frames / "000.jpg")
     with pytest.raises(

@@ -85,7 +85,7 @@ def test_record_has_all_required_contents(small, command):
     assert record.value("image_auroc") == pytest.approx(
         roc_auc_score(labels, [image["score"] for image in record.images])
     )
-    assert record.counts == {"fit": 6, "test": 6, "defects": 3, "maps": 6}
+    assert record.counts == {"fit": 6, "test": 6, "defects": 3, "maps": 6, "regions": 3, "lost_regions": 0}
     assert record.size["stored_mb"] == pytest.approx((16 * 16 * (20 * 20 + 20) * 4 + 20 * 8) / 1e6)
     assert record.size["extra_params"] == 0
     assert record.cost["fit_s"] > 0

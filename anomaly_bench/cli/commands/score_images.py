@@ -5,10 +5,10 @@
     out/maps/<image>.npy        its anomaly map, float32 (H, W) of the model's input (within the crop, if it has one)
     out/overlays/<image>.png    the heat map over the image, outlined at the model's pixel threshold if it has one
 
-Images are read as in a run: grey repeated, alpha dropped, 16 bits scaled to 8, resized and cropped as when the model
-was fitted. The same files in the same batches get bit-identical scores. The whole folder shares one colour scale
-(`common_scale`, or the key `scale`), so overlays are drawn at the end, from the maps on disk: memory holds two batches
-of images, the names and the scores. No torch at the top: a wrong folder is reported at once.
+Images are read as in a run: turned as their EXIF says, grey repeated, alpha dropped, 16 bits scaled to 8, resized and
+cropped as when the model was fitted. The same files in the same batches get bit-identical scores. The whole folder
+shares one colour scale (`common_scale`, or the key `scale`), so overlays are drawn at the end, from the maps on disk:
+memory holds two batches of images, the names and the scores. No torch at the top: a wrong folder is reported at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from anomaly_bench.config.settings import existing_folder, new_folder, share, truth, whole_number
+from anomaly_bench.config.settings import existing_folder, megapixels, new_folder, share, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
+from anomaly_bench.data.readers import limit_pixels
 from anomaly_bench.errors import UsageError, shorten
 from anomaly_bench.files import image_files, subfolders, tree
 from anomaly_bench.hardware import sharing
@@ -37,6 +38,7 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
         UsageError: no model, no image, weights that are not the model's, or an `out` that cannot be used.
     """
     wanted = read_wanted(values)
+    limit_pixels(megapixels(values))
     folders_read = list(tree(wanted.images, links=False))
     files = images_in("images", wanted.images, folders_read)
     normal = (

@@ -120,7 +120,7 @@ def test_every_image_format_is_read_as_by_the_dataset(padim, models, command, tm
     assert found["alpha.png"] == found["a.png"] != found["a.jpg"]
     method = saved_model.load_model(models[1]["padim"][1])
     for name, value in found.items():
-        read = decode_image(Source(images / name), (64, 64), "nearest")[8:56, 8:56]
+        read = decode_image(Source(images / name), (64, 64), "nearest").values[8:56, 8:56]
         with torch.no_grad():
             assert float(method.score(to_tensor(read[None])).image) == pytest.approx(value, rel=1e-5)
     maps = files(out / "maps")
@@ -169,10 +169,10 @@ def test_any_decoder_error_names_the_file(padim, command, tmp_path, monkeypatch)
     """Any error of a decoder names the file; a full disk is not an image's fault and ends the run."""
     model, test = padim
 
-    def broken(source, size, filter):
+    def broken(source, size, filter, bits):
         if source.path.name == "001.png":
             raise IndexError("out of range")
-        return decode_image(source, size, filter)
+        return decode_image(source, size, filter, bits)
 
     monkeypatch.setattr(folder_scoring.decoding, "decode_image", broken)
     status, _, err = command("score", model, f"images={test}", f"out={tmp_path / 'out'}", "save_overlays=false")
