@@ -107,9 +107,9 @@ class Evaluator:
         self.pixels(job, job.task.fit, "training")
         for images in job.task.tests.values():
             self.pixels(job, images, "test")
-        listed = job.findings(list(job.task.tests))
+        listed = job.noticed(list(job.task.tests))
         findings.say(job.task.name, job.task.counted, listed, self.reporter.say, self.reporter.warn)
-        return {test: {each.kind: list(each.files) for each in job.findings([test])} for test in job.task.tests}
+        return {test: {each.kind: list(each.files) for each in job.noticed([test])} for test in job.task.tests}
 
     def require_memory(self, job: Job) -> None:
         """Reject a job that would not fit into memory, before decoding its images.

@@ -91,7 +91,7 @@ class Job:
     def hashes(self, images: tuple[Sample, ...]) -> list[str]:
         return [content_hash(image.sources, self.digests) for image in images]
 
-    def findings(self, tests: Sequence[str]) -> list[findings.Finding]:
+    def noticed(self, tests: Sequence[str]) -> list[findings.Finding]:
         """What was noticed about the files of test sets and of the training images; decodes them if need be."""
         fit, held_out = self.task.fit, self.task.validation
         normals = findings.ReadSet(
