@@ -83,6 +83,12 @@ def test_defaults_and_neutral_settings_keep_the_fingerprint(print_of, words):
     assert print_of(*words) == print_of()
 
 
+def test_levels_of_a_trained_copy_count_as_read(print_of):
+    before = print_of("method=panda")
+    assert print_of("method=panda", 'backbone.modules.4="blocks.5"') != before
+    assert print_of("method=panda", 'backbone.modules.1="blocks.0"') == before
+
+
 def test_moving_a_class_keeps_the_fingerprint(print_of, monkeypatch):
     """As if all our classes were in other modules: YAML and class move together."""
     before = print_of(), print_of("method=pefm", "backbone=lite0_lite1")
