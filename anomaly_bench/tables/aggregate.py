@@ -183,15 +183,28 @@ def _settings_fact(record: Record) -> str:
     return "; ".join(each["note"] for each in told if method.get(each["setting"], ...) == each["value"])
 
 
-def reported(measure: Column, item: AxisItem, key: str) -> CellValue:
-    """The paper's printed value."""
+def reported(measure: Column, item: AxisItem, key: str, repaired: bool = False) -> CellValue:
+    """The paper's value as printed, or repaired."""
     made = CellValue(title=measure.title, best=measure.best)
     cell = item.printed.find(key, measure) if item.printed else None
     if cell is None or item.printed is None:
         return made
-    made.number, made.covered = papers.number_of(cell, measure), frozenset((key,))
+    made.covered = frozenset((key,))
     if cell.printed != PRINTED_DASH:
-        made.text, made.facts = cell.printed, papers.facts_of(item.printed, cell)
+        made.number = papers.number_of(cell, measure, repaired)
+        made.text = papers.text_of(cell, measure, repaired)
+        made.facts = papers.facts_of(item.printed, cell, repaired)
+    return made
+
+
+def beside(
+    measure: Column, item: AxisItem, key: str, wanted: Sequence[str], averaged: bool, repaired: bool
+) -> CellValue:
+    """A published value of a method of the paper, which covers all categories, or a measured one of ours."""
+    if item.printed is None:
+        return measured(measure, item, wanted, averaged)
+    made = reported(measure, item, key, repaired)
+    made.covered = frozenset(wanted) or made.covered
     return made
 
 
@@ -202,9 +215,9 @@ def measured_and_reported(
     made, cell = measured(measure, item, wanted, averaged), item.printed.find(key, measure) if item.printed else None
     if cell is None or item.printed is None:
         return made
-    theirs = reported(measure, item, key)
-    number, text = theirs.number, theirs.text.replace(DASH, "")
-    made.published = f"{number:.{measure.digits}f}" if papers.is_repaired(cell) else text
+    theirs = reported(measure, item, key, repaired=True)
+    number = theirs.number
+    made.published = theirs.text.replace(DASH, "")
     made.facts |= theirs.facts
     if made.number is not None and number is not None and item.entry is not None:
         unlike = papers.disagreements(item.printed, cell, item.entry.sample, measure)
@@ -222,13 +235,15 @@ def _grade(gap: float, best: str) -> str:
     return "better" if (gap > 0) == (best == "highest") else "worse"
 
 
-def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]], second: bool) -> None:
-    """Rank values across the methods of a section; `second`: also mark the second best."""
+def rank(methods: Sequence[AxisItem], across: Sequence[Sequence[list[CellValue]]], best: str) -> None:
+    """Rank values across the methods of a section; `best`: one of `layout.MARKS`."""
+    if best == "none":
+        return
     for cells in across:
         for section in {item.section for item in methods}:
             compared = [cell for item, cell in zip(methods, cells, strict=True) if item.section == section]
             for values in zip(*compared, strict=True):
-                _rank([value for value in values if value.number is not None], second)
+                _rank([value for value in values if value.number is not None], best == "bold+underline")
 
 
 def mark_places(measures: Sequence[Column], across: Sequence[Sequence[list[CellValue]]]) -> None:
@@ -251,16 +266,19 @@ def _places(values: Sequence[CellValue]) -> list[int]:
 
 
 def _rank(values: Sequence[CellValue], second: bool) -> None:
-    """Rank printed values, so equal prints tie; only those with the most, and the same, categories on one machine.
+    """Rank shown values, so equal prints tie; only those with the most, and the same, categories on one machine.
 
-    Where some methods were trained as published, those that were trained for less are not ranked.
+    Where some methods were trained as published, those that were trained for less are not ranked; beside published
+    speeds and costs, our own are not.
     """
     values = [value for value in values if not value.facts.get("budget")] or values
+    if any("origin" in value.facts for value in values):
+        values = [value for value in values if not {"speed", "cost"} & set(value.facts)]
     widest = max((len(value.covered) for value in values), default=0)
     compared = [value for value in values if len(value.covered) == widest]
-    kinds = ("cost", "speed", "setup", "images")
-    alike = len({(value.covered, *(value.facts.get(kind) for kind in kinds)) for value in compared}) == 1
-    if len(compared) < 2 or not alike or not compared[0].best:
+    conditions = [value for value in compared if "origin" not in value.facts] or compared
+    alike = len({tuple(map(value.facts.get, ("cost", "speed", "setup", "images"))) for value in conditions}) == 1
+    if len(compared) < 2 or not alike or len({value.covered for value in compared}) > 1 or not compared[0].best:
         return
     numbers = [value.number for value in compared if value.number is not None]
     order = sorted(set(numbers), reverse=compared[0].best == "highest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ALL = "mean:all"
 EXTRA = "not in the paper"
+OURS = "Ours"
 CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone"), "cells": ("", "Metric")}
 
 
@@ -56,7 +57,11 @@ class TableInput:
     Attributes:
         records: of one setup, unless mixed on purpose; may be empty for a paper's table.
         references: published cells of the methods to show in a paper's table; they do not affect its rows.
-        source: "measured", "reported" or "both".
+        source: "measured", "reported", "ours_beside" or "gaps".
+        ours: methods to show beside a paper's table; None: those that it lacks, or all if it lacks none.
+        empty: whether to show our methods without any value beside a paper's.
+        order: methods in the order to show them; others follow.
+        repaired: published values are shown repaired.
     """
 
     layout: Layout
@@ -64,6 +69,10 @@ class TableInput:
     records: Sequence[Record]
     references: Sequence[Reference] = ()
     source: str = "measured"
+    ours: Sequence[str] | None = None
+    empty: bool = False
+    order: Sequence[str] = ()
+    repaired: bool = False
 
     @cached_property
     def categories(self) -> dict[str, str]:
@@ -142,7 +151,9 @@ def _methods(material: TableInput) -> list[AxisItem]:
 
 
 def _entries(material: TableInput) -> list[ResultGroup]:
-    return group_records(material.records, any(measure.value in SPEEDS for measure in material.measures))
+    found = group_records(material.records, any(measure.value in SPEEDS for measure in material.measures))
+    places = {name: place for place, name in enumerate(material.order)}
+    return sorted(found, key=lambda entry: places.get(entry.sample.method, len(places)))
 
 
 def _printed_categories(material: TableInput) -> list[AxisItem]:
@@ -150,22 +161,52 @@ def _printed_categories(material: TableInput) -> list[AxisItem]:
     layout, everything = material.layout, material.categories
     keys = list(dict.fromkeys(cell.category or ALL for cell in load_references(layout.published)))
     over = layout.header("categories")
-    labels = {**MEANS, **layout.labels}
-    return _ruled(_abbreviated([_category(key, everything, labels.get(key, key), over.get(key, "")) for key in keys]))
+    labels = {key: _label(key, layout) for key in keys}
+    return _ruled(_abbreviated([_category(key, everything, labels[key], over.get(key, "")) for key in keys]))
+
+
+def _label(key: str, layout: Layout) -> str:
+    """A category or mean as the paper prints it."""
+    plain = key.replace("_", " ")
+    return str({**MEANS, **layout.labels}.get(key, plain.capitalize() if layout.capitals else plain))
 
 
 def _printed_methods(material: TableInput) -> list[AxisItem]:
-    """The paper's methods in its order, then recorded methods that it lacks."""
-    printed = printed_methods(material.references, {**MEANS, **material.layout.labels})
+    """The paper's methods in its order, then recorded methods that it lacks; or only ours beside the paper's."""
+    labels = {cell.category: _label(cell.category, material.layout) for cell in material.references}
+    printed = printed_methods(material.references, labels)
     over = material.layout.header("methods")
     ours = {each.method for each in printed}
     found = [each for each in _entries(material) if each.sample.method in ours or _has_any(each, material.measures)]
+    if material.source == "ours_beside":
+        theirs = [AxisItem(Header((each.name, "")), _over(each, over), printed=each) for each in printed]
+        return [*theirs, *_own_items(material, ours)]
     made: list[AxisItem] = []
     for each, entry in match_methods(printed, found):
-        headers = tuple(filter(None, (over.get(each.name), *each.variant.split("/")))) if each else (EXTRA,)
+        headers = _over(each, over) if each else (EXTRA,)
         first = each is None and bool(made) and made[-1].printed is not None
         head = Header(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")
         made.append(AxisItem(head, headers, entry=entry, printed=each))
+    return made
+
+
+def _over(printed: Printed, groups: Mapping[str, str]) -> tuple[str, ...]:
+    """The header lines above a method of the paper."""
+    return tuple(filter(None, (groups.get(printed.name), *printed.variant.split("/"))))
+
+
+def _own_items(material: TableInput, theirs: Collection[str]) -> list[AxisItem]:
+    """Our methods beside the paper's: those chosen, else those that the paper lacks, else all."""
+    found = [each for each in _entries(material) if material.empty or _has_any(each, material.measures)]
+    if material.ours is None:
+        found = [each for each in found if each.sample.method not in theirs] or found
+    else:
+        found = [each for each in found if each.sample.method in material.ours]
+    made = []
+    for place, entry in enumerate(found):
+        name = f"{entry.full_title} ({entry.backbone})" if entry.backbone else entry.full_title
+        head = Header((name, ""), opens=not place, above="" if place else OURS, divides=not place)
+        made.append(AxisItem(head, (OURS,), entry=entry))
     return made
 
 

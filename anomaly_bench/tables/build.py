@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 from anomaly_bench import published
 from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.records.setups import dataset_title, describe, setup_name, setups
-from anomaly_bench.tables.aggregate import mark_places, measured, measured_and_reported, rank, reported
+from anomaly_bench.tables.aggregate import beside, mark_places, measured, measured_and_reported, rank, reported
 from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, axis_items
-from anomaly_bench.tables.footnotes import cell_notes, common_facts, general_notes, label_shares
+from anomaly_bench.tables.footnotes import SHARES, cell_notes, common_facts, general_notes, label_shares, mark_shares
 from anomaly_bench.tables.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anomaly_bench.tables.table import CellValue, Header
 
 _T = TypeVar("_T")
-TABLE_SOURCES = ("measured", "reported", "both")
+TABLE_SOURCES = ("measured", "reported", "ours_beside", "gaps")
 
 
 def build_tables(
@@ -37,19 +37,29 @@ def build_tables(
     *,
     references: Sequence[Reference] | None = None,
     mixed: bool = False,
+    repaired: bool = False,
+    ours: Sequence[str] | None = None,
+    empty: bool = False,
+    order: Sequence[str] = (),
 ) -> list[Table]:
     """One table per setup; a single one for a paper's table.
 
     Args:
         cells: metrics to show instead of the layout's; ignored if the layout has cells as rows or columns.
-        source: "measured"; for a paper's table also "reported" (as printed) or "both" (with the gap).
+        source: "measured"; for a paper's table also "reported" (as printed), "ours_beside" (and ours beside it) or
+            "gaps" (ours, with the published value and the gap).
         references: published cells of the methods to show; None: all of the paper's.
         mixed: records of different setups share a table and are marked.
+        repaired, ours, empty, order: see `TableInput`.
 
     Raises:
         UsageError: an unknown metric; no record that the layout is for; a source the layout does not have; a paper's
             table with several setups that may not be mixed.
     """
+    if source == "both":
+        raise UsageError(
+            "source=both: expected ours_beside (for a paper), or gaps (ours, the published value, the gap)"
+        )
     if source not in TABLE_SOURCES:
         raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
     if source != "measured" and not layout.published:
@@ -65,6 +75,10 @@ def build_tables(
             f"{layout.name}: no record has values under corrected labels; score maps=DIR labels=FILE update=true "
             "computes them"
         )
+    have = {record.method for record in found}
+    for name in ours or ():
+        if name not in have:
+            raise UsageError(f"ours={name}: no record of it{closest(name, have)}")
     measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
@@ -72,7 +86,8 @@ def build_tables(
     for name, part in zip(names, parts, strict=False):
         thresholds = any(record.holdout for record in part)
         shown = [measure for measure in measures if thresholds or not measure.holdout]
-        tables.append(_table(TableInput(layout, shown, part, references or (), source), name, mixed))
+        material = TableInput(layout, shown, part, references or (), source, ours, empty, order, repaired)
+        tables.append(_table(material, name, mixed))
     return tables
 
 
@@ -103,11 +118,13 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
     matrix = _matrix(axes[layout.rows], axes[layout.columns], material)
     methods_down = layout.rows == "methods"
     across = _turned(matrix) if methods_down else matrix  # [category or cell][method]
-    rank(axes["methods"], across, layout.second)
+    rank(axes["methods"], across, layout.best)
     if "cells" in axes:
         mark_places(material.measures, across)
     if "categories" in axes and material.source == "measured":
         axes["categories"] = label_shares(axes["categories"], across)
+    wanted = [item.categories or tuple(material.categories) for item in axes[_other(layout)]]
+    shared_out = mark_shares(wanted, across)
     common = common_facts(matrix)
     notes, shared = cell_notes(_turned(across), common)
     axes["methods"] = [
@@ -121,11 +138,19 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
         setup="several setups" if mixed else describe(material.records[0]) if material.records else "",
         cells=", ".join(measure.title for measure in material.measures),
     )
+    caption = caption[:1].upper() + caption[1:] + (SHARES if shared_out else "")
     parts = tuple(measure.title for measure in material.measures) if "cells" not in axes else ("",)
     by_row = zip(matrix, notes if methods_down else _turned(notes), strict=True)
-    cells = [[Cell(tuple(values), tuple(own)) for values, own in zip(*row, strict=True)] for row in by_row]
+    joined = "" if material.source == "gaps" else layout.joined
+    cells = [[Cell(tuple(values), tuple(own), joined) for values, own in zip(*row, strict=True)] for row in by_row]
     general = general_notes(common, material, mixed)
-    return Table(name, caption, corner, columns, rows, cells, parts, general).lettered()
+    made = Table(name, caption, corner, columns, rows, cells, parts, general, caption_below=layout.caption_below)
+    return made.lettered()
+
+
+def _other(layout: Layout) -> str:
+    """The axis that is not the methods'."""
+    return layout.columns if layout.rows == "methods" else layout.rows
 
 
 def _dataset(material: TableInput) -> str:
@@ -158,7 +183,9 @@ def _matrix(rows: Sequence[AxisItem], columns: Sequence[AxisItem], material: Tab
             if material.source == "measured":
                 found.append(measured(measure, method, wanted, averaged))
             elif material.source == "reported":
-                found.append(reported(measure, method, key))
+                found.append(reported(measure, method, key, material.repaired))
+            elif material.source == "ours_beside":
+                found.append(beside(measure, method, key, wanted, averaged, material.repaired))
             else:
                 found.append(measured_and_reported(measure, method, key, wanted, averaged))
         return found

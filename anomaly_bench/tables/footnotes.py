@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anomaly_bench import published
-from anomaly_bench.tables.papers import DISAGREEMENTS, is_repaired
+from anomaly_bench.tables.papers import DISAGREEMENTS
 
 if TYPE_CHECKING:
     from anomaly_bench.tables.axes import AxisItem, TableInput
     from anomaly_bench.tables.table import CellValue
 
 _GAP = "Gaps are meaningful only where backbone, input, training and categories match the paper's."
-_MARKS = "The best is chosen from the repaired values."
+SHARES = "; in parentheses: of how many categories, where a mean leaves some out"
 # their order below a table
 _FACTS = (
     *("setup", "images", "status", "supervision", "revision", "budget", "settings", "count", "seeds"),
@@ -37,6 +37,23 @@ def label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[
                 value.facts["count"] = ""
         labelled.append(item)
     return labelled
+
+
+def mark_shares(wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[CellValue]]]) -> bool:
+    """Say '1 of 15' in cells whose means leave out categories that others have, instead of a footnote; whether any."""
+    found = False
+    for names, cells in zip(wanted, across, strict=True):
+        numbers = [[value for value in cell if value.number is not None] for cell in cells]
+        if len({value.covered for cell in numbers for value in cell}) < 2:
+            continue
+        for cell in numbers:
+            shares = {value.covered for value in cell}
+            if len(shares) == 1 and 0 < len(*shares) < len(names):
+                found = True
+                for value in cell:
+                    value.share = f"{len(value.covered)} of {len(names)}"
+                    value.facts["count"] = ""
+    return found
 
 
 def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:
@@ -97,11 +114,11 @@ def general_notes(common: Mapping[str, tuple[str, bool]], material: TableInput, 
         source = f"{table.title} ({published.PAPERS[table.paper]}): our sources name its methods, not its values."
         texts = [source] if material.source == "reported" else [sentences, source, *texts[1:]]
     elif table is not None and material.source != "measured":
-        source = f"{'In parentheses' if material.source == 'both' else 'As printed'}: {table.title}"
+        printed = "With repaired values" if material.repaired else "As printed"
+        source = f"{'In parentheses' if material.source == 'gaps' else printed}: {table.title}"
         source += f" ({published.PAPERS[table.paper]})"
         source += f"; {facts['origin']}." if "origin" in facts else "."
         source += f" {_GAP}" if any(kind in common for kind in DISAGREEMENTS) else ""
-        repaired = any(map(is_repaired, material.references))
-        marked = f"{source} {_MARKS}" if repaired else source
-        texts = [marked] if material.source == "reported" else [sentences, source, *texts[1:]]
+        ours = f"Ours: {sentences}" if sentences and material.source == "ours_beside" else sentences
+        texts = [source] if material.source == "reported" else [ours, source, *texts[1:]]
     return [("", text) for text in texts if text]

@@ -29,6 +29,7 @@ COSTS = (*TIMES, "peak_ram_mb", "peak_gpu_mb")
 TEXTS = ("backbone", "input_size")
 CORRECTED = "corrected_"  # before a metric: its value under corrected labels
 TOTALS = ("images_changed",)  # by corrected labels, over all categories
+MARKS = ("bold", "bold+underline", "none")
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
 
 
@@ -69,7 +70,10 @@ class Layout:
         published: a key of `published.TABLES`: rows and columns are those of this paper's table.
         groups: headers over columns of a paper's table: title -> printed method names, or categories.
         labels: category, or mean as in `published.MEANS` -> label in the paper's table.
-        second: whether the second best is underlined.
+        best: how the best is marked, one of `MARKS`.
+        joined: what stands between the numbers of a cell, "/"; "": they are a tuple.
+        capitals: categories begin with a capital letter.
+        caption_below: in LaTeX, as in the paper.
         scale, digits, deviation: defaults for cells.
         holdout: only of records with thresholds from held-out images; corrected: with values under corrected labels.
         notes: printed under every table of measured values.
@@ -83,7 +87,10 @@ class Layout:
     published: str = ""
     groups: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
-    second: bool = False
+    best: str = "bold"
+    joined: str = ""
+    capitals: bool = False
+    caption_below: bool = False
     scale: float = 1.0
     digits: int = 1
     deviation: bool = False
@@ -198,6 +205,8 @@ def _check(layout: Layout, where: str) -> None:
         layout.caption.format(dataset="", setup="", cells="")
     except (KeyError, IndexError, ValueError) as error:
         raise UsageError(f"{where}: caption: {error!r}; valid: {{dataset}}, {{setup}}, {{cells}}") from error
+    if layout.best not in MARKS:
+        raise UsageError(f"{where}: best is {layout.best}{closest(layout.best, MARKS)}")
     if not layout.cells:
         raise UsageError(f"{where}: cells is empty, expected at least one metric")
     for measure in map(layout.measure, layout.cells):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ class Printed:
 
     Attributes:
         cells: by (category, metric).
-        repairs: comment -> the corrected values of the cells that share it.
+        repairs: comment -> the corrected values of the cells that share it; misprints: the printed ones.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Printed:
     variant: str
     cells: Mapping[tuple[str, str], Reference]
     repairs: Mapping[str, str]
+    misprints: Mapping[str, str]
 
     def find(self, category: str, measure: Column) -> Reference | None:
         """The cell of a category, or the only one in a table without categories."""
@@ -54,17 +55,21 @@ def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) 
     for cell in references:
         parts[cell.printed_name, cell.method, cell.backbone, cell.variant].append(cell)
     return [
-        Printed(*key, {(cell.category, cell.metric): cell for cell in part}, _repairs(part, labels))
+        Printed(*key, {(cell.category, cell.metric): cell for cell in part}, *_repairs(part, labels))
         for key, part in parts.items()
     ]
 
 
-def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> dict[str, str]:
-    """Comment -> 'carpet 98.7, grid 99.6', or just the value for a single cell."""
+def _repairs(cells: Sequence[Reference], labels: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Comment -> 'carpet 98.7, grid 99.6', or just the value for a single cell: repaired, and as printed."""
+    changed = [cell for cell in cells if is_repaired(cell)]
+    return _listed(changed, labels, lambda cell: f"{cell.value:g}"), _listed(changed, labels, lambda c: c.printed)
+
+
+def _listed(cells: Sequence[Reference], labels: Mapping[str, str], text: Callable[[Reference], str]) -> dict[str, str]:
     changed: dict[str, dict[str, str]] = defaultdict(dict)
     for cell in cells:
-        if is_repaired(cell):
-            changed[cell.comment][labels.get(cell.category, cell.category)] = f"{cell.value:g}"
+        changed[cell.comment][labels.get(cell.category, cell.category)] = text(cell)
     return {
         comment: ", ".join(values.values() if len(values) == 1 else (f"{name} {text}" for name, text in values.items()))
         for comment, values in changed.items()
@@ -96,17 +101,27 @@ def _printed_of(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | Non
     return (exact or named)[-1] if named else None
 
 
-def number_of(cell: Reference, measure: Column) -> float | None:
-    """The repaired value in the table's unit."""
-    if cell.value is None:
+def number_of(cell: Reference, measure: Column, repaired: bool = True) -> float | None:
+    """The repaired or the printed value in the table's unit."""
+    value = cell.value if repaired else cell.number
+    if value is None:
         return None
-    return cell.value * measure.scale / 100 if cell.unit == "points" else cell.value
+    return float(value) * measure.scale / 100 if cell.unit == "points" else float(value)
 
 
-def facts_of(printed: Printed, cell: Reference) -> dict[str, str]:
+def text_of(cell: Reference, measure: Column, repaired: bool) -> str:
+    """The cell as printed, or with the repaired value in as many digits."""
+    number = number_of(cell, measure)
+    if not repaired or number is None or not is_repaired(cell):
+        return cell.printed
+    return f"{number:.{len(cell.printed.partition('.')[2])}f}"
+
+
+def facts_of(printed: Printed, cell: Reference, repaired: bool) -> dict[str, str]:
     """Footnotes by kind: where the number is from, and how it was repaired."""
-    values = printed.repairs.get(cell.comment)
-    repair = f"{cell.comment} ({values})" if values and values not in cell.comment else cell.comment
+    values = (printed.misprints if repaired else printed.repairs).get(cell.comment)
+    said = f"printed {values}" if repaired else values
+    repair = f"{cell.comment} ({said})" if values and values not in cell.comment else cell.comment
     return {"origin": ORIGINS[cell.origin], "repair": repair}
 
 

@@ -23,6 +23,7 @@ class CellValue:
         title, best: of the measure: its name, and which value is best: "highest", "lowest" or "" (none).
         number: in the table's unit, rounded as printed; None for a dash or text.
         covered: the categories averaged.
+        share: "1 of 15", of the categories, where means of unlike sets of them stand side by side.
         facts: footnotes by kind.
     """
 
@@ -35,6 +36,7 @@ class CellValue:
     best: str = ""
     number: float | None = None
     covered: frozenset[str] = frozenset()
+    share: str = ""
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -44,10 +46,15 @@ class CellValue:
 
 @dataclass(frozen=True)
 class Cell:
-    """One value or a tuple of values, and its footnotes (letters, once the table is `lettered`)."""
+    """One value or a tuple of values, and its footnotes (letters, once the table is `lettered`).
+
+    Attributes:
+        joined: what stands between the values; "": they are a tuple in parentheses.
+    """
 
     values: tuple[CellValue, ...]
     notes: tuple[str, ...] = ()
+    joined: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Table:
 
     Attributes:
         label: of LaTeX's \\ref; "": tab:NAME.
+        caption_below: in LaTeX, the caption stands below.
     """
 
     name: str
@@ -94,6 +102,7 @@ class Table:
     parts: tuple[str, ...] = ("",)
     notes: list[tuple[str, str]] = field(default_factory=list)
     label: str = ""
+    caption_below: bool = False
 
     @classmethod
     def of_rows(
@@ -161,7 +170,15 @@ def safe_text(text: str) -> str:
 
 
 def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]) -> str:
-    """'97.5', '(99.1, –, 92.1)', '97.5 (98.1) −0.6 / – (92.1)', '– (98.1, 92.1)', or one dash."""
+    """'97.5', '(99.1, –, 92.1)', '99.1/92.1', '97.5 (98.1) −0.6 / – (92.1)', '– (98.1, 92.1)', or one dash.
+
+    With '(1 of 15)' behind it where means of unlike sets of categories stand side by side.
+    """
+    share = next((f" ({value.share})" for value in cell.values if value.share), "")
+    return _values_text(cell, with_published, show) + share
+
+
+def _values_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]) -> str:
     if all(value.empty for value in cell.values):
         return DASH
     if with_published and all(value.text == DASH for value in cell.values):
@@ -169,7 +186,9 @@ def cell_text(cell: Cell, with_published: bool, show: Callable[[CellValue], str]
     texts = [show(value) for value in cell.values]
     if with_published:
         return " / ".join(texts)
-    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
+    if len(texts) == 1 or cell.joined:
+        return cell.joined.join(texts)
+    return f"({', '.join(texts)})"
 
 
 def labels_of(head: Header, escape: Callable[[str], str], mark: str) -> list[str]:

@@ -27,7 +27,7 @@ CLASSES = {
     "CVPR": r"\documentclass[10pt,twocolumn,letterpaper]{article}\usepackage{times}"
     r"\usepackage[letterpaper,textwidth=6.875in,textheight=8.875in,columnsep=0.3125in]{geometry}",
 }
-SOURCES = ("reported", "measured", "both")
+SOURCES = ("reported", "ours_beside", "measured", "gaps")
 # adjustbox would hide what is too wide
 WHOLE = r"\renewenvironment{adjustbox}[1]{}{}\vbadness10000\hbadness10000\vfuzz\maxdimen"
 

@@ -58,7 +58,7 @@ def ours(points: tuple[float | None, ...] = (90, 98.0, 95.0), task: str = "bottl
     return record(points, task, **{"settings": ABOUT, "input": CROPPED, **others})
 
 
-def table(records: list[Record], layout: Layout = PADIM, source: str = "both", **others: Any) -> Table:
+def table(records: list[Record], layout: Layout = PADIM, source: str = "gaps", **others: Any) -> Table:
     (grid,) = build_tables(records, layout, source=source, **others)
     return grid
 
@@ -105,7 +105,7 @@ def test_headers_of_the_papers_tables() -> None:
     assert voxels[0] == "3d only / voxel / GAN"
     assert voxels[-4:] == [f"RGB only / {name}" for name in ("PaDiM", "PatchCore", "FastFlow", "CFlow")]
     assert columns(table([], LAYOUTS["adtr2022_1"], "reported"))[4:7] == [
-        *("Texture / wood", "Object / bott.", "Object / cable"),
+        *("Texture / Wood", "Object / Bott.", "Object / Cable"),
     ]
     lines = render_tables([], LAYOUTS["adtr2022_1"], format="latex", source="reported").splitlines()
     assert r"& \multicolumn{5}{c}{Texture} & \multicolumn{10}{c}{Object} &  \\" in map(str.strip, lines)
@@ -113,8 +113,8 @@ def test_headers_of_the_papers_tables() -> None:
 
 def test_repaired_cells_have_a_footnote_with_the_value() -> None:
     grid = table([], PADIM, "reported")
-    assert shown(cell_at(grid, "all classes", "SPADE")) == "96.5 91.7"
-    (note,) = notes_at(grid, "all classes", "SPADE")
+    assert shown(cell_at(grid, "All classes", "SPADE")) == "96.5 91.7"
+    (note,) = notes_at(grid, "All classes", "SPADE")
     assert note.startswith("pixel AUROC: printed 96.5")
     flow = table([], LAYOUTS["zheng2022_1"], "reported")
     (note,) = notes_at(flow, "screw", "CFlow")
@@ -122,8 +122,14 @@ def test_repaired_cells_have_a_footnote_with_the_value() -> None:
     assert "screw 91.9" in note
     assert cell_at(flow, "screw", "CFlow").values[0].text == "99.7"
     assert notes_at(flow, "screw", "FastFlow") == []
-    assert "repaired values" in notes_text(flow)
-    assert "repaired values" not in notes_text(table([], LAYOUTS["zheng2022_6"], "reported"))
+
+
+def test_repaired_values_are_shown_on_request() -> None:
+    flow = table([], LAYOUTS["zheng2022_1"], "reported", repaired=True)
+    assert cell_at(flow, "screw", "CFlow").values[0].text == "91.9"
+    (note,) = notes_at(flow, "screw", "CFlow")
+    assert "printed carpet 100.0" in note
+    assert notes_text(flow).startswith("With repaired values: Zheng et al. 2022, Table 1")
 
 
 def test_the_source_and_whose_numbers_they_are() -> None:
@@ -131,40 +137,95 @@ def test_the_source_and_whose_numbers_they_are() -> None:
     assert "As printed: Defard et al. 2020, Table III" in notes_text(grid)
     assert "arXiv 2011.08785" in notes_text(grid)
     assert "quoted by the paper unless marked" in notes_text(grid)
-    assert notes_at(grid, "carpet", "WR50-Rd550") == ["the paper's own result"]
-    assert notes_at(grid, "carpet", "VAE") == ["re-run by the paper's authors"]
+    assert notes_at(grid, "Carpet", "WR50-Rd550") == ["the paper's own result"]
+    assert notes_at(grid, "Carpet", "VAE") == ["re-run by the paper's authors"]
 
 
 def test_best_and_second_are_computed() -> None:
     """The scan prints SPADE's PRO of transistor in bold beside 87.4; and PaDiM's AUROC is numerically the best."""
     grid = table([], PADIM, "reported")
     names = ("SPADE", "R18-Rd100", "WR50-Rd550")
-    ranks = {name: [value.rank for value in cell_at(grid, "transistor", name).values] for name in names}
+    ranks = {name: [value.rank for value in cell_at(grid, "Transistor", name).values] for name in names}
+    assert ranks == {"SPADE": [0, 1], "R18-Rd100": [0, 0], "WR50-Rd550": [1, 0]}
+    both = table([], dataclasses.replace(PADIM, best="bold+underline"), "reported")
+    ranks = {name: [value.rank for value in cell_at(both, "Transistor", name).values] for name in names}
     assert ranks == {"SPADE": [0, 1], "R18-Rd100": [2, 0], "WR50-Rd550": [1, 2]}
-    shuffled = table([], LAYOUTS["zheng2022_1"], "reported")
-    assert cell_at(shuffled, "carpet", "CFlow").values[0].rank == 0  # printed 100.0, but it is 98.7
     times = table([], LAYOUTS["zheng2022_3"], "reported")
-    assert [row[1].values[0].rank for row in times.cells] == [0, 0, 2, 0, 0, 1]  # for times, the lowest is best
+    assert [row[1].values[0].rank for row in times.cells] == [0, 0, 0, 0, 0, 1]  # for times, the lowest is best
+
+
+def test_the_best_is_the_best_of_what_is_shown() -> None:
+    shuffled = table([], LAYOUTS["zheng2022_1"], "reported")
+    assert cell_at(shuffled, "carpet", "CFlow").values[0].rank == 1  # printed 100.0; it is 98.7
+    repaired = table([], LAYOUTS["zheng2022_1"], "reported", repaired=True)
+    assert cell_at(repaired, "carpet", "CFlow").values[0].rank == 0
+    assert cell_at(repaired, "leather", "CFlow").values[0].rank == 1
+    for name in ("padim2020_IV", "adtr2022_1"):  # print no bold
+        assert not any(
+            value.rank for row in table([], LAYOUTS[name], "reported").cells for c in row for value in c.values
+        )
+
+
+def test_ours_stand_beside_the_papers_columns() -> None:
+    made = [ours(method=method, task=task) for method in ("padim", "zero", "other") for task in ("bottle", "cable")]
+    grid = table(made, PADIM, "ours_beside")
+    theirs = table([], PADIM, "reported")
+    assert columns(grid) == [*columns(theirs), "Ours / other (WRN50)", "Ours / zero (WRN50)"]
+    assert [head.divides for head in grid.columns] == [False] * 8 + [True, False]
+    printed = [[[value.text for value in cell.values] for cell in row[:8]] for row in grid.cells]
+    assert printed == [[[value.text for value in cell.values] for cell in row] for row in theirs.cells]
+    assert shown(cell_at(grid, "Bottle", "zero (WRN50)")) == "98.0 95.0"
+    assert columns(table(made, PADIM, "ours_beside", ours=["padim"]))[8:] == ["Ours / PaDiM (WRN50)"]
+    assert columns(table(made[:2], PADIM, "ours_beside"))[8:] == ["Ours / PaDiM (WRN50)"], "there is no other"
+    ordered = table(made, PADIM, "ours_beside", ours=["zero", "padim"], order=["zero", "padim"])
+    assert columns(ordered)[8:] == ["Ours / zero (WRN50)", "Ours / PaDiM (WRN50)"]
+    with pytest.raises(UsageError, match="ours=padin: no record of it; did you mean padim"):
+        table(made, PADIM, "ours_beside", ours=["padin"])
+
+
+def test_the_best_is_among_the_papers_and_ours() -> None:
+    grid = table([ours((90, 99.9, 60.0), task=task, method="zero") for task in MVTEC], PADIM, "ours_beside")
+    assert [value.rank for value in cell_at(grid, "All classes", "zero (WRN50)").values] == [1, 0]
+    assert [value.rank for value in cell_at(grid, "All classes", "WR50-Rd550").values] == [0, 1]
+    some = table([ours((90, 99.9, 60.0), method="zero")], PADIM, "ours_beside")
+    assert [value.rank for value in cell_at(some, "Bottle", "zero (WRN50)").values] == [1, 0]
+    mean = cell_at(some, "All classes", "zero (WRN50)")
+    assert [(value.rank, value.share) for value in mean.values] == [(0, "1 of 15")] * 2
+    assert "(99.9, 60.0) (1 of 15)" in draw([some], "console")
+    assert "where a mean leaves some out" in some.caption
+
+
+def test_our_methods_without_values_are_dropped() -> None:
+    made = [ours(method="zero"), ours((90, None, None), method="image_only")]
+    assert columns(table(made, PADIM, "ours_beside"))[8:] == ["Ours / zero (WRN50)"]
+    kept = columns(table(made, PADIM, "ours_beside", empty=True))[8:]
+    assert kept == ["Ours / image_only (WRN50)", "Ours / zero (WRN50)"]
+
+
+def test_pairs_of_n_pad_are_joined_by_a_slash() -> None:
+    text = render_tables([ours(method="zero")], LAYOUTS["npad2022_1"], source="ours_beside")
+    assert re.search(r"^Bottle +100/98\.10 .* –/98\.4 .* 90\.00/98\.00$", text, re.MULTILINE)
 
 
 def test_the_second_best_of_two_is_not_marked() -> None:
     pair = [cell for cell in load_references("zheng2022_2") if cell.method in ("draem", "dfr")]
-    grid = table([], LAYOUTS["zheng2022_2"], "reported", references=pair)
+    layout = dataclasses.replace(LAYOUTS["zheng2022_2"], best="bold+underline")
+    grid = table([], layout, "reported", references=pair)
     assert {value.rank for row in grid.cells for cell in row for value in cell.values} == {0, 1}
 
 
 def test_measured_published_and_gap() -> None:
     grid = table([ours(), ours((90, 99.5, 85.6), "metal_nut")])
-    cell = cell_at(grid, "bottle", "PaDiM-WR50-Rd550 / WRN50")
+    cell = cell_at(grid, "Bottle", "PaDiM-WR50-Rd550 / WRN50")
     assert [(each.text, each.rank, each.published, each.gap, each.grade) for each in cell.values] == [
         ("98.0", 0, "98.3", "−0.3", "worse"),
         ("95.0", 0, "94.8", "+0.2", "better"),
     ]
-    assert [(value.gap, value.grade) for value in cell_at(grid, "metal nut", "/ WRN50").values] == [
+    assert [(value.gap, value.grade) for value in cell_at(grid, "Metal Nut", "/ WRN50").values] == [
         *(("+2.3", "better"), ("±0.0", "even")),
     ]
-    lines = render_tables([ours()], PADIM, source="both").splitlines()
-    (bottle,) = [line for line in lines if line.startswith("bottle")]
+    lines = render_tables([ours()], PADIM, source="gaps").splitlines()
+    (bottle,) = [line for line in lines if line.startswith("Bottle")]
     assert bottle.endswith("98.0 (98.3) −0.3 / 95.0 (94.8) +0.2")
     assert "– (98.1, 93.9)" in bottle
     assert "In parentheses: Defard et al. 2020, Table III" in notes_text(grid)
@@ -173,7 +234,7 @@ def test_measured_published_and_gap() -> None:
 
 def test_repaired_value_is_shown_beside_the_printed_one() -> None:
     spades = [ours((90, 95, 90), task, method="spade") for task in MVTEC]
-    (value, _) = cell_at(table(spades), "all classes", "SPADE / WRN50").values
+    (value, _) = cell_at(table(spades), "All classes", "SPADE / WRN50").values
     assert (value.published, value.gap) == ("96.0", "−1.0")
 
 
@@ -194,7 +255,7 @@ def test_incomparable_gap_is_grey_with_a_reason(changed: dict[str, Any], reason:
     values = [value for cell in grid.cells[6] for value in cell.values if value.gap]
     assert [value.grade for value in values] == ["unlike", "unlike"]
     assert reason.lower() in notes_text(grid).lower()
-    assert "\\textcolor{gray}{$-$" in render_tables([ours(**changed)], PADIM, format="latex", source="both")
+    assert "\\textcolor{gray}{$-$" in render_tables([ours(**changed)], PADIM, format="latex", source="gaps")
 
 
 def test_column_wide_notes_are_in_the_header() -> None:
@@ -205,10 +266,10 @@ def test_column_wide_notes_are_in_the_header() -> None:
         for name, head in zip(columns(grid), grid.columns, strict=True)
     }
     assert "backbone lite0 (published: wrn50)" in heads["Our methods / PaDiM-WR50-Rd550 / lite0"]
-    assert cell_at(grid, "bottle", "/ lite0").notes == ()
+    assert cell_at(grid, "Bottle", "/ lite0").notes == ()
     single = table([record((90, 80, None), method="patchcore", settings=ABOUT)], LAYOUTS["npad2022_1"])
-    assert notes_at(single, "cable", "PaDiM") == ["quoted by the paper"]
-    assert cell_at(single, "cable", "PaDiM").notes == (), "of (–, 96.7) too"
+    assert notes_at(single, "Cable", "PaDiM") == ["quoted by the paper"]
+    assert cell_at(single, "Cable", "PaDiM").notes == (), "of (–, 96.7) too"
 
 
 def test_image_space_methods_ignore_the_backbone() -> None:
@@ -228,11 +289,11 @@ def test_reruns_by_others_have_an_unknown_input() -> None:
 def test_a_mean_is_compared_over_the_same_categories() -> None:
     some = [ours(task=task) for task in list(MVTEC)[:14]]
     grid = table(some)
-    assert cell_at(grid, "all texture classes", "/ WRN50").values[0].grade == "better"
-    assert cell_at(grid, "all classes", "/ WRN50").values[0].grade == "unlike"
-    assert "mean of 14 of 15 categories" in " ".join(notes_at(grid, "all classes", "/ WRN50"))
+    assert cell_at(grid, "All texture classes", "/ WRN50").values[0].grade == "better"
+    assert cell_at(grid, "All classes", "/ WRN50").values[0].grade == "unlike"
+    assert "mean of 14 of 15 categories" in " ".join(notes_at(grid, "All classes", "/ WRN50"))
     grid = table([*some, ours(task="zipper")])
-    assert cell_at(grid, "all classes", "/ WRN50").values[0].grade == "better"
+    assert cell_at(grid, "All classes", "/ WRN50").values[0].grade == "better"
     assert "(14 of 15)" in render_tables(some, PADIM, source="measured")
 
 
@@ -294,8 +355,8 @@ def test_methods_as_rows_have_their_own_section() -> None:
 def test_paper_rows_remain_without_records() -> None:
     rows = texts(table([ours()], source="measured"))
     assert len(rows) == 18
-    assert rows["carpet"] == ["– –"] * 8
-    assert rows["bottle"][-1] == "98.0 95.0"
+    assert rows["Carpet"] == ["– –"] * 8
+    assert rows["Bottle"][-1] == "98.0 95.0"
     assert render_tables([], PADIM, source="measured").count("–") > 100
 
 
@@ -311,7 +372,7 @@ def test_mixed_setups_are_refused_or_marked() -> None:
         table(made)
     grid = table(made, mixed=True)
     assert "Input 256×256, crop 224×224, protocol unified unless marked." in notes_text(grid)
-    assert "input 256×256, protocol unified" in notes_at(grid, "bottle", "SPADE / WRN50")
+    assert "input 256×256, protocol unified" in notes_at(grid, "Bottle", "SPADE / WRN50")
     ranks = [value.rank for cell in grid.cells[6] for value in cell.values]
     assert set(ranks) == {0}, "unlike inputs are not compared"
 
@@ -326,8 +387,10 @@ def test_mixed_setups_of_one_method_are_columns() -> None:
 def test_invalid_source() -> None:
     with pytest.raises(UsageError, match="source=reported: per_class is not a paper's table; expected source=measured"):
         build_tables([record()], load_layout("per_class", [FOLDER]), source="reported")
-    with pytest.raises(UsageError, match="source=bot: unknown; did you mean both"):
-        build_tables([record()], PADIM, source="bot")
+    with pytest.raises(UsageError, match="source=gap: unknown; did you mean gaps"):
+        build_tables([record()], PADIM, source="gap")
+    with pytest.raises(UsageError, match="source=both: expected ours_beside"):
+        build_tables([record()], PADIM, source="both")
 
 
 @pytest.mark.parametrize(
@@ -338,9 +401,10 @@ def test_invalid_source() -> None:
         ({"published": "", "groups": {}}, "labels has no effect without published"),
         ({"groups": {"Ours": ["PaDiM"]}}, "groups: Ours: the paper's table has no PaDiM; did you mean PaDiM-"),
         ({"groups": {"Ours": "SPADE"}}, "groups: Ours is 'SPADE', expected a list"),
-        ({"labels": {"metalnut": "metal nut"}}, "labels: the paper's table has no metalnut; did you mean metal_nut"),
+        ({"labels": {"metalnut": "Metal Nut"}}, "labels: the paper's table has no metalnut; did you mean metal_nut"),
         ({"labels": {"metal_nut": 5}}, "labels: metal_nut is 5, expected a text"),
-        ({"second": 1}, "second is 1, expected a value of type bool"),
+        ({"capitals": 1}, "capitals is 1, expected a value of type bool"),
+        ({"best": "bolt"}, "best is bolt; did you mean bold"),
     ],
 )
 def test_invalid_paper_layouts_are_rejected(changed: dict[str, Any], message: str) -> None:
@@ -389,7 +453,7 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("source", ["measured", "reported", "both"])
+@pytest.mark.parametrize("source", ["measured", "reported", "ours_beside", "gaps"])
 def test_every_layout_compiles(source: str, tmp_path: Path) -> None:
     made = [table(EVERY, layout, source) for layout in LAYOUTS.values()]
     log = pdf(draw(made, "latex", standalone=True), tmp_path)
@@ -399,7 +463,8 @@ def test_every_layout_compiles(source: str, tmp_path: Path) -> None:
 def test_marks_of_every_format() -> None:
     cells = [cell for cell in load_references("padim2020_III") if cell.category == "bottle"]
     found = [ours(), ours((90, 98.2, 94.9), method="spade"), ours((90, 97.0, 99.0), method="patch_svdd")]
-    made = {name: render_tables(found, PADIM, format=name, source="both", references=cells) for name in FORMATS}
+    both = dataclasses.replace(PADIM, best="bold+underline")
+    made = {name: render_tables(found, both, format=name, source="gaps", references=cells) for name in FORMATS}
     assert "<ins>98.0</ins> (98.3) −0.3 / <ins>95.0</ins> (94.8) +0.2" in made["md"].replace("*", "")
     assert "**98.2** (98.4) *−0.2*" in made["md"]
     assert r"\underline{98.0} (98.3) \textcolor{red!75!black}{$-$0.3}" in made["latex"]
@@ -408,7 +473,7 @@ def test_marks_of_every_format() -> None:
         '<span class="second">98.0</span> <span class="published">(98.3)</span> <span class="worse">−0.3</span>'
         in (made["html"])
     )
-    colored = render_tables(found, PADIM, source="both", references=cells, color=True)
+    colored = render_tables(found, both, source="gaps", references=cells, color=True)
     assert "\x1b[4m98.0\x1b[0m (98.3) \x1b[31m−0.3\x1b[0m / " in colored
     assert "\x1b[32m+0.2\x1b[0m" in colored
     assert "\x1b[90m−0.2\x1b[0m" in colored
@@ -416,13 +481,13 @@ def test_marks_of_every_format() -> None:
 
 
 def test_csv_has_a_line_for_each_value() -> None:
-    rows = list(csv.DictReader(io.StringIO(render_tables([ours()], PADIM, format="csv", source="both"))))
+    rows = list(csv.DictReader(io.StringIO(render_tables([ours()], PADIM, format="csv", source="gaps"))))
     assert len(rows) == 18 * 8 * 2
-    (row,) = [row for row in rows if row["row"] == "bottle" and row["metric"] == "PRO" and row["value"] != "–"]
+    (row,) = [row for row in rows if row["row"] == "Bottle" and row["metric"] == "PRO" and row["value"] != "–"]
     assert [row[name] for name in ("table", "column", "value", "published", "gap", "gap_is")] == [
         *("padim2020_III", "Our methods / PaDiM-WR50-Rd550 / WRN50", "95.0", "94.8", "+0.2", "better"),
     ]
-    means = [row for row in rows if row["row"] == "all classes" and "SPADE" in row["column"]]
+    means = [row for row in rows if row["row"] == "All classes" and "SPADE" in row["column"]]
     assert all("printed 96.5" in row["notes"] for row in means)
 
 
@@ -446,7 +511,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize(("name", "source"), list(product(LAYOUTS, ["measured", "reported", "both"])))
+@pytest.mark.parametrize(("name", "source"), list(product(LAYOUTS, ["measured", "reported", "ours_beside", "gaps"])))
 def test_html_is_well_formed(name: str, source: str) -> None:
     tags = Tags()
     tags.feed(draw([table(EVERY, LAYOUTS[name], source)], "html", standalone=True))
@@ -482,13 +547,22 @@ def test_reported_needs_no_records(command: Any, tmp_path: Path) -> None:
     assert (status, "setup=any has no effect on source=reported" in err) == (2, True)
 
 
-def test_paper_tables_show_both_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paper_tables_show_ours_beside_by_default(command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have = {"method": ["draem", "padim", "patchcore", "spade"], "dataset": ["mvtec"]}
     monkeypatch.setattr("anomaly_bench.cli.commands.tables.choices", lambda group, folders: have[group])
     status, out, err = command("tables", "table=padim2020_III", f"results={folder}")
     assert status == 0
-    assert "98.0 (98.3) −0.3 / 95.0 (94.8) +0.2" in out
+    assert re.search(r"Bottle .*\(98\.3, 94\.8\).*\(98\.0, 95\.0\)", out)
     assert "\x1b" not in out
+    gaps = command("tables", "table=padim2020_III", f"results={folder}", "source=gaps")[1]
+    assert "98.0 (98.3) −0.3 / 95.0 (94.8) +0.2" in gaps
+    for word, message in (
+        ("source=both", "source=both: expected ours_beside"),
+        ("empty=dsh", "empty=dsh: unknown; did you mean dash"),
+        ("best=bolt", "best=bolt: unknown; did you mean bold"),
+    ):
+        status, _, failed = command("tables", "table=padim2020_III", f"results={folder}", word)
+        assert (status, message in failed) == (2, True), failed
     assert "PaDiM-R18-Rd100: no records, dashes; anomaly-bench method=padim backbone=r18 dataset=mvtec " in err
     assert "protocol=unified input.resize=256 input.crop=224 data_root=... makes them" in err
     assert "not among the methods of anomaly-bench: AE simm, AE L2, VAE, Student, Patch SVDD\n" in err
@@ -507,7 +581,7 @@ def test_a_table_whose_values_are_not_in_our_sources_says_so(name: str) -> None:
     assert notes_text(table([], LAYOUTS[name], "reported")).endswith(told)
     wrn50, effb5 = (ours((90, 80, 70), backbone=each, dataset=dataset) for each in ("wrn50", "effb5"))
     kde = ours((90, 80, 70), "cat", method="kde", backbone="none", dataset=dataset, categories={"cat": ""})
-    for source in ("measured", "both"):
+    for source in ("measured", "gaps", "ours_beside"):
         grid = table([kde] if dataset == "cifar10" else [wrn50, effb5], LAYOUTS[name], source)
         assert told in notes_text(grid)
         assert "90.0" in {shown(cell).rstrip("*") for row in grid.cells for cell in row}
@@ -541,7 +615,7 @@ def test_the_protocol_of_a_papers_table_has_its_inputs_and_backbones() -> None:
 
 
 def test_formats_into_files(command: Any, folder: Path, tmp_path: Path) -> None:
-    begins = {"md": "**MVTec AD", "latex": "\\documentclass", "html": "<!doctype html>", "csv": "table,row,column"}
+    begins = {"md": "**Anomaly", "latex": "\\documentclass", "html": "<!doctype html>", "csv": "table,row,column"}
     for name, start in begins.items():
         out = tmp_path / f"new/{name}.out"
         words = [f"format={name}", f"out={out}", *(["standalone=true"] if name in ("latex", "html") else [])]
@@ -553,7 +627,7 @@ def test_several_tables_are_one_document(command: Any, folder: Path) -> None:
     words = ["tables", "table=[padim2020_IV,spade2020_1,per_class]", f"results={folder}"]
     for name, start in (("latex", "\\documentclass"), ("html", "<!doctype")):
         status, out, err = command(*words, f"format={name}", "standalone=true")
-        tags = out.count("\\begin{table}") + out.count("<table")
+        tags = out.count("\\caption{") + out.count("<table")
         assert (status, out.count(start), tags) == (0, 1, 3), err
     assert command(*words, "format=csv")[1].count("table,row,") == 1
 
@@ -579,7 +653,7 @@ def test_several_results_folders(command: Any, folder: Path, tmp_path: Path) -> 
     save(ours((90, 96.0, 92.0), "pill"), tmp_path / "s")
     status, out, _ = command("tables", "table=padim2020_III", f"results=[{folder},{tmp_path}/s]", "source=measured")
     assert status == 0
-    assert re.search(r"pill .*\(96\.0, 92\.0\)", out)
+    assert re.search(r"Pill .*\(96\.0, 92\.0\)", out)
     assert "Mean of" not in out.replace("mean of", ""), "the same record twice is one"
     assert "(3 of 15)" in out or "3 of 15 categories" in out
     status, out, _ = command("tables", "table=complexity", f"results=[{folder},{tmp_path}/s]", "method=padim")

@@ -15,7 +15,7 @@ from anomaly_bench import files
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import FILTER, choices, conf_folder, truth
-from anomaly_bench.errors import UsageError, shown
+from anomaly_bench.errors import UsageError, closest, shown
 from anomaly_bench.metrics.registry import find_metric
 from anomaly_bench.published import TABLES, load_references
 from anomaly_bench.records import outlines, results_csv
@@ -23,7 +23,7 @@ from anomaly_bench.records.setups import OWN_INPUTS, setup_name, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import FORMATS, draw
-from anomaly_bench.tables.layout import load_layout, make_layout
+from anomaly_bench.tables.layout import MARKS, load_layout, make_layout
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -76,7 +76,10 @@ def print_tables(config: Any) -> None:
     layouts = [make_layout(OmegaConf.to_container(node), f"table {name}") for name, node in config.table.items()]
     if truth(config, "deviation"):
         layouts = [with_deviation(layout) for layout in layouts]
-    sources = {layout.name: config["source"] or ("both" if layout.published else "measured") for layout in layouts}
+    if config["best"] is not None:
+        layouts = [with_best(layout, str(config["best"])) for layout in layouts]
+    sources = {layout.name: str(config["source"] or default_source(layout)) for layout in layouts}
+    options = paper_options(config, set(sources.values()))
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
     known = [] if set(sources.values()) == {"reported"} else query.read_records(config, outlines.outlines)
@@ -85,7 +88,7 @@ def print_tables(config: Any) -> None:
         found, cells = query.choose(known, load_references(layout.published) if layout.published else [], config)
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
         metrics = query.name_list(config["cells"])
-        made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed)
+        made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed, **options)
         missing += how_to_get(found, cells) if source != "reported" else []
     made = titled(made, config)
     color, fit = in_color(config["out"]), str(config["fit"] or "page")
@@ -93,6 +96,42 @@ def print_tables(config: Any) -> None:
     for line in dict.fromkeys(missing):
         print(shown(line), file=sys.stderr)
     show(text, config["out"])
+
+
+def default_source(layout: Layout) -> str:
+    """Ours beside a paper's table; where our sources lack its values, only ours in its layout."""
+    if not layout.published:
+        return "measured"
+    return "ours_beside" if TABLES[layout.published].printed else "measured"
+
+
+def paper_options(config: Any, sources: set[str]) -> dict[str, Any]:
+    """The options of `build_tables` for papers' tables, and the order of methods.
+
+    Raises:
+        UsageError: an unknown value, or one without effect on any of the sources.
+    """
+    repaired, used = truth(config, "repaired"), ", ".join(sorted(sources))
+    for key in ("ours", "empty"):
+        if config[key] is not None and "ours_beside" not in sources:
+            raise UsageError(f"{key}={config[key]} has no effect on source={used}; expected source=ours_beside")
+    if repaired and not sources & {"reported", "ours_beside"}:
+        raise UsageError(f"repaired=true has no effect on source={used}; expected source=reported or ours_beside")
+    if config["empty"] not in (None, "drop", "dash"):
+        raise UsageError(f"empty={config['empty']}: unknown{closest(str(config['empty']), ['drop', 'dash'])}")
+    ours, order = query.name_list(config["ours"]), query.name_list(config["only"]["method"]) or ()
+    return {"repaired": repaired, "ours": ours, "empty": config["empty"] == "dash", "order": ours or order}
+
+
+def with_best(layout: Layout, best: str) -> Layout:
+    """The layout with another mark of the best.
+
+    Raises:
+        UsageError: an unknown one.
+    """
+    if best not in MARKS:
+        raise UsageError(f"best={best}: unknown{closest(best, MARKS)}")
+    return replace(layout, best=best)
 
 
 def titled(made: list[Table], config: Any) -> list[Table]:

@@ -54,7 +54,8 @@ def _environment(part: Fitted, fit: str, number: int, of: int) -> str:
     if fit != "none":
         body = [r"\begin{adjustbox}{max width=\linewidth}", *body, r"\end{adjustbox}"]
     lines = [f"\\begin{{{name}}}{'' if name.startswith('s') else '[t]'}", r"  \centering"]
-    lines += [*(f"  {line}" for line in caption + body), f"\\end{{{name}}}"]
+    ordered = body + caption[:-1] if table.caption_below else caption + body
+    lines += [*(f"  {line}" for line in ordered), f"\\end{{{name}}}"]
     return "\n".join(lines) + "\n"
 
 
@@ -77,7 +78,7 @@ def _columns(table: Table, style: Style) -> str:
     sides = ["l"] * len(table.corner)
     for head, before in zip(table.columns, [0.0, *rooms], strict=False):
         gap = f"@{{\\hspace{{{2 * style.sep + before:.1f}pt}}}}" if before else ""
-        sides.append(f"{gap}{'|' if head.divides else ''}{side}")
+        sides.append(f"{gap}{'|' if head.divides else ''}{side}")  # a rule before our columns, beside a paper's
     last = f"\\hspace{{{rooms[-1]:.1f}pt}}" if rooms and rooms[-1] else ""
     return f"@{{}}{''.join(sides)}@{{{last}}}"
 
