@@ -56,14 +56,7 @@ def build_tables(
         UsageError: an unknown metric; no record that the layout is for; a source the layout does not have; a paper's
             table with several setups that may not be mixed.
     """
-    if source == "both":
-        raise UsageError(
-            "source=both: expected ours_beside (for a paper), or gaps (ours, the published value, the gap)"
-        )
-    if source not in TABLE_SOURCES:
-        raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
-    if source != "measured" and not layout.published:
-        raise UsageError(f"source={source}: {layout.name} is not a paper's table; expected source=measured")
+    _check_source(source, layout)
     if layout.published and references is None:
         references = published.load_references(layout.published)
     found = [record for record in records if record.holdout or not layout.holdout]
@@ -75,10 +68,7 @@ def build_tables(
             f"{layout.name}: no record has values under corrected labels; score maps=DIR labels=FILE update=true "
             "computes them"
         )
-    have = {record.method for record in found}
-    for name in ours or ():
-        if name not in have:
-            raise UsageError(f"ours={name}: no record of it{closest(name, have)}")
+    _check_ours(ours or (), {record.method for record in found})
     measures = layout.measures(cells, [record.metrics for record in found])
     parts = _parts(found, layout, source, mixed)
     names = [layout.name, *(f"{layout.name}-{number}" for number in range(2, len(parts) + 1))]
@@ -89,6 +79,23 @@ def build_tables(
         material = TableInput(layout, shown, part, references or (), source, ours, empty, order, repaired)
         tables.append(_table(material, name, mixed))
     return tables
+
+
+def _check_source(source: str, layout: Layout) -> None:
+    if source == "both":
+        raise UsageError(
+            "source=both: expected ours_beside (for a paper), or gaps (ours, the published value, the gap)"
+        )
+    if source not in TABLE_SOURCES:
+        raise UsageError(f"source={source}: unknown{closest(source, TABLE_SOURCES)}")
+    if source != "measured" and not layout.published:
+        raise UsageError(f"source={source}: {layout.name} is not a paper's table; expected source=measured")
+
+
+def _check_ours(ours: Sequence[str], have: set[str]) -> None:
+    for name in ours:
+        if name not in have:
+            raise UsageError(f"ours={name}: no record of it{closest(name, have)}")
 
 
 def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) -> list[list[Record]]:
@@ -124,7 +131,7 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
     if "categories" in axes and material.source == "measured":
         axes["categories"] = label_shares(axes["categories"], across)
     wanted = [item.categories or tuple(material.categories) for item in axes[_other(layout)]]
-    shared_out = mark_shares(wanted, across)
+    shared_out = mark_shares(wanted, across, "categories" in axes)
     common = common_facts(matrix)
     notes, shared = cell_notes(_turned(across), common)
     axes["methods"] = [

@@ -39,8 +39,12 @@ def label_shares(categories: Sequence[AxisItem], across: Sequence[Sequence[list[
     return labelled
 
 
-def mark_shares(wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[CellValue]]]) -> bool:
-    """Say '1 of 15' in cells whose means leave out categories that others have, instead of a footnote; whether any."""
+def mark_shares(wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[CellValue]]], named: bool) -> bool:
+    """Say '1 of 15' in cells whose means leave out categories that others have; whether there are any.
+
+    Args:
+        named: the table names the categories, so that no footnote has to.
+    """
     found = False
     for names, cells in zip(wanted, across, strict=True):
         numbers = [[value for value in cell if value.number is not None] for cell in cells]
@@ -52,7 +56,8 @@ def mark_shares(wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[
                 found = True
                 for value in cell:
                     value.share = f"{len(value.covered)} of {len(names)}"
-                    value.facts["count"] = ""
+                    if named:
+                        value.facts.pop("count", None)
     return found
 
 
