@@ -60,7 +60,7 @@ def decode_sample(
     if len(parts) > 1:
         scaled = [part / np.float32(255) if part.dtype == np.uint8 else part for part in parts]
         values = np.concatenate(scaled, axis=-1)
-    facts["pixels"] = hashlib.blake2b(np.ascontiguousarray(values), digest_size=8).hexdigest()
+    facts["pixels"] = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=8).hexdigest()
     if (values[0] == values[0, 0]).all() and (values == values[0, 0]).all():  # the first row settles most
         facts["blank"] = True
     return Decoded(values, facts)

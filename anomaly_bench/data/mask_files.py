@@ -100,7 +100,7 @@ def match(category: str, stems: Sequence[str], masks: Masks) -> tuple[Masks, Mas
     for stem, names in fitting.items():
         own = names if len(names) == 1 else [name for name in names if name not in taken]
         if len(own) > 1:
-            both = shorten(str(path) for name in own for path in masks[name])
+            both = shorten([str(path) for name in own for path in masks[name]])
             raise DataError(f"{category}: {len(own)} masks for image {stem}: {both}; keep one")
         if own:
             matched[stem] = rest.pop(own[0])

@@ -87,8 +87,9 @@ def read_mask(source: Source, facts: Facts) -> NDArray[np.bool_]:
 
 def nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels of (H, W) or (H, W, C) of which a channel is not 0."""
-    marked: NDArray[np.bool_] = values != 0
-    return marked if marked.ndim == 2 else marked.any(axis=-1)
+    marked: Any = values != 0
+    found: NDArray[np.bool_] = marked if marked.ndim == 2 else marked.any(axis=-1)
+    return found
 
 
 def drawn(layered: NDArray[np.uint8], lossy: bool, source: Source, facts: Facts) -> NDArray[np.bool_]:
@@ -175,4 +176,5 @@ def sampled(pixels: int, size: int, skipped: int, kept: int, first: int, last: i
 def nearest(pixels: int, size: int) -> NDArray[np.intp]:
     """The pixel of a row that Pillow's nearest neighbour takes for each of `size` pixels."""
     row = PILImage.fromarray(np.arange(pixels, dtype=np.int32)[None])
-    return np.asarray(row.resize((size, 1), PILImage.Resampling.NEAREST))[0].astype(np.intp)
+    found: NDArray[np.int32] = np.asarray(row.resize((size, 1), PILImage.Resampling.NEAREST))[0]
+    return found.astype(np.intp)
