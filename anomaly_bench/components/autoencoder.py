@@ -209,7 +209,8 @@ def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches:
     counts = images.new_zeros(images.shape[2:])
     for top, left in places(images.shape[2], images.shape[3]):
         part = images[:, :, top : top + PATCH, left : left + PATCH]
-        errors = torch.cat([residual(network(chunk), chunk) for chunk in torch.split(part, batch)])
+        chunks = (part,) if torch.compiler.is_compiling() else torch.split(part, batch)  # a graph has no loops
+        errors = torch.cat([residual(network(chunk), chunk) for chunk in chunks])
         total[:, top : top + PATCH, left : left + PATCH] += errors
         counts[top : top + PATCH, left : left + PATCH] += 1
     return total / counts

@@ -11,8 +11,9 @@ each rounded to whole grey levels. As Pillow's weights are fixed-point numbers, 
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,24 @@ def trace(graph: Graph, title: str) -> tuple[torch.export.ExportedProgram, list[
     if graph.resizes:
         images = images.repeat(1, 2, 2, 1)
         free |= {1: torch.export.Dim("height", min=2, max=LONGEST), 2: torch.export.Dim("width", min=2, max=LONGEST)}
-    with torch.no_grad():
+    with torch.no_grad(), unchanged(graph):
         names = list(graph(images))  # and what methods keep from call to call must not come from a trace
         try:
             return torch.export.export(graph.eval(), (images,), dynamic_shapes={"images": free}, strict=False), names
         except Exception as error:  # torch raises dozens of types
             why = one_line(str(error)).split(". ")[0][:200]
             raise UsageError(f"{title} cannot be exported: {why}{where(error)}; use score model=DIR") from error
+
+
+@contextlib.contextmanager
+def unchanged(graph: Graph) -> Iterator[None]:
+    """Put back the attributes that tracing replaces by copies: a hook's dict of outputs must stay the hook's."""
+    before = [(module, dict(vars(module))) for module in graph.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).update({name: value for name, value in attributes.items() if not name.startswith("_")})
 
 
 def where(error: Exception) -> str:

@@ -161,9 +161,10 @@ class CFlowAD(nn.Module):
         for index, level in enumerate(self.backbone(images)):
             fibres, codes = self.fibres_of(level)
             count = level.shape[0]
-            most = count * MOST_FIBRES if torch.compiler.is_compiling() else MOST_FIBRES  # a graph does not loop
-            parts = [torch.split(rows, most) for rows in (fibres, codes.repeat(count, 1))]
-            likelihoods = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*parts, strict=True)])
+            rows = (fibres, codes.repeat(count, 1))
+            whole = torch.compiler.is_compiling()  # a graph has no loops
+            parts = [rows] if whole else zip(*(torch.split(each, MOST_FIBRES) for each in rows), strict=True)
+            likelihoods = torch.cat([self.log_likelihood(index, *part) for part in parts])
             yield likelihoods.view(count, *level.shape[2:])
 
     @torch.no_grad()

@@ -172,16 +172,17 @@ class CNNFeatureDictionary(nn.Module):
         """
         check_fitted(self)
         check_sides("cnn_feature_dictionary", images.shape[2:], self.stride)
-        coarse = torch.cat([self.coarse_map(image) for image in torch.split(images, 1)])
+        whole = torch.compiler.is_compiling()  # a graph has no loops
+        coarse = torch.cat([self.coarse_map(part) for part in ((images,) if whole else torch.split(images, 1))])
         maps = average_over_patches(coarse, self.patch, self.stride)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
-    def coarse_map(self, image: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (1, h, w) distances of the patches `stride` pixels apart."""
-        columns = F.unfold(image, self.patch, stride=self.stride)  # (1, 3 * patch^2, h * w)
-        projected = self.project(self.features(columns[0].T.reshape(-1, 3, self.patch, self.patch)))
+    def coarse_map(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h, w) distances of the patches `stride` pixels apart."""
+        columns = F.unfold(images, self.patch, stride=self.stride)  # (B, 3 * patch^2, h * w)
+        projected = self.project(self.features(columns.mT.reshape(-1, 3, self.patch, self.patch)))
         distances = torch.cdist(projected, self.centres.T, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
-        return distances.view(1, *((side - self.patch) // self.stride + 1 for side in image.shape[2:]))
+        return distances.view(-1, *((side - self.patch) // self.stride + 1 for side in images.shape[2:]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_row_counts(self, state_dict, prefix)

@@ -120,11 +120,13 @@ class DifferNet(nn.Module):
         """
         check_fitted(self)
         angles = torch.arange(self.views, device=images.device) * (360 / self.views)
-        total = torch.zeros(len(images), device=images.device)
-        for part in torch.split(angles, max(1, MOST_IMAGES // len(images))):
-            rotated = augmentation.rotate_images(images.repeat(len(part), 1, 1, 1), part.repeat_interleave(len(images)))
+        count = images.shape[0]
+        total = torch.zeros(count, device=images.device)
+        whole = torch.compiler.is_compiling()  # a graph has no loops
+        for part in (angles,) if whole else torch.split(angles, max(1, MOST_IMAGES // count)):
+            rotated = augmentation.rotate_images(images.repeat(len(part), 1, 1, 1), part.repeat_interleave(count))
             (z,), _ = self.flow([self.vectors(rotated)])
-            total += z.square().mean(dim=1).view(len(part), len(images)).sum(dim=0)
+            total += z.square().mean(dim=1).view(len(part), count).sum(dim=0)
         return Scores(total / self.views, None)
 
     def loss(self, vectors: Tensor) -> Tensor:

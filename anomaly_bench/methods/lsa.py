@@ -183,7 +183,7 @@ class Masked(nn.Module):
     def forward(self, elements: Tensor) -> Tensor:
         """(B, length, inputs) -> (B, length, outputs)."""
         found = F.linear(elements.flatten(1), self.linear.weight * self.mask, self.linear.bias)
-        return found.view(len(found), -1, self.outputs)
+        return found.view(found.shape[0], -1, self.outputs)
 
 
 class Residual(nn.Module):

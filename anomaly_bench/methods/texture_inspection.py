@@ -172,16 +172,17 @@ class TextureInspection(nn.Module):
         check_sides("texture_inspection", images.shape[2:], 2 ** (self.scales - 1))
         found = []
         for mixture, level in zip(self.mixtures, self.pyramid(images), strict=True):
-            values = torch.cat([self.novelty(mixture, image) for image in torch.split(level, 1)])
+            parts = (level,) if torch.compiler.is_compiling() else torch.split(level, 1)  # a graph has no loops
+            values = torch.cat([self.novelty(mixture, part) for part in parts])
             found.append(F.interpolate(values, images.shape[2:], mode="bilinear", align_corners=False)[:, 0])
         maps = combine(found)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
-    def novelty(self, mixture: Any, image: Tensor) -> Tensor:
-        """A padded (1, 1, h, w) level of an image -> (1, 1, h, w) values of its pixels, in the level's deviations."""
-        patches = F.unfold(image, self.side)[0].T  # (h * w, side^2)
+    def novelty(self, mixture: Any, level: Tensor) -> Tensor:
+        """A padded (B, 1, h, w) level -> (B, 1, h, w) values of its pixels, in the level's deviations."""
+        patches = F.unfold(level, self.side).mT.flatten(0, 1)  # (B * h * w, side^2)
         values: Tensor = (mixture(patches) - mixture.threshold) / mixture.deviation
-        return values.view(1, 1, *(side - self.side + 1 for side in image.shape[2:]))
+        return values.view(-1, 1, *(side - self.side + 1 for side in level.shape[2:]))
 
 
 def combine(levels: Sequence[Tensor]) -> Tensor:
