@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.backbones.backbone import Backbone, Networks
+from anomaly_bench.components.small_images import triangles
 from anomaly_bench.config.settings import FILTER, input_size, resize_filter
 from anomaly_bench.data.geometry import margins
 from anomaly_bench.errors import UsageError, one_line
@@ -80,15 +81,8 @@ def networks_of(method: Any) -> list[nn.Module]:
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
-    """(..., W) -> (..., side): Pillow's triangle kernel, widened where there are fewer pixels, rounded half up."""
-    width = pixels.shape[-1]
-    scale = width / side
-    centres = (torch.arange(side, dtype=torch.float32) + 0.5) * scale
-    positions = torch.arange(width, dtype=torch.float32) + 0.5
-    support = torch.clamp(torch.ones(1) * scale, min=1.0)
-    weights = (1 - (positions - centres[:, None]).abs() / support).clamp(min=0)  # (side, W)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return (pixels @ weights.T + 0.5).floor().clamp(0, 255)
+    """(..., W) -> (..., side) whole grey levels, rounded half up as by Pillow."""
+    return (pixels @ triangles(pixels.shape[-1], side).T + 0.5).floor().clamp(0, 255)
 
 
 def trace(graph: Graph, title: str) -> tuple[torch.export.ExportedProgram, list[str]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly_bench import records
 from anomaly_bench.cli.main import command as call
-from anomaly_bench.components import neighbours
+from anomaly_bench.components import neighbours, small_images
 from anomaly_bench.data.decoding import resize
 from anomaly_bench.errors import UsageError
 from anomaly_bench.export import check, exporter, formats
@@ -105,6 +105,14 @@ def test_resizing_differs_from_pillow_by_one_level_at_most(size):
     theirs = resize(Image.fromarray(image), (64, 64), "bilinear").astype(np.float32)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(64, 48), (20, 31)])
+def test_antialiasing_is_a_matrix(size):
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    expected = small_images.resized(images, (28, 28))
+    rows, columns = (small_images.triangles(side, 28) for side in size)
+    assert torch.allclose(rows @ images @ columns.T, expected, atol=1e-6)
 
 
 def test_a_graph_that_scores_differently_is_not_written(model, command, tmp_path, monkeypatch):
