@@ -163,8 +163,8 @@ class CFlowAD(nn.Module):
             count = level.shape[0]
             rows = (fibres, codes.repeat(count, 1))
             whole = torch.compiler.is_compiling()  # a graph has no loops
-            parts = [rows] if whole else zip(*(torch.split(each, MOST_FIBRES) for each in rows), strict=True)
-            likelihoods = torch.cat([self.log_likelihood(index, *part) for part in parts])
+            chunks = [(each,) if whole else torch.split(each, MOST_FIBRES) for each in rows]
+            likelihoods = torch.cat([self.log_likelihood(index, *pair) for pair in zip(*chunks, strict=True)])
             yield likelihoods.view(count, *level.shape[2:])
 
     @torch.no_grad()
