@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ def write_tables(results: Path, shown: Sequence[Record] = (), cells: Sequence[st
                 files.write_atomically(path.with_suffix(f".{FORMATS[kind]}"), draw(made, kind))
             if setup_name(part[0]) in here:
                 made = build_tables(part, layout, chosen) if chosen else made
-                printed.append(f"{draw(made, 'console')}\n")
+                printed.append(f"{draw(made, 'console', room=line_room(None))}\n")
     if here:
         printed.append(f"records, results.csv and tables (Markdown, LaTeX) are in {results}")
     for text in printed:
@@ -92,7 +93,14 @@ def print_tables(config: Any) -> None:
         missing += how_to_get(found, cells) if source != "reported" else []
     made = titled(made, config)
     color, fit = in_color(config["out"]), str(config["fit"] or "page")
-    text = draw(made, str(config["format"]), color=color, standalone=truth(config, "standalone"), fit=fit)
+    text = draw(
+        made,
+        str(config["format"]),
+        color=color,
+        room=line_room(config["out"]),
+        standalone=truth(config, "standalone"),
+        fit=fit,
+    )
     for line in dict.fromkeys(missing):
         print(shown(line), file=sys.stderr)
     show(text, config["out"])
@@ -157,6 +165,12 @@ def with_deviation(layout: Layout) -> Layout:
 def in_color(out: Any) -> bool:
     """Whether to use color codes: output goes to a terminal, and NO_COLOR is unset."""
     return out is None and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def line_room(out: Any) -> int:
+    """The terminal's width in characters, or COLUMNS; 0, no limit, for files and pipes."""
+    wide = out is None and (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal())
+    return shutil.get_terminal_size().columns if wide else 0
 
 
 def show(text: str, out: Any) -> None:

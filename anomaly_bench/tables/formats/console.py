@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from anomaly_bench.tables.formats.fit import split
 from anomaly_bench.tables.table import BEST, SECOND, cell_text, header_lines, labels_of, safe_text
 
 if TYPE_CHECKING:
@@ -25,20 +26,31 @@ _RULE: list[Piece] = []
 _GAP = 3  # blanks between columns
 
 
-def console(table: Table, color: bool = False) -> str:
+def console(table: Table, color: bool = False, room: int = 0) -> str:
     """Lines for a terminal or a text file; every column is as wide as it needs.
 
     Args:
         color: set the best values in bold with terminal codes.
+        room: characters in a line: wider tables go on below, between groups of columns where possible; 0: no limit.
     """
+    parts = split(table, lambda part: _width(_widths(*_plain_pieces(part))), room) if room else [table]
+    drawn = ["\n".join(_lines(part, color)) for part in parts]
+    total = room or max(88, *(len(line) for line in drawn[0].splitlines()))
+    notes = [f"[{mark}] {text}" if mark else text for mark, text in table.notes]
+    folded = [textwrap.fill(safe_text(text), total) for text in (table.caption, *notes)]
+    above = [folded[0], ""] if table.caption else []
+    return "\n".join((*above, "\n\n".join(drawn), *([""] if notes else []), *folded[1:])) + "\n"
+
+
+def _plain_pieces(table: Table) -> tuple[list[list[Piece]], int]:
+    """The lines of a table, and the number of its columns."""
+    return [*_header_pieces(table), _RULE, *_body_pieces(table, color=False)], len(table.corner) + len(table.columns)
+
+
+def _lines(table: Table, color: bool) -> list[str]:
     lines = [*_header_pieces(table), _RULE, *_body_pieces(table, color)]
     widths = _widths(lines, len(table.corner) + len(table.columns))
-    total = _width(widths)
-    drawn = [_drawn(pieces, widths) if pieces else "─" * total for pieces in lines]
-    notes = [f"[{mark}] {text}" if mark else text for mark, text in table.notes]
-    folded = [textwrap.fill(safe_text(text), max(total, 88)) for text in (table.caption, *notes)]
-    above = [folded[0], ""] if table.caption else []
-    return "\n".join((*above, *drawn, *([""] if notes else []), *folded[1:])) + "\n"
+    return [_drawn(pieces, widths) if pieces else "─" * _width(widths) for pieces in lines]
 
 
 def _header_pieces(table: Table) -> Iterator[list[Piece]]:
@@ -54,6 +66,7 @@ def _header_pieces(table: Table) -> Iterator[list[Piece]]:
 def _body_pieces(table: Table, color: bool) -> Iterator[list[Piece]]:
     marks = [[f"[{','.join(cell.notes)}]" if cell.notes else "" for cell in row] for row in table.cells]
     room = [max(map(len, column)) for column in zip(*marks, strict=True)]
+    both = table.has_published
     for row, cells, own in zip(table.rows, table.cells, marks, strict=True):
         if row.opens:
             yield _RULE
@@ -61,9 +74,9 @@ def _body_pieces(table: Table, color: bool) -> Iterator[list[Piece]]:
             yield [Piece(safe_text(row.above), span=len(table.corner) + len(table.columns))]
         ends = [mark.ljust(width) for mark, width in zip(own, room, strict=True)]
         stubs = [Piece(label) for label in labels_of(row, safe_text, "[{}]")]
-        plain = [cell_text(cell, table.has_published, _plain) + end for cell, end in zip(cells, ends, strict=True)]
+        plain = [cell_text(cell, both, _plain) + end for cell, end in zip(cells, ends, strict=True)]
         style = _colored if color else _plain
-        shown = [cell_text(cell, table.has_published, style) + end for cell, end in zip(cells, ends, strict=True)]
+        shown = [cell_text(cell, both, style) + end for cell, end in zip(cells, ends, strict=True)]
         yield [*stubs, *(Piece(*pair) for pair in zip(plain, ">" * len(plain), [1] * len(plain), shown, strict=True))]
 
 

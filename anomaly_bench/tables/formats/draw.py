@@ -20,12 +20,19 @@ FORMATS = {"console": "txt", "md": "md", "latex": "tex", "csv": "csv", "html": "
 
 
 def draw(
-    made: Sequence[Table], format: str, *, color: bool = False, standalone: bool = False, fit: str = "page"
+    made: Sequence[Table],
+    format: str,
+    *,
+    color: bool = False,
+    room: int = 0,
+    standalone: bool = False,
+    fit: str = "page",
 ) -> str:
     """Render tables in one format.
 
     Args:
         format: one of `FORMATS`.
+        room: console only: characters in a line; 0: no limit.
         color: console only: color marks and gaps with terminal codes.
         standalone: a complete LaTeX document or HTML page, instead of a fragment to \\input.
 
@@ -46,7 +53,7 @@ def draw(
         widest = max((len(line) for table in made for line in console(table).splitlines()), default=0)
         return document(made, fit, widest) if format == "latex" else html_page(made)
     if format == "console":
-        return "\n".join(console(table, color) for table in made)
+        return "\n".join(console(table, color, room) for table in made)
     if format == "latex":
         return "\n".join(latex(table, fit) for table in made)
     return "\n".join(markdown(table) if format == "md" else html_table(table) for table in made)
