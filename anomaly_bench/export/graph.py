@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from anomaly_bench.backbones.backbone import Backbone, Networks
 from anomaly_bench.components.small_images import triangles
 from anomaly_bench.config.settings import FILTER, input_size, resize_filter
-from anomaly_bench.data.geometry import margins
+from anomaly_bench.data.decoding import margins
 from anomaly_bench.errors import UsageError, one_line
 
 MOST = 1024  # images in a batch
