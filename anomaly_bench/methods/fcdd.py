@@ -89,10 +89,12 @@ class FCDD(nn.Module):
         """Copy the network with its weights, and add a convolution to one channel.
 
         Raises:
-            UsageError: not two levels of one network.
+            UsageError: not two levels of one network, or images that are smaller than the margin.
         """
         if len(shapes) != 2:
             raise UsageError(f"FCDD: {len(shapes)} levels; expected two of one network, such as method.levels=[1,2]")
+        if JUMP * min(shapes[1][1:]) <= self.margin:
+            raise UsageError(f"method.margin={self.margin}: nothing is left of the images; expected a smaller margin")
         self.network = self.backbone.trainable_copy(pretrained=True, normalise=False)
         self.network.freeze_first()
         self.head = nn.Conv2d(shapes[1][0], 1, 1)
@@ -117,7 +119,7 @@ class FCDD(nn.Module):
                 drawn = [self.draw(image) for image in normals.select(numbers).cpu()]
                 views = torch.stack([view for view, _ in drawn]).to(self.low)
                 anomalous = torch.tensor([anomaly for _, anomaly in drawn], device=views.device)
-                epoch.step(loss(self.maps(views), anomalous))
+                epoch.step(loss(enlarged(self.answers(self.scaled(views)), views.shape[2:]), anomalous))
         self.facts = loop.facts
 
     def rate(self, progress: float) -> float:
@@ -139,10 +141,6 @@ class FCDD(nn.Module):
         maps = enlarged(answers, tuple(side - self.margin for side in images.shape[2:]))
         maps = F.interpolate(maps[:, None], images.shape[2:], mode="nearest")[:, 0]
         return Scores(answers.mean(dim=(1, 2)), maps)
-
-    def maps(self, views: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, H, W)."""
-        return enlarged(self.answers(self.scaled(views)), views.shape[2:])
 
     def answers(self, inputs: Tensor) -> Tensor:
         """Pseudo-Huber values (B, h, w) of the network's outputs."""
@@ -199,6 +197,9 @@ def contrast_normalised(images: Tensor) -> Tensor:
 
 def enlarged(answers: Tensor, size: Sequence[int]) -> Tensor:
     """(B, h, w) -> (B, *size): the sum of the cells' Gaussians, which is a transposed convolution."""
+    if not all(0 <= side - JUMP * cells <= JUMP for cells, side in zip(answers.shape[1:], size, strict=True)):
+        found = f"{answers.shape[1]} rows for {size[0]} pixels"
+        raise UsageError(f"method.levels: FCDD's last level has {found}; expected level 2, of stride {JUMP}")
     rows, columns = (gaussians(cells, side).to(answers) for cells, side in zip(answers.shape[1:], size, strict=True))
     return rows @ answers @ columns.T
 
@@ -243,9 +244,6 @@ def blobs(size: tuple[int, int], chance: float, coloured: bool) -> Tensor:
     for (row, column), side in zip(places, sides, strict=True):
         reach = 3 * side // 4
         top, left = max(0, row - reach), max(0, column - reach)
-        window = layer[:, top : row + reach + 1, left : column + reach + 1]
-        angle = uniform(-TURN, TURN)
-        layer[:, top : row + reach + 1, left : column + reach + 1] = rotate(
-            window, angle, center=[column - left, row - top]
-        )
+        window = slice(None), slice(top, row + reach + 1), slice(left, column + reach + 1)
+        layer[window] = rotate(layer[window], uniform(-TURN, TURN), center=[column - left, row - top])
     return layer

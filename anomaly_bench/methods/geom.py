@@ -47,7 +47,7 @@ class GEOM(nn.Module):
         epochs, lr, weight_decay, batch: for training with Adam, on all transformed images.
         seed: for drawing the images.
         shift: in pixels, along each axis and in both directions: 72 transformations; 0: none, 8 transformations.
-        images: of the training set that are used, drawn at random; None: all.
+        images: of the training set that are used, drawn at random; None, or more than there are: all.
         size: images are resized to this many pixels a side.
         depth, width: of the wide residual network; the depth is 6 n + 4.
     """

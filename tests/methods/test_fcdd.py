@@ -230,3 +230,9 @@ def test_wrong_settings():
             built(**settings)
     with pytest.raises(UsageError, match="FCDD: 1 levels; expected two of one network"):
         built().build([(512, 8, 8)])
+    with pytest.raises(UsageError, match=r"method.margin=64: nothing is left of the images"):
+        built(margin=64)
+    with pytest.raises(
+        UsageError, match=r"method.levels: FCDD's last level has 3 rows for 48 pixels; expected level 2"
+    ):
+        fcdd.enlarged(torch.ones(1, 3, 3), (48, 48))
