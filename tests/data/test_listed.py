@@ -100,11 +100,11 @@ def test_wrong_lists_and_files(tree):
 
 def test_other_names_for_normal_images_and_masks(tree):
     for part in ("train", "test"):
-        (tree / "cog" / part / "good").rename(tree / "cog" / part / "ok")
+        (tree / "cog" / part / "good").rename(tree / "cog" / part / "flawless")
     (tree / "cog" / "ground_truth").rename(tree / "cog" / "masks")
-    with pytest.raises(DataError, match=r"no folder .*good; .*add it \(folders there: ok; see dataset.normal\)"):
+    with pytest.raises(DataError, match=r"no folder .*good; .*add it \(folders there: flawless; see dataset.normal\)"):
         folder(None, None, tree).task("cog")
-    dataset = folder(None, None, tree, normal=["ok", "good"], masks="masks")
+    dataset = folder(None, None, tree, normal=["flawless", "good"], masks="masks")
     for check in DATASET_CHECKS:
         check(dataset)
     for category in ("cog", "mat"):
