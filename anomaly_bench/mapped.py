@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -65,5 +66,5 @@ def release(array: Any) -> None:
     """Return the pages of an array that is mapped from a file to the system, which reads them again when needed."""
     while isinstance(array, np.ndarray):
         array = array.base
-    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    if sys.platform != "win32" and isinstance(array, mmap.mmap):
         array.madvise(mmap.MADV_DONTNEED)
