@@ -67,7 +67,7 @@ def of_record(model: Path, wanted: Mapping[str, Any], folders: Sequence[Path]) -
     """The test images of the record beside a model.
 
     Args:
-        wanted: `data_root` and `weights`.
+        wanted: `data_root`, `weights` and `folder`.
 
     Raises:
         UsageError: there is no such record, or its images are not in image files.

@@ -13,7 +13,6 @@ alignments, their losses, and where the transformers stand; everything else is a
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -245,6 +244,10 @@ def warp(inputs: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:
 
 def inverse(*thetas: Tensor) -> Tensor:
     """The inverse (B, 2, 3) of the product of transforms (B, 2, 3)."""
-    last = thetas[0].new_tensor([0.0, 0.0, 1.0]).expand(len(thetas[0]), 1, 3)
-    product: Tensor = functools.reduce(torch.matmul, [torch.cat([theta, last], dim=1) for theta in thetas])
-    return product.inverse()[:, :2]
+    product = thetas[0]
+    for theta in thetas[1:]:
+        linear, shift = product[:, :, :2], product[:, :, 2:]
+        product = torch.cat([linear @ theta[:, :, :2], linear @ theta[:, :, 2:] + shift], dim=2)
+    (a, b), (c, d) = (row.unbind(1) for row in product[:, :, :2].unbind(1))
+    linear = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
+    return torch.cat([linear, -linear @ product[:, :, 2:]], dim=2)

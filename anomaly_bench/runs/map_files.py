@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,8 +130,10 @@ class MapFiles:
                 f"{len(lacking)} of {len(images)} test images are not in scores: {shorten(lacking)}; "
                 f"expected {category}/{files[0]} and so on in the column file"
             )
-        used, start = {way(file) for file in files}, way("")
-        extra = [name for name in self.scores if name.startswith(start) and name not in used]
+        used, tops = {way(file) for file in files}, tuple({way(f"{file.partition('/')[0]}/") for file in files})
+        beside = re.compile(re.escape(way("")) + "[^/]+")  # not in the folders of training images and masks
+        extra = [name for name in self.scores if name.startswith(tops) or beside.fullmatch(name)]
+        extra = [name for name in extra if name not in used]
         if extra:
             self.reporter.warn(f"{category}: {len(extra)} scores have no test image and are ignored: {shorten(extra)}")
         return {image: self.scores[way(image.id)] for image in images}

@@ -116,4 +116,4 @@ def test_two_folders_of_one_name_are_refused(command, tmp_path):
 def test_help_separates_keys_from_their_explanation(command):
     lines = command("--help")[1].splitlines()
     assert "  max_false_alarms=0.05 share of normal images" in "\n".join(lines)
-    assert "  max_false_alarms=null overlays are outlined" in "\n".join(lines)
+    assert "  max_false_alarms=null share of normal images above" in "\n".join(lines)

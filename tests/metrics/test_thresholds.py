@@ -207,7 +207,7 @@ def test_wrong_usage(small, command, words, message):
 def test_all_metrics_without_held_out_images_are_those_without_thresholds(small, command):
     words, results = small
     assert command(*words, "metric=all")[0] == 0
-    assert only(results).metrics.keys() == stored_metrics(False).keys() | {"image_f1_floor"}
+    assert only(results).metrics.keys() == stored_metrics(False).keys() | {"image_f1_floor", "pro_3d"}
 
 
 def test_the_default_rate_is_that_of_the_yaml():
