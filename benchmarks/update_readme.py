@@ -19,10 +19,12 @@ BETWEEN = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->\n)", re.
 
 
 def tables(one: bool) -> str:
-    """Markdown tables: one summary of all records, or three tables per setup."""
+    """Markdown tables: one summary of all records of MVTec AD, or three tables per setup of any dataset."""
     found, damaged = records.load_all(ROOT / "results")
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
+    if one:
+        found = [record for record in found if record.dataset == "mvtec"]
     names = ["summary"] if one else ["per_class", "summary", "complexity"]
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in names]
     return "\n".join(draw(build_tables(found, layout, mixed=one), "md") for layout in layouts)
