@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image as PILImage
-
 from anomaly_bench.errors import DataError
 
 LONGEST = 100  # characters per name, so that a file name made of several stays below 255
@@ -85,12 +83,16 @@ IMAGES = (  # Pillow's names: no PostScript or WMF, which other programs draw, a
 @functools.cache
 def image_formats() -> tuple[str, ...]:
     """Those of `IMAGES` that the installed Pillow reads."""
+    from PIL import Image as PILImage  # read late: every command imports this module
+
     PILImage.init()
     return tuple(name for name in IMAGES if name in PILImage.OPEN)
 
 
 def image_files(folder: Path) -> list[Path]:
     """Files with a suffix of `image_formats`, sorted by name; hidden files are ignored."""
+    from PIL import Image as PILImage
+
     formats = image_formats()
     suffixes = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in formats}
     names = [entry.name for entry in entries(folder) if is_file(entry)]
