@@ -65,6 +65,21 @@ def whiten_(scatter: Tensor, divisor: float, eps: float, block_bytes: int | None
         list(pool.map(factorise_, blocks))
 
 
+def whiten_task_(scatter: Tensor, divisor: float, eps: float, name: str) -> None:
+    """`whiten_` for a method with a setting `eps`.
+
+    Args:
+        name: of the task.
+
+    Raises:
+        ValueError: a covariance is singular despite `eps`.
+    """
+    try:
+        whiten_(scatter, divisor, eps)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined] # torch's stubs lack it
+        raise ValueError(f"{name}: a covariance is singular; set method.eps above {eps}") from error
+
+
 def mahalanobis(patches: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
     """Distances (P, B) of (P, B, D) patches from their position's Gaussian; `whitener` comes from `whiten_`."""
     return torch.bmm(patches - mean[:, None], whitener).square_().sum(dim=-1).sqrt_()

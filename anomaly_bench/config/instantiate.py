@@ -137,3 +137,8 @@ def networks(backbone: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]
         return {}
     found: dict[str, Mapping[str, Any]] = backbone.get("networks", {backbone["name"]: backbone})
     return found
+
+
+def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with backbone None for an image-space method (`uses_backbone: false`)."""
+    return {**config, "backbone": config["backbone"] if config["method"].get("uses_backbone", True) else None}

@@ -121,10 +121,7 @@ class FYD(nn.Module):
                 levels, thetas = self(images)
                 moments.add_(embed(in_one_frame(levels[1:], thetas), self.chosen))
         moments.finish()
-        try:
-            gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{normals.name}: a covariance is singular; set method.eps above {self.eps}") from error
+        gaussian.whiten_task_(moments.scatter, moments.count - 1, self.eps, normals.name)
 
     def learn(self, normals: TrainingSet) -> None:
         """Train everything together."""

@@ -135,10 +135,7 @@ class NPad(nn.Module):
         if self.fit_window > 1:
             pool_windows_(self.mean, self.whitener, moments.count, self.grid, self.fit_window)
             divisor = 1.0
-        try:
-            gaussian.whiten_(self.whitener, divisor, self.eps)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{normals.name}: a covariance is singular; set method.eps above {self.eps}") from error
+        gaussian.whiten_task_(self.whitener, divisor, self.eps, normals.name)
         return torch.cat(parts)
 
     def score(self, images: Tensor) -> Scores:

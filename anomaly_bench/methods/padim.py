@@ -77,10 +77,7 @@ class PaDiM(nn.Module):
         for levels in normals.features(self.backbone, self.batch):
             moments.add_(embed(levels, self.chosen))
         moments.finish()
-        try:
-            gaussian.whiten_(moments.scatter, moments.count - 1, self.eps)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(f"{normals.name}: a covariance is singular; set method.eps above {self.eps}") from error
+        gaussian.whiten_task_(moments.scatter, moments.count - 1, self.eps, normals.name)
 
     def score(self, images: Tensor) -> Scores:
         """Mahalanobis distances (equation 2), upsampled and blurred; the image score is the map's maximum.

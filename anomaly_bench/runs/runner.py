@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.backbones.build import find_weights
 from anomaly_bench.config.budget import with_budget
-from anomaly_bench.config.instantiate import check_choices
+from anomaly_bench.config.instantiate import check_choices, without_unused_backbone
 from anomaly_bench.config.settings import check_writable, read_settings, results_folder
 from anomaly_bench.console import Reporter, log_file
 from anomaly_bench.data.dataset import open_dataset, selected
@@ -345,8 +345,3 @@ def execute(config: Mapping[str, Any], stop: Path | None = None) -> Summary:
         except KeyboardInterrupt:
             reporter.warn(f"interrupted; finished categories are kept in {config['results']}")
             raise
-
-
-def without_unused_backbone(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, with backbone None for an image-space method (`uses_backbone: false`)."""
-    return {**config, "backbone": config["backbone"] if config["method"].get("uses_backbone", True) else None}

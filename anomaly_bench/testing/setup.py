@@ -15,10 +15,10 @@ from torch import Tensor
 
 from anomaly_bench.backbones.build import find_weights, make_backbone, make_method
 from anomaly_bench.config.compose import compose
+from anomaly_bench.config.instantiate import without_unused_backbone
 from anomaly_bench.hardware.torch_setup import compute_exactly
 from anomaly_bench.protocol import Scores, TrainingSet, to_tensor
 from anomaly_bench.runs.evaluator import fit_method
-from anomaly_bench.runs.runner import without_unused_backbone
 from anomaly_bench.testing.training_checks import Training, watch
 
 TRAINING, BATCH = 24, 4  # images
