@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,17 +97,20 @@ class Evaluator:
         """
         with sharing.computing():
             timing.reset_peaks(self.device)
-            noticed = self.look(job)
-            fitted = self.fit(job)
+            self.require_memory(job)
+            for images in filter(None, (job.task.fit, job.task.validation)):
+                self.pixels(job, images, "training")
+            with ThreadPoolExecutor(1) as apart:  # decodes test images while training images are in the backbone
+                looking = apart.submit(self.look, job)
+                if "epochs" in self.config["method"]:
+                    looking.result()  # nobody trains for an hour to read that a test image is damaged
+                fitted = self.fit(job)
+                noticed = looking.result()
             records = [replace(self.test(job, name, fitted), findings=noticed[name]) for name in job.task.tests]
         return self.timed(job, records, fitted.method) if self.settings.speed else records
 
     def look(self, job: Job) -> dict[str, dict[str, list[str]]]:
-        """Decode all images and say what was noticed; by test set, kind -> files."""
-        self.require_memory(job)
-        self.pixels(job, job.task.fit, "training")
-        for images in job.task.tests.values():
-            self.pixels(job, images, "test")
+        """Decode what is not decoded yet and say what was noticed; by test set, kind -> files."""
         listed = job.noticed(list(job.task.tests))
         findings.say(job.task.name, job.task.counted, listed, self.reporter.say, self.reporter.warn)
         return {test: {each.kind: list(each.files) for each in job.noticed([test])} for test in job.task.tests}
@@ -171,7 +175,6 @@ class Evaluator:
 
     def fit(self, job: Job) -> Fitted:
         name = job.task.name
-        self.require_memory(job)
         pixels = self.pixels(job, job.task.fit, "training")
         validation = () if self.settings.holdout else job.task.validation  # no fit sees what thresholds are made from
         held_out = self.pixels(job, validation, "validation") if validation else None
