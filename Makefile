@@ -3,10 +3,10 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test fuzz check docs package structure results trained methods cifar bench peer parity clean
+.PHONY: help demo test test-all fuzz check docs package structure results trained methods cifar bench peer parity clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -20,8 +20,13 @@ help:  ## this list
 demo: .venv/installed  ## the default benchmark on generated images: tables on the screen, records in demo/
 	$(BIN)/anomaly-bench results=demo
 
-test: .venv/dev  ## the whole test suite
-	$(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal
+
+test: .venv/dev  ## the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/dev  ## all tests: the whole contract of every method, schedulers, the installed wheel
+	$(PYTEST)
 
 fuzz: .venv/dev  ## two minutes of random damage to folders and command lines; MINUTES=120 for two hours
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.testing.setup import Setup
 
 METHODS = choices("method", [conf_folder()])
+FAMILIES = (  # one or two of each kind, with which `make test` runs what `make test-all` does with every method
+    "padim",
+    "patchcore",
+    "fastflow",
+    "stfpm",
+    "ae_l2",
+    "dsvdd",
+    "fcdd",
+    "texture_inspection",
+)
 SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
@@ -36,6 +50,11 @@ SMALLER = {
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
     "pefm": ("method.latents=[8,8,8]",),
 }
+
+
+def each(methods: Iterable[str] = METHODS) -> list[Any]:
+    """Parameters for a test of these methods; all but those of FAMILIES are slow."""
+    return [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in methods]
 
 
 @functools.cache

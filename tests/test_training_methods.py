@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from setups import METHODS, PRETRAINED, setup
+from setups import METHODS, PRETRAINED, each, setup
 
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet
@@ -59,7 +59,7 @@ def normals(**keys):
     return TrainingSet("cog", pictures(12), **keys)
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@pytest.mark.parametrize("method", each(TRAINING))
 def test_killed_fit_resumes_with_the_same_result(method, tmp_path):
     unbroken = fit(method, make(method), normals())
     checkpoint = tmp_path / "c.checkpoint"
@@ -73,7 +73,7 @@ def test_killed_fit_resumes_with_the_same_result(method, tmp_path):
     assert resumed.facts["training"]["epochs"] == EPOCHS
 
 
-@pytest.mark.parametrize("method", FROZEN)
+@pytest.mark.parametrize("method", each(FROZEN))
 def test_later_epochs_run_no_backbone_pass(method):
     def passes(epochs):
         made, calls = make(method, epochs=epochs), []
@@ -92,7 +92,7 @@ def test_later_epochs_run_no_backbone_pass(method):
     assert passes(1) == passes(EPOCHS)
 
 
-@pytest.mark.parametrize("method", [method for method in TRAINING if method not in (*HOLDING_OUT, *TWO_NEEDED)])
+@pytest.mark.parametrize("method", each(name for name in TRAINING if name not in (*HOLDING_OUT, *TWO_NEEDED)))
 def test_one_training_image_is_enough(method):
     made = fit(method, make(method), TrainingSet("cog", pictures(1)))
     assert made.score(new_images()).image.isfinite().all()
@@ -104,7 +104,7 @@ def test_zero_epochs_are_rejected(method):
         fit(method, make(method, epochs=0), normals())
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@pytest.mark.parametrize("method", each(TRAINING))
 def test_a_budget_counts_steps_whatever_the_number_of_images(method):
     """The budget ends the training with the batch that reaches its steps; some methods take several per batch."""
     counted = []

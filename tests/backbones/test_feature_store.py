@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_category, picture, save
-from setups import METHODS, SMALLER
+from setups import METHODS, SMALLER, each
 
 from anomaly_bench.backbones import build, cached, feature_store
 from anomaly_bench.backbones.backbone import Backbone
@@ -104,7 +104,7 @@ def levels(entry: Path) -> set[str]:
 WITH_BACKBONE = [name for name in METHODS if packaged_node("method", name).get("uses_backbone", True)]
 
 
-@pytest.mark.parametrize("method", WITH_BACKBONE)
+@pytest.mark.parametrize("method", each(WITH_BACKBONE))
 def test_cached_features_give_the_same_scores_for_every_method(method, data):
     """Without a cache, with one that it fills itself, and with one filled by another method."""
     batch = 2 if method == "differnet" else 4

@@ -3,13 +3,14 @@ contract gives an error with advice."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from setups import METHODS, SLOW_LEARNERS, setup
+from setups import FAMILIES, METHODS, SLOW_LEARNERS, setup
 
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.config.instantiate import construct
@@ -26,6 +27,7 @@ from anomaly_bench.testing.contract import (
     check_is_a_method,
     check_planted_defect_outscores_its_twin,
     check_saved_and_loaded,
+    check_second_fit_forgets,
     check_shapes_and_values,
     check_strides,
 )
@@ -41,9 +43,15 @@ BACKBONES = ("lite0", "r18")
 NEED_WEIGHTS = ("fcdd", "pefm")
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("method", METHODS)
+def cases():
+    """Everything; slow beyond one method of each family: the second backbone, and the check with the most fits."""
+    for method, backbone, check in itertools.product(METHODS, BACKBONES, CHECKS):
+        quick = method in FAMILIES or (backbone == BACKBONES[0] and check is not check_second_fit_forgets)
+        name = f"{method}-{backbone}-{check.__name__}"
+        yield pytest.param(method, backbone, check, id=name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("method", "backbone", "check"), cases())
 def test_contract(method, backbone, check):
     if check is check_planted_defect_outscores_its_twin:
         if method in SLOW_LEARNERS:
