@@ -48,6 +48,17 @@ SMALLER = {
     "gradcon": ("method.batch=4",),
     "fcdd": ("method.batch=8", "method.repeats=2", "method.lr=0.01"),
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
+    "kdad": ("method.batch=8",),
+    "uninformed_students": (
+        "method.patches=[33]",
+        "method.width=8",
+        "method.stride=8",
+        "method.teacher_steps=20",
+        "method.batch=8",
+        "method.lr=0.003",
+        "method.teacher_lr=0.003",
+    ),
+    "patch_svdd": ("method.width=4", "method.repeats=1", "method.batch=8", "method.lr=0.003"),
     "pefm": ("method.latents=[8,8,8]",),
 }
 

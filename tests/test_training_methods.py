@@ -83,7 +83,7 @@ def test_later_epochs_run_no_backbone_pass(method):
             calls.append(len(images))
             return backbone(images)
 
-        for name in ("trainable_copy", "trainable_stages"):
+        for name in ("trainable_copy", "trainable_stages", "mean", "std"):
             setattr(counted, name, getattr(backbone, name, None))
         made.backbone = counted
         fit(method, made, normals())

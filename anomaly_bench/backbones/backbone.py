@@ -127,6 +127,10 @@ class Backbone:
         Raises:
             UsageError: image size not supported by the transformer.
         """
+        return self.differentiable(images)
+
+    def differentiable(self, images: Tensor) -> list[Tensor]:
+        """The same levels, with the graph that leads from them back to the images if those require gradients."""
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self.autocast(images.device.type):
             levels = self.read(self.network, normalised)
