@@ -25,7 +25,10 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
 SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
+TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
 SMALLER = {
+    "adtr": (*TRANSFORMER, "method.lr=0.003"),
+    "adtr_plus": (*TRANSFORMER, "method.lr=0.003"),
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "draem": ("method.width=4", "method.discriminative_width=4"),

@@ -93,12 +93,16 @@ def assert_loss_falls(method: Any) -> None:
 
 
 def assert_outputs_differ(method: nn.Module, score: Callable[[Tensor], object], images: Tensor) -> None:
-    """Every layer with parameters answers unlike images differently."""
+    """Every layer with parameters answers unlike images differently, unless the method says that it cannot.
+
+    The latter are `constant_layers`, such as those that see learnt queries only; their outputs have to be the same.
+    """
     layers = {
         name: layer
         for name, layer in method.named_modules()
         if not list(layer.children()) and any(True for _ in layer.parameters())
     }
+    constant = getattr(method, "constant_layers", ())
     with settled_norms(method, score, images):
         outputs = [outputs_of(layers, score, images[index : index + 1]) for index in range(len(images))]
     blind = []
@@ -106,6 +110,8 @@ def assert_outputs_differ(method: nn.Module, score: Callable[[Tensor], object], 
         each = torch.stack([found[name] for found in outputs])
         if size(each - each.mean(dim=0)) < LEAST_SPREAD * size(each):
             blind.append(name)
+    assert set(constant) <= set(blind), f"not constant: {shortened([*set(constant) - set(blind)])} of constant_layers"
+    blind = [name for name in blind if name not in constant]
     assert not blind, (
         f"unlike images have the same outputs in {shortened(blind)}: the network ignores its input; initialise its "
         "layers (nn.init.kaiming_normal_ and zero biases), normalise between them, and do not saturate activations"

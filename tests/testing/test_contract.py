@@ -25,6 +25,7 @@ from anomaly_bench.testing.contract import (
     check_counts_without_data,
     check_each_image_by_itself,
     check_is_a_method,
+    check_outputs_differ,
     check_planted_defect_outscores_its_twin,
     check_saved_and_loaded,
     check_second_fit_forgets,
@@ -331,6 +332,7 @@ MORE = [
         network(repair=lambda self, pixels: self.decode(vanishing(self.encode(pixels)))),
         "gradients do not reach encode.weight: at most 1e-06 of the largest.* initialise the layers",
     ),
+    (check_outputs_differ, network(constant_layers=("decode",)), "not constant: decode of constant_layers"),
 ]
 
 
