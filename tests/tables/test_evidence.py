@@ -109,7 +109,7 @@ def test_method_missing_from_the_list_of_papers(command, monkeypatch):
     monkeypatch.setattr("anomaly_bench.tables.evidence.publications", dict)
     status, _, err = command("references", "evidence", "format=md")
     assert status == 2
-    assert "published/methods.csv has no line for ae_l2: add its name, title, arXiv number, paper and date" in err
+    assert "published/methods.csv has no line for adtr: add its name, title, arXiv number, paper and date" in err
 
 
 def test_records_exclude_the_evidence():
