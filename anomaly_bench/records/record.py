@@ -7,7 +7,7 @@ overwritten by one with another fingerprint; `results.csv` is derived from the r
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from anomaly_bench.records.content import check_content
 from anomaly_bench.records.training_share import derived_training
 
 SCHEMA = 2  # of records, and of the `model.yaml` beside them
+NEWER_SCHEMA = "made by a newer version of anomaly-bench: update it"
 OTHER_SCHEMA = "run anomaly-bench records convert results=DIR data_root=DIR, or delete it to recompute"
 
 
@@ -189,9 +190,11 @@ def load(path: Path) -> Record:
         content = read_json(path)
         checksum = content.pop("checksum")
         if content.get("schema") != SCHEMA:
-            raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {OTHER_SCHEMA}")
-        names = {entry.name for entry in fields(Record)}
-        if not names - LATER <= content.keys() <= names or checksum != digest(content):
+            newer = isinstance(content.get("schema"), int) and content["schema"] > SCHEMA
+            todo = NEWER_SCHEMA if newer else OTHER_SCHEMA
+            raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {todo}")
+        check_keys(content)
+        if checksum != digest(content):
             raise DamagedRecord(f"{path}: modified or truncated since it was written; it will be recomputed")
         check_content(content, Record)
         record = Record(**content)
@@ -202,6 +205,14 @@ def load(path: Path) -> Record:
     except (ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
         raise DamagedRecord(f"{path}: not a record ({error}); it will be recomputed") from error
     return record
+
+
+def check_keys(content: Mapping[str, Any]) -> None:
+    """Raise ValueError if a record lacks keys of its schema, or has others."""
+    names = {entry.name for entry in fields(Record)}
+    for found, what in ((names - LATER - content.keys(), "without"), (content.keys() - names, "unknown")):
+        if found:
+            raise ValueError(f"{what} {', '.join(sorted(map(str, found)))}")
 
 
 def load_all(results: Path) -> tuple[list[Record], list[str]]:

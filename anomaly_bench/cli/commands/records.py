@@ -1,7 +1,8 @@
-"""`anomaly-bench records`: `convert` those of an older version, `check` those of others, `merge` results folders."""
+"""`anomaly-bench records`: `convert` older ones, `check` those of others, `merge` folders, print the `schema`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from anomaly_bench.config.compose import config_folders
 from anomaly_bench.config.settings import check_writable, existing_folder
 from anomaly_bench.data.dataset import as_path
 from anomaly_bench.errors import Exit, UsageError, shorten, shown
-from anomaly_bench.records import consistency, merging, outlines, results_csv
+from anomaly_bench.records import consistency, merging, outlines, results_csv, schema
 from anomaly_bench.runs.conversion import Sources, convert
 
 OUTCOMES = {
@@ -23,7 +24,20 @@ OUTCOMES = {
 
 def command(subject: str, arguments: Sequence[str]) -> int:
     """Run `records SUBJECT`."""
-    return {"convert": convert_records, "check": check_records, "merge": merge_records}[subject](arguments)
+    commands = {"convert": convert_records, "check": check_records, "merge": merge_records, "schema": print_schema}
+    return commands[subject](arguments)
+
+
+def print_schema(words: Sequence[str]) -> int:
+    """Print the JSON schema of records.
+
+    Raises:
+        UsageError: anything else is given.
+    """
+    if words:
+        raise UsageError(f"records schema {' '.join(words)}: takes nothing else")
+    print(json.dumps(schema.record_schema(), indent=1))
+    return Exit.DONE
 
 
 def check_records(words: Sequence[str]) -> int:
