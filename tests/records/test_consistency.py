@@ -30,11 +30,13 @@ def test_committed_records_are_sound():
 
 def test_impossible_values_are_named(honest):
     assert list(consistency.faults(honest)) == []
+    assert len(honest.curves["pro"]["x"]) > 100
     constant = [{**image, "score": 1.0} for image in honest.images]
     pixel = honest.value("pixel_auroc")
     for changed, fault in (
         (with_values(honest, pro=1.2), "PRO is 1.2; expected 0 to 1"),
         (with_values(honest, pro=pixel), f"PRO and pixel AUROC are both {pixel:g}"),
+        (with_values(honest, pro=0.9, pixel_auroc=0.91), "PRO is 0.9; the area under its curve is 0."),
         (with_values(honest, pixel_auroc=0.5), "pixel AUROC is 0.5 exactly: of constant maps"),
         (replace(honest, images=constant), f"all {len(constant)} image scores are 1: the method told no image"),
         (replace(honest, counts=honest.counts | {"defects": 0}), "counts.defects is 0; the list of images has"),
