@@ -27,6 +27,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {  # command, which is also the name of i
     "plan": (),
     "tables": (),
     "report": (),
+    "leaderboard": (),
     "compare": (),
     "verify": (),
     "score": (),
@@ -36,7 +37,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {  # command, which is also the name of i
     "new": ("method", "dataset", "metric"),
     "data": ("check", "download"),
     "references": ("check", "evidence"),
-    "records": ("convert", "check", "merge"),
+    "records": ("convert", "check", "merge", "schema"),
     "cache": ("list", "clear"),
 }
 HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
@@ -49,6 +50,7 @@ commands
   plan                memory, disk and time that these jobs will need
   tables              print the tables of a results folder again
   report              one HTML file for a results folder: all records, heat maps, figures, the worst images
+  leaderboard         results=[A,B] out=SITE: a static site with rankings, and a page for each method and record
   compare             a=DIR b=DIR: what changed between two results folders, and whether it may be chance
                       results=DIR: the same for the methods in one; fail_if='image_auroc drops 0.5' exits 1
   verify              record=FILE: compute one record again and report whether it is reproduced
@@ -64,8 +66,9 @@ commands
   references check    contradictions within and between the papers' published tables
   references evidence what each method was checked against, and its measurements beside published numbers
   records convert     results=DIR data_root=DIR: migrate the records of an older version, numbers unchanged
-  records check DIR   checksums, impossible values and contradictions in the records of a results folder
+  records check DIR   schema, checksums, impossible values and contradictions in the records of a results folder
   records merge A B   into=C: several results folders in one, unless records contradict each other
+  records schema      the JSON schema of records
   cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be recreated
 
 groups (group=choice; * is the default)

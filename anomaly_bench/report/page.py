@@ -6,15 +6,10 @@ Records that are not comparable (different dataset, protocol or input) get separ
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
-from markupsafe import Markup
 
 from anomaly_bench.config.settings import FILTER
 from anomaly_bench.files import safe_cell, write_atomically
@@ -23,14 +18,12 @@ from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
 from anomaly_bench.report.figures.plots import heat_shares
-from anomaly_bench.report.figures.style import VARIABLES
-from anomaly_bench.report.figures.svg import clean, save_for_print
+from anomaly_bench.report.figures.svg import save_for_print
 from anomaly_bench.report.sections import ACCURACIES, CASE_TITLES, Section
+from anomaly_bench.report.templating import environment, script
 from anomaly_bench.tables import query
-from anomaly_bench.tables.formats.html import html_table
 from anomaly_bench.tables.layout import Column
 from anomaly_bench.tables.table import DASH
-from anomaly_bench.version import __version__
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -47,8 +40,8 @@ NUMBER_COLUMNS = (
 TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
 
 
-def write_page(config: Any) -> None:
-    """Write the page to `out`, and the figures to the folder `figures`, if given.
+def chosen_records(config: Any) -> tuple[list[Record], dict[tuple[Any, ...], Path]]:
+    """The selected records as outlines, and the file of each by its identity.
 
     Raises:
         UsageError: a results folder without records, or a selected name without records.
@@ -62,7 +55,16 @@ def write_page(config: Any) -> None:
             files.setdefault(record.identity, path)
         return list(found.values()), damaged
 
-    known = query.choose(query.read_records(config, read), [], config)[0]
+    return query.choose(query.read_records(config, read), [], config)[0], files
+
+
+def write_page(config: Any) -> None:
+    """Write the page to `out`, and the figures to the folder `figures`, if given.
+
+    Raises:
+        UsageError: a results folder without records, or a selected name without records.
+    """
+    known, files = chosen_records(config)
     folders = query.results_folders(config)
     sections = [Section(f"s{number}", part, folders, files) for number, part in enumerate(setups(known), 1)]
     out = Path(str(config["out"])).expanduser()
@@ -97,15 +99,16 @@ def number_columns(known: Sequence[Record]) -> list[Column]:
 
 
 def filter_columns(rows: Sequence[Mapping[str, Any]], numbers: Sequence[Column]) -> list[FilterColumn]:
-    """The columns of `table_row`s; a column with a single value gets no filter."""
-
-    def texts(titles: Mapping[str, str]) -> Iterator[FilterColumn]:
-        for name, title in titles.items():
-            values = sorted({row[name] for row in rows})
-            yield FilterColumn(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
-
+    """The columns of `table_row`s."""
     filters = (FilterColumn(measure.value, measure.title, number=True) for measure in numbers)
-    return [*texts(LEADING), *filters, *texts(TRAILING)]
+    return [*text_columns(rows, LEADING), *filters, *text_columns(rows, TRAILING)]
+
+
+def text_columns(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Iterator[FilterColumn]:
+    """Columns of text by name; one with a single value, and that of the records, gets no filter."""
+    for name, title in titles.items():
+        values = sorted({row[name] for row in rows})
+        yield FilterColumn(name, title, choices=tuple(values) if len(values) > 1 and name != "record" else ())
 
 
 def table_row(record: Record, columns: Sequence[Column]) -> dict[str, Any]:
@@ -126,25 +129,13 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
     """The page's HTML; equal records give equal text."""
     numbers = number_columns(known)
     rows = [table_row(record, numbers) for record in known]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("anomaly_bench.report"),
-        autoescape=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = environment.loader.get_source(environment, "report.js")[0]  # type: ignore[union-attr]
-    return environment.get_template("report.html").render(
-        version=__version__,
-        variables=VARIABLES,
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    made = environment()
+    return made.get_template("report.html").render(
+        **script(made, "records", "panels", "report"),
         columns=filter_columns(rows, numbers),
         rows=rows,
         sections=sections,
         heat_shares=heat_shares,
-        html_table=lambda table, shares: Markup(html_table(table, shares)),  # already escaped
         numbered=enumerate,
         kinds=CASE_TITLES,
         safe_cell=safe_cell,

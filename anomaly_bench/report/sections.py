@@ -33,6 +33,7 @@ from anomaly_bench.tables.layout import Column, Layout
 from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
+    from anomaly_bench.metrics.registry import Metric
     from anomaly_bench.records.gallery import Case
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
@@ -96,6 +97,14 @@ class Plot:
     source: str = ""
 
 
+def known_metrics(records: Sequence[Record]) -> dict[str, Metric]:
+    """The metrics of heat maps, figures and rankings: accuracies, and those of the user's own."""
+    entries = [record.metrics for record in records]
+    recall = [RECALL] if any(record.holdout for record in records) else []
+    names = (ACCURACIES[0], *recall, *ACCURACIES[1:], *own_names(entries))
+    return {name: metric for name in names if (metric := find_metric(name, entries))}
+
+
 class Section:
     """The records of one setup and their part of the page.
 
@@ -115,11 +124,8 @@ class Section:
         self._lines: tuple[str, Panels, Panels] = ("", {}, {})
         self.entries = group_records(records, with_speed=False)
         self.labels = [" ".join(filter(None, (entry.full_title, entry.backbone))) for entry in self.entries]
-        entries = [record.metrics for record in records]
-        recall = [RECALL] if any(record.holdout for record in records) else []
-        names = (ACCURACIES[0], *recall, *ACCURACIES[1:], *own_names(entries))
-        self.known = {name: metric for name in names if (metric := find_metric(name, entries))}
-        valued = [name for name in names if any(record.value(name) is not None for record in records)]
+        self.known = known_metrics(records)
+        valued = [name for name in self.known if any(record.value(name) is not None for record in records)]
         self.metrics = {name: self.known[name].title for name in valued}
         self.title = setup_title(records)
         self.heat = {

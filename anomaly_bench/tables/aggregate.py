@@ -108,8 +108,8 @@ def _source_facts(name: str, records: Sequence[Record], item: AxisItem) -> dict[
     """The setup, status and settings with a footnote, where speed or cost was measured, if a metric is outdated."""
     facts = {"setup": describe(records[0]), "status": _status_fact(records[0].method)}
     facts |= {"images": item.entry.images if item.entry else ""}
-    facts |= {"revision": _revision_fact(records[0]), "settings": _settings_fact(records[0])}
-    facts["supervision"] = _supervision_fact(records[0])
+    facts |= {"revision": revision_fact(records[0]), "settings": _settings_fact(records[0])}
+    facts["supervision"] = supervision_fact(records[0])
     if name in SPEEDS:
         shared = any(item.entry and item.entry.timing(each).get("alone") is False for each in records)
         facts |= {"alone": "timed while other jobs were running on the machine" if shared else ""}
@@ -157,7 +157,7 @@ def _status_fact(method: str) -> str:
     return RECONSTRUCTION if evidence.get("status") == "reconstruction" else ""
 
 
-def _supervision_fact(record: Record) -> str:
+def supervision_fact(record: Record) -> str:
     """What the method is fitted on besides normal images; '' if nothing else."""
     method: Mapping[str, Any] = record.config.get("method") or {}
     about = packaged_node("method", record.method).get("about") or method.get("about") or {}
@@ -165,7 +165,7 @@ def _supervision_fact(record: Record) -> str:
     return "" if kind == SUPERVISIONS[0] else f"fitted on normal images and {kind}"
 
 
-def _revision_fact(record: Record) -> str:
+def revision_fact(record: Record) -> str:
     """Whether a built-in method has other scores today."""
     method: Mapping[str, Any] = record.config.get("method") or {}
     then = (method.get("about") or {}).get("revision")

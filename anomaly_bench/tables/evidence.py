@@ -109,7 +109,7 @@ def evidence_page(results: Path) -> str:
         name: [row for row in table["comparisons"] if row["method"] == name] for name in (*names, *SHARED_PARTS)
     }
     rows: list[tuple[str, ...]]
-    rows = [("method", "status", "compared with", "largest difference", "identity tests", *_MEASURED)]
+    rows = [("method", "status", "compared with", "largest difference", "identity tests", *MEASURED)]
     rows += [overview(name, compared[name], measured[name], references) for name in names]
     parts = ["# Why the numbers can be trusted", _preface(table["versions"]), markdown_table(rows), "## In detail"]
     for name in names:
@@ -120,7 +120,7 @@ def evidence_page(results: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_MEASURED = ("measured: " + " / ".join(METRICS.values()), "published", "on", "budget")
+MEASURED = ("measured: " + " / ".join(METRICS.values()), "published", "on", "budget")
 
 
 def read_parity(path: Path) -> Mapping[str, Any]:
@@ -245,7 +245,7 @@ def details(
     if not measured:
         yield "No measurement is kept in results/."
         return
-    yield markdown_table([_MEASURED, *(measured_cells(each, name, references) for each in measured)])
+    yield markdown_table([MEASURED, *(measured_cells(each, name, references) for each in measured)])
     every = [published_value(name, metric, measured[0].categories, references) for metric in METRICS]
     sources = [
         f"{shown}: {TABLES[cell.table].title} ({ORIGINS[cell.origin]})"

@@ -50,11 +50,13 @@ class Cell:
 
     Attributes:
         joined: what stands between the values; "": they are a tuple in parentheses.
+        link: in HTML, where it leads; "": nowhere.
     """
 
     values: tuple[CellValue, ...]
     notes: tuple[str, ...] = ()
     joined: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Header:
         notes: its footnotes.
         short: an abbreviation of the last label, for narrow columns; "": none.
         divides: a column preceded by a rule.
+        link: in HTML, where its first label leads; "": nowhere.
     """
 
     labels: tuple[str, ...]
@@ -78,6 +81,7 @@ class Header:
     notes: tuple[str, ...] = ()
     short: str = ""
     divides: bool = False
+    link: str = ""
 
     def shortened(self) -> Header:
         """The header with its abbreviation, if it has one."""
@@ -137,6 +141,14 @@ class Table:
         marked = {"", *headed, *(mark for row in cells for cell in row for mark in cell.notes)}
         notes = [(mark, text) for mark, text in self.notes if mark in marked]
         return replace(self, columns=columns, cells=cells, notes=notes)
+
+    def in_order(self, order: Sequence[int]) -> Table:
+        """The rows in another order; a lettered table is lettered again."""
+        texts = dict(self.notes)
+        rows, cells = [self.rows[line] for line in order], [self.cells[line] for line in order]
+        made = replace(self, rows=rows, cells=cells, notes=[]).lettered()
+        general = [note for note in self.notes if not note[0]]
+        return replace(made, notes=general + [(mark, texts[letter]) for mark, letter in made.notes])
 
     def lettered(self) -> Table:
         """Replace footnotes by letters in reading order, and list them below the table."""

@@ -6,7 +6,6 @@ import csv
 import itertools
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -372,20 +371,9 @@ def test_hostile_names_create_no_elements(page):
 
 
 @pytest.fixture(scope="module")
-def browser(page):
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+def browser(page, chrome):
     chrome.get(page.as_uri())
-    yield chrome
-    chrome.quit()
+    return chrome
 
 
 def find(browser, css: str) -> list[Any]:

@@ -66,8 +66,9 @@ def _html_body(table: Table, shares: Sequence[Sequence[float | None]] | None) ->
             width = len(table.corner) + len(table.columns)
             yield f'<tr class="rule"><th colspan="{width}">{_html_text(head.above)}</th></tr>'
         kinds = " ".join(filter(None, ("rule" if head.opens and not head.above else "", "mean" if head.mean else "")))
-        stubs = "".join(f"<th>{label}</th>" for label in labels_of(head, _html_text, SUP))
-        texts = [cell_text(cell, table.has_published, _html_value) for cell in cells]
+        first, *others = labels_of(head, _html_text, SUP)
+        stubs = "".join(f"<th>{label}</th>" for label in (_linked(first, head.link), *others))
+        texts = [_linked(cell_text(cell, table.has_published, _html_value), cell.link) for cell in cells]
         marks = [SUP.format(",".join(cell.notes)) if cell.notes else "" for cell in cells]
         shown = "".join(f"<td{each[0]}>{each[1]}{each[2]}</td>" for each in zip(row, texts, marks, strict=True))
         yield f"<tr{f' class={kinds!r}' if kinds else ''}>{stubs}{shown}</tr>"
@@ -85,6 +86,10 @@ def _html_value(value: CellValue) -> str:
 
 def _span(text: str, kind: str) -> str:
     return f'<span class="{kind}">{_html_text(text)}</span>' if kind else _html_text(text)
+
+
+def _linked(content: str, address: str) -> str:
+    return f'<a href="{html.escape(address)}">{content}</a>' if address else content
 
 
 def _html_text(text: str) -> str:
