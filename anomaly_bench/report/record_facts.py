@@ -66,7 +66,7 @@ class RecordFacts:
         yield "Extra parameters", f"{size.get('extra_params', 0):,.0f}"
         yield "Stored statistics", f"{size.get('stored_mb', 0):.1f} MB"
 
-    def speeds(self) -> Iterator[tuple[str, str, str, str, str]]:
+    def speeds(self) -> Iterator[tuple[str, ...]]:
         """Setting, latency, its 95th percentile, images per second, and when it was measured."""
         for entry in self.record.speed:
             numbers = (entry.get(name) for name in ("latency_ms", "latency_p95_ms", "fps"))
@@ -81,7 +81,8 @@ class RecordFacts:
     @property
     def settings(self) -> str:
         """The resolved configuration as YAML."""
-        return yaml.safe_dump(self.record.config, sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.record.config, sort_keys=False, allow_unicode=True)
+        return text
 
     @property
     def verification(self) -> str:
