@@ -99,6 +99,12 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
 
 
+def other_files(folder: Path) -> list[Path]:
+    """Visible files that are none of `image_files`, sorted by name."""
+    files = {folder / entry.name for entry in entries(folder) if is_file(entry)}
+    return sorted(files.difference(image_files(folder)))
+
+
 def is_file(entry: os.DirEntry[str]) -> bool:
     """Broken links count too: they are reported when read, not silently ignored."""
     try:

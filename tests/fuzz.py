@@ -4,16 +4,19 @@
 
 Each case has its own seed: it copies a healthy tree with finished records, corrupts it, and runs a corrupted command
 line, usually in this process, every tenth time in a separate one. There must be no traceback, unknown exit status or
-hang, and no earlier record may be lost, changed or damaged. Each violation is printed once, with the command line that
-reproduces it, and the exit status is 1.
+hang, and no earlier record may be lost, changed or damaged. Every third case changes the tree in a way whose meaning is
+known (`fuzz_kinds`): metrics must stay as they were, or what was noticed must be said, or the category refused. Each
+violation is printed once, with the command line that reproduces it, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import faulthandler
 import io
+import json
 import os
 import random
 import re
@@ -31,7 +34,22 @@ from pathlib import Path
 
 import numpy as np
 from conftest import make_category, save
+from fuzz_kinds import (
+    AS_BEFORE,
+    NOTICED,
+    REFUSED,
+    SCORED,
+    Expected,
+    Kind,
+    Tree,
+    dialect,
+    replace,
+    same_size,
+    values,
+    write_table,
+)
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from anomaly_bench import records
 from anomaly_bench.cli.main import command
@@ -40,6 +58,7 @@ from anomaly_bench.hardware import timing
 
 SECONDS = 600  # after which a case counts as hanging, even on a busy machine
 EVERY = 10  # case runs in a separate process
+MEANT = 3  # every third case has a known meaning
 QUICK = ["dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5"]
 
 
@@ -187,9 +206,15 @@ def another_mask(rng: Rng, root: Path, path: Path) -> None:
         save(np.full(sides, rng.choice([0, 1, 255]), np.uint8), rng.choice(masks).with_suffix(".png"))
 
 
+def another_kind(rng: Rng, root: Path, path: Path) -> None:
+    """A kind of file that others have, in whatever state the tree is in."""
+    with contextlib.suppress(Exception):
+        rng.choice([*AS_BEFORE, *NOTICED, *REFUSED])(Tree(rng, root / rng.choice(["cog", "mat"])))
+
+
 TREE: list[Callable[[Rng, Path, Path], None]] = [
     *(delete, truncate, truncate, flip, flip, rename, move, swap, duplicate, become_file, become_folder, become_link),
-    *(become_pipe, forbid, another_mode, another_mode, huge_header, another_mask),
+    *(become_pipe, forbid, another_mode, another_mode, huge_header, another_mask, another_kind, another_kind),
 ]
 
 
@@ -243,6 +268,8 @@ class Fuzz:
         self.folder, self.seed = folder, seed
         for name in ("cog", "mat"):
             make_category(folder / "whole" / "data" / name, train=4, good=2, defects=2, side=32)
+        for path in files(folder / "whole"):  # all images of one size in bytes
+            replace(path, values(path), compress_level=0)
         self.cases, self.done, self.statuses = 0, Counter[str](), Counter[int]()
         words = [*QUICK, f"data_root={folder / 'whole/data'}", f"results={folder / 'whole/results'}"]
         assert self.in_process([*words, "save_maps=true", "save_model=true"])[0] == 0
@@ -258,6 +285,9 @@ class Fuzz:
         rng = Rng(f"{self.seed}/{number}")
         here = self.folder / "case"
         shutil.copytree(self.folder / "whole", here)
+        if number % MEANT == MEANT - 1:
+            found, words = self.meant(rng, here)
+            return self.told(number, found, words, here)
         corrupt_tree(rng, here / "data", self.done)
         corrupt_results(rng, here / "results", self.done)
         before = outlines(here / "results")
@@ -277,6 +307,10 @@ class Fuzz:
         after = outlines(here / "results")
         lost = [name for name, outline in before.items() if after.get(name) != outline]
         found = f"lost or changed records: {lost}" if lost and found is None else found
+        return self.told(number, found, words, here)
+
+    def told(self, number: int, found: str | None, words: list[str], here: Path) -> str | None:
+        """What went wrong, with the command lines that show it again."""
         free(here)
         if found is None:
             return None
@@ -297,6 +331,128 @@ class Fuzz:
             ["score", f"model={model[0]}", f"images={here / 'data' / 'cog'}", f"out={here / 'scored'}", "threads=1"],
         ]
         return rng.choice(uses)
+
+    def meant(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        """A case of known meaning: what went wrong or None, and its command line."""
+        uses = [(self.as_before, 4), (self.noticed, 4), (self.refused, 3), (self.changed, 1), (self.scored, 2)]
+        uses += [(self.listed, 1), (self.tabled, 2)]
+        return rng.choices([use for use, _ in uses], [weight for _, weight in uses])[0](rng, here)
+
+    def as_before(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        chosen = sorted(rng.sample(range(len(AS_BEFORE)), rng.choice([1, 2, 3, 5])))
+        return self.kinds(rng, here, [AS_BEFORE[index] for index in chosen])
+
+    def noticed(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        return self.kinds(rng, here, [rng.choice(NOTICED)])
+
+    def refused(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        return self.kinds(rng, here, [rng.choice(REFUSED)])
+
+    def kinds(self, rng: Rng, here: Path, kinds: list[Kind]) -> tuple[str | None, list[str]]:
+        """Change one category in these ways and run it."""
+        expected = self.apply(kinds, Tree(rng, here / "data" / "cog"))
+        words = [*QUICK, f"data_root={here / 'data'}", f"results={here / 'results'}"]
+        before = cogs(here / "results")
+        wrong, screen = self.judged(words)
+        new = [record for name, record in cogs(here / "results").items() if name not in before]
+        wrong = wrong or unsaid(expected, screen)
+        if wrong is None and any(each.refused for each in expected) and new:
+            wrong = "not refused"
+        if wrong is None and all(each.same for each in expected):
+            if not new and "cog: already done" not in screen:
+                wrong = "no record"
+            wrong = next(filter(None, (unlike(record, next(iter(before.values()))) for record in new)), wrong)
+        names = [kind.__name__ for kind in kinds]
+        return wrong and f"{wrong} after {', '.join(names)}:\n{screen}", words
+
+    def apply(self, kinds: list[Kind], tree: Tree) -> list[Expected]:
+        expected = []
+        for kind in kinds:
+            with contextlib.suppress(IndexError, StopIteration):  # no file is left to change
+                expected.append(kind(tree))
+                self.done[kind.__name__] += 1
+        return expected
+
+    def judged(self, words: list[str]) -> tuple[str | None, str]:
+        status, screen = self.in_process(words)
+        self.statuses[status] += 1
+        return judge(status, screen), screen
+
+    def changed(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        """A file gets other pixels, and keeps size and modification time."""
+        words = [*QUICK, f"data_root={here / 'data'}", f"results={here / 'results'}"]
+        wrong, screen = self.judged(words)
+        same_size(rng, here / "data" / "cog")
+        before = cogs(here / "results")
+        wrong, screen = (wrong, screen) if wrong else self.judged(words)
+        self.done["same size and time"] += 1
+        if wrong is None and len(cogs(here / "results")) != len(before) + 1:
+            wrong = f"the old hash was taken:\n{screen}"
+        return wrong, words
+
+    def scored(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        """A folder of images for a saved model: it says what a run says, and gives the same scores."""
+        shutil.copytree(here / "data" / "cog" / "test", here / "other" / "test")
+        kinds = [rng.choice(SCORED)]
+        expected = self.apply(kinds, Tree(rng, here / "other"))
+        (record,) = cogs(here / "results").values()
+        model = (here / "results" / record.path).with_suffix("")
+        words = ["score", f"model={model}", f"images={here / 'other'}", f"out={here / 'scored'}", "threads=1"]
+        wrong, screen = self.judged([*words, "device=cpu"])
+        wrong = wrong or unsaid(expected, screen)
+        if wrong is None and all(each.same for each in expected):
+            with (here / "scored" / "scores.csv").open(newline="", encoding="utf-8") as file:
+                found = {row["file"].rpartition(".")[0]: float(row["score"]) for row in csv.DictReader(file)}
+            right = {image["file"].rpartition(".")[0]: image["score"] for image in record.images}
+            if found.keys() != right.keys() or not np.allclose([found[name] for name in right], [*right.values()]):
+                wrong = f"other scores: {found}, in the run {right}"
+        return wrong and f"{wrong} after {kinds[0].__name__}:\n{screen}", words
+
+    def listed(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        """A list of images in any dialect is read as the layout is, or refused in one line."""
+        how, rows = dialect(rng), []
+        for path in files(here / "data"):
+            category, split, kind, name = path.relative_to(here / "data").parts
+            if split != "ground_truth":
+                mask = f"{category}/ground_truth/{kind}/{path.stem}_mask.png" if kind == "spot" else ""
+                rows.append([f"{category}/{split}/{kind}/{name}", kind, mask, split, category])
+        write_table(here / "data" / "list.csv", how, ["file", "label", "mask", "split", "category"], rows)
+        results = here / "again"
+        words = [*QUICK, f"data_root={here / 'data'}", f"results={results}", "dataset.csv=list.csv"]
+        wrong, screen = self.judged(words)
+        self.done["dataset.csv"] += 1
+        found, right = list(cogs(results).values()), list(cogs(here / "results").values())
+        if wrong is None and not found and "list.csv" not in screen:
+            wrong = "neither read nor refused"
+        wrong = wrong or (unlike(found[0], right[0]) if found else None)
+        return wrong and f"{wrong}, written as {how}:\n{screen}", words
+
+    def tabled(self, rng: Rng, here: Path) -> tuple[str | None, list[str]]:
+        """Scores of another program, in any dialect."""
+        how, truth, scores, rows = dialect(rng), [], [], []
+        top = rng.choice([1.0, 1.0, 90.0, 5000.0])
+        for path in files(here / "data"):
+            name = path.relative_to(here / "data")
+            if name.parts[1] == "test":
+                score = round(rng.uniform(0, top) + top * (name.parts[2] == "spot") / 2, how.places)
+                save_map(here / "maps" / name.with_suffix(".npy"), rng)
+                rows.append([name.as_posix(), score])
+                truth.append((name.parts[0], name.parts[2] == "spot"))
+                scores.append(score)
+        write_table(here / "scores.csv", how, ["file", "score"], rows)
+        words = ["score", f"maps={here / 'maps'}", "dataset=folder", f"data_root={here / 'data'}"]
+        words += [f"scores={here / 'scores.csv'}", f"out={here / 'measured'}"]
+        wrong, screen = self.judged(words)
+        self.done["scores="] += 1
+        file = here / "measured" / "metrics.json"
+        if wrong is None and not file.is_file():
+            wrong = "refused" if how.plain else None if "scores=" in screen else "neither read nor refused"
+        for each in json.loads(file.read_text("utf-8"))["results"] if wrong is None and file.is_file() else ():
+            own = [(label, score) for (name, label), score in zip(truth, scores, strict=True) if name == each["category"]]
+            right = roc_auc_score(*zip(*own, strict=True))
+            if abs(each["image_auroc"] - right) > 1e-9:
+                wrong = f"image AUROC {each['image_auroc']}, right {right}"
+        return wrong and f"{wrong}, written as {how}:\n{screen}", words
 
     def in_process(self, words: list[str]) -> tuple[int, str]:
         screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
@@ -331,6 +487,31 @@ def judge(status: int, screen: str) -> str | None:
     ):
         return f"exit status {status} without a reason:\n{screen}"
     return None
+
+
+def unsaid(expected: list[Expected], screen: str) -> str | None:
+    lacking = [each.said for each in expected if each.said not in screen]
+    return f"not said: {lacking}" if lacking else None
+
+
+def cogs(results: Path) -> dict[str, records.Record]:
+    """The records of the first category, by file name."""
+    return {each.path.name: each for each in records.load_all(results)[0] if each.task == "cog"}
+
+
+def unlike(record: records.Record, right: records.Record) -> str | None:
+    """How a record's numbers differ from those of another, whatever the order of the images."""
+    for name, entry in right.metrics.items():
+        if not np.isclose(record.metrics[name]["value"], entry["value"], atol=1e-6):
+            return f"{name} is {record.metrics[name]['value']}, was {entry['value']}"
+    scores = [sorted(image["score"] for image in each.images) for each in (record, right)]
+    same = len(scores[0]) == len(scores[1]) and np.allclose(*scores, rtol=1e-4)
+    return None if same else f"scores are {scores[0]}, were {scores[1]}"
+
+
+def save_map(path: Path, rng: Rng) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.random.default_rng(rng.randrange(10**6)).random((32, 32), np.float32))
 
 
 def outlines(results: Path) -> dict[str, list[dict[str, object]]]:

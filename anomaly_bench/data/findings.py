@@ -20,6 +20,8 @@ LEAST_BITS = 14  # images of a 16-bit format that use no more than these are pro
 KINDS = {  # in the order of the lines; the number of files and the files come after
     "left_out": "images that no folder of the layout holds: left out",
     "unknown": "files of no known image format: left out",
+    "beside": "images, or folders of images without train and test, beside the categories: left out",
+    "unlisted": "images that dataset.csv does not list: left out",
     "normal_folder": "images in a folder that is not called good, read as normal",
     "no_normal": "defective test images, and no normal one (test/good): AUROC and others are undefined",
     "leaked": "test images that are training images too, byte for byte",

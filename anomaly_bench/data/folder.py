@@ -14,7 +14,7 @@ from anomaly_bench.data.dataset import Dataset, find_root
 from anomaly_bench.data.listed import Listed, read_list
 from anomaly_bench.data.mvtec import GOOD, TRUTH, MVTecDataset
 from anomaly_bench.errors import DataError, UsageError, closest, shorten
-from anomaly_bench.files import composed, entries, subfolders
+from anomaly_bench.files import composed, entries, image_files, subfolders
 
 
 def folder(
@@ -59,7 +59,8 @@ def folder(
         double = [path.name for path in categories if folders[composed(path.name)] != path]
         raise UsageError(f"data_root={root}: two folders have the name {double[0]}, in two Unicode forms; rename one")
     groups = grouped(list(folders), textures)
-    return MVTecDataset(name, title or name, root, groups, folders, good, str(masks))
+    beside = tuple(path for path in (*subfolders(root), *image_files(root)) if path not in categories)
+    return MVTecDataset(name, title or name, root, groups, folders, good, str(masks), beside)
 
 
 def grouped(categories: Sequence[str], textures: Sequence[str]) -> dict[str, str | None]:

@@ -11,12 +11,14 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from anomaly_bench.data.dataset import Digests, Sample, Source, Task
+from anomaly_bench.data.findings import Finding
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, UsageError, shorten
+from anomaly_bench.files import image_files, relative, tree
 
 COLUMNS = ("file", "label", "mask", "split")
 SPLITS = ("train", "validation", "test")
@@ -55,7 +57,23 @@ class Listed:
                 f"{category}: {len(lacking)} defective images have no mask: {shorten(lacking)}; name one for each, or "
                 "none for image metrics only"
             )
+        if category == next(iter(self.categories)):  # said once
+            return replace(task, findings=tuple(self.notice()))
         return task
+
+    def notice(self) -> Iterator[Finding]:
+        """Images that the list does not have."""
+        sources = (
+            source
+            for splits in self.images.values()
+            for images in splits.values()
+            for image in images
+            for source in (*image.sources, *image.masks)
+        )
+        read = {relative(source.path, self.root) for source in sources}
+        found = (relative(path, self.root) for where in tree(self.root) for path in image_files(where))
+        if unlisted := tuple(name for name in found if name not in read):
+            yield Finding("unlisted", unlisted)
 
     def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.root / task.name)

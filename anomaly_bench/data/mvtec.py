@@ -18,7 +18,7 @@ from anomaly_bench.data.findings import Finding
 from anomaly_bench.data.mask_files import mask_folder, with_masks
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, shorten
-from anomaly_bench.files import composed, entries, image_files, is_file, printable, relative, subfolders, tree
+from anomaly_bench.files import composed, entries, image_files, other_files, printable, relative, subfolders, tree
 
 GOOD, TRUTH = "good", "ground_truth"
 CALLED_NORMAL = (GOOD, "ok", "normal")  # in any case: folders that cannot hold defects, whatever `normal` says
@@ -30,6 +30,7 @@ class MVTecDataset:
 
     Attributes:
         categories: every category of the dataset in the papers' order -> its group, or None.
+        beside: what else is in `root` and should be named if it holds images.
         root: the folder that holds the categories.
         folders: category -> folder, where it is not `root / category`.
         normal: the names of folders of normal images, in place of "good".
@@ -43,6 +44,7 @@ class MVTecDataset:
     folders: dict[str, Path] = field(default_factory=dict)
     normal: tuple[str, ...] = (GOOD,)
     truth: str = TRUTH
+    beside: tuple[Path, ...] = ()
 
     def folder(self, category: str) -> Path:
         return self.folders.get(category, self.root / category)
@@ -61,7 +63,10 @@ class MVTecDataset:
             raise DataError(f"{category}: no folder {self.folder(category)}; expected MVTec AD's layout; add it")
         group, folder = self.categories[category], self.folder(category)
         task = read_category(category, group, folder, self.normal, self.truth)
-        return replace(task, findings=tuple(notice(task, folder, self.normal)))
+        found = tuple(notice(task, folder, self.normal))
+        if category == next(iter(self.available)):  # said once
+            found += tuple(notice_beside(self.beside))
+        return replace(task, findings=found)
 
     def digests(self, task: Task) -> Digests:
         return file_digests(task.files, self.folder(task.name))
@@ -140,11 +145,8 @@ def notice(task: Task, folder: Path, normal: Sequence[str]) -> Iterator[Finding]
     images: list[Path] = []
     others: list[Path] = []
     for where in tree(folder):
-        known = set(image_files(where))
-        images += [path for path in sorted(known) if path not in read]
-        if where != folder:  # it may hold a licence
-            files = (where / entry.name for entry in entries(where) if is_file(entry))
-            others += [path for path in sorted(files) if path not in known]
+        images += [path for path in image_files(where) if path not in read]
+        others += other_files(where) if where != folder else []  # which may hold a licence
     for kind, paths in (("left_out", images), ("unknown", others)):
         if paths:
             yield Finding(kind, tuple(relative(path, folder) for path in paths))
@@ -155,3 +157,18 @@ def notice(task: Task, folder: Path, normal: Sequence[str]) -> Iterator[Finding]
         yield Finding("normal_folder", tuple(renamed))
     if all(image.label for image in tested):
         yield Finding("no_normal", tuple(image.id for image in tested))
+
+
+def notice_beside(paths: Sequence[Path]) -> Iterator[Finding]:
+    """Images beside the categories, and folders that hold some."""
+    held = [path for path in paths if not path.is_dir() or has_images(path)]
+    if held:
+        yield Finding("beside", tuple(f"../{name_of(path)}" for path in held))
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is an image at any depth of a folder; not in one that cannot be listed."""
+    try:
+        return any(image_files(each) for each in tree(folder))
+    except DataError:
+        return False

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_bench.config.settings import input_size, resize_filter, used_bits
-from anomaly_bench.data import decoding
+from anomaly_bench.data import decoding, findings
 from anomaly_bench.data.anomaly_maps import map_names, write_about
-from anomaly_bench.data.dataset import Source
+from anomaly_bench.data.dataset import RGB, Sample, Source
 from anomaly_bench.data.geometry import centred
 from anomaly_bench.data.overlays import common_scale, overlay
 from anomaly_bench.errors import DataError, UsageError, shown
-from anomaly_bench.files import safe_cell, short_path
+from anomaly_bench.files import relative, safe_cell, short_path
 from anomaly_bench.metrics.thresholds import shortage, thresholds_of
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.runs.verdicts import Judge, summary, write_scores
@@ -85,6 +85,7 @@ class Folder:
         self.scored: list[tuple[float, str]] = []
         self.mapped: list[Path] = []  # files with a map
         self.ends: list[tuple[float, float]] = []  # lowest and highest value of each map
+        self.facts: dict[Path, findings.Facts] = {}  # of the files read
 
     def name(self, file: Path) -> str:
         """The path below `images`, with forward slashes."""
@@ -94,6 +95,7 @@ class Folder:
         """Write all requested output to `out`; True: no image failed."""
         with self.maps_folder() as maps:
             self.score_images(method, device, maps)
+            self.say_noticed("images", self.wanted.images, self.files)
             judge = Judge(self.thresholds, self.held_out)
             rows = judge.rows(self.scored)
             write_scores(self.wanted.out / "scores.csv", rows)
@@ -109,7 +111,9 @@ class Folder:
             print(line)
         return not self.failed
 
-    def calibrate(self, method: Method, device: torch.device, files: Sequence[Path], rate: float | None) -> None:
+    def calibrate(
+        self, method: Method, device: torch.device, folder: Path, files: Sequence[Path], rate: float | None
+    ) -> None:
         """Make thresholds from a folder of normal images, instead of those held out from the model's fit.
 
         Args:
@@ -119,10 +123,19 @@ class Folder:
             {"score": float(score), "peak": None if values is None else float(values.max())}
             for _, score, values in self.scores(method, device, files, "calibrating")
         ]
+        self.say_noticed("calibrate", folder, files)
         rate = rate or self.thresholds.get("max_false_alarms", MAX_FALSE_ALARMS)
         self.held_out, self.thresholds = found, thresholds_of(found, rate)
         if lack := shortage(len(found), rate):
-            self.reporter.warn(f"calibrate={self.wanted.calibrate}: {lack}")
+            self.reporter.warn(f"calibrate={folder}: {lack}")
+
+    def say_noticed(self, key: str, folder: Path, files: Sequence[Path]) -> None:
+        """What was noticed about the images of a folder, as in a run."""
+        read = [file for file in files if file in self.facts]
+        samples = [Sample(relative(file, folder), None, (Source(file),)) for file in read]
+        images = findings.ReadSet(samples, [self.facts.pop(file) for file in read], masks=[])
+        found = findings.find(images, [], lambda sample: sample.id)
+        findings.say(key, f"{len(read)} images", found, self.reporter.say, self.reporter.warn)
 
     @contextlib.contextmanager
     def maps_folder(self) -> Iterator[Path]:
@@ -184,7 +197,9 @@ class Folder:
             DataError: the file cannot be read, for any reason.
         """
         try:
-            found = decoding.decode_image(Source(file), self.resize, self.filter, self.bits)
+            sample = Sample(str(file), None, (Source(file),))
+            found = decoding.decode_sample(sample, (RGB,), self.resize, self.filter, self.bits)
+            self.facts[file] = {kind: fact for kind, fact in found.facts.items() if kind != "pixels"}
             return centred(found.values, self.crop)
         except DataError:
             raise

@@ -159,3 +159,17 @@ def test_empty_user_folder(tmp_path):
     node = compose("config", ["dataset=folder"])["dataset"]
     with pytest.raises(UsageError, match=r"no category found.*folders there: none"):
         data.check_dataset(OmegaConf.create({"dataset": node, "data_root": str(tmp_path), "category": "all"}))
+
+
+def test_images_beside_the_categories_are_named_once(tree, capsys):
+    save(picture(1), tree / "camera2" / "monday" / "000.png")
+    save(picture(2), tree / "loose.png")
+    (tree / "notes").mkdir()
+    (tree / "notes" / "read.txt").write_text("no image")
+    node = compose("config", ["dataset=folder"])["dataset"]
+    assert data.check_dataset(OmegaConf.create({"dataset": node, "data_root": str(tree), "category": "all"}))
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert said == [
+        "cog: images, or folders of images without train and test, beside the categories: left out (2): ../camera2, "
+        "../loose.png"
+    ]

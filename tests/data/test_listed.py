@@ -111,3 +111,13 @@ def test_other_names_for_normal_images_and_masks(tree):
         tested = dataset.task(category).tests["test"]
         assert [image.label for image in tested] == [None] * 3 + ["spot"] * 3
     assert dataset.task("cog").tests["test"][3].masks[0].path == tree / "cog" / "masks" / "spot" / "000_mask.png"
+
+
+def test_images_that_the_list_does_not_have_are_named_once(tree):
+    rows = [*rows_of(tree, "cog"), *rows_of(tree, "mat")]
+    gone = rows.pop(0)[0]
+    write(tree, rows)
+    dataset = opened(tree)
+    (found,) = dataset.task("cog").findings
+    assert (found.kind, found.files) == ("unlisted", (gone,))
+    assert dataset.task("mat").findings == ()

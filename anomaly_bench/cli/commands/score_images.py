@@ -20,9 +20,10 @@ from typing import Any
 
 from anomaly_bench.config.settings import existing_folder, megapixels, new_folder, share, truth, whole_number
 from anomaly_bench.console import Reporter, log_file
+from anomaly_bench.data.findings import Finding
 from anomaly_bench.data.readers import limit_pixels
 from anomaly_bench.errors import UsageError, shorten
-from anomaly_bench.files import image_files, subfolders, tree
+from anomaly_bench.files import image_files, other_files, relative, subfolders, tree
 from anomaly_bench.hardware import sharing
 from anomaly_bench.hardware.devices import cores
 from anomaly_bench.runs.folder_scoring import Folder, Wanted, thresholds_at
@@ -60,11 +61,13 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     linked = [each for folder in folders_read for each in subfolders(folder) if each.is_symlink()]
     if linked:
         reporter.warn(f"{len(linked)} links to folders are not followed: {shorten(map(str, linked))}")
+    if others := [relative(file, wanted.images) for each in folders_read for file in other_files(each)]:
+        reporter.warn(f"images: {Finding('unknown', tuple(others))}")
     with sharing.computing(), log_file(wanted.out / "score.log"), ThreadPoolExecutor(wanted.threads) as pool:
         try:
             folder = Folder(wanted, files, about, reporter, pool)
-            if normal:
-                folder.calibrate(method, device, normal, rate)
+            if wanted.calibrate is not None:
+                folder.calibrate(method, device, wanted.calibrate, normal, rate)
             return folder.score(method, device)
         except OSError as error:  # for an image it would be a DataError
             raise UsageError(f"out={wanted.out}: cannot be written ({error.strerror or error})") from error

@@ -132,6 +132,30 @@ def test_every_image_format_is_read_as_by_the_dataset(padim, models, command, tm
         assert overlay.size == (90, 33), "the image's own aspect ratio"
 
 
+def test_what_is_noticed_is_said_as_in_a_run(padim, models, command, tmp_path):
+    model, _ = padim
+    images, out = tmp_path / "images", tmp_path / "out"
+    upright = Image.fromarray(picture(7, 60)[:40])
+    save(np.asarray(upright), images / "upright.png")
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(images / "turned.png", exif=sideways)
+    save(np.full((50, 50, 3), 9, np.uint8), images / "blank.png")
+    (images / "deep").mkdir()
+    (images / "deep" / "phone.heic").write_bytes(b"x")
+    status, _, err = command("score", model, f"images={images}", f"out={out}")
+    assert status == 0, err
+    assert "images: read 3 images\n" in err
+    assert "images: files turned upright, as their EXIF says (1): turned.png\n" in err
+    assert "warning: images: images of one colour (1): blank.png\n" in err
+    assert "warning: images: files of no known image format: left out (1): deep/phone.heic\n" in err
+    found = rows(out)
+    assert found["turned.png"] == pytest.approx(found["upright.png"], rel=1e-5)
+    train = models[0] / "cog" / "train"
+    status, _, err = command("score", model, f"images={train}", f"calibrate={images}", f"out={tmp_path / 'again'}")
+    assert "warning: calibrate: images of one colour (1): blank.png\n" in err
+
+
 def test_one_unreadable_image_does_not_stop_the_others(padim, command, tmp_path):
     model, test = padim
     images, out = tmp_path / "images", tmp_path / "out"
