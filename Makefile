@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test test-all fuzz check docs package structure results trained methods cifar bench peer parity clean
+.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar bench peer parity clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -30,6 +30,9 @@ test-all: .venv/dev  ## all tests: the whole contract of every method, scheduler
 
 fuzz: .venv/dev  ## two minutes of random damage to folders and command lines; MINUTES=120 for two hours
 	$(BIN)/python tests/fuzz.py --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
+
+kills: .venv/dev  ## 200 kills, stops, full disks and jumps of the clock: no record is lost or computed twice
+	$(BIN)/python tests/kills.py
 
 check: .venv/dev docs  ## style, import rules, types, links in the documentation, the Dockerfile
 	$(BIN)/ruff check .

@@ -448,7 +448,9 @@ class Fuzz:
         if wrong is None and not file.is_file():
             wrong = "refused" if how.plain else None if "scores=" in screen else "neither read nor refused"
         for each in json.loads(file.read_text("utf-8"))["results"] if wrong is None and file.is_file() else ():
-            own = [(label, score) for (name, label), score in zip(truth, scores, strict=True) if name == each["category"]]
+            own = [
+                (label, score) for (name, label), score in zip(truth, scores, strict=True) if name == each["category"]
+            ]
             right = roc_auc_score(*zip(*own, strict=True))
             if abs(each["image_auroc"] - right) > 1e-9:
                 wrong = f"image AUROC {each['image_auroc']}, right {right}"

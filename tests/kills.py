@@ -2,9 +2,10 @@
 
     python tests/kills.py --kills 200 [--seed 7]
 
-Two workers at a time run the same command line in the same folder. Each is a fork of this process, which has imported
-everything and has computed the same tasks once undisturbed, so that little time passes without work. A kill counts if
-it falls after the first record and before the last. Some workers get SIGINT twice, 20 ms apart, or SIGTERM instead.
+One worker, in every fourth round two, run the same configuration in the same folder. Each is a fork of this process,
+which has imported everything, has composed the configuration and has computed the same tasks once undisturbed, so that
+little time passes without work. A kill counts if it falls after the first record and before the last. Some workers get
+SIGINT twice, 20 ms apart, or SIGTERM instead.
 Then workers are stopped for longer than a lease lasts, the disk fills up (if a disk can be mounted), and the clock
 jumps (if libfaketime is there).
 
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ from conftest import make_category
 
 from anomaly_bench import records
 from anomaly_bench.cli.main import command
+from anomaly_bench.config.compose import compose
 from anomaly_bench.runs import leases
+from anomaly_bench.runs.runner import execute
 
 QUICK = ["dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "device=cpu", "cache=off"]
 QUICK += ["method.dimensions=5", "method.levels=[1,2]", "save_maps=true"]
@@ -60,7 +63,7 @@ def state(process: int) -> str:
 class Worker:
     """A run in a process of its own."""
 
-    def __init__(self, words: Sequence[str], screen: Path) -> None:
+    def __init__(self, run: Callable[[], int], screen: Path) -> None:
         self.status: int | None = None
         self.process = os.fork()
         if self.process == 0:
@@ -69,7 +72,7 @@ class Worker:
                 file = os.open(screen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(file, 1)
                 os.dup2(file, 2)
-                status = command(words)
+                status = run()
             os._exit(status)
 
     def ended(self) -> bool:
@@ -106,9 +109,10 @@ class Storm:
         for number in range(tasks):
             make_category(folder / "data" / f"part{number:02}", train=4, good=2, defects=2, side=32)
         self.words = [*QUICK, f"data_root={folder / 'data'}"]
-        start = time.monotonic()
+        self.config = compose("config", self.words)
         assert command([*self.words, f"results={folder / 'whole'}"]) == 0
-        self.pace = (time.monotonic() - start) / tasks
+        made = sorted(path.stat().st_mtime for path in (folder / "whole" / "records").rglob("*.json"))
+        self.pace = float(np.median(np.diff(made)))  # seconds for a task
         self.reference = {record.task: record.images for record in records.load_all(folder / "whole")[0]}
         assert len(self.reference) == tasks
         leases.BEAT, leases.LIFE = LEASE / 10, LEASE
@@ -117,7 +121,11 @@ class Storm:
         return Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
 
     def worker(self, results: Path) -> Worker:
-        return Worker([*self.words, f"results={results}"], self.folder / "screen.txt")
+        def run() -> int:
+            summary = execute({**self.config, "results": str(results)})
+            return int(bool(summary.failed or summary.busy))
+
+        return Worker(run, self.folder / "screen.txt")
 
     @property
     def screen(self) -> str:
@@ -139,7 +147,8 @@ class Storm:
 
     def finish(self, results: Path, before: Contents) -> None:
         """Complete what was disturbed, and compare it with the undisturbed run."""
-        assert self.worker(results).wait() == 0, self.screen
+        words = [*self.words, f"results={results}"]
+        assert Worker(lambda: command(words), self.folder / "screen.txt").wait() == 0, self.screen
         self.look(results, before)
         found, damaged = records.load_all(results)
         assert not damaged
@@ -158,11 +167,12 @@ class Storm:
         shutil.rmtree(results)
 
     def round(self, kills: int) -> None:
-        """Kill two workers until all tasks are done, or until so many kills have been counted in all."""
+        """Kill workers until all tasks are done, or until so many kills have been counted in all."""
         results, seen = self.new_results(), Contents()
-        workers = [self.worker(results) for _ in range(2)]
+        self.done["rounds"] += 1
+        workers = [self.worker(results) for _ in range(2 if self.done["rounds"] % 4 == 0 else 1)]
         while len(seen) < self.tasks and self.done["SIGKILL"] < kills:
-            place = self.rng.randrange(2)
+            place = self.rng.randrange(len(workers))
             self.wait_for_work(workers[place], results, working=self.rng.random() < 0.8)
             time.sleep(self.rng.uniform(0, 1.2 * self.pace))
             chosen = self.rng.choices(["SIGKILL", "SIGINT twice", "SIGTERM"], [8, 1, 1])[0]
@@ -179,9 +189,7 @@ class Storm:
 
     def wait_for_work(self, worker: Worker, results: Path, working: bool = True) -> None:
         """Wait until there is a record and, if wanted, the worker holds a lease; or it has done all."""
-        wait_until(
-            lambda: worker.ended() or (self.count(results) > 0 and (not working or worker.works(results))),
-        )
+        wait_until(lambda: worker.ended() or (self.count(results) > 0 and (not working or worker.works(results))))
         assert worker.status in (None, 0), self.screen
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly_bench.errors import shorten
 
 if TYPE_CHECKING:
-    from anomaly_bench.data.dataset import Sample
+    from anomaly_bench.data.dataset import Sample, Task
 
 Facts = dict[str, Any]  # kind -> detail, of one image or of its mask; plain values, as they are stored as JSON
 
@@ -147,6 +147,21 @@ def say(
         read: what was read; on the screen only if there are findings.
     """
     (note if findings else logger.info)(f"{name}: read {read}")
+    tell(name, findings, note, warn)
+
+
+def tell_new(
+    task: Task, recorded: Mapping[str, Sequence[str]] | None, note: Callable[[str], None], warn: Callable[[str], None]
+) -> None:
+    """What was noticed while a task's files were listed, and is not in its record: images added in an unread place."""
+    known = recorded or {}
+    tell(
+        task.name, [each for each in task.findings if not set(each.files) <= set(known.get(each.kind, ()))], note, warn
+    )
+
+
+def tell(name: str, findings: Sequence[Finding], note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """The lines of `say` about findings."""
     for each in findings:
         (note if each.kind in STATED else warn)(f"{name}: {each}")
         if shorten(each.files) != ", ".join(each.files):

@@ -19,6 +19,7 @@ from anomaly_bench.config.budget import with_budget
 from anomaly_bench.config.instantiate import check_choices, without_unused_backbone
 from anomaly_bench.config.settings import check_writable, read_settings, results_folder
 from anomaly_bench.console import Reporter, log_file
+from anomaly_bench.data import findings
 from anomaly_bench.data.dataset import open_dataset, selected
 from anomaly_bench.data.remembered import reading_anew
 from anomaly_bench.errors import DataError, UsageError, reason
@@ -219,6 +220,7 @@ class Runner:
             done = [self.with_metrics(record, where) for record in done]
             self.summary.records += done
             self.reporter.say(f"{where}: already done ({headline(done)})")
+            findings.tell_new(job.task, done[0].findings, self.reporter.say, self.reporter.warn)
             return False
         key = self.key(job.task.name)
         if self.settings.retry == "failed" and failures.known_failure(self.settings.results, key) is None:

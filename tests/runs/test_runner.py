@@ -114,6 +114,19 @@ def test_a_changed_image_makes_a_new_record(small, command, tree):
     assert len(files(results)) == 2
 
 
+def test_images_left_out_of_a_finished_category_are_named(small, command, tree):
+    words, _ = small
+    save(picture(998), tree / "cog" / "test" / "early.png")
+    assert "left out (1): test/early.png" in command(*words, "category=cog")[2]
+    assert "left out" not in command(*words, "category=cog")[2], "it was said, and is in the record"
+    save(picture(999), tree / "cog" / "train" / "good" / "camera" / "late.png")
+    err = command(*words, "category=cog")[2]
+    assert "already done" in err
+    assert (
+        "warning: cog: images that no folder of the layout holds: left out (2): test/early.png, train/good/cam" in err
+    )
+
+
 def test_without_masks_there_are_image_metrics_only(small, command, tree):
     words, results = small
     shutil.rmtree(tree / "cog" / "ground_truth")
