@@ -547,12 +547,13 @@ def main() -> int:
     while number == chosen.case or (chosen.case is None and time.monotonic() < end):
         wrong = fuzz.case(number)
         if wrong:
-            found.setdefault(re.sub(r"\d|/tmp\S+|[0-9a-z_]{8}\.log|'[^']*'", "", wrong.partition("\n  case")[0]), wrong)
+            kind = re.sub(r"\d|/tmp\S+|[0-9a-z_]{8}\.log|'[^']*'", "", wrong.partition("\n  case")[0])
+            if kind not in found:
+                print(f"\n{wrong}", flush=True)
+            found.setdefault(kind, wrong)
         number += 1
     print(f"seed {chosen.seed}: {number} cases, exit statuses {dict(sorted(fuzz.statuses.items()))}")
     print(", ".join(f"{name} {count}" for name, count in fuzz.done.most_common()))
-    for wrong in found.values():
-        print(f"\n{wrong}")
     shutil.rmtree(folder)
     return 1 if found else 0
 

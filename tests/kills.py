@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import random
 import re
@@ -60,6 +61,13 @@ def state(process: int) -> str:
     return Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
 
 
+def found(folder: Path, name: str) -> list[Path]:
+    """Files below a folder; none if it is deleted meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return list(folder.rglob(name))
+    return []
+
+
 class Worker:
     """A run in a process of its own."""
 
@@ -83,7 +91,7 @@ class Worker:
 
     def works(self, results: Path) -> bool:
         """Whether it holds a lease."""
-        held = (leases.read_lease(path) or {} for path in (results / "leases").glob("*.json"))
+        held = (leases.read_lease(path) or {} for path in found(results / "leases", "*.json"))
         return any(each.get("process") == self.process for each in held)
 
     def stopped(self) -> bool:
@@ -110,7 +118,8 @@ class Storm:
             make_category(folder / "data" / f"part{number:02}", train=4, good=2, defects=2, side=32)
         self.words = [*QUICK, f"data_root={folder / 'data'}"]
         self.config = compose("config", self.words)
-        assert command([*self.words, f"results={folder / 'whole'}"]) == 0
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert command([*self.words, f"results={folder / 'whole'}"]) == 0
         made = sorted(path.stat().st_mtime for path in (folder / "whole" / "records").rglob("*.json"))
         self.pace = float(np.median(np.diff(made)))  # seconds for a task
         self.reference = {record.task: record.images for record in records.load_all(folder / "whole")[0]}
@@ -173,8 +182,7 @@ class Storm:
         workers = [self.worker(results) for _ in range(2 if self.done["rounds"] % 4 == 0 else 1)]
         while len(seen) < self.tasks and self.done["SIGKILL"] < kills:
             place = self.rng.randrange(len(workers))
-            self.wait_for_work(workers[place], results, working=self.rng.random() < 0.8)
-            time.sleep(self.rng.uniform(0, 1.2 * self.pace))
+            self.wait_for_moment(workers[place], results)
             chosen = self.rng.choices(["SIGKILL", "SIGINT twice", "SIGTERM"], [8, 1, 1])[0]
             signals = [getattr(signal, chosen.split()[0])] * (2 if "twice" in chosen else 1)
             alive = not workers[place].ended()
@@ -191,6 +199,15 @@ class Storm:
         """Wait until there is a record and, if wanted, the worker holds a lease; or it has done all."""
         wait_until(lambda: worker.ended() or (self.count(results) > 0 and (not working or worker.works(results))))
         assert worker.status in (None, 0), self.screen
+
+    def wait_for_moment(self, worker: Worker, results: Path) -> None:
+        """Wait until a worker is to be killed: before it works, while it works, or as it writes."""
+        moment = self.rng.choices(["before", "early", "anywhere", "writing"], [1, 3, 3, 3])[0]
+        self.wait_for_work(worker, results, working=moment != "before")
+        if moment == "writing":
+            wait_until(lambda: worker.ended() or bool(found(results / ".staging", "maps.npy")))
+        spans = {"before": self.pace, "early": self.pace / 2, "anywhere": 1.2 * self.pace, "writing": 0.03}
+        time.sleep(self.rng.uniform(0, spans[moment]))
 
     def stop(self) -> None:
         """Stop a worker while it holds a lease, for longer than that lasts: another takes its task over."""
@@ -240,26 +257,28 @@ class Storm:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
     def jump(self) -> None:
-        """Two processes of which one's clock jumps back and forth by days."""
+        """Two processes: the clock of one jumps by up to a year, that of the other is wrong all the time.
+
+        libfaketime moves the monotonic clock too, which stands for more than happens; so it only jumps ahead.
+        """
         if not FAKETIME:
             print("no libfaketime")
             return
         results, clock = self.new_results(), self.folder / "clock"
         clock.write_text("+0\n")
-        faked = {"LD_PRELOAD": str(FAKETIME[0]), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
-        faked |= {"NO_FAKE_STAT": "1", "FAKE_UTIME": "0", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        faked = {**os.environ, "LD_PRELOAD": str(FAKETIME[0]), "FAKETIME_NO_CACHE": "1"}
+        faked |= {"NO_FAKE_STAT": "1", "FAKE_UTIME": "0"}  # the kernel's clock gives files their times
+        clocks = [{"FAKETIME_TIMESTAMP_FILE": str(clock)}, {"FAKETIME": self.rng.choice(["-400d", "-2h", "+90d"])}]
         call = [sys.executable, "-c", MAIN, *self.words, f"results={results}"]
         with (self.folder / "screen.txt").open("a") as screen:
-            made = [
-                subprocess.Popen(call, env=os.environ | extra, stdout=screen, stderr=screen) for extra in (faked, {})
-            ]
-        while any(each.poll() is None for each in made):
-            time.sleep(self.pace)
-            clock.write_text(f"{self.rng.choice(['+0', '-40d', '+400d', '-1h', '+90'])}\n")
-            self.done["jump of the clock"] += 1
+            made = [subprocess.Popen(call, env=faked | each, stdout=screen, stderr=screen) for each in clocks]
+        for jump in ("+30", "+90", "+1h", "+40d", "+400d"):
+            count = self.count(results)
+            wait_until(lambda count=count: self.count(results) > count or made[0].poll() is not None)
+            clock.write_text(f"{jump}\n")
+            self.done["jump of the clock"] += made[0].poll() is None
+        wait_until(lambda: all(each.poll() is not None for each in made))
         assert [each.returncode for each in made] == [0, 0], self.screen
-        dates = {log.name[:4] for log in (results / "logs").iterdir()}
-        self.done["years in the names of logs"] = len(dates)
         self.finish(results, self.look(results, {}))
 
 
