@@ -10,7 +10,8 @@ Then workers are stopped for longer than a lease lasts, the disk fills up (if a 
 jumps (if libfaketime is there).
 
 After each signal every record that was there is there, unchanged. In the end there is one record of each task with
-exactly the scores of the undisturbed run, each task was reported once as computed, and nothing is left over.
+exactly the scores of the undisturbed run, each task was reported once as computed, and no file of unfinished work and no
+lease in force is left.
 """
 
 from __future__ import annotations
@@ -159,10 +160,10 @@ class Storm:
         words = [*self.words, f"results={results}"]
         assert Worker(lambda: command(words), self.folder / "screen.txt").wait() == 0, self.screen
         self.look(results, before)
-        found, damaged = records.load_all(results)
+        made, damaged = records.load_all(results)
         assert not damaged
-        assert sorted(record.task for record in found) == sorted(self.reference), "one record for each task"
-        for record in found:
+        assert sorted(record.task for record in made) == sorted(self.reference), "one record for each task"
+        for record in made:
             assert record.images == self.reference[record.task], record.task
             maps = np.load(results / record.path.with_suffix("") / "maps.npy")
             assert [float(each.max()) for each in maps] == [image["score"] for image in record.images]
@@ -170,9 +171,9 @@ class Storm:
         for log in (results / "logs").iterdir():
             said.update(re.findall(r"\] (part\d+): image AUROC", log.read_text("utf-8")))
         assert max(said.values()) == 1, f"computed twice: {said.most_common(3)}"
-        left = {path.name for path in results.iterdir()} & {".staging", "leases", "failed"}
-        assert not left, left
-        assert not list((results / "records").rglob(".tmp-*"))
+        held = [path for path in found(results / "leases", "*.json") if leases.is_held(path)]
+        left = [path for folder in (".staging", "failed") for path in found(results / folder, "*.*")]
+        assert not held + left, held + left
         shutil.rmtree(results)
 
     def round(self, kills: int) -> None:
