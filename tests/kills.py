@@ -10,8 +10,8 @@ Then workers are stopped for longer than a lease lasts, the disk fills up (if a 
 jumps (if libfaketime is there).
 
 After each signal every record that was there is there, unchanged. In the end there is one record of each task with
-exactly the scores of the undisturbed run, each task was reported once as computed, and no file of unfinished work and no
-lease in force is left.
+exactly the scores of the undisturbed run, each task was reported once as computed, and neither a file of unfinished
+work nor a lease in force is left.
 """
 
 from __future__ import annotations
