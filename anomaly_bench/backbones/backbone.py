@@ -105,6 +105,7 @@ class Backbone:
         self.network_name, self.options, self.precision = network, options or {}, precision
         self.mean, self.std = (torch.tensor(list(value)).view(3, 1, 1) for value in (mean, std))
         self.modules, self.weights, self.reflect = modules, weights, reflect
+        self.inferred: dict[tuple[int, ...], tuple[list[tuple[int, int, int]], int]] = {}  # by image size
         self.network = self.whole()
         self.paths = find_levels(self.network, modules, levels)
         last = nn.Identity() if norm is None else find_module(self.network, norm, f"backbone.norm={norm}")
@@ -147,6 +148,14 @@ class Backbone:
 
     def infer_shapes(self, size: tuple[int, int], channels: int = 3) -> tuple[list[tuple[int, int, int]], int]:
         """`shapes`, and the peak bytes that one image needs in a forward pass in fp32, without the weights."""
+        key = (*size, channels)
+        if key not in self.inferred:
+            self.inferred[key] = self.run_on_meta(size, channels)
+        shapes, most = self.inferred[key]
+        return list(shapes), most
+
+    def run_on_meta(self, size: tuple[int, int], channels: int) -> tuple[list[tuple[int, int, int]], int]:
+        """What `infer_shapes` returns, by a forward pass without values."""
         tensors = itertools.chain(self.network.named_parameters(), self.network.named_buffers())
         state = {name: tensor.to("meta") for name, tensor in tensors}
         forward = functools.partial(torch.func.functional_call, self.network, state)

@@ -86,7 +86,7 @@ def hydra(
 
     task = HydraTask(primary, arguments, job, sweep)
     words = launchers.prepare(arrange(arguments, (*GROUPS, "table")), launches=launches)
-    with script_arguments(words):
+    with script_arguments(words), one_composition(words):
         try:
             library.main(version_base="1.3", config_path=str(conf_folder()), config_name=primary)(task)()
         except SystemExit as stop:  # argparse has already reported a wrong flag
@@ -123,3 +123,17 @@ def script_arguments(arguments: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = variable
+
+
+@contextlib.contextmanager
+def one_composition(arguments: Sequence[str]) -> Iterator[None]:
+    """Keep Hydra from composing everything twice, the first time to find `hydra.mode`, which only an argument sets."""
+    from hydra._internal.hydra import Hydra
+
+    look_up = Hydra.get_mode
+    if not any("hydra.mode" in argument for argument in arguments):
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = look_up  # type: ignore[method-assign]

@@ -78,10 +78,15 @@ class Setup:
         return self.fit(self.new(), normals)
 
     @functools.cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """What `one` is fitted on."""
+        return pictures(TRAINING, side=self.side)
+
+    @functools.cached_property
     def watched(self) -> tuple[Any, Training]:
         """A fitted method and what its training did."""
         with watch() as training:
-            return self.fitted(), training
+            return self.fitted(self.normals(self.pixels)), training
 
     @property
     def one(self) -> Any:

@@ -24,6 +24,7 @@ from anomaly_bench.testing.contract import (
     check_all_weights_learn,
     check_counts_without_data,
     check_each_image_by_itself,
+    check_inputs_untouched,
     check_is_a_method,
     check_outputs_differ,
     check_planted_defect_outscores_its_twin,
@@ -316,6 +317,11 @@ MORE = [
         check_shapes_and_values,
         changed(scores=lambda self, maps: Mean.scores(self, maps * torch.ones((), requires_grad=True))),
         r"image scores require grad: put @torch\.no_grad\(\) on score, or detach",
+    ),
+    (
+        check_inputs_untouched,
+        changed(fit=lambda self, normals: (Mean.fit(self, normals), normals.pixels.fill(0))),
+        "fit changed its images: work on a copy of normals.pixels",
     ),
     (
         check_counts_without_data,
