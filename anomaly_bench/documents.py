@@ -34,8 +34,13 @@ def read_yaml(path: Path, most: int = 10**5) -> Any:
 
     try:
         text = read_file(path, most)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("has aliases, expected plain values")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("has aliases, expected plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # reading on takes a time that grows with its square
+                raise ValueError(f"nested more than {DEEPEST} deep")
         return shallow(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error

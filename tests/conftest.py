@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+from anomaly_bench.hardware.devices import cores
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["SLURM_CPUS_PER_TASK"] = "1"  # one core each, as jobs of a cluster have
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores())))
 
 SHARED = Path(os.environ.get("ANOMALY_BENCH_REAL", Path(__file__).parents[2] / "shared" / "data"))
+LARGE = 30_000_000  # parameters of a network
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +31,55 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ANOMALY_BENCH_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered() -> Iterator[None]:
+    """What takes a good part of a second and depends on its arguments alone is made once and copied."""
+    from anomaly_bench.backbones.backbone import Backbone
+    from anomaly_bench.config import compose
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compose, "composed", once(compose.composed, own_words))
+        patched.setattr(Backbone, "whole", once(Backbone.whole, architecture))
+        patched.setattr(Backbone, "run_on_meta", once(Backbone.run_on_meta, truncated_architecture))
+        yield
+
+
+def once(make: Callable[..., Any], key: Callable[..., object]) -> Callable[..., Any]:
+    """The same function, called once for arguments of the same key, unless that is None or the result is large."""
+    made: dict[object, Any] = {}
+
+    @functools.wraps(make)
+    def remembering(*arguments: Any) -> Any:
+        known = key(*arguments)
+        if known is None:
+            return make(*arguments)
+        if known not in made:
+            new = make(*arguments)
+            if isinstance(new, torch.nn.Module) and sum(each.numel() for each in new.parameters()) > LARGE:
+                return new
+            made[known] = new
+        return copy.deepcopy(made[known])
+
+    return remembering
+
+
+def own_words(primary: str, words: Sequence[str]) -> object:
+    """None with a user's folder, which may change."""
+    return None if any("searchpath" in word for word in words) else (primary, *words)
+
+
+def architecture(backbone: Any) -> object:
+    if torch.get_default_device().type == "meta":
+        return None
+    file = backbone.weights
+    state = file and (str(file), file.stat().st_mtime_ns, file.stat().st_size)
+    return backbone.network_name, repr(backbone.options), backbone.reflect, state
+
+
+def truncated_architecture(backbone: Any, *size: object) -> object:
+    return backbone.network_name, repr(backbone.options), backbone.reflect, tuple(backbone.paths), repr(size)
 
 
 @pytest.fixture

@@ -183,13 +183,13 @@ def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):
     words, results = small
     monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
     command(*words, "category=cog")
-    status, _, err = command(*words, "category=cog", "speed=true", "batch_size=3")
+    status, _, err = command(*words, "category=cog", "speed=true", "batch_size=3", "threads=2")
     assert status == 0, err
     (record,) = records.load_all(results)[0]
     (entry,) = record.speed
     assert (entry["batch_size"], entry["threads"]) == (3, 2)
     assert min(entry["latency_ms"], entry["backbone_latency_ms"], entry["fps"]) > 0
-    assert "already done" in command(*words, "category=cog", "speed=true", "batch_size=3")[2]
+    assert "already done" in command(*words, "category=cog", "speed=true", "batch_size=3", "threads=2")[2]
     command(*words, "category=cog", "speed=true", "batch_size=3", "threads=1")
     assert [entry["threads"] for entry in records.load_all(results)[0][0].speed] == [2, 1]
 
