@@ -127,6 +127,7 @@ def fit(method, normals):
     fit_method(method, [(3, *normals.size)], normals, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [AEL2, AESSIM])
 def test_the_loss_falls(method):
     made = method(epochs=15, lr=5e-3, samples=16, batch=8, latent=8)
@@ -145,6 +146,7 @@ def bars(count, side):
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [AEL2, AESSIM])
 def test_the_loss_ends_below_that_of_the_mean_image(method):
     """A network that ignores its input can at best draw the mean image."""

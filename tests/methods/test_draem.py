@@ -111,6 +111,7 @@ def plain(count, side=32):
     return (wave[None, ..., None] + random.normal(0, 4, (count, side, side, 3))).clip(0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     method = small(epochs=8, lr=5e-3, batch=4)
     fit_method(method, [(3, 32, 32)], TrainingSet("waves", plain(8)), seed=0)

@@ -125,6 +125,7 @@ def slow_centre(outputs):
     return centre
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_an_independent_version(monkeypatch):
     """14 steps of pretraining, 6 of Deep SVDD, each part with its drop of the learning rate, in float64."""
     drawn, batches = [], Epoch.batches

@@ -176,6 +176,7 @@ def test_views_are_cropped_or_scaled():
     assert torch.equal(scaled, image[:, rows][:, :, rows])
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     losses = fitted(16, built(batch=8)).facts["training"]["curve"]["loss"]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])

@@ -146,6 +146,7 @@ def test_what_cannot_be_aligned_is_not(name, group):
     assert torch.equal(loaded.eval().score(new_images()).map, method.score(new_images()).map)
 
 
+@pytest.mark.slow
 def test_projections_do_not_collapse():
     """The deviation of normalised projections is about 1 / sqrt(C) per channel, and 0 where they collapse."""
     method = Setup("fyd", overrides=("method.lr=0.01", "method.batch=8", "method.epochs=5", *SMALL)).one

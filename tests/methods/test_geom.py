@@ -119,6 +119,7 @@ def test_each_transformed_image_has_the_label_of_its_transformation():
         assert torch.equal(found, method.transforms[label](images[image][None])[0])
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_transformations_apart():
     method = fitted(60)
     losses = method.facts["training"]["curve"]["loss"]

@@ -114,6 +114,7 @@ def test_twenty_steps_of_an_independent_version(monkeypatch):
         torch.testing.assert_close(method.decoder(method.encoder(TEST)), reconstruct(TEST), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_outputs_follow_their_inputs():
     method, images = built(), to_tensor(HELD_OUT)
     with torch.no_grad():

@@ -113,6 +113,7 @@ def test_mining_is_a_step_of_gradient_descent():
             assert found[image, element].item() == pytest.approx(slope, rel=1e-3, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_noise_is_mined_late_in_the_training(monkeypatch):
     seen, mine = [], OCGAN.mine
     monkeypatch.setattr(OCGAN, "mine", lambda self, *words: (seen.append(1), mine(self, *words))[1])
@@ -121,6 +122,7 @@ def test_noise_is_mined_late_in_the_training(monkeypatch):
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns():
     method, untrained = fitted(300), built().eval()
     images = 2 * resized(to_tensor(HELD_OUT), (61, 61)) - 1

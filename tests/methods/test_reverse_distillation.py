@@ -119,6 +119,7 @@ def test_an_unknown_block():
         ReverseDistillation(None, epochs=1, block="bottelneck")
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     setup = Setup("reverse_distillation", "lite0", ("method.epochs=6", "method.lr=0.002"))
     method, calls = setup.new(), []

@@ -86,6 +86,7 @@ def fitted(*overrides, count=20, validation=None):
     return made, calls
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_teacher_sees_every_image_once():
     made, calls = fitted()
     assert sum(calls) == 20
