@@ -17,9 +17,8 @@ from PIL import Image
 
 from anomaly_bench.hardware.devices import cores
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["SLURM_CPUS_PER_TASK"] = "1"  # one core each, as jobs of a cluster have
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores())))
+os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # read by `cores`: of small images, two threads waste most of the CPU
+torch.set_num_threads(cores())
 
 SHARED = Path(os.environ.get("ANOMALY_BENCH_REAL", Path(__file__).parents[2] / "shared" / "data"))
 LARGE = 30_000_000  # parameters of a network
@@ -80,6 +79,13 @@ def architecture(backbone: Any) -> object:
 
 def truncated_architecture(backbone: Any, *size: object) -> object:
     return backbone.network_name, repr(backbone.options), backbone.reflect, tuple(backbone.paths), repr(size)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Also after a test of a run with more."""
+    yield
+    torch.set_num_threads(cores())
 
 
 @pytest.fixture
