@@ -43,10 +43,10 @@ def test_no_functions_missing_on_windows(path):
 
 def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
     np.save(tmp_path / "key-00000000.npy", np.zeros((2, 3), np.uint8))
-    load, unlink, mapped = np.load, Path.unlink, []
+    map, unlink, mapped = store.mapped_array, Path.unlink, []
 
-    def loading(*arguments, **options):
-        array = load(*arguments, **options)
+    def mapping(*arguments):
+        array = map(*arguments)
         mapped.append(weakref.ref(array))
         return array
 
@@ -54,9 +54,9 @@ def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):
         assert [reference() for reference in mapped] == [None], "Windows cannot delete a mapped file"
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(np, "load", loading)
+    monkeypatch.setattr(store, "mapped_array", mapping)
     monkeypatch.setattr(Path, "unlink", unlinking)
-    assert store.find_array(tmp_path, "key", (2, 3)) is None
+    assert store.find_array(tmp_path, "key", (2, 3), np.dtype(np.uint8)) is None
     assert not list(tmp_path.iterdir())
 
 

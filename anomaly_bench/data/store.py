@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -137,7 +138,7 @@ def stored(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{key}.lock"):
-            found = find_array(folder, key, shape)
+            found = find_array(folder, key, shape, dtype)
             if found is None:
                 return Stored(write_arrays(folder, key, shape, dtype, decoded(), facts), facts)
     except OSError as error:
@@ -155,10 +156,10 @@ def in_order(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], Decoded]], t
         yield from made
 
 
-def find_array(folder: Path, key: str, shape: tuple[int, ...]) -> Stored | None:
+def find_array(folder: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Stored | None:
     """The stored array of this key, with its facts, if it is intact; a damaged file is deleted."""
     for path in folder.glob(f"{key}-*.npy"):
-        array, facts = sound(path, shape), read_facts(folder / f"{key}.json", shape[0])
+        array, facts = sound(path, shape, dtype), read_facts(folder / f"{key}.json", shape[0])
         if array is not None and facts is not None:
             return Stored(array, facts)
         logger.warning("%s is damaged: decoding its images again", path)
@@ -175,16 +176,35 @@ def read_facts(path: Path, count: int) -> list[Facts] | None:
     return None
 
 
-def sound(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
+def sound(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """The array in a file, memory-mapped; None: its shape or checksum is wrong."""
     with contextlib.suppress(OSError, ValueError):
-        array: NDArray[Any] = np.load(path, mmap_mode="r")
+        array = mapped_array(path, shape, dtype)
         crc = 0
-        for part in stretches(array) if array.shape == shape else ():
+        for part in stretches(array):
             crc = zlib.crc32(array[part].data, crc)
-        if array.shape == shape and f"{crc:08x}" == path.stem.rpartition("-")[2]:
+        if f"{crc:08x}" == path.stem.rpartition("-")[2]:
             return array
     return None
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    header = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
+def mapped_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array in a file; ValueError: it is of another shape or type.
+
+    Without np.load, which parses the header as Python code: in Python 3.11, that breaks an import in another thread.
+    """
+    header = npy_header(shape, dtype)
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            raise ValueError(f"{path}: expected an array of shape {shape} and type {dtype}")
+    return np.memmap(path, dtype, "r", len(header), shape)
 
 
 def write_arrays(
@@ -205,8 +225,7 @@ def write_arrays(
     crc = 0
     try:
         with os.fdopen(handle, "wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(npy_header(shape, dtype))
             for array in arrays:
                 file.write(array.data)
                 crc = zlib.crc32(array.data, crc)
@@ -216,5 +235,4 @@ def write_arrays(
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    mapped: NDArray[Any] = np.load(path, mmap_mode="r")
-    return mapped
+    return mapped_array(path, shape, dtype)
