@@ -33,6 +33,13 @@ SMALLER = {
     "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "draem": ("method.width=4", "method.discriminative_width=4"),
     "cs_flow": ("method.levels=[2]", "method.hidden=16"),  # at 64 pixels, level 4a has no grid that can be halved twice
+    "cutpaste": (
+        "method.updates=3",
+        "method.batch=6",
+        "method.width=4",
+        "method.patch=32",
+        "method.stride=8",
+    ),
     "differnet": ("method.hidden=16", "method.views=4", "method.train_views=2"),
     "cnn_feature_dictionary": ("method.patches=400", "method.stride=8", "method.starts=2"),
     "texture_inspection": ("method.patches=1000", "method.held_out=200", "method.gaussians=[1,2]"),

@@ -16,7 +16,7 @@ EPOCHS, BATCH = 3, 8
 TRAINING = [method for method in METHODS if "epochs" in setup(method, "lite0").config["method"]]
 FROZEN = [method for method in TRAINING if setup(method, "lite0").config["method"].get("uses_backbone", True)]
 HOLDING_OUT = [method for method in TRAINING if "held_out" in setup(method, "lite0").config["method"]]
-TWO_NEEDED = ("fyd", "geom")  # fit distributions to the training images
+TWO_NEEDED = ("cutpaste", "fyd", "geom")  # fit distributions to the training images
 SEVERAL = {"cflow_ad": 40, "ocgan": 8}  # more steps than 5 and those of a batch
 
 

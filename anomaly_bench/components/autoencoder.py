@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_bench.components.patches import starts
 from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted, check_sides
 from anomaly_bench.errors import UsageError
@@ -218,10 +219,6 @@ def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches:
 
 def places(height: int, width: int) -> Iterator[tuple[int, int]]:
     """Top-left corners of patches every STEP pixels, plus a last one at the far border."""
-    for top in starts(height):
-        for left in starts(width):
+    for top in starts(height, PATCH, STEP):
+        for left in starts(width, PATCH, STEP):
             yield top, left
-
-
-def starts(side: int) -> Sequence[int]:
-    return sorted({*range(0, side - PATCH + 1, STEP), side - PATCH})

@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_bench.hardware.torch_setup import float64_device
+
+LEAST = 3  # vectors for a `Gaussian`: two are symmetric about their mean, so the shrinkage cannot be estimated
 
 
 class Moments:
@@ -83,3 +85,40 @@ def whiten_task_(scatter: Tensor, divisor: float, eps: float, name: str) -> None
 def mahalanobis(patches: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
     """Distances (P, B) of (P, B, D) patches from their position's Gaussian; `whitener` comes from `whiten_`."""
     return torch.bmm(patches - mean[:, None], whitener).square_().sum(dim=-1).sqrt_()
+
+
+class Gaussian(nn.Module):
+    """One Gaussian of D dimensions.
+
+    Ledoit-Wolf shrinkage makes its covariance invertible even with fewer vectors than dimensions.
+    """
+
+    mean: Tensor  # (1, D)
+    whitener: Tensor  # (1, D, D), W with W W^T = covariance^-1
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(1, dimensions))
+        self.register_buffer("whitener", torch.empty(1, dimensions, dimensions))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mahalanobis distances (B,) of (B, D) features."""
+        return mahalanobis(features[None], self.mean, self.whitener)[0]
+
+    def fit(self, features: Tensor, name: str) -> None:
+        """Estimate from (N, D) features in float64; `name` is the task's.
+
+        Raises:
+            ValueError: all features are the same.
+        """
+        from sklearn.covariance import LedoitWolf  # slow to import (about 1 s)
+
+        if torch.equal(features, features[:1].expand_as(features)):
+            raise ValueError(
+                f"{name}: all {len(features)} training images have the same features; add different images"
+            )
+        estimator = LedoitWolf(store_precision=False).fit(features.cpu().double().numpy())
+        whitener = torch.from_numpy(estimator.covariance_)[None]
+        whiten_(whitener, divisor=1, eps=0)
+        self.mean.copy_(torch.from_numpy(estimator.location_)[None])
+        self.whitener.copy_(whitener)

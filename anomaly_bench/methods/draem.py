@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components import synthetic_anomalies
 from anomaly_bench.components.losses import focal_loss, ssim_map
+from anomaly_bench.components.synthetic_anomalies import perlin
 from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted, check_sides
 from anomaly_bench.errors import UsageError
@@ -64,9 +64,9 @@ class DRAEM(nn.Module):
         super().__init__()
         self.epochs, self.lr, self.batch, self.accumulate = epochs, lr, batch, accumulate
         self.widths = width, discriminative_width
-        self.texture: synthetic_anomalies.Texture = synthetic_anomalies.generated_texture
+        self.texture: perlin.Texture = perlin.generated_texture
         if anomaly_source is not None:
-            self.texture = synthetic_anomalies.folder_texture(Path(str(anomaly_source)).expanduser())
+            self.texture = perlin.folder_texture(Path(str(anomaly_source)).expanduser())
         self.facts: dict[str, object] = {"anomaly_source": "generated" if anomaly_source is None else "folder"}
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -115,7 +115,7 @@ class DRAEM(nn.Module):
     def draw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A (3, H, W) image, sometimes rotated; the same, sometimes with an anomaly; the anomaly's (H, W) mask."""
         clean = turned(image)
-        return clean, *synthetic_anomalies.simulate(clean, self.texture)
+        return clean, *perlin.simulate(clean, self.texture)
 
     def loss(self, clean: Tensor, dirty: Tensor, mask: Tensor) -> Tensor:
         """Squared error and SSIM loss of the reconstruction (equation 2), plus focal loss of the map (equation 5).
@@ -152,7 +152,7 @@ def turned(image: Tensor) -> Tensor:
     """Rotate a (3, H, W) image by up to 90 degrees, with probability 0.3."""
     if float(torch.rand(())) >= 0.3:
         return image
-    return synthetic_anomalies.rotated(image, synthetic_anomalies.uniform(-90, 90))
+    return perlin.rotated(image, perlin.uniform(-90, 90))
 
 
 def convolution(inputs: int, outputs: int) -> nn.Sequential:

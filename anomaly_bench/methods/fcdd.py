@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from anomaly_bench.components.confetti import spoiled
+from anomaly_bench.components.synthetic_anomalies.confetti import spoiled
 from anomaly_bench.components.training import Loop
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError

@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anomaly_bench.components.gaussian import mahalanobis, whiten_
+from anomaly_bench.components.gaussian import LEAST, Gaussian
 from anomaly_bench.components.validation import check_count, check_fitted
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
-
-LEAST = 3  # images: two are symmetric about their mean, so the shrinkage cannot be estimated
 
 
 class MahalanobisAD(nn.Module):
@@ -59,11 +57,7 @@ class MahalanobisAD(nn.Module):
         batches = [pool_levels(levels) for levels in normals.features(self.backbone, self.batch)]
         levels = [torch.cat(level) for level in zip(*batches, strict=True)]  # (N, C) each
         for gaussian, level in zip(self.gaussians, levels, strict=True):
-            if torch.equal(level, level[:1].expand_as(level)):
-                raise ValueError(
-                    f"{normals.name}: all {len(normals)} training images have the same features; add different images"
-                )
-            gaussian.load_state_dict(estimate(level))
+            gaussian.fit(level, normals.name)
 
     def score(self, images: Tensor) -> Scores:
         """The sum of the levels' Mahalanobis distances; no map.
@@ -79,35 +73,6 @@ class MahalanobisAD(nn.Module):
             gaussian(level) for gaussian, level in zip(self.gaussians, pool_levels(self.backbone(images)), strict=True)
         ]
         return Scores(torch.stack(distances).sum(dim=0), None)
-
-
-class Gaussian(nn.Module):
-    """Statistics of a level with D channels."""
-
-    mean: Tensor  # (1, D)
-    whitener: Tensor  # (1, D, D), W with W W^T = covariance^-1
-
-    def __init__(self, dimensions: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.empty(1, dimensions))
-        self.register_buffer("whitener", torch.empty(1, dimensions, dimensions))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Mahalanobis distances (B,) of (B, D) features."""
-        return mahalanobis(features[None], self.mean, self.whitener)[0]
-
-
-def estimate(features: Tensor) -> dict[str, Tensor]:
-    """State dict of the Gaussian of (N, D) features, computed in float64.
-
-    Ledoit-Wolf shrinkage makes the covariance invertible even with fewer images than dimensions.
-    """
-    from sklearn.covariance import LedoitWolf  # slow to import (about 1 s)
-
-    estimator = LedoitWolf(store_precision=False).fit(features.cpu().double().numpy())
-    whitener = torch.from_numpy(estimator.covariance_)[None]
-    whiten_(whitener, divisor=1, eps=0)
-    return {"mean": torch.from_numpy(estimator.location_)[None], "whitener": whitener}
 
 
 def pool_levels(levels: Sequence[Tensor]) -> list[Tensor]:

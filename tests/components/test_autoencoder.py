@@ -57,7 +57,7 @@ def test_patches_cover_the_image_and_are_averaged(size):
     for top, left in places:
         covered[top : top + 128, left : left + 128] += 1
     assert covered.min() >= 1
-    assert all(b - a <= 30 for a, b in itertools.pairwise(autoencoder.starts(size[0])))
+    assert all(b - a <= 30 for a, b in itertools.pairwise(autoencoder.starts(size[0], 128, 30)))
     numbers = iter(range(1, 10_000))
 
     def numbered(output, patch):  # a different residual for each patch

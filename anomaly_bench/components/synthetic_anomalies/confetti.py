@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur, rotate
 
-from anomaly_bench.components.synthetic_anomalies import uniform
+from anomaly_bench.components.synthetic_anomalies.perlin import uniform
 
 COLOURED, GREY = 1.8e-5, 1.2e-5  # chances of a pixel to be the centre of a blob
 SIDES = 8, 54  # of blobs, in pixels

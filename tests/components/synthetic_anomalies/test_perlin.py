@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomaly_bench.components import synthetic_anomalies
+from anomaly_bench.components.synthetic_anomalies import perlin
 from anomaly_bench.errors import UsageError
 
 
@@ -34,20 +34,18 @@ def slow_perlin(size, angles):
 @pytest.mark.parametrize(("size", "rows", "columns"), [((12, 16), 3, 4), ((10, 7), 1, 2), ((8, 8), 8, 1)])
 def test_perlin_noise_follows_its_definition(size, rows, columns):
     torch.manual_seed(0)
-    angles = synthetic_anomalies.draw_angles(rows, columns)
-    np.testing.assert_allclose(
-        synthetic_anomalies.perlin(size, angles).numpy(), slow_perlin(size, angles.numpy()), atol=1e-5
-    )
+    angles = perlin.draw_angles(rows, columns)
+    np.testing.assert_allclose(perlin.perlin(size, angles).numpy(), slow_perlin(size, angles.numpy()), atol=1e-5)
 
 
 def test_noise_is_zero_at_the_lattice():
     torch.manual_seed(1)
-    assert synthetic_anomalies.perlin((16, 16), synthetic_anomalies.draw_angles(4, 4))[::4, ::4].abs().max() < 1e-6
+    assert perlin.perlin((16, 16), perlin.draw_angles(4, 4))[::4, ::4].abs().max() < 1e-6
 
 
 def test_masks_vary_in_coverage():
     torch.manual_seed(0)
-    shares = torch.stack([synthetic_anomalies.perlin_mask((64, 64)).float().mean() for _ in range(60)])
+    shares = torch.stack([perlin.perlin_mask((64, 64)).float().mean() for _ in range(60)])
     assert shares.min() == 0
     assert shares.max() > 0.1
     assert 0.01 < shares.mean() < 0.3
@@ -56,7 +54,7 @@ def test_masks_vary_in_coverage():
 def test_half_of_the_images_change_and_only_inside_the_mask():
     torch.manual_seed(0)
     image = torch.rand(3, 32, 32)
-    pairs = [synthetic_anomalies.simulate(image, synthetic_anomalies.generated_texture) for _ in range(100)]
+    pairs = [perlin.simulate(image, perlin.generated_texture) for _ in range(100)]
     assert 30 < sum(torch.equal(changed, image) for changed, _ in pairs) < 80
     for changed, mask in pairs:
         assert torch.equal(changed[:, ~mask], image[:, ~mask])
@@ -67,26 +65,23 @@ def test_half_of_the_images_change_and_only_inside_the_mask():
 def test_global_seed_determines_the_anomalies():
     def draw():
         torch.manual_seed(5)
-        return [
-            synthetic_anomalies.simulate(torch.full((3, 32, 32), 0.5), synthetic_anomalies.generated_texture)[0]
-            for _ in range(6)
-        ]
+        return [perlin.simulate(torch.full((3, 32, 32), 0.5), perlin.generated_texture)[0] for _ in range(6)]
 
     assert all(map(torch.equal, draw(), draw()))
 
 
-@pytest.mark.parametrize("number", range(len(synthetic_anomalies.AUGMENTATIONS)))
+@pytest.mark.parametrize("number", range(len(perlin.AUGMENTATIONS)))
 def test_every_change_keeps_shape_and_type_and_changes_something(number):
     torch.manual_seed(0)
-    image = synthetic_anomalies.generated_texture((32, 40))
-    changed = [synthetic_anomalies.AUGMENTATIONS[number](image) for _ in range(4)]
+    image = perlin.generated_texture((32, 40))
+    changed = [perlin.AUGMENTATIONS[number](image) for _ in range(4)]
     assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in changed)
     assert any(not torch.equal(each, image) for each in changed)
 
 
 def drawn(number, image, count):
     torch.manual_seed(0)
-    return [synthetic_anomalies.AUGMENTATIONS[number](image) for _ in range(count)]
+    return [perlin.AUGMENTATIONS[number](image) for _ in range(count)]
 
 
 def test_ranges_of_sharpness_bits_and_contrast_are_imgaugs():
@@ -104,18 +99,18 @@ def test_ranges_of_sharpness_bits_and_contrast_are_imgaugs():
 
 def test_contrast_is_stretched_as_pillow_does():
     torch.manual_seed(3)
-    image = synthetic_anomalies.generated_texture((32, 40))
+    image = perlin.generated_texture((32, 40))
     for cutoff in (0, 7, 20):
         values = np.sort(image[0].numpy().ravel())[len(image[0].flatten()) * cutoff // 100 :]
         low, high = values[0], np.sort(image[0].numpy().ravel())[::-1][image[0].numel() * cutoff // 100]
         expected = (image[0].double().numpy() - low) * 255 / (int(high) - int(low))
-        found = synthetic_anomalies.autocontrast(image, cutoff)[0].numpy()
+        found = perlin.autocontrast(image, cutoff)[0].numpy()
         assert np.abs(found - expected.clip(0, 255)).max() <= 1
 
 
 def test_generated_textures_differ():
     torch.manual_seed(0)
-    made = [synthetic_anomalies.generated_texture((32, 32)) for _ in range(5)]
+    made = [perlin.generated_texture((32, 32)) for _ in range(5)]
     assert all(texture.shape == (3, 32, 32) and texture.float().std() > 5 for texture in made)
     assert not torch.equal(made[0], made[1])
 
@@ -124,7 +119,7 @@ def test_textures_of_a_folder(tmp_path):
     for number, colour in enumerate(("red", "blue")):
         (tmp_path / "dots").mkdir(exist_ok=True)
         Image.new("RGB", (20, 10), colour).save(tmp_path / "dots" / f"{number}.jpg")
-    texture = synthetic_anomalies.folder_texture(tmp_path)
+    texture = perlin.folder_texture(tmp_path)
     torch.manual_seed(0)
     found = [texture((8, 6)) for _ in range(20)]
     assert all(each.shape == (3, 8, 6) for each in found)
@@ -134,4 +129,4 @@ def test_textures_of_a_folder(tmp_path):
 @pytest.mark.parametrize("folder", ["missing", ""])
 def test_folder_without_textures(tmp_path, folder):
     with pytest.raises(UsageError, match=r"anomaly_source=.*no images there; expected a folder such as DTD's"):
-        synthetic_anomalies.folder_texture(tmp_path / folder)
+        perlin.folder_texture(tmp_path / folder)

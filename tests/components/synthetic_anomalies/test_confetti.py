@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from anomaly_bench.components import confetti
+from anomaly_bench.components.synthetic_anomalies import confetti
 
 
 def test_confetti():

@@ -1,0 +1,6 @@
+"""Synthetic anomalies for training: Perlin noise, confetti, cuts and scars.
+
+All random numbers come from torch's global CPU generator.
+"""
+
+from __future__ import annotations
