@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components.synthetic_anomalies.confetti import spoiled
 from anomaly_bench.components.feature_transformer import FeatureTransformer, grid_features, scored, tokens
+from anomaly_bench.components.synthetic_anomalies.confetti import spoiled
 from anomaly_bench.components.synthetic_anomalies.perlin import Texture, folder_texture
 from anomaly_bench.components.training import Loop
 from anomaly_bench.components.validation import check_fitted
