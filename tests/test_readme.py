@@ -77,11 +77,11 @@ def test_command_lines(line, quick, fitted):
     words = [word.replace("/data/", f"{quick}/data/") for word in shlex.split(line, comments=True)[1:]]
     if "backbone=wrn50" in words:
         words += ["backbone.weights=random", "method.dimensions=20", "category=bottle"]
-    if words[0] in ("tables", "report", "compare"):
+    if words[0] in ("tables", "report", "leaderboard", "compare"):
         shutil.copytree(fitted, "results")
     if words[0] == "score":
         words = with_files(words, quick)
-    if words[0] not in ("data", "tables", "report", "compare", "list", "score", "--help"):
+    if words[0] not in ("data", "tables", "report", "leaderboard", "compare", "list", "score", "--help"):
         words += (
             ["batch_size=2"]
             if any(word.startswith("input.") for word in words)
