@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -74,9 +74,9 @@ SMALLER = {
 }
 
 
-def each(methods: Iterable[str] = METHODS) -> list[Any]:
-    """Parameters for a test of these methods; all but those of FAMILIES are slow."""
-    return [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in methods]
+def each(methods: Iterable[str] = METHODS, quick: Collection[str] = FAMILIES) -> list[Any]:
+    """Parameters for a test of these methods; all but the quick ones are slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in methods]
 
 
 @functools.cache

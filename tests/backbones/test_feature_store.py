@@ -104,7 +104,7 @@ def levels(entry: Path) -> set[str]:
 WITH_BACKBONE = [name for name in METHODS if packaged_node("method", name).get("uses_backbone", True)]
 
 
-@pytest.mark.parametrize("method", each(WITH_BACKBONE))
+@pytest.mark.parametrize("method", each(WITH_BACKBONE, ("padim", "fastflow")))
 def test_cached_features_give_the_same_scores_for_every_method(method, data):
     """Without a cache, with one that it fills itself, and with one filled by another method."""
     batch = 2 if method == "differnet" else 4

@@ -59,6 +59,7 @@ def test_sweep_skips_finished_jobs_and_prints_tables_once(sweep, command):
     assert before.items() <= stamps(results).items()
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_imports_no_torch(sweep, command):
     words, _ = sweep
     command("-m", *words, "seed=0,1")
@@ -246,6 +247,7 @@ def test_equivalent_jobs_run_once(sweep, command):
     assert len(records.load_all(results)[0]) == 1
 
 
+@pytest.mark.slow
 def test_concurrent_runs_do_each_job_once(sweep, tmp_path):
     words, results = sweep
     code = """

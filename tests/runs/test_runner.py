@@ -94,6 +94,7 @@ def test_record_has_all_required_contents(small, command):
     assert str(results.parent) not in text, "no path of this machine in a record"
 
 
+@pytest.mark.slow
 def test_each_setting_that_matters_makes_its_own_record(small, command):
     words, results = small
     variants = ["seed=0", "seed=1", "method.eps=0.1", "input.crop=48", "precision=bf16", "backbone.weights=random"]

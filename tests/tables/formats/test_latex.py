@@ -27,6 +27,7 @@ CLASSES = {
     "CVPR": r"\documentclass[10pt,twocolumn,letterpaper]{article}\usepackage{times}"
     r"\usepackage[letterpaper,textwidth=6.875in,textheight=8.875in,columnsep=0.3125in]{geometry}",
 }
+HEADS = [pytest.param(head, id=name, marks=[pytest.mark.slow] * (name != "IEEE")) for name, head in CLASSES.items()]
 SOURCES = ("reported", "ours_beside", "measured", "gaps")
 # adjustbox would hide what is too wide
 WHOLE = r"\renewenvironment{adjustbox}[1]{}{}\vbadness10000\hbadness10000\vfuzz\maxdimen"
@@ -71,7 +72,7 @@ def tables() -> str:
     return "\n\\clearpage\n".join(drawn)
 
 
-@pytest.mark.parametrize("head", CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("head", HEADS)
 def test_no_table_is_wider_than_its_column(head: str, tables: str, tmp_path: Path) -> None:
     assert too_wide(compiled(paper(tables, head), tmp_path)) == []
 
