@@ -20,7 +20,7 @@ help:  ## this list
 demo: .venv/installed  ## the default benchmark on generated images: tables on the screen, records in demo/
 	$(BIN)/anomaly-bench results=demo
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal --durations 10
 
 test: .venv/dev  ## the tests, without the slow ones
 	$(PYTEST) -m "not slow"
