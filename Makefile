@@ -8,17 +8,39 @@ PEER ?= $(wildcard .peer/bin/python)
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
+# pip shows its progress on a terminal only, and none while it unpacks: the growing folder is a sign of life
+define install
+	@{ while sleep 8; do echo "  .venv: $$(du -sh .venv | cut -f1)"; done & } ; trap "kill $$!" EXIT; \
+		$(BIN)/python -m pip install $(1)
+endef
+
 .venv/installed: pyproject.toml
+	@echo "Installing anomaly-bench and about 85 packages into .venv: on Linux 6 GB on the disk,"
+	@echo "nearly all of it torch with CUDA. For the CPU build of torch, about 1.5 GB in all, stop this and run"
+	@echo "  make $(or $(MAKECMDGOALS),demo) TORCH_INDEX=URL"
+	@echo "with the URL that PyTorch's installation page gives for pip and CPU."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(if $(TORCH_INDEX),$(call install,--index-url $(TORCH_INDEX) torch torchvision))
+	$(call install,--editable .)
 	touch $@
 
 .venv/dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
-demo: .venv/installed  ## the default benchmark on generated images: tables on the screen, records in demo/
-	$(BIN)/anomaly-bench results=demo
+DEMO := $(BIN)/anomaly-bench -m results=demo method=padim,patchcore
+demo: .venv/installed  ## two methods compared on generated images: tables on the screen, a report with pictures in demo/
+	@echo "1 of 3: PaDiM and PatchCore on three categories of generated images"
+	$(DEMO) category=[weave,granite,biscuit] speed=false > /dev/null
+	@echo "2 of 3: both on a fourth category, with their speed"
+	$(DEMO) category=gear
+	@echo "3 of 3: the report"
+	$(BIN)/anomaly-bench report results=demo out=demo/report.html
+	@printf '%s\n' "" "Open demo/report.html in a browser. What you may want next:" \
+		"  source .venv/bin/activate" \
+		"  anomaly-bench list methods" \
+		"  anomaly-bench data download dataset=mvtec data_root=mvtec    # 5.3 GB" \
+		"  anomaly-bench method=padim,patchcore -m dataset=folder data_root=DIR    # images of your own"
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal --durations 10
 

@@ -1,9 +1,13 @@
-"""Console output: progress bars on a terminal, plain lines elsewhere, everything in the log file."""
+"""Console output: progress bars on a terminal, plain lines elsewhere, everything in the log file.
+
+Elsewhere, too, it is said what is being done whenever nothing was printed for some seconds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +21,7 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Advance
 
 logger = logging.getLogger("anomaly_bench")
-
-
+TICK, QUIET_TICKS = 3.0, 2  # seconds; after so many ticks without a line, one is printed
 logger.addHandler(logging.NullHandler())  # else Python prints warnings if there is no log file
 
 
@@ -28,22 +31,23 @@ class Reporter:
     def __init__(self) -> None:
         self.console = Console(stderr=True, soft_wrap=True, highlight=False)
         self.bars: Progress | None = None  # currently displayed
+        self.quiet = 0  # ticks since the last line
 
     def say(self, line: str) -> None:
         line = shown(line)
         logger.info(line)
-        self.console.print(line, markup=False)
+        self.write(line)
 
     def warn(self, line: str) -> None:
         line = shown(line)
         logger.warning(line)
-        self.console.print(f"warning: {line}", style="yellow", markup=False)
+        self.write(f"warning: {line}", style="yellow")
 
     def fail(self, line: str, error: BaseException | None = None) -> None:
         """Print one line, and log the whole traceback."""
         line = shown(line)
         logger.error(line, exc_info=error)
-        self.console.print(f"error: {line}", style="red", markup=False)
+        self.write(f"error: {line}", style="red")
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
@@ -64,7 +68,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def display(self) -> Iterator[Progress]:
-        """The displayed bars, to which nested stages add their own."""
+        """The displayed bars, to which nested stages add their own; without a terminal, lines now and then."""
         if self.bars is not None:
             yield self.bars
             return
@@ -72,10 +76,38 @@ class Reporter:
         columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self.console.is_terminal
         try:
-            with Progress(*columns, console=self.console, transient=True, disable=hidden) as self.bars:
+            with (
+                Progress(*columns, console=self.console, transient=True, disable=hidden) as self.bars,
+                self.signs_of_life(self.bars) if hidden else contextlib.nullcontext(),
+            ):
                 yield self.bars
         finally:
             self.bars = None
+
+    @contextlib.contextmanager
+    def signs_of_life(self, bars: Progress) -> Iterator[None]:
+        """Print the running stages whenever nothing was printed for `QUIET_TICKS`."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            self.quiet = 0
+            while not ended.wait(TICK):
+                self.quiet += 1
+                if self.quiet >= QUIET_TICKS:
+                    stages = [f"{task.description} {task.completed:g}/{task.total or '?'}" for task in bars.tasks]
+                    self.write("; ".join(stages))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def write(self, line: str, **style: str) -> None:
+        self.quiet = 0
+        self.console.print(line, markup=False, **style)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,11 @@ class NotFittedError(Exception):
         super().__init__(f"{method} is not fitted: call fit(normals), then eval(), or load a saved model")
 
 
+def how_to_install(extra: str) -> str:
+    """What installs an optional extra of this package."""
+    return f"pip install '.[{extra}]' in the folder of anomaly-bench"
+
+
 def closest(name: str, valid: Iterable[str]) -> str:
     """'; did you mean padim?' or the list of valid names, as the end of an error message."""
     names = sorted(valid)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anomaly_bench.errors import UsageError, one_line
+from anomaly_bench.errors import UsageError, how_to_install, one_line
 from anomaly_bench.hardware.devices import cores
 
 PLUGINS = {  # launcher -> (module of hydra_plugins, our extra)
@@ -43,9 +43,7 @@ def prepare(words: Sequence[str], launches: bool) -> list[str]:
         return list(words)
     module, extra = PLUGINS[name]
     if not installed(module):
-        raise UsageError(
-            f"hydra/launcher={name}: its plugin is not installed; run: pip install 'anomaly-bench-suite[{extra}]'"
-        )
+        raise UsageError(f"hydra/launcher={name}: its plugin is not installed; run {how_to_install(extra)}")
     if not {*SWEEP, *LOOK} & given.keys():
         raise UsageError(f"hydra/launcher={name}: has no effect on a single run; expected -m, as in -m seed=0,1,2")
     if name == "submitit_slurm" and launches and SWEEP & given.keys():

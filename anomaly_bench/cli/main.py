@@ -39,7 +39,16 @@ SUBJECTS: dict[str, tuple[str, ...]] = {  # command, which is also the name of i
     "references": ("check", "evidence"),
     "records": ("convert", "check", "merge", "schema"),
     "cache": ("list", "clear"),
+    "completion": ("bash", "zsh", "fish", "query"),
 }
+VALUED = frozenset(  # Hydra's flags that take a value
+    f"-{flag}"
+    for flag in (
+        *("c", "p", "cp", "cn", "cd", "-cfg", "-package", "-config-path", "-config-name", "-config-dir"),
+        "-experimental-rerun",
+    )
+)
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # what --info may name
 HELP = """anomaly-bench {version}: unsupervised image anomaly detection under one protocol
 
 usage: anomaly-bench [COMMAND [SUBJECT]] key=value ... [Hydra flags]
@@ -70,6 +79,7 @@ commands
   records merge A B   into=C: several results folders in one, unless records contradict each other
   records schema      the JSON schema of records
   cache list|clear    decoded images, backbone features, file hashes, generated datasets: all can be recreated
+  completion SHELL    bash, zsh or fish: a script that completes commands, keys and choices
 
 groups (group=choice; * is the default)
 {groups}
@@ -85,7 +95,7 @@ examples
   anomaly-bench method=padim backbone=wrn50 dataset=mvtec data_root=/data/mvtec
   anomaly-bench -m method=padim backbone=lite0 seed=0,1,2 category=[bottle,screw] input.crop=224
 
-Hydra's flags work: --multirun (-m), --cfg job, --config-dir DIR (your own conf), --info.
+Hydra's flags work, in any place: --multirun (-m), --cfg job, --config-dir DIR (your own conf), --info.
 Exit status: 0 done; 1 something failed, the rest is written; 2 usage error; 130 interrupted.
 """
 
@@ -129,30 +139,36 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
-    """Command, subject, and what goes to Hydra."""
+    """Command, subject, and what goes to Hydra; keys and flags may stand before and between them."""
     rest = list(arguments)
     if {"--help", "-h"} & set(rest):
         return "help", None, rest
     if "--version" in rest:
         return "version", None, rest
-    if not rest or not is_word(rest[0]):
+    name = take_word(rest)
+    if name is None:
         return "run", None, rest
-    name = rest.pop(0)
     if name not in SUBJECTS:
         raise UsageError(f"{name}: no such command{closest(name, SUBJECTS)}")
     subjects = SUBJECTS[name]
     if not subjects:
         return name, None, rest
-    if not rest or not is_word(rest[0]):
+    subject = take_word(rest)
+    if subject is None:
         raise UsageError(f"{name}: expected one of {', '.join(subjects)} after it")
-    subject = rest.pop(0)
     if subject not in subjects:
         raise UsageError(f"{name} {subject}: no such subject{closest(subject, subjects)}")
     return name, subject, rest
 
 
-def is_word(argument: str) -> bool:
-    return not argument.startswith(("-", "+", "~")) and "=" not in argument
+def take_word(arguments: list[str]) -> str | None:
+    """Remove and return the first argument that is neither a flag or its value nor `key=value`; None: there is none."""
+    for place, argument in enumerate(arguments):
+        flag = arguments[place - 1] if place else ""
+        value = flag in VALUED or (flag in ("-i", "--info") and argument in INFO)
+        if not value and not argument.startswith(("-", "+", "~")) and "=" not in argument:
+            return arguments.pop(place)
+    return None
 
 
 def help_text(arguments: Sequence[str]) -> str:

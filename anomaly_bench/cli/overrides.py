@@ -24,7 +24,7 @@ TEXTS = frozenset(  # keys of one name, file, folder or other text
 )
 NAMES = TEXTS | {  # and those that take a list of them
     *("category", "results", "a", "b", "setup", "dataset.textures", "dataset.normal", "dataset.scenes"),
-    *("only.dataset", "only.method", "only.backbone"),
+    *("only.dataset", "only.method", "only.backbone", "only.category"),
 }
 
 
@@ -67,7 +67,7 @@ def as_choices(arguments: Sequence[str], metrics: str = "only.metric") -> list[s
     Args:
         metrics: the key that `metric` is renamed to.
     """
-    keys = {group: f"only.{group}" for group in GROUPS} | {"metric": metrics}
+    keys = {name: f"only.{name}" for name in (*GROUPS, "category")} | {"metric": metrics}
     words = [word.partition("=") for word in arguments]
     return ["".join((keys.get(key, key), *rest)) for key, *rest in words]
 

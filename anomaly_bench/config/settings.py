@@ -17,6 +17,10 @@ from anomaly_bench.hardware.devices import cores
 GROUPS = ("dataset", "method", "backbone", "metric", "protocol", "task")
 REGIMES = ("one_class", "multi_class", "few_shot")  # of conf/task
 SUPERVISIONS = ("normal images only", "synthetic anomalies", "external images", "few anomalies")  # what methods fit on
+FAMILIES = (  # of methods, by what they compare an image with; `about.family`, for the report's filters
+    *("nearest neighbours", "density", "normalising flow", "teacher and student", "reconstruction"),
+    *("one-class network", "pretext task"),
+)
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
 CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from anomaly_bench.errors import UsageError, closest
+from anomaly_bench.errors import UsageError, closest, how_to_install
 
 Run = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]  # (B, H, W, 3) uint8 -> the graph's outputs by name
 FORMATS = {"torch": "torch_program", "onnx": "onnx_graph", "openvino": "openvino_graph"}
@@ -27,7 +27,7 @@ def format_module(name: str) -> Any:
     module = importlib.import_module(f"anomaly_bench.export.{FORMATS[name]}")
     for package in module.PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise UsageError(f"format={name}: needs {package}; pip install 'anomaly-bench-suite[{name}]'")
+            raise UsageError(f"format={name}: needs {package}; {how_to_install(name)}")
     return module
 
 

@@ -50,7 +50,7 @@ def measure(
     cpu = torch.device("cpu")
     with (
         sharing.exclusive(lambda: reporter.say("other jobs are running here; timing waits for them")) as alone,
-        reporter.stage("timing", None) as advance,
+        reporter.stage("timing (%)", 100) as advance,
     ):
         timed = {"": lambda batch: run(batch.numpy())}
         entry = timing.measure(timed, torch.from_numpy(images), cpu, advance=advance)

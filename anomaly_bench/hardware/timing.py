@@ -80,17 +80,20 @@ def milliseconds(call: Callable[[], Any], device: torch.device) -> float:
 def in_turn(
     calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, advance: Callable[[int], Any]
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, alternating, under the protocol above."""
+    """Milliseconds of each call, alternating, under the protocol above; `advance` gets 50 in all, see `measure`."""
     for _ in range(WARM_UP):
         for call in calls.values():
             call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    begin, rounds = clock(), 0
-    while rounds < LEAST_CALLS or (rounds < CALLS and clock() - begin < seconds):
+    begin, rounds, passed, said = clock(), 0, 0.0, 0
+    while rounds < LEAST_CALLS or (rounds < CALLS and (passed := clock() - begin) < seconds):
         for name, call in calls.items():
             samples[name].append(milliseconds(call, device))
         rounds += 1
-        advance(1)
+        percent = min(50, int(50 * max(rounds / CALLS, passed / max(seconds, 1e-9))))
+        advance(percent - said)
+        said = percent
+    advance(50 - said)
     return samples
 
 
@@ -99,7 +102,7 @@ def measure(
     images: Tensor,
     device: torch.device,
     seconds: float = SECONDS,
-    advance: Callable[[int], Any] = lambda calls: None,
+    advance: Callable[[int], Any] = lambda percent: None,
 ) -> dict[str, Any]:
     """One entry of `Record.speed`.
 
@@ -108,6 +111,7 @@ def measure(
             its network, if any.
         images: (N, 3, H, W) on the host; N is the batch size for throughput.
         seconds: for timing latency, and again for throughput.
+        advance: told of each further percent.
 
     Returns:
         For each prefix: latency_ms (the median), percentiles, fps, and all samples in ms. A percentile p of fewer than

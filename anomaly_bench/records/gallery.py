@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OUTLINE = (96, 255, 224)  # of masks on maps; unlike any heat map colour
 PICTURE = 128  # pixels: side of each of a picture's three squares
+SHOWN = (0.2, 0.8)  # of the range of maps: what is below is dark, what is above light, as N-pad's figures show them
 
 
 def worst(defective: Sequence[bool], scores: Sequence[float] | NDArray[np.floating[Any]]) -> dict[str, list[int]]:
@@ -52,12 +53,13 @@ def save_pictures(
     """Write pictures `alarm-1-*.png` (highest normal images) and `miss-1-*.png` (lowest defective ones).
 
     Each shows the image, its mask and its map side by side, with the mask outlined on the map; maps share the test
-    set's scale. `images`: those of a record.
+    set's scale, `SHOWN` of its range. `images`: those of a record.
     """
     cases = worst([image["defect"] is not None for image in images], [image["score"] for image in images])
     alarms = cases["alarm"][: (count + 1) // 2]
     misses = cases["miss"][: count - len(alarms)]
     low, high = (0.0, 0.0) if maps is None else limits(maps)
+    low, high = (low + share * (high - low) for share in SHOWN)
     for kind, indices in (("alarm", alarms), ("miss", misses)):
         for rank, index in enumerate(indices, 1):
             squares = [visible(pixels[index])]

@@ -11,6 +11,11 @@ from anomaly_bench.config.settings import FILTER, MAX_FALSE_ALARMS, describe_inp
 from anomaly_bench.files import safe_filename
 
 OWN_INPUTS = ("zheng2022_4",)  # protocols of one paper that give each method its own input: one setup
+PROTOCOLS = {  # in plain words
+    "unified": "input {}",
+    "paper": "input {}, as in the method's paper",
+    "zheng2022_4": "inputs of Table 4 of Zheng et al. 2022",
+}
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
@@ -46,7 +51,7 @@ def setup_name(record: Record) -> str:
 
 
 def setup_title(records: Sequence[Record], mixed: bool = False) -> str:
-    """'MVTec AD, input 256×256, protocol unified', for the records of one table; `mixed`: of several setups."""
+    """'MVTec AD, input 256×256', for the records of one table; `mixed`: of several setups."""
     return f"{dataset_title(records[0])}, {'several setups' if mixed else describe(records[0])}"
 
 
@@ -69,9 +74,9 @@ def holdout_of(record: Record) -> tuple[float, float]:
 
 
 def describe(record: Record) -> str:
-    """'input 256×256, crop 224×224, protocol unified', and any other non-default part of the setup."""
-    parts = [] if record.protocol in OWN_INPUTS else [f"input {describe_input(record.input)}"]
-    parts.append(f"protocol {record.protocol}")
+    """'input 256×256, crop 224×224', and any other non-default part of the setup."""
+    words = PROTOCOLS.get(record.protocol, f"input {{}}, protocol {record.protocol}")
+    parts = [words.format(describe_input(record.input))]
     if words := regime_words(record):
         parts.append(f"task {' '.join(words)}")
     if record.precision != "fp32":

@@ -17,10 +17,13 @@ from anomaly_bench.metrics.registry import find_metric, own_names, packaged_metr
 from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.results_csv import csv_row
 from anomaly_bench.records.setups import setups
+from anomaly_bench.report.conclusion import conclusion
 from anomaly_bench.report.figures.plots import heat_shares
 from anomaly_bench.report.figures.svg import save_for_print
-from anomaly_bench.report.sections import ACCURACIES, CASE_TITLES, Section
+from anomaly_bench.report.sections import ACCURACIES, Section
 from anomaly_bench.report.templating import environment, script
+from anomaly_bench.report.traits import TRAITS, traits
+from anomaly_bench.report.worst_cases import CASE_TITLES, MOST_SHOWN, at_thresholds, doubts
 from anomaly_bench.tables import query
 from anomaly_bench.tables.layout import Column
 from anomaly_bench.tables.table import DASH
@@ -37,7 +40,7 @@ NUMBER_COLUMNS = (
     Column("stored_mb", "stored (MB)"),
     Column("peak_ram_mb", "peak RAM (MB)", digits=0),
 )
-TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", "record": "Record"}
+TRAILING = {"dataset": "Dataset", "input": "Input", "protocol": "Protocol", **TRAITS, "record": "Record"}
 
 
 def chosen_records(config: Any) -> tuple[list[Record], dict[tuple[Any, ...], Path]]:
@@ -118,7 +121,8 @@ def table_row(record: Record, columns: Sequence[Column]) -> dict[str, Any]:
     size += f" {row['filter']}" if row["filter"] != FILTER else ""
     numbers = {measure.value: (row[measure.value], printed(measure, row[measure.value])) for measure in columns}
     texts = {name: str(row[name]) for name in ("category", "method", "backbone", "dataset", "protocol")}
-    return {**numbers, **texts, "input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
+    known = {"input": size, "record": row["fingerprint"][:8], "path": record.path.as_posix()}
+    return {**numbers, **texts, **traits(record), **known}
 
 
 def printed(measure: Column, value: float | None) -> str:
@@ -138,5 +142,10 @@ def render_page(known: Sequence[Record], sections: Sequence[Section]) -> str:
         heat_shares=heat_shares,
         numbered=enumerate,
         kinds=CASE_TITLES,
+        trait_titles=TRAITS,
+        conclusion=conclusion,
+        doubts=doubts,
+        at_thresholds=at_thresholds,
+        most_shown=MOST_SHOWN,
         safe_cell=safe_cell,
     )

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image as PILImage
 
 from anomaly_bench.files import safe_filename
 from anomaly_bench.metrics.registry import find_metric, own_names
 from anomaly_bench.published import TABLES, load_references, publications
-from anomaly_bench.records import gallery
 from anomaly_bench.records.record import DamagedRecord, load
-from anomaly_bench.records.setups import setup_name, setup_title
+from anomaly_bench.records.setups import all_categories, setup_name, setup_title
 from anomaly_bench.report.figures import plots
 from anomaly_bench.report.figures.labels import Point
 from anomaly_bench.report.figures.plots import Curve
 from anomaly_bench.report.figures.svg import inline
+from anomaly_bench.report.traits import TRAITS, traits
 from anomaly_bench.tables.aggregate import measured
 from anomaly_bench.tables.axes import AxisItem
 from anomaly_bench.tables.build import build_tables
@@ -34,67 +32,34 @@ from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
     from anomaly_bench.metrics.registry import Metric
-    from anomaly_bench.records.gallery import Case
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
-    from anomaly_bench.tables.table import Table
+    from anomaly_bench.tables.table import CellValue, Table
 
 Panels = dict[str, list[Curve]]
+MOST_COLUMNS = 12  # of a heat map: of more methods, each has a row
 MOST_LINES = 60  # of a panel: more are neither told apart nor loaded by a browser
 ACCURACIES = ("image_auroc", "pixel_auroc", "pro")  # of heat maps and figures
 RECALL = "image_recall"  # at the threshold from held-out images, where there is one: behind the first of them
 PUBLISHED = {"image_auroc": "zheng2022_1", "pixel_auroc": "zheng2022_2"}  # the tables behind Figure 1 of Zheng et al.
-CASE_TITLES = {
-    "alarm": "False alarms: normal images of highest score",
-    "miss": "Misses: defective images of lowest score",
-}
-
-
-@dataclass(frozen=True)
-class View:
-    """One method's view of an image: its map (a data URI, or empty) and its rank."""
-
-    series: int
-    map: str
-    case: Case
-
-
-@dataclass
-class Doubt:
-    """An image among the worst of at least one method, as seen by all such methods.
-
-    name: among all categories, as in a file of corrected labels.
-    image, mask: data URIs; empty if no picture was kept or there is no mask.
-    """
-
-    kind: str
-    file: str
-    defect: str | None
-    name: str
-    image: str = ""
-    mask: str = ""
-    views: list[View] = field(default_factory=list)
-
-    @property
-    def wrong(self) -> int:
-        """Number of methods that rank it on the wrong side of at least one image with the other label."""
-        return sum(view.case.crossed > 0 for view in self.views)
-
-    def order(self) -> tuple[float, ...]:
-        """Sort key of the gallery: wrong for most methods first, then by how far it is on the wrong side."""
-        shares = [view.case.crossed / max(view.case.others, 1) for view in self.views]
-        return -self.wrong, -len(self.views), -sum(shares)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, the table of its numbers, the methods missing from it, and the source of published values."""
+    """A figure, the table of its numbers, the methods missing from it, and the source of published values.
+
+    Attributes:
+        narrow: the same figure for narrow screens, if this one is too wide for them.
+        partial: some marks are hollow.
+    """
 
     title: str
     svg: Markup
     table: Table
     missing: list[str]
     source: str = ""
+    narrow: Markup | None = None
+    partial: bool = False
 
 
 def known_metrics(records: Sequence[Record]) -> dict[str, Metric]:
@@ -128,20 +93,32 @@ class Section:
         valued = [name for name in self.known if any(record.value(name) is not None for record in records)]
         self.metrics = {name: self.known[name].title for name in valued}
         self.title = setup_title(records)
+        self.all_categories = tuple(all_categories(records))
+        self.wide = len(self.entries) > MOST_COLUMNS
+        axes = ("methods", "categories") if self.wide else ("categories", "methods")
         self.heat = {
-            name: self._table(f"heat-{name}", f"{metric.title} by category", "categories", "methods", [name])
+            name: self._table(f"heat-{name}", f"{metric.title} by category", *axes, [name])
             for name, metric in self.known.items()
         }
-        self.categories = [row.labels[0] for row in self.heat["image_auroc"].rows if not row.mean]
+        tested = {record.category for record in records}
+        self.categories = [name for name in self.all_categories if name in tested]
 
     def _table(self, name: str, caption: str, rows: str, columns: str, cells: list[Any]) -> Table:
         layout = Layout(f"{self.key}-table-{name}", "", rows, columns, cells, scale=100)
         return replace(build_tables(self.records, layout)[0], caption=caption)
 
-    def legend(self) -> Iterator[tuple[str, Markup]]:
-        """The name and sample line of each series."""
-        for number, label in enumerate(self.labels):
-            yield label, self._inline(plots.sample(number), f"legend-{number}", "")
+    def legend(self) -> Iterator[tuple[str, Markup, dict[str, str]]]:
+        """The name, sample line and traits of each series."""
+        for number, (label, entry) in enumerate(zip(self.labels, self.entries, strict=True)):
+            yield label, self._inline(plots.sample(number), f"legend-{number}", ""), traits(entry.sample)
+
+    def trait_values(self) -> dict[str, list[str]]:
+        """The values to filter methods by, of each trait that has several; of few methods none."""
+        if not self.wide:
+            return {}
+        found = [traits(entry.sample) for entry in self.entries]
+        listed = {name: sorted({each[name] for each in found}) for name in TRAITS}
+        return {name: values for name, values in listed.items() if len(values) > 1}
 
     def _inline(self, figure: Figure, name: str, title: str) -> Markup:
         return Markup(inline(figure, f"{self.key}-{name}", title))  # escaped by the XML writer
@@ -151,6 +128,7 @@ class Section:
     def latency(self, metric: str) -> Iterator[tuple[str, list[Point]]]:
         """For each machine setting, its name and its methods' points."""
         parts: dict[str, list[Point]] = defaultdict(list)
+        shares = self.shares(metric)
         for entry in group_records(self.records, with_speed=True):
             x, y = (
                 self._mean(entry, Column("latency_ms", "")),
@@ -158,26 +136,47 @@ class Section:
             )
             if x is not None and y is not None:
                 number = self._series(entry)
-                parts[str(entry.setting)].append(Point(x, y, self.labels[number], number))
+                parts[str(entry.setting)].append(Point(x, y, self.labels[number], number, share=shares[number]))
         yield from parts.items()
 
     def _mean(self, entry: ResultGroup, measure: Column) -> float | None:
         """The mean over categories and seeds as in tables, but with 6 decimals."""
-        exact = replace(measure, digits=6)
-        return measured(exact, AxisItem(Header(()), entry=entry), list(entry.records), averaged=True).number
+        return self._measured(entry, replace(measure, digits=6)).number
+
+    def _measured(self, entry: ResultGroup, measure: Column) -> CellValue:
+        return measured(measure, AxisItem(Header(()), entry=entry), self.all_categories, averaged=True)
+
+    def value(self, number: int, metric: str) -> CellValue:
+        """A metric's mean over the categories and seeds of a series, in %, as tables print it."""
+        known = self.known[metric]
+        return self._measured(self.entries[number], Column(metric, known.title, scale=known.scale, digits=known.digits))
+
+    def number(self, number: int, measure: Column) -> float | None:
+        """The mean of any other number of a series."""
+        return self._mean(self.entries[number], measure)
+
+    @functools.cache  # noqa: B019 (a section lives as long as the page is made)
+    def shares(self, metric: str) -> list[str]:
+        """Of each series, '1 of 15' if its mean leaves out categories that others have; else ''."""
+        covered = [self.value(number, metric).covered for number in range(len(self.entries))]
+        widest = max(covered, key=len)
+        count = len(self.all_categories)
+        return [f"{len(each)} of {count}" if each not in (widest, frozenset()) else "" for each in covered]
 
     def _series(self, entry: ResultGroup) -> int:
         names = [(each.full_title, each.backbone) for each in self.entries]
         return names.index((entry.full_title, entry.backbone))
 
-    def latency_plots(self, metric: str) -> Iterator[Plot]:
+    def latency_plots(self, metric: str, kind: str = "latency") -> Iterator[Plot]:
+        """One for each machine setting; `kind`: begins the ids of its elements, so that it can be shown twice."""
         title = self.metrics[metric]
         speed = {"value": "latency_ms", "title": "latency (ms)", "scale": 1, "digits": 1, "best": "lowest"}
         for number, (place, points) in enumerate(self.latency(metric)):
-            name, heading = f"latency-{metric}-{number}", f"{title} against latency ({place})"
+            name, heading = f"{kind}-{metric}-{number}", f"{title} against latency ({place})"
             svg = self._inline(plots.latency(points, title), name, heading)
             table = self._table(name, heading, "methods", "cells", [metric, speed])
-            yield Plot(heading, svg, table, self._missing(points))
+            partial = any(point.share for point in points)
+            yield Plot(heading, svg, table, self._missing(points), partial=partial)
 
     def timeline(self, metric: str) -> tuple[list[Point], list[Point]]:
         """Published and measured points of methods with an arXiv number."""
@@ -194,7 +193,8 @@ class Section:
         for number, entry in enumerate(self.entries):
             method, value = entry.sample.method, self._mean(entry, Column(metric, "", scale=self.known[metric].scale))
             if method in months and value is not None:
-                found.append(Point(months[method], value, self.labels[number], number, method))
+                share = self.shares(metric)[number]
+                found.append(Point(months[method], value, self.labels[number], number, method, share))
         return published, found
 
     def timeline_plot(self, metric: str) -> Plot | None:
@@ -204,10 +204,14 @@ class Section:
             return None
         title = self.metrics[metric]
         heading = f"{title} against the month of publication"
-        svg = self._inline(plots.timeline(published, found, title), f"timeline-{metric}", heading)
+        svg, narrow = (
+            self._inline(plots.timeline(published, found, title, small), f"timeline-{metric}-{small}", heading)
+            for small in (False, True)
+        )
         table = self._table(f"timeline-{metric}", heading, "methods", "cells", [metric])
         source = TABLES[PUBLISHED[metric]].title if published else ""
-        return Plot(heading, svg, table, self._missing(found), source)
+        partial = any(point.share for point in found)
+        return Plot(heading, svg, table, self._missing(found), source, narrow, partial)
 
     def _missing(self, points: Sequence[Point]) -> list[str]:
         return [label for number, label in enumerate(self.labels) if number not in {point.series for point in points}]
@@ -272,26 +276,6 @@ class Section:
             name = f"learning-{place}-{series}"
             yield series, self._inline(plots.learning_curves({title: lines}), name, f"loss of {title} on {category}")
 
-    # the worst cases
-
-    def doubts(self, category: str) -> list[Doubt]:
-        """The worst images of a category over all methods, using each method's first seed with pictures."""
-        found: dict[tuple[str, str], Doubt] = {}
-        for number, entry in enumerate(self.entries):
-            made = sorted(entry.records.get(category, ()), key=lambda record: record.repetition)
-            places = [(record, folder / record.path.with_suffix("")) for record in made for folder in self.results]
-            if not made:
-                continue
-            record, pictures = next((each for each in places if each[1].is_dir()), places[0])
-            for case in gallery.cases(self.whole(record), pictures):
-                new = Doubt(case.kind, case.file, case.defect, record.image_name(case.file))
-                doubt = found.setdefault((case.kind, case.file), new)
-                parts = gallery.squares(case.picture) if case.picture else {}
-                doubt.image = doubt.image or ("image" in parts and data_uri(parts["image"])) or ""
-                doubt.mask = doubt.mask or ("mask" in parts and data_uri(parts["mask"].convert("1"))) or ""
-                doubt.views.append(View(number, data_uri(parts["map"]) if "map" in parts else "", case))
-        return sorted(found.values(), key=lambda doubt: (doubt.kind, *doubt.order()))
-
     # for print
 
     def drawings(self) -> Iterator[tuple[Path, Figure]]:
@@ -309,11 +293,3 @@ class Section:
                 yield folder / f"curves-{safe_filename(category)}", plots.curves(panels, legend=True)
             if panels := self.learning(category):
                 yield folder / f"learning-{safe_filename(category)}", plots.learning_curves(panels)
-
-
-def data_uri(picture: PILImage.Image) -> str:
-    """A picture as text for `src`: PNG for black and white, JPEG otherwise."""
-    buffer = io.BytesIO()
-    kind = "png" if picture.mode == "1" else "jpeg"
-    picture.save(buffer, kind, optimize=True, **({} if kind == "png" else {"quality": 80}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -309,7 +309,7 @@ class Evaluator:
         first = np.resize(np.arange(len(pixels)), self.settings.batch_size)
         waiting = functools.partial(self.reporter.say, f"{name}: other jobs are running here; timing waits for them")
         timed = {"": functools.partial(score_batch, method)} | ({"backbone_": self.backbone} if self.networks else {})
-        with sharing.exclusive(waiting) as alone, self.reporter.stage(f"{name}: timing", None) as advance:
+        with sharing.exclusive(waiting) as alone, self.reporter.stage(f"{name}: timing (%)", 100) as advance:
             entry = timing.measure(timed, to_tensor(pixels[first]), self.device, advance=advance)
         key = job.speed_key(devices.device_name(str(self.device)))
         return {**entry, **key, "alone": alone, "measured": timing.today()}

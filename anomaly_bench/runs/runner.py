@@ -125,15 +125,17 @@ class Runner:
         count = len(self.present)
         present = {name: f"{prefix}[{number}/{count}] {name}" for number, name in enumerate(self.present, 1)}
         start, computed = timing.clock(), 0
-        for left, (name, where) in zip(reversed(range(count)), present.items(), strict=True):
-            worked = self.attempt(name, where)
-            computed += worked
-            if worked and computed == 1 and left:
-                self.reporter.say(f"about {duration((timing.clock() - start) * left)} left for {left} more")
-        while self.summary.busy and self.settings.wait:
-            name = self.summary.busy.pop(0)
-            if not self.attempt(name, present[name]) and name in self.summary.busy:
-                time.sleep(WAIT_SECONDS)
+        with self.reporter.stage(self.title, count) as advance:
+            for left, (name, where) in zip(reversed(range(count)), present.items(), strict=True):
+                worked = self.attempt(name, where)
+                computed += worked
+                advance(1)
+                if worked and computed == 1 and left:
+                    self.reporter.say(f"about {duration((timing.clock() - start) * left)} left for {left} more")
+            while self.summary.busy and self.settings.wait:
+                name = self.summary.busy.pop(0)
+                if not self.attempt(name, present[name]) and name in self.summary.busy:
+                    time.sleep(WAIT_SECONDS)
         return self.summary
 
     @property

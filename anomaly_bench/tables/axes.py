@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ALL = "mean:all"
 EXTRA = "not in the paper"
 OURS = "Ours"
-CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone"), "cells": ("", "Metric")}
+CORNERS = {"categories": ("Category",), "methods": ("Method", "Backbone", "Categories"), "cells": ("", "Metric")}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.records.setups import dataset_title, describe, setup_name, setups
 from anomaly_bench.tables.aggregate import beside, mark_places, measured, measured_and_reported, rank, reported
 from anomaly_bench.tables.axes import ALL, CORNERS, TableInput, axis_items
-from anomaly_bench.tables.footnotes import SHARES, cell_notes, common_facts, general_notes, label_shares, mark_shares
+from anomaly_bench.tables.footnotes import (
+    SHARES,
+    UNLIKE,
+    cell_notes,
+    common_facts,
+    general_notes,
+    label_shares,
+    mark_shares,
+    share_methods,
+)
 from anomaly_bench.tables.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -131,7 +140,9 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
     if "categories" in axes and material.source == "measured":
         axes["categories"] = label_shares(axes["categories"], across)
     wanted = [item.categories or tuple(material.categories) for item in axes[_other(layout)]]
-    shared_out = mark_shares(wanted, across, "categories" in axes)
+    told = SHARES if mark_shares(wanted, across, "categories" in axes) else ""
+    if told and "categories" not in axes:
+        axes["methods"], told = share_methods(axes["methods"], wanted, across), UNLIKE
     common = common_facts(matrix)
     notes, shared = cell_notes(_turned(across), common)
     axes["methods"] = [
@@ -145,7 +156,7 @@ def _table(material: TableInput, name: str, mixed: bool) -> Table:
         setup="several setups" if mixed else describe(material.records[0]) if material.records else "",
         cells=", ".join(measure.title for measure in material.measures),
     )
-    caption = caption[:1].upper() + caption[1:] + (SHARES if shared_out else "")
+    caption = caption[:1].upper() + caption[1:] + told
     parts = tuple(measure.title for measure in material.measures) if "cells" not in axes else ("",)
     by_row = zip(matrix, notes if methods_down else _turned(notes), strict=True)
     joined = "" if material.source == "gaps" else layout.joined

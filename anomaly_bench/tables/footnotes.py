@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _GAP = "Gaps are meaningful only where backbone, input, training and categories match the paper's."
 SHARES = "; in parentheses: of how many categories, where a mean leaves some out"
+UNLIKE = "; not all over the same categories"
 # their order below a table
 _FACTS = (
     *("setup", "images", "status", "supervision", "revision", "budget", "settings", "count", "seeds"),
@@ -59,6 +60,27 @@ def mark_shares(wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[
                     if named:
                         value.facts.pop("count", None)
     return found
+
+
+def share_methods(
+    methods: Sequence[AxisItem], wanted: Sequence[Sequence[str]], across: Sequence[Sequence[list[CellValue]]]
+) -> list[AxisItem]:
+    """Say '2 of 15' beside each method instead of in its cells; in a cell only where it is another share."""
+    labelled = []
+    for item, column in zip(methods, zip(*across, strict=True), strict=True):
+        values = [(value, names) for cell, names in zip(column, wanted, strict=True) for value in cell]
+        values = [(value, names) for value, names in values if value.number is not None]
+        shares = Counter(_share(value, names) for value, names in values)
+        usual = shares.most_common(1)[0][0] if shares else ""
+        for value, names in values:
+            share = _share(value, names)
+            value.share = "" if share == usual else share
+        labelled.append(replace(item, head=replace(item.head, labels=(*item.head.labels, usual))))
+    return labelled
+
+
+def _share(value: CellValue, names: Sequence[str]) -> str:
+    return f"{len(value.covered)} of {len(names)}"
 
 
 def common_facts(matrix: Matrix) -> dict[str, tuple[str, bool]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def read_records(
 def choose(
     known: list[Record], cells: list[Reference], config: Mapping[str, Any]
 ) -> tuple[list[Record], list[Reference]]:
-    """The records and published cells selected by `only` and `setup`.
+    """The records and published cells selected by `only` and `setup`; `only.category` selects records.
 
     Raises:
         UsageError: a name without records.
@@ -61,6 +62,8 @@ def choose(
                 raise UsageError(f"{key}={name}: no record of it{closest(name, have)}")
         known = [record for record in known if chosen is None or getattr(record, key) in chosen]
         cells = [cell for cell in cells if chosen is None or getattr(cell, key) in ("", *chosen)]
+    if (listed := name_list(config["only"]["category"])) is not None:
+        known = in_categories(known, listed)
     wanted = name_list(config["setup"])
     if wanted is not None:
         parts = {setup_name(part[0]): part for part in setups(known)}
@@ -69,6 +72,27 @@ def choose(
                 raise UsageError(f"setup={name}: no record of it{closest(name, parts)}")
         known = [record for name in wanted for record in parts[name]]
     return known, cells
+
+
+def in_categories(known: Sequence[Record], wanted: Sequence[str]) -> list[Record]:
+    """The records of some categories, or groups of them, as if the dataset had only these, in the order given.
+
+    Raises:
+        UsageError: a name without records.
+    """
+    groups: dict[str, dict[str, None]] = {}  # name of a category or group -> its categories, in order
+    for each in (each for record in known for each in record.categories):
+        for name in filter(None, (each["name"], each.get("group"))):
+            groups.setdefault(composed(name), {})[each["name"]] = None
+    for record in known:
+        groups.setdefault(composed(record.category), {})[record.category] = None
+    have = {record.category for record in known}
+    for name in wanted:
+        if not have & groups.get(name, {}).keys():
+            raise UsageError(f"category={name}: no record of it{closest(name, have)}")
+    chosen = list(dict.fromkeys(category for name in wanted for category in groups[name]))
+    order = [{"name": name, "group": None} for name in chosen]
+    return [replace(record, categories=order) for record in known if record.category in chosen]
 
 
 def name_list(value: Any) -> list[str] | None:

@@ -83,7 +83,7 @@ def test_missing_plugin(name, command, monkeypatch):
     assert (status, out) == (2, "")
     extra = launchers.PLUGINS[name][1]
     expected = f"error: hydra/launcher={name}: its plugin is not installed; run: "
-    assert err == f"{expected}pip install 'anomaly-bench-suite[{extra}]'\n"
+    assert err == f"{expected}pip install '.[{extra}]' in the folder of anomaly-bench\n"
 
 
 def test_whether_a_plugin_is_installed():

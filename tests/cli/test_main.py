@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
+from rich.console import Console
 
 import anomaly_bench
+from anomaly_bench import console
+from anomaly_bench.cli.main import SUBJECTS, split
 from anomaly_bench.config.compose import as_override, compose
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.console import log_file
@@ -34,6 +41,81 @@ def test_list(command, subject):
     assert known[subject] in out
     if subject == "methods":
         assert "(synthetic anomalies)" in next(line for line in out.splitlines() if line.startswith("draem"))
+
+
+@pytest.mark.parametrize("words", [["list", "methods"], ["tables"], ["references", "check"], ["records", "merge", "a"]])
+def test_flags_stand_anywhere(words):
+    for flag in (["--config-dir", "status"], ["-m"], ["--info", "config"], ["seed=1"]):
+        for place in range(len(words) + 1):
+            name, subject, rest = split([*words[:place], *flag, *words[place:]])
+            assert [name, *filter(None, [subject])] == words[:2]
+            assert [word for word in rest if word not in words] == flag
+            assert [word for word in rest if word in words] == words[2:]
+
+
+def test_a_flag_before_its_command(command, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine\n")
+    for words in (["--config-dir", str(tmp_path), "list", "methods"], ["list", f"--config-dir={tmp_path}", "methods"]):
+        status, out, err = command(*words)
+        assert (status, err) == (0, "")
+        assert "mine" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("anomaly-bench tab", ["tables"]),
+        ("anomaly-bench list m", ["methods", "metrics"]),
+        ("anomaly-bench --config-dir . lis", ["list"]),
+        ("anomaly-bench method=pa", ["method=padim", "method=panda", "method=patchcore"]),
+        ("anomaly-bench -m method=padim,spa", ["method=padim,spade"]),
+        ("anomaly-bench tables format=m", ["format=md"]),
+        ("anomaly-bench tables table=[per_class,sum", ["table=[per_class,summary"]),
+        ("anomaly-bench report met", ["method="]),
+        ("anomaly-bench speed=", ["speed=true", "speed=false"]),
+        ("anomaly-bench method=padim method.dim", ["method.dimensions="]),
+        ("anomaly-bench status --mul", ["--multirun"]),
+        ("anomaly-bench report --config-dir ", []),
+        ("anomaly-bench cache ", ["list", "clear"]),
+        ("anomaly-bench results=", []),
+    ],
+)
+def test_completion(command, line, expected):
+    status, out, _ = command("completion", "query", line)
+    assert (status, out.splitlines()) == (0, expected)
+
+
+def test_completion_of_every_command(command):
+    """After each command, its subjects or keys; nothing fails."""
+    for name, subjects in SUBJECTS.items():
+        words = command("completion", "query", f"anomaly-bench {name} ")[1].split()
+        assert words == list(subjects) if subjects else all(word.endswith("=") for word in words), name
+        for subject in subjects:
+            assert command("completion", "query", f"anomaly-bench {name} {subject} x")[0] == 0
+
+
+SHELLS = {  # what each shell makes of a line: its own completion is asked
+    "bash": """COMP_LINE="$1" COMP_POINT=${#1}; _anomaly_bench 2>/dev/null; printf '%s\n' "${COMPREPLY[@]}" """,
+    "fish": "complete -C $argv[1]",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_in_a_shell(command, shell, tmp_path):
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
+    program = tmp_path / "anomaly-bench"
+    program.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'from anomaly_bench.cli.main import main; main()' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    script = tmp_path / "script"
+    script.write_text(command("completion", shell)[1] + SHELLS[shell])
+    for line, expected in (("anomaly-bench list met", "methods"), ("anomaly-bench method=spa", "spade")):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        made = subprocess.run([shell, script, line], capture_output=True, text=True, env={**os.environ, "PATH": path})
+        assert made.stdout.split()[0].endswith(expected), made.stderr
 
 
 def test_cache(command, empty_cache):
@@ -106,3 +188,15 @@ def test_log_file_is_written_despite_earlier_logging(tmp_path):
     with log_file(tmp_path / "a" / "run.log"):
         logging.getLogger("anomaly_bench").info("fitted")
     assert (tmp_path / "a" / "run.log").read_text().endswith("INFO anomaly_bench: fitted\n")
+
+
+def test_without_a_terminal_it_is_said_what_is_being_done(monkeypatch):
+    monkeypatch.setattr(console, "TICK", 0.02)
+    reporter = console.Reporter()
+    reporter.console = Console(file=io.StringIO(), soft_wrap=True)
+    with reporter.stage("padim lite0 s0", 2), reporter.stage("weave: fitting", 24) as advance:
+        advance(3, "loss 0.5")
+        until = time.monotonic() + 30
+        while len(said := reporter.console.file.getvalue().splitlines()) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert said[:2] == ["padim lite0 s0 0/2; weave: fitting (loss 0.5) 3/24"] * 2

@@ -38,6 +38,14 @@ def test_calls_stop_when_the_time_is_up(ticking):
     assert len(timing.in_turn({"a": lambda: None}, CPU, 30, lambda done: None)["a"]) == 5 + 7
 
 
+def test_progress_ends_at_half_of_the_percents(ticking):
+    for seconds in (0, 30, 10**6):
+        said = []
+        timing.in_turn({"a": lambda: None}, CPU, seconds, said.append)
+        assert sum(said) == 50
+        assert min(said) >= 0
+
+
 def test_percentiles_need_enough_calls():
     samples = [float(value) for value in range(99)]
     assert timing.percentile(samples, 50) == 49

@@ -27,7 +27,8 @@ from anomaly_bench.records import gallery
 from anomaly_bench.records.outlines import outlines_by_file
 from anomaly_bench.records.record import load_all, save
 from anomaly_bench.records.setups import setups
-from anomaly_bench.report import sections
+from anomaly_bench.report import sections, worst_cases
+from anomaly_bench.report.conclusion import conclusion
 from anomaly_bench.report.figures import labels, plots, style, svg
 from anomaly_bench.runs.corrected_labels import read_labels
 from anomaly_bench.tables import query
@@ -172,7 +173,7 @@ def test_record_in_two_folders_counts_once_with_both_speeds(tmp_path):
     assert [entry["device"] for entry in known[0].speed] == ["EPYC", "H100"]
     known[0].images = two.images
     section = sections.Section("s1", known, folders)
-    assert all(doubt.image and doubt.mask for doubt in section.doubts("bottle"))
+    assert all(doubt.image and doubt.mask for doubt in worst_cases.doubts(section, "bottle"))
     assert [(place, points[0].x) for place, points in section.latency("pro")] == [
         ("EPYC, 2 threads, batch 32, fp32", 10.0),
         ("H100, 2 threads, batch 32, fp32", 1.0),
@@ -224,7 +225,7 @@ def test_curves_of_many_seeds_are_left_out_and_said(tmp_path, command, monkeypat
     assert list(section.curves("bottle")) == list(CURVES)
     assert [line.first for line in section.curves("bottle")["pro"]] == [True, False, True, False]
     assert sum(map(len, section.learning("bottle").values())) == 4
-    assert len(section.doubts("bottle")[0].views) in (1, 2), "images are read too"
+    assert len(worst_cases.doubts(section, "bottle")[0].views) in (1, 2), "images are read too"
     out = tmp_path / "page.html"
     assert command("report", f"results={tmp_path}", f"out={out}")[0] == 0
     assert "Of each method the 2 lowest seeds." in out.read_text(encoding="utf-8")
@@ -314,8 +315,68 @@ def test_images_that_most_methods_get_wrong_come_first(tmp_path):
         for method, values in scores.items()
     ]
     section = sections.Section("s1", made, [tmp_path])
-    alarms = [doubt for doubt in section.doubts("bottle") if doubt.kind == "alarm"]
+    alarms = [doubt for doubt in worst_cases.doubts(section, "bottle") if doubt.kind == "alarm"]
     assert [(doubt.file, doubt.wrong, len(doubt.views)) for doubt in alarms] == [("0.png", 2, 3), ("1.png", 1, 3)]
+
+
+def test_the_conclusion_compares_what_is_alike(tmp_path):
+    """Of four methods one covers fewer categories, and one was trained for less."""
+    made = [
+        *(record((95, 90, 80), task, speed=timed(10)) for task in ("bottle", "zipper")),
+        *(record((95.5, 95, 90), task, "patchcore", speed=timed(100)) for task in ("bottle", "zipper")),
+        *(record((99, 99, 99), task, "stfpm", training=trained(25), speed=timed(5)) for task in ("bottle", "zipper")),
+        record((100, 100, 100), "bottle", "spade", speed=timed(1)),
+    ]
+    for each, size in zip(made, (3.0, 3.0, 20.0, 20.0, 1.0, 1.0, 1.0), strict=True):
+        each.size = {"extra_params": 0, "extra_mb": 1.0, "stored_mb": size}
+    section = sections.Section("s1", made, [tmp_path])
+    said = dict(conclusion(section))
+    basis = "(mean of 2 of 15 categories (bottle, zipper), seed 0)"
+    best = said["Best by image AUROC"]
+    assert best.startswith(f"PatchCore WRN50, 95.5 % {basis}, of 2 methods. Not compared")
+    assert best.endswith(": SPADE WRN50, stfpm WRN50")
+    assert said["Best by PRO"].startswith("PatchCore WRN50, 90.0 %")
+    fastest = said["Fastest within 1 point of the best image AUROC"]
+    assert fastest.startswith("PaDiM WRN50, 10 ms an image on EPYC, 2 threads, batch 32, fp32, image AUROC 95.0 %")
+    assert said["Smallest"].startswith("PaDiM WRN50, 4 MB of parameters and statistics beside the backbone")
+    ((_, points),) = section.latency("image_auroc")
+    assert {point.text for point in points} >= {"SPADE WRN50 (1 of 15)", "PaDiM WRN50"}
+    assert [point.label for point in plots.pareto_front(points)] == ["stfpm WRN50"]
+    alike = [point for point in points if point.series in (0, 1)]
+    assert [point.label for point in plots.pareto_front(alike)] == ["PaDiM WRN50", "PatchCore WRN50"]
+
+
+def test_thresholds_tell_what_is_missed(tmp_path):
+    scores = [1.0, 2.0, 9.0, 3.0, 8.0, 9.5]
+    images = [
+        {"file": f"{n}.png", "defect": "crack" if n > 2 else None, "score": score} for n, score in enumerate(scores)
+    ]
+    limits = {"image": 4.0, "pixel": None, "max_false_alarms": 0.05, "images": 20}
+    counts = {"fit": 10, "test": 6, "defects": 3}
+    made = record(images=images, counts=counts, holdout=0.2, thresholds=limits)
+    for name, value in (("image_recall", 2 / 3), ("image_false_alarms", 1 / 3)):
+        made.metrics[name] = {"value": value, "revision": 1}
+    section = sections.Section("s1", [made], [tmp_path])
+    assert list(worst_cases.at_thresholds(section, "bottle")) == [
+        "PaDiM WRN50 misses 1 of 3 defective images at 5 % false alarms (here 1 of 3 normal ones)"
+    ]
+    said = {doubt.file: doubt.said for doubt in worst_cases.doubts(section, "bottle")}
+    alarm = "1 of 1 method shown score it no lower than some defective image; 1 of 1 call it defective at the threshold"
+    miss = "1 of 1 method shown score it no higher than some normal image; 1 of 1 miss it at the threshold"
+    assert (said["2.png"], said["3.png"]) == (alarm, miss)
+    assert said["5.png"] == "1 method shown: above every normal image; 0 of 1 miss it at the threshold"
+
+
+def test_of_many_methods_each_has_a_row_and_traits(tmp_path):
+    names = ["padim", "patchcore", "stfpm", "draem", *(f"mine{number}" for number in range(10))]
+    section = sections.Section("s1", [record(method=name) for name in names], [tmp_path])
+    assert len(section.heat["pro"].rows) == len(names)
+    assert section.categories == ["bottle"]
+    values = section.trait_values()
+    assert values["supervision"] == ["normal images only", "synthetic anomalies"]
+    assert values["family"] == ["density", "nearest neighbours", "other", "reconstruction", "teacher and student"]
+    few = sections.Section("s1", [record(method=name) for name in names[:4]], [tmp_path])
+    assert few.trait_values() == {}
 
 
 def luminance(colour: str) -> float:
@@ -517,6 +578,45 @@ def test_dark_and_light(browser):
         line = "getComputedStyle(document.querySelector('.legend .series-0 path')).stroke"
         colours.add(tuple(browser.execute_script(f"return [getComputedStyle(document.body).backgroundColor, {line}]")))
     assert len({background for background, _ in colours}) == len({line for _, line in colours}) == 2
+
+
+CUT = """
+document.querySelectorAll("[data-panel]").forEach((panel) => { panel.hidden = false; });
+const cut = [], wide = document.documentElement.clientWidth;
+let shown = 0;
+for (const svg of document.querySelectorAll("figure svg")) {
+  if (!svg.checkVisibility()) continue;
+  const outer = svg.getBoundingClientRect(), name = svg.getAttribute("aria-label");
+  shown += 1;
+  if (outer.left < 0 || outer.right > wide + 0.5) cut.push(name);
+  for (const part of svg.querySelectorAll("text, use")) {
+    const box = part.getBoundingClientRect();
+    const across = box.left >= outer.left - 1 && box.right <= outer.right + 1;
+    const down = box.top >= outer.top - 1 && box.bottom <= outer.bottom + 1;
+    if (box.width && !(across && down)) cut.push(`${name}: ${part.textContent || "a mark"}`);
+  }
+  for (let around = svg.parentElement; around; around = around.parentElement)
+    if (around.matches("figure *") && around.scrollWidth > around.clientWidth + 1) cut.push(`${name} scrolls`);
+}
+return [shown, cut];
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 900, 1400])
+def test_no_figure_is_cut(browser, width, scheme):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.refresh()
+    try:
+        shown, cut = browser.execute_script(CUT)
+        assert shown >= 20
+        assert cut == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.refresh()
 
 
 def test_no_horizontal_scrolling_on_a_phone(browser):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[2] / "conf" / "table"
 PER_CLASS = load_layout("per_class", [FOLDER])
 COMPLEXITY = load_layout("complexity", [FOLDER])
+SUMMARY = load_layout("summary", [FOLDER])
 MVTEC = {
     **dict.fromkeys(("carpet", "grid", "leather", "tile", "wood"), "textures"),
     **dict.fromkeys(("bottle", "cable", "capsule", "hazelnut", "metal_nut"), "objects"),
@@ -139,7 +140,7 @@ SMALL = [
     record((82, 82, 82), "gear", "padim", "r18", categories=FOUR),
 ]
 CONSOLE = """\
-MVTec AD, input 256×256, protocol unified: image AUROC, pixel AUROC, PRO (in %)
+MVTec AD, input 256×256: image AUROC, pixel AUROC, PRO (in %)
 
                                 other                          PaDiM
                                               ────────────────────────────────────────
@@ -157,7 +158,7 @@ mean of all (3 of 4)        (97.7, 92.7, –)   (81.0, 86.8, 84.7)    (96.3, 95.
 Seed 0.
 """
 MARKDOWN = """\
-**MVTec AD, input 256×256, protocol unified: pixel AUROC (in %)**
+**MVTec AD, input 256×256: pixel AUROC (in %)**
 
 | Category                   |    other | PaDiM<br>R18 | PaDiM<br>WRN50 |
 |:---------------------------|---------:|-------------:|---------------:|
@@ -173,7 +174,7 @@ MARKDOWN = """\
 LATEX = r"""% \usepackage{adjustbox,booktabs,threeparttable}
 \begin{table*}[t]
   \centering
-  \caption{MVTec AD, input 256$\times$256, protocol unified: pixel AUROC, PRO (in \%)}
+  \caption{MVTec AD, input 256$\times$256: pixel AUROC, PRO (in \%)}
   \label{tab:per_class}
   \par\smallskip
   \begin{adjustbox}{max width=\linewidth}
@@ -335,6 +336,27 @@ def test_columns_that_cover_different_categories_say_how_many() -> None:
     assert grid.caption.endswith("; in parentheses: of how many categories, where a mean leaves some out")
 
 
+def test_a_method_says_once_how_many_categories_its_numbers_cover() -> None:
+    both = [record((v, v, v), task, categories=FOUR) for task, v in (("weave", 60), ("granite", 70))]
+    one = [record((99, 99, None), "weave", "patchcore", categories=FOUR)]
+    grid = only([*both, *one], SUMMARY)
+    assert grid.corner == ("Method", "Backbone", "Categories")
+    assert [head.labels[2] for head in grid.rows] == ["2 of 4", "1 of 4"]
+    assert {value.share for row in grid.cells for cell in row for value in cell.values} == {""}
+    assert grid.caption.endswith("; not all over the same categories")
+    assert only(both, SUMMARY).corner == ("Method", "Backbone"), "nothing beside it is unlike: the notes say it"
+    uneven = only([*both, *one, record((98, None, None), "gear", "patchcore", categories=FOUR)], SUMMARY)
+    assert [head.labels[2] for head in uneven.rows] == ["2 of 4", "2 of 4"]
+    assert [cell.values[0].share for cell in uneven.cells[1]] == ["", "", "1 of 4", "", ""]
+
+
+def test_markdown_of_many_columns_has_short_heads(tmp_path: Path) -> None:
+    records = [record(task=name) for name in MVTEC]
+    assert "tran." in render_tables(records, layout(tmp_path, MINE), format="md")
+    few = render_tables(records[:3], layout(tmp_path, MINE), format="md")
+    assert all(name in few for name in list(MVTEC)[:3])
+
+
 def test_best_mean_is_among_methods_with_the_most_categories() -> None:
     records = [record((v, v, v), task, m, categories=FOUR) for m, v in (("a", 60), ("b", 70)) for task in FOUR]
     records.append(record((99, 99, 99), "weave", "c", categories=FOUR))
@@ -453,16 +475,16 @@ def test_outdated_metrics_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changed", "description"),
     [
-        ({"dataset": "visa", "titles": {"dataset": "VisA"}}, "VisA, input 256×256, protocol unified: PRO"),
-        ({"protocol": "paper"}, "MVTec AD, input 256×256, protocol paper: PRO"),
-        ({"input": {"resize": [256, 128], "crop": None}}, "MVTec AD, input 256×128, protocol unified: PRO"),
-        ({"input": {"resize": [256, 256], "crop": [224, 224]}}, "input 256×256, crop 224×224, protocol unified: PRO"),
-        ({"oracle": True}, "protocol unified, oracle (settings chosen on the test images): PRO"),
+        ({"dataset": "visa", "titles": {"dataset": "VisA"}}, "VisA, input 256×256: PRO"),
+        ({"protocol": "paper"}, "MVTec AD, input 256×256, as in the method's paper: PRO"),
+        ({"input": {"resize": [256, 128], "crop": None}}, "MVTec AD, input 256×128: PRO"),
+        ({"input": {"resize": [256, 256], "crop": [224, 224]}}, "input 256×256, crop 224×224: PRO"),
+        ({"oracle": True}, "input 256×256, oracle (settings chosen on the test images): PRO"),
         (
             {"input": {"resize": [256, 256], "crop": None, "filter": "area"}},
-            "MVTec AD, input 256×256, filter area, protocol unified: PRO",
+            "MVTec AD, input 256×256, filter area: PRO",
         ),
-        ({"precision": "bf16"}, "MVTec AD, input 256×256, protocol unified, bf16: PRO"),
+        ({"precision": "bf16"}, "MVTec AD, input 256×256, bf16: PRO"),
     ],
 )
 def test_setups_have_their_own_tables(changed: dict[str, Any], description: str) -> None:
@@ -471,7 +493,7 @@ def test_setups_have_their_own_tables(changed: dict[str, Any], description: str)
     made = {grid.caption: texts(grid)["bottle"] for grid in build_tables(records, PER_CLASS, ["pro"])}
     (caption,) = [caption for caption, row in made.items() if row == ["50.0"]]
     assert f"{description} (in %)" in caption
-    assert made["MVTec AD, input 256×256, protocol unified: PRO (in %)"] == ["90.0"]
+    assert made["MVTec AD, input 256×256: PRO (in %)"] == ["90.0"]
     assert len({grid.name for grid in build_tables(records, PER_CLASS)}) == 2  # labels of LaTeX
 
 
@@ -620,7 +642,7 @@ def test_complexity() -> None:
     records += [record(task=task, method="other", backbone="none") for task in ("bottle", "cable")]
     assert render_tables(records, COMPLEXITY) == (
         """\
-MVTec AD, input 256×256, protocol unified: speed, size and cost
+MVTec AD, input 256×256: speed, size and cost
 
                                  Latency (ms)     Extra parameters      Memory (MB)
                                ────────────────   ────────────────   ─────────────────

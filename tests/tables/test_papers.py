@@ -229,7 +229,7 @@ def test_measured_published_and_gap() -> None:
     assert bottle.endswith("98.0 (98.3) −0.3 / 95.0 (94.8) +0.2")
     assert "– (98.1, 93.9)" in bottle
     assert "In parentheses: Defard et al. 2020, Table III" in notes_text(grid)
-    assert "Input 256×256, crop 224×224, protocol unified." in notes_text(grid)
+    assert "Input 256×256, crop 224×224." in notes_text(grid)
 
 
 def test_repaired_value_is_shown_beside_the_printed_one() -> None:
@@ -371,8 +371,8 @@ def test_mixed_setups_are_refused_or_marked() -> None:
     with pytest.raises(UsageError, match=said_so):
         table(made)
     grid = table(made, mixed=True)
-    assert "Input 256×256, crop 224×224, protocol unified unless marked." in notes_text(grid)
-    assert "input 256×256, protocol unified" in notes_at(grid, "Bottle", "SPADE / WRN50")
+    assert "Input 256×256, crop 224×224 unless marked." in notes_text(grid)
+    assert "input 256×256" in notes_at(grid, "Bottle", "SPADE / WRN50")
     ranks = [value.rank for cell in grid.cells[6] for value in cell.values]
     assert set(ranks) == {0}, "unlike inputs are not compared"
 
@@ -668,7 +668,7 @@ def test_records_are_selected(command: Any, folder: Path) -> None:
     assert command(*words, "allow_mixed=true")[0] == 0
     status, out, _ = command(*words, "setup=mvtec-unified-256x256", "method=padim")
     assert status == 0
-    assert "Input 256×256, protocol unified." in out
+    assert "Input 256×256." in out
     assert "SPADE" not in out
     for word, message in (
         ("setup=mvtec-unified-256", "setup=mvtec-unified-256: no record of it; did you mean mvtec-unified-256x256"),
@@ -735,3 +735,17 @@ def test_references_match_the_layouts() -> None:
 
 def key(cell: Reference) -> tuple[str, ...]:
     return cell.table, cell.printed_name, cell.variant, cell.category, cell.metric
+
+
+def test_categories_are_selected_in_the_order_typed(command: Any, tmp_path: Path) -> None:
+    for task in ("bottle", "carpet", "screw"):
+        save(record(task=task), tmp_path)
+    words = ["tables", "table=per_class", f"results={tmp_path}", "metric=pro"]
+    status, out, _ = command(*words, "category=[screw,textures]")
+    assert status == 0
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith(("screw", "carpet", "bottle", "mean"))]
+    assert rows == ["screw", "carpet", "mean"]
+    assert "(in %); of screw, textures only" in out
+    assert command(*words, "category=scew")[2].strip().endswith("category=scew: no record of it; did you mean screw?")
+    _, _, err = command("tables", "table=padim2020_III", f"results={tmp_path}", "category=screw")
+    assert "category= has no effect on padim2020_III" in err

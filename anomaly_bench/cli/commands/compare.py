@@ -20,7 +20,7 @@ from anomaly_bench.comparison.gate import broken, read_conditions
 from anomaly_bench.comparison.pairing import compare_folders, compare_methods
 from anomaly_bench.comparison.significance import mean_ranks, metric_title, paired_differences
 from anomaly_bench.comparison.tables import comparison_tables
-from anomaly_bench.errors import Exit, UsageError, closest, one_line
+from anomaly_bench.errors import Exit, UsageError, closest, how_to_install, one_line
 from anomaly_bench.metrics.registry import find_metric, packaged_metrics
 from anomaly_bench.tables import query
 from anomaly_bench.tables.formats.draw import draw
@@ -131,8 +131,7 @@ def draw_figure(path: Path, found: Sequence[Comparison], metrics: Sequence[str])
     try:
         drawn = critical_difference(rankings, found[0].title)
     except ModuleNotFoundError as error:
-        need = "pip install 'anomaly-bench-suite[compare]'"
-        raise UsageError(f"figure={path}: needs {error.name}; {need}") from error
+        raise UsageError(f"figure={path}: needs {error.name}; {how_to_install('compare')}") from error
     try:
         write_figure(drawn, path)
     except OSError as error:

@@ -15,7 +15,8 @@ LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "m
 def command(subject: str, arguments: Sequence[str]) -> int:
     """Print the names of a group, each with the first comment of its YAML; methods with what they are fitted on."""
     for index, argument in enumerate(arguments):
-        if not {argument, *arguments[max(0, index - 1) : index]} & {"--config-dir", "-cd"}:
+        flags = {argument.partition("=")[0], *arguments[max(0, index - 1) : index]}
+        if not flags & {"--config-dir", "-cd"}:
             raise UsageError(f"list {subject}: takes --config-dir DIR only, found {argument}")
     group, folders = LISTS[subject], config_folders(arguments)
     listed = choices(group, folders)

@@ -83,6 +83,8 @@ def print_tables(config: Any) -> None:
     options = paper_options(config, set(sources.values()))
     if set(sources.values()) == {"reported"} and config["setup"] is not None:
         raise UsageError(f"setup={config['setup']} has no effect on source=reported, which reads no records")
+    if config["only"]["category"] is not None and (papers := [each.name for each in layouts if each.published]):
+        raise UsageError(f"category= has no effect on {', '.join(papers)}: a paper's table has the paper's categories")
     known = [] if set(sources.values()) == {"reported"} else query.read_records(config, outlines.outlines)
     made, missing = [], []
     for layout in layouts:
@@ -91,7 +93,7 @@ def print_tables(config: Any) -> None:
         metrics = query.name_list(config["cells"])
         made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed, **options)
         missing += how_to_get(found, cells) if source != "reported" else []
-    made = titled(made, config)
+    made = titled(of_categories(made, query.name_list(config["only"]["category"])), config)
     color, fit = in_color(config["out"]), str(config["fit"] or "page")
     text = draw(
         made,
@@ -155,6 +157,12 @@ def titled(made: list[Table], config: Any) -> list[Table]:
     if given and len(made) != 1:
         raise UsageError(f"{'= and '.join(given)}= for {len(made)} tables, expected one; choose one, table=NAME")
     return [replace(table, **given) for table in made]
+
+
+def of_categories(made: list[Table], wanted: Sequence[str] | None) -> list[Table]:
+    """The tables with a caption that names the categories they are restricted to: all means are over these."""
+    note = f"; of {', '.join(wanted)} only" if wanted else ""
+    return [replace(table, caption=table.caption + note) for table in made]
 
 
 def with_deviation(layout: Layout) -> Layout:

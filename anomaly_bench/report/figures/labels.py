@@ -27,13 +27,24 @@ OFFSETS: list[tuple[float, float, int]] = [
 
 @dataclass(frozen=True)
 class Point:
-    """A method in a scatter plot; series: the number of its style, None for a published value; method: our id."""
+    """A method in a scatter plot.
+
+    Attributes:
+        label: its name; behind it the share, if its mean leaves out categories that others have: a hollow mark.
+        series: the number of its style, None for a published value.
+        method: our id.
+    """
 
     x: float
     y: float
     label: str
     series: int | None = None
     method: str = ""
+    share: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.label} ({self.share})" if self.share else self.label
 
 
 def label_points(axes: Axes, points: Sequence[Point]) -> None:
@@ -43,7 +54,7 @@ def label_points(axes: Axes, points: Sequence[Point]) -> None:
     places = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in places]
     for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda pair: (pair[0].series is None, pair[1])):
-        boxes = [_label_box(point.label, x, y, offset, scale) for offset in OFFSETS]
+        boxes = [_label_box(point.text, x, y, offset, scale) for offset in OFFSETS]
         free = [
             3 * _shared_area(box, (left, bottom, right, top)) - sum(_shared_area(box, each) for each in taken)
             for box in boxes
@@ -58,7 +69,7 @@ def _write(axes: Axes, point: Point, offset: tuple[float, float, int]) -> None:
     dx, dy, side = offset
     line = {"arrowstyle": "-", "color": MUTED.light, "linewidth": 0.6, "shrinkB": 4}
     text = axes.annotate(
-        clean(point.label),
+        clean(point.text),
         (point.x, point.y),
         (dx, dy),
         textcoords="offset points",

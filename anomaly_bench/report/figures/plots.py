@@ -42,6 +42,7 @@ class Curve:
     first: bool = True
 
 
+MOST_LABELS = 20  # of points: more cannot be told apart
 CURVES = {
     "image_roc": ("image ROC", "false positive rate", "true positive rate", 1.0),
     "pixel_roc": ("pixel ROC", "false positive rate", "true positive rate", 1.0),
@@ -50,7 +51,7 @@ CURVES = {
 
 
 def latency(points: Sequence[Point], y_title: str) -> Figure:
-    """Accuracy (in %) against latency (ms, logarithmic)."""
+    """Accuracy (in %) against latency (ms, logarithmic), with the line of the best at each latency."""
     with styled():
         figure, axes = _plane(5.2, 3.5)
         _labels(axes, "latency of one image (ms, median)", y_title)
@@ -60,22 +61,35 @@ def latency(points: Sequence[Point], y_title: str) -> Figure:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         _y_range(axes, points)
+        front = pareto_front(points)
+        line = [*((point.x, point.y) for point in front), (axes.get_xlim()[1], front[-1].y)] if front else []
+        axes.step([x for x, _ in line], [y for _, y in line], where="post", color=MUTED.light, linewidth=1, zorder=1)
         _scatter(axes, points)
-        label_points(axes, points)
+        label_points(axes, points if len(points) <= MOST_LABELS else front)
     return figure
 
 
-def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str) -> Figure:
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that none is better than in both, by latency; of means over the same categories only."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        if not point.share and (not front or point.y > front[-1].y):
+            front.append(point)
+    return front
+
+
+def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str, narrow: bool = False) -> Figure:
     """Accuracy (in %) against the month of publication (x: `month_number`).
 
-    Published values are rings, and the line is their running best; dotted lines lead to measured values.
+    Published values are rings, and the line is their running best; dotted lines lead to measured values. `narrow`: for
+    the width of a phone.
     """
     with styled():
-        figure, axes = _plane(8.0, 4.4)
+        figure, axes = _plane(*((4.6, 6.0) if narrow else (8.0, 4.4)))
         _labels(axes, "month of the arXiv number", y_title)
         points = [*published, *measured]
         axes.set_xlim(min(point.x for point in points) - 45, _last_day(axes, points))
-        locator = AutoDateLocator(minticks=3, maxticks=9)
+        locator = AutoDateLocator(minticks=2 if narrow else 3, maxticks=6 if narrow else 9)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
         _y_range(axes, points)
@@ -86,14 +100,14 @@ def timeline(published: Sequence[Point], measured: Sequence[Point], y_title: str
                 if told.method == point.method:
                     axes.plot([told.x, point.x], [told.y, point.y], ":", color=MUTED.light, linewidth=1, zorder=1)
         _scatter(axes, points)
-        label_points(axes, points)
+        label_points(axes, points if len(points) <= 2 * MOST_LABELS else published)
     return figure
 
 
 def _last_day(axes: Axes, points: Sequence[Point]) -> float:
     """The end of the timeline, leaving room for the latest point's label."""
     latest, first = max(points, key=lambda point: point.x), min(point.x for point in points) - 45
-    share = min(0.4, (text_width(latest.label) + 16) / (axes.get_window_extent().width / points_to_pixels(axes)))
+    share = min(0.4, (text_width(latest.text) + 16) / (axes.get_window_extent().width / points_to_pixels(axes)))
     return first + max(latest.x - first, 90) / (1 - share)
 
 
@@ -242,7 +256,7 @@ def heat_map(table: Table) -> Figure:
         axes.set_xticks([number + 0.5 for number in range(len(table.columns))])
         axes.set_xticklabels(["\n".join(clean(text) for text in head.labels if text) for head in table.columns])
         axes.set_yticks([number + 0.5 for number in range(len(table.rows))])
-        axes.set_yticklabels([clean(head.labels[0]) for head in table.rows])
+        axes.set_yticklabels([clean(" ".join(filter(None, head.labels))) for head in table.rows])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -266,7 +280,7 @@ def _mix(first: str, second: str, share: float) -> str:
 
 def _plane(wide: float, high: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(wide, high))
-    return figure, figure.add_axes((0.65 / wide, 0.55 / high, 1 - 0.8 / wide, 1 - 0.7 / high))
+    return figure, figure.add_axes((0.8 / wide, 0.55 / high, 1 - 0.95 / wide, 1 - 0.7 / high))
 
 
 def _labels(axes: Axes, x_title: str, y_title: str) -> None:
@@ -290,5 +304,7 @@ def _scatter(axes: Axes, points: Sequence[Point]) -> None:
             axes.plot([point.x], [point.y], "o", markerfacecolor="none", markeredgecolor=MUTED.light, markersize=6)
         else:
             look = {**_look(point.series), "markeredgecolor": PAPER.light, "markeredgewidth": 0.8, "markersize": 9}
+            if point.share:
+                look |= {"markerfacecolor": PAPER.light, "markeredgecolor": look["color"], "markeredgewidth": 1.6}
             (mark,) = axes.plot([point.x], [point.y], linestyle="", **look)
             mark.set_gid(f"series-{point.series}")

@@ -11,12 +11,15 @@ from anomaly_bench.tables.table import BEST, SECOND, cell_text, labels_of, safe_
 if TYPE_CHECKING:
     from anomaly_bench.tables.table import Cell, CellValue, Table
 
+PAGE = 100  # characters in a line
+
 
 def markdown(table: Table) -> str:
     """A GitHub-flavored table: header lines joined by <br>, note letters as <sup>."""
     from tabulate import tabulate
 
-    titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in table.columns]
+    heads = table.columns if _is_narrow(table) else [head.shortened() for head in table.columns]
+    titles = ["<br>".join(filter(None, labels_of(head, _markdown_text, SUP))) for head in heads]
     rows = [[*map(_markdown_text, table.corner), *titles]]
     for head, cells in zip(table.rows, table.cells, strict=True):
         if head.above:
@@ -32,6 +35,11 @@ def markdown(table: Table) -> str:
     notes = [f"- {SUP.format(mark) + ' ' if mark else ''}{_markdown_text(text)}" for mark, text in table.notes]
     parts = (f"**{_markdown_text(table.caption)}**", "", lines[0], dashes, *lines[1:], *([""] if notes else []))
     return "\n".join((*parts, *notes)) + "\n"
+
+
+def _is_narrow(table: Table) -> bool:
+    """Whether the last lines of the heads are together no wider than a page."""
+    return sum(len(head.labels[-1]) + 3 for head in table.columns) <= PAGE
 
 
 def _markdown_cell(cell: Cell, with_published: bool) -> str:

@@ -97,7 +97,7 @@ def test_saved_maps_reproduce_the_recorded_metrics(made, rescore, tmp_path):
     again = rows(tmp_path / "out")
     assert len(again) == len(found) == 3
     for record in found:
-        maker = f"{record.titles['method']} on Lite0, seed 0, input 64×64, crop 48×48, protocol unified"
+        maker = f"{record.titles['method']} on Lite0, seed 0, input 64×64, crop 48×48"
         row = again[maker, record.task]
         assert values(row) == recorded(record)
         assert (row["images"], row["defects"], row["dataset"]) == ("6", "3", "data")
@@ -168,7 +168,7 @@ def test_records_of_other_settings_get_separate_tables(made, rescore, cog, tmp_p
     shutil.copytree(results / cog[0].path.with_suffix(""), results / other.path.with_suffix(""))
     status, text, _ = rescore(results)
     assert status == 0
-    assert text.count("PaDiM on Lite0, seed 0, input 64×64, crop 48×48, protocol unified, settings ") == 2
+    assert text.count("PaDiM on Lite0, seed 0, input 64×64, crop 48×48, settings ") == 2
 
 
 def test_records_whose_images_or_maps_have_changed(made, rescore, cog, tmp_path, command):
