@@ -105,9 +105,9 @@ class Reporter:
             ended.set()
             watcher.join()
 
-    def write(self, line: str, **style: str) -> None:
+    def write(self, line: str, style: str | None = None) -> None:
         self.quiet = 0
-        self.console.print(line, markup=False, **style)
+        self.console.print(line, style=style, markup=False)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def keys(primary: str) -> dict[str, Any]:
             found |= {key: value for key, value in part.items() if key in (*GROUPS, "table")}
         elif part not in ("_self_", "quiet"):
             found |= keys(part)
-    chosen = node.pop("only", {})  # method=padim is short for only.method=padim
+    chosen: dict[str, Any] = node.pop("only", {})  # method=padim is short for only.method=padim
     return found | chosen | {key: value for key, value in node.items() if key != "hydra"}
 
 
