@@ -69,7 +69,7 @@ SMALLER = {
         "method.lr=0.003",
         "method.teacher_lr=0.003",
     ),
-    "patch_svdd": ("method.width=4", "method.repeats=1", "method.batch=8", "method.lr=0.003"),
+    "patch_svdd": ("method.width=4", "method.repeats=2", "method.batch=24", "method.lr=0.003"),
     "pefm": ("method.latents=[8,8,8]",),
 }
 

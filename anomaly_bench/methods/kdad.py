@@ -222,7 +222,7 @@ class Rectifier(nn.ReLU):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = super().forward(inputs)
         if self.guided and not self.training and outputs.requires_grad:
-            outputs.register_hook(F.relu)
+            outputs.register_hook(F.relu)  # type: ignore[no-untyped-call] # untyped in torch
         return outputs
 
 

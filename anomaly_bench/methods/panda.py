@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.neighbours import nearest, take_row_counts
+from anomaly_bench.components.patches import patch_rows
 from anomaly_bench.components.training import Loop
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError
@@ -170,7 +171,7 @@ class PANDA(nn.Module):
         )
         maps, pooled = zip(*self.passes(features), strict=True)
         self.bank = torch.cat(pooled)
-        self.patches = torch.cat([rows(level) for level in maps])
+        self.patches = torch.cat([patch_rows(level) for level in maps])
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -185,14 +186,9 @@ class PANDA(nn.Module):
         check_fitted(self)
         level, pooled = self(self.backbone(images)[0])
         distances = nearest(pooled, self.bank, min(self.neighbours, len(self.bank))).distances
-        found = nearest(rows(level), self.patches).distances.view(len(images), *level.shape[2:])
+        found = nearest(patch_rows(level), self.patches).distances.view(len(images), *level.shape[2:])
         return Scores(distances.sum(dim=1), upsampling.smooth_upsample(found, images.shape[2:], self.sigma))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_row_counts(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def rows(level: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B * h * w, C), contiguous."""
-    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]).contiguous()
