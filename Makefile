@@ -105,6 +105,8 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(call trained,method=ae_l2 budget=short)
 	$(call trained,method=ae_ssim budget=short)
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=panda,fyd,dfr,fcdd,kdad,patch_svdd
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=uninformed_students \
+		method.patches=[33] method.stride=4 method.crop=64
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=cutpaste method.stride=16
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=smai

@@ -108,8 +108,8 @@ def generated_texture(size: tuple[int, int]) -> Tensor:
     return ((layers + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
 
 
-def folder_texture(folder: Path) -> Texture:
-    """Random photographs from a folder, such as DTD's `images`.
+def folder_texture(folder: Path, key: str = "anomaly_source") -> Texture:
+    """Random photographs from a folder, such as DTD's `images`; `key`: the method's setting that named it.
 
     Raises:
         UsageError: no such folder, or no images in it.
@@ -117,7 +117,7 @@ def folder_texture(folder: Path) -> Texture:
     found = folder.rglob("*") if folder.is_dir() else ()
     files = sorted(path for path in found if path.suffix.lower() in TEXTURE_SUFFIXES)
     if not files:
-        raise UsageError(f"method.anomaly_source={folder}: no images there; expected a folder such as DTD's `images`")
+        raise UsageError(f"method.{key}={folder}: no images there; expected a folder such as DTD's `images`")
 
     @functools.lru_cache(maxsize=512)
     def read(number: int, size: tuple[int, int]) -> Tensor:
