@@ -22,7 +22,7 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
     "fcdd",
     "texture_inspection",
 )
-SLOW_LEARNERS = ("ae_ssim", "draem")  # detect a defect only after hundreds of steps
+SLOW_LEARNERS = ("ae_ssim", "draem", "nsa")  # detect a defect only after hundreds of steps
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
@@ -54,6 +54,7 @@ SMALLER = {
         "method.batch=4",
     ),
     "ocgan": ("method.width=4", "method.critic_width=2", "method.batch=8", "method.lr=0.002"),
+    "nsa": ("method.width=16", "method.batch=6"),
     "dfr": ("method.latent=8", "method.lr=0.003", "method.batch=8"),
     "fyd": ("method.lr=0.1", "method.batch=12", "method.dimensions=20"),
     "gradcon": ("method.batch=4",),
