@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar bench peer parity clean
+.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar bench peer parity gpu gpu-bundle clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -154,6 +154,19 @@ peer:  ## install anomalib in a separate environment
 parity: .parity/installed  ## compare all methods with public implementations, in a separate environment
 	OMP_NUM_THREADS=1 .parity/bin/python benchmarks/parity
 	.parity/bin/anomaly-bench references evidence format=md out=docs/evidence.md
+
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach glibc,manylinux_2_28 manylinux_2_17 manylinux2014,--platform $(glibc)_x86_64)
+gpu-bundle: .venv/dev  ## in build/gpu: wheels and images that a GPU machine without a network needs beside this tree
+	rm -rf build/gpu && mkdir -p build/gpu
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
+		--python-version $(GPU_PYTHON) $(GPU_PLATFORMS) --dest build/gpu --requirement benchmarks/gpu-wheels.txt
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/gpu 'antlr4-python3-runtime==4.9.*'
+	$(BIN)/python benchmarks/gpu_bundle.py $(DATA) build/gpu
+
+gpu:  ## all that wants a GPU, in at most eight minutes; PYTHON is one with torch, the rest is read from build/gpu
+	test -d build/gpu/site || $(PYTHON) -m pip install --quiet --no-index --no-deps --target build/gpu/site build/gpu/*.whl
+	PYTHONPATH=build/gpu/site $(PYTHON) benchmarks/gpu.py --data build/gpu/data
 
 clean:  ## remove everything the other targets made, except results
 	rm -rf .venv .peer .parity demo build
