@@ -184,7 +184,8 @@ def graphed(method: Any, device: str) -> Callable[[Tensor], None]:
 
     def capture(images: Tensor) -> tuple[Any, Tensor, Any]:
         still = images.clone()
-        stream: Any = torch.cuda.Stream(device)
+        cuda: Any = torch.cuda  # partly untyped
+        stream = cuda.Stream(device)
         with torch.cuda.stream(stream):
             for _ in range(3):
                 method.score(still)
@@ -290,8 +291,11 @@ def idle(bench: Bench, name: str) -> dict[str, Any]:
     with torch.profiler.profile(activities=kinds) as profile:
         method.score(images)
         timing.synchronise(torch.device(bench.device))
-    wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
-    spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in profile.events() if e.device_type == wanted)
+    spans = sorted(
+        (e.time_range.start, e.time_range.end, e.name)
+        for e in profile.events()
+        if ("CUDA" if cuda else "CPU") in str(e.device_type)
+    )
     if not spans:
         return {"idle": 1.0}
     gaps, until, last = [], spans[0][1], spans[0][2]
