@@ -18,6 +18,11 @@ def cut_patches(images: Tensor, numbers: Tensor, tops: Tensor, lefts: Tensor, si
     return images[numbers[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
+def starts(side: int, patch: int, stride: int) -> Sequence[int]:
+    """Where patches begin along an axis: every `stride` pixels, plus a last one at the far border."""
+    return sorted({*range(0, side - patch + 1, stride), side - patch})
+
+
 def patch_rows(codes: Tensor) -> Tensor:
     """(B, C, h, w) -> (B * h * w, C), contiguous."""
     return codes.permute(0, 2, 3, 1).reshape(-1, codes.shape[1]).contiguous()
