@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import make_category
+from conftest import make_category, time_briefly
 
 from anomaly_bench.cli.commands.tables import write_tables
 from anomaly_bench.cli.main import command as call
-from anomaly_bench.hardware import timing
 from anomaly_bench.testing.contract import BACKBONE_CHECKS
 from anomaly_bench.testing.setup import Setup
 from anomaly_bench.version import __version__
@@ -40,14 +39,13 @@ LINES = dict.fromkeys(
     if line.startswith("anomaly-bench")
 )
 COMMANDS = [line for line in LINES if "data download" not in line]  # tests/data/test_download.py has a server for that
-SHORT = (0.05, lambda calls: None)  # seconds of timing
 
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     """An empty working folder, small images in place of the reader's data, and short timing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timing.measure, "__defaults__", SHORT)
+    time_briefly(monkeypatch)
     for name in ("bottle", "screw", "carpet", "mine/cog"):
         make_category(tmp_path / "data" / ("" if "/" in name else "mvtec") / name)
     return tmp_path
@@ -66,7 +64,7 @@ def fitted(tmp_path_factory):
         "batch_size=2",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing.measure, "__defaults__", SHORT)
+        time_briefly(patch)
         for method in ("padim", "patchcore"):
             assert call([*words, f"method={method}"]) == 0
     return root / "results"

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 import torch
+from conftest import time_briefly
 from safetensors.torch import save_file
 
 from anomaly_bench import records
@@ -24,7 +25,6 @@ from anomaly_bench.config.settings import choices, conf_folder, read_settings
 from anomaly_bench.data import download
 from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import UsageError
-from anomaly_bench.hardware import timing
 from anomaly_bench.runs import saved_model
 from anomaly_bench.runs.job import make_job
 from anomaly_bench.testing.setup import Setup
@@ -225,7 +225,7 @@ def test_two_networks_on_the_same_images():
 
 
 def test_record_names_the_weights_of_both_networks(command, tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    time_briefly(monkeypatch)
     words = ["method=pefm", "backbone=lite0_lite1", "method.epochs=1", "method.latents=[4,4,4]", "save_model=true"]
     words += ["dataset=folder", f"data_root={tree}", "category=cog", "input.resize=64", "batch_size=2", "gallery=0"]
     assert command(*words, f"results={tmp_path / 'r'}")[0] == 0

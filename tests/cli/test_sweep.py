@@ -11,9 +11,9 @@ import threading
 import pytest
 import timm
 import torch
+from conftest import time_briefly
 
 from anomaly_bench import records
-from anomaly_bench.hardware import timing
 
 WORDS = ("dataset=folder", "input.resize=32", "speed=false", "gallery=0", "threads=1", "method.dimensions=5")
 
@@ -172,7 +172,7 @@ def test_failures_before_the_first_job_are_listed_with_method_and_backbone(sweep
 
 def test_status_says_what_is_there_for_another_speed(sweep, command, monkeypatch):
     words, _ = sweep
-    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    time_briefly(monkeypatch)
     timed = [*(word for word in words if word != "speed=false"), "category=cog"]
     assert command(*timed, "batch_size=2")[0] == 0
     status, out, _ = command("status", *timed, "batch_size=3")

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_category, picture
+from conftest import make_category, picture, time_briefly
 from PIL import Image
 
 from anomaly_bench import records
@@ -18,7 +18,6 @@ from anomaly_bench.data.decoding import resize
 from anomaly_bench.errors import UsageError
 from anomaly_bench.export import check, exporter, formats
 from anomaly_bench.export.graph import Graph, resized, trace
-from anomaly_bench.hardware import timing
 from anomaly_bench.runs import saved_model
 from anomaly_bench.testing.setup import Setup, pictures
 
@@ -68,7 +67,7 @@ def test_a_graph_scores_like_the_model(name, model, command, tmp_path, monkeypat
     assert found["map"].shape == (8, 48, 48)
     assert command(*words, f"out={out}")[0] == 2, "an existing file is not replaced"
     timed = [f"model={folder}", f"file={out}", f"data_root={data}", "threads=1", "batch_size=9"]
-    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    time_briefly(monkeypatch)
     status, text, err = command("speed", *timed)
     assert status == 0, err
     entry = records.load(folder.parent / f"{folder.name}.json").speed[-1]

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import time_briefly
 
 from anomaly_bench import records
 from anomaly_bench.cache import cache_root
 from anomaly_bench.console import Reporter
-from anomaly_bench.hardware import devices, sharing, timing, torch_setup
+from anomaly_bench.hardware import devices, sharing, torch_setup
 
 HOLD = """
 import contextlib, sys
@@ -106,7 +107,7 @@ def test_work_continues_without_locks(monkeypatch):
 @pytest.mark.parametrize("busy", [False, True])
 def test_speed_records_whether_it_was_timed_alone(busy, tree, tmp_path, command, monkeypatch):
     monkeypatch.setattr(sharing, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    time_briefly(monkeypatch)
     words = ["dataset=folder", f"data_root={tree}", f"results={tmp_path / 'results'}", "category=cog"]
     words += ["input.resize=64", "gallery=0", "batch_size=2", "method.dimensions=20"]
     with Other("computing") as job:

@@ -13,14 +13,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import picture, save
+from conftest import picture, save, time_briefly
 from sklearn.metrics import roc_auc_score
 
 import anomaly_bench
 from anomaly_bench import mapped, records
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
-from anomaly_bench.hardware import timing
 from anomaly_bench.metrics import ranking
 from anomaly_bench.protocol import to_tensor
 from anomaly_bench.runs import evaluator, saved_model
@@ -182,7 +181,7 @@ def test_records_of_changed_images_are_not_averaged(small, command, tree):
 
 def test_speed_is_added_to_a_record_that_lacks_it(small, command, monkeypatch):
     words, results = small
-    monkeypatch.setattr(timing.measure, "__defaults__", (0.05, lambda calls: None))
+    time_briefly(monkeypatch)
     command(*words, "category=cog")
     status, _, err = command(*words, "category=cog", "speed=true", "batch_size=3", "threads=2")
     assert status == 0, err
