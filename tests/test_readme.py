@@ -74,7 +74,7 @@ def fitted(tmp_path_factory):
 def test_command_lines(line, quick, fitted):
     words = [word.replace("/data/", f"{quick}/data/") for word in shlex.split(line, comments=True)[1:]]
     if "backbone=wrn50" in words:
-        words += ["backbone.weights=random", "method.dimensions=20", "category=bottle"]
+        words += ["backbone.weights=random", "backbone.network=resnet18", "method.dimensions=20", "category=bottle"]
     if words[0] in ("tables", "report", "leaderboard", "compare"):
         shutil.copytree(fitted, "results")
     if words[0] == "score":
