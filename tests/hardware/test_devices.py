@@ -71,7 +71,7 @@ def pairs() -> Iterator[Any]:
         yield pytest.param(device, method, id=f"{device}-{method}", marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("device", "method"), pairs())
+@pytest.mark.parametrize(("device", "method"), list(pairs()))
 def test_no_method_mixes_devices(device, method):
     if method in GRADIENTS:
         pytest.skip(f"{method} takes gradients while scoring, which autograd does not support on that device")

@@ -53,7 +53,7 @@ def cases():
         yield pytest.param(method, backbone, check, id=name, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("method", "backbone", "check"), cases())
+@pytest.mark.parametrize(("method", "backbone", "check"), list(cases()))
 def test_contract(method, backbone, check):
     if check is check_planted_defect_outscores_its_twin:
         if method in SLOW_LEARNERS:
