@@ -8,14 +8,16 @@ import pytest
 import torch
 from setups import METHODS, PRETRAINED, each, setup
 
+from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.testing.setup import assert_equal, new_images, pictures
 
 EPOCHS, BATCH = 3, 8
-TRAINING = [method for method in METHODS if "epochs" in setup(method, "lite0").config["method"]]
-FROZEN = [method for method in TRAINING if setup(method, "lite0").config["method"].get("uses_backbone", True)]
-HOLDING_OUT = [method for method in TRAINING if "held_out" in setup(method, "lite0").config["method"]]
+NODES = {method: packaged_node("method", method) for method in METHODS}
+TRAINING = [method for method in METHODS if "epochs" in NODES[method]]
+FROZEN = [method for method in TRAINING if NODES[method].get("uses_backbone", True)]
+HOLDING_OUT = [method for method in TRAINING if "held_out" in NODES[method]]
 TWO_NEEDED = ("cutpaste", "fyd", "geom")  # fit distributions to the training images
 SEVERAL = {"cflow_ad": 40, "ocgan": 8}  # more steps than 5 and those of a batch
 
