@@ -77,6 +77,7 @@ class Worker:
         self.process = os.fork()
         if self.process == 0:
             status = 99
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             with contextlib.suppress(BaseException):
                 file = os.open(screen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(file, 1)
