@@ -185,7 +185,7 @@ class Storm:
         while len(seen) < self.tasks and self.done["SIGKILL"] < kills:
             place = self.rng.randrange(len(workers))
             self.wait_for_moment(workers[place], results)
-            chosen = self.rng.choices(["SIGKILL", "SIGINT twice", "SIGTERM"], [8, 1, 1])[0]
+            chosen = self.rng.choices(["SIGKILL", "SIGINT twice", "SIGTERM"], [7, 2, 1])[0]
             signals = [getattr(signal, chosen.split()[0])] * (2 if "twice" in chosen else 1)
             alive = not workers[place].ended()
             workers[place].send(*signals)
