@@ -48,6 +48,15 @@ def free(device: torch.device | None = None) -> int | None:
     return min(known, default=None)
 
 
+def resident() -> int:
+    """Bytes of main memory that this process takes now; 0: unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def system_free() -> int | None:
     """Bytes available without swapping, or else all physical memory."""
     with contextlib.suppress(OSError):

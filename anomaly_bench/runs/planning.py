@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import TooLarge
 from anomaly_bench.files import digest
-from anomaly_bench.hardware import devices, timing
+from anomaly_bench.hardware import devices, memory, timing
 from anomaly_bench.records import outlines
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Planner:
 
     def __init__(self) -> None:
         self.evaluators: dict[str, Evaluator] = {}  # by a hash of what determines shapes
+        self.base = 0  # bytes of a process that has loaded torch and one backbone
         self.known: dict[Path, list[Record]] = {}
 
     def estimate(self, runner: Runner, job: Job) -> Estimate:
@@ -53,15 +54,15 @@ class Planner:
             evaluator.require_memory(job)
         except TooLarge as error:
             refused = str(error)
-        shapes = max(sum(parts.values()) for _, parts in evaluator.needs(job))
+        needs = evaluator.needs(job)
+        most, source = max(sum(parts.values()) + (0 if where else self.base) for where, parts in needs), "shapes"
         like = self.like(runner, job)
         peaks = [1e6 * record.cost["peak_ram_mb"] for record in like if record.cost.get("peak_ram_mb")]
-        memory, source = shapes, "shapes"
-        if peaks and max(peaks) > shapes:  # memory banks and working memory of methods
-            memory, source = round(max(peaks)), f"{len(peaks)} records"
+        if peaks and (max(peaks) > most or all(record.dataset == job.dataset.name for record in like)):
+            most, source = round(max(peaks)), f"{len(peaks)} records"
         seconds = self.seconds(runner, job, like)
         basis = f"{len(like)} records" if seconds is not None else "no record yet"
-        return Estimate(memory, disk(runner, job, evaluator), seconds, (source, basis), refused)
+        return Estimate(most, disk(runner, job, evaluator), seconds, (source, basis), refused)
 
     def evaluator(self, runner: Runner) -> Evaluator:
         """One evaluator for all jobs of the same networks: seeds and categories do not change shapes."""
@@ -74,6 +75,7 @@ class Planner:
         key = digest([method, config["backbone"], settings.precision, settings.device, shape])
         if key not in self.evaluators:
             self.evaluators[key] = Evaluator(config, runner.weights, settings, runner.reporter)
+            self.base = self.base or memory.resident()
         return self.evaluators[key]
 
     def like(self, runner: Runner, job: Job) -> list[Record]:
