@@ -108,7 +108,7 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=uninformed_students \
 		method.patches=[33] method.stride=4 method.crop=64
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=cutpaste method.stride=16
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa,itae
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=smai
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0

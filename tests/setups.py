@@ -54,6 +54,7 @@ SMALLER = {
         "method.batch=4",
     ),
     "ocgan": ("method.width=4", "method.critic_width=2", "method.batch=8", "method.lr=0.002"),
+    "itae": ("method.width=4", "method.batch=6"),
     "nsa": ("method.width=16", "method.batch=6"),
     "dfr": ("method.latent=8", "method.lr=0.003", "method.batch=8"),
     "fyd": ("method.lr=0.1", "method.batch=12", "method.dimensions=20"),
