@@ -111,6 +111,7 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa,itae
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=smai
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vae_grad,vevae,cavga_ru
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0
 	$(BIN)/python benchmarks/update_readme.py
 
@@ -127,6 +128,7 @@ CIFAR ?= ../shared/data/cifar10_jpeg.zip
 CLASSES := $(BIN)/anomaly-bench -m dataset=cifar10 data_root=$(CIFAR) category=[ship,frog] seed=0 gallery=0 speed=false
 cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CIFAR is a folder or archive of its images
 	$(CLASSES) budget=short method=dsvdd,lsa,ocgan
+	$(CLASSES) budget=short method=vae method.image_score=elbo
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
 	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
 

@@ -22,7 +22,7 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
     "fcdd",
     "texture_inspection",
 )
-SLOW_LEARNERS = ("ae_ssim", "draem", "nsa")  # detect a defect only after hundreds of steps
+SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "draem", "nsa", "vevae")  # detect a defect only after hundreds of steps
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
@@ -73,6 +73,16 @@ SMALLER = {
     ),
     "patch_svdd": ("method.width=4", "method.repeats=2", "method.batch=24", "method.lr=0.003"),
     "pefm": ("method.latents=[8,8,8]",),
+    "vae": ("method.samples=64", "method.width=16", "method.latent=8", "method.batch=16", "method.lr=0.005"),
+    "vae_grad": (
+        "method.samples=64",
+        "method.latent=8",
+        "method.batch=16",
+        "method.lr=0.002",
+        "method.moves=5",
+    ),
+    "vevae": ("method.width=16", "method.lr=0.002"),
+    "cavga_ru": ("method.width=16", "method.critic_width=16", "method.batch=8"),
 }
 
 

@@ -42,13 +42,15 @@ class AutoEncoder(nn.Module):
         channels: of the images, 1 or 3.
         side: of the square images, in pixels.
         latent: size of the latent code.
+        variational: whether the encoder makes means and logarithms of variances; the decoder takes the means.
 
     Raises:
         UsageError: a side that cannot be halved often enough.
     """
 
-    def __init__(self, channels: int, side: int, latent: int) -> None:
+    def __init__(self, channels: int, side: int, latent: int, variational: bool = False) -> None:
         super().__init__()
+        self.variational = variational
         extra = max(0, round(math.log2(side / PATCH)))
         check_sides("the autoencoder", (side, side), 2 ** (4 + extra))
         grid = side // 2 ** (4 + extra)
@@ -60,7 +62,7 @@ class AutoEncoder(nn.Module):
             down += [nn.Conv2d(inputs, outputs, kernel, stride, padding=1), nn.LeakyReLU(SLOPE)]
         for outputs, inputs, kernel, stride in reversed(layers):
             up += [nn.LeakyReLU(SLOPE), nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding=1)]
-        self.encode = nn.Sequential(*down, nn.Conv2d(32, latent, grid))
+        self.encode = nn.Sequential(*down, nn.Conv2d(32, latent * (2 if variational else 1), grid))
         self.decode = nn.Sequential(nn.ConvTranspose2d(latent, 32, grid), *up, nn.Sigmoid())
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -69,12 +71,13 @@ class AutoEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, side, side) in [0, 1] -> the same shape."""
-        decoded: Tensor = self.decode(self.encode(images))
+        codes = self.encode(images)
+        decoded: Tensor = self.decode(codes.chunk(2, dim=1)[0] if self.variational else codes)
         return decoded
 
 
 class Reconstruction(nn.Module):
-    """Common base of AE-L2 and AE-SSIM, which define the network's input and how output and input are compared.
+    """Common base of AE-L2, AE-SSIM and VAE-Grad, which define the network's input and how outputs are compared.
 
     Args:
         epochs, lr, weight_decay, batch: for training with AdamW.
@@ -85,6 +88,7 @@ class Reconstruction(nn.Module):
     """
 
     channels: int  # of the network's input
+    variational = False
     prepare: Callable[[Tensor], Tensor]  # (B, 3, H, W) images -> (B, channels, H, W)
     loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and inputs (B, channels, side, side): ()
     residual: Compare  # of outputs and inputs, per pixel
@@ -115,7 +119,7 @@ class Reconstruction(nn.Module):
     def make_network(self, shape: tuple[int, int, int], patches: bool) -> None:
         """Create the network for whole images of this shape, or for patches of them."""
         self.resolved = {"patches": patches}
-        network = AutoEncoder(self.channels, side_of(shape, patches), self.latent)
+        network = AutoEncoder(self.channels, side_of(shape, patches), self.latent, self.variational)
         self.network = network.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def fit(self, normals: TrainingSet) -> None:
@@ -133,9 +137,13 @@ class Reconstruction(nn.Module):
         for epoch in loop:
             for numbers in epoch.batches(len(normals), self.batch, self.samples):
                 views = self.prepare(view(normals.select(numbers), self.resolved["patches"]))
-                epoch.step(self.loss(self.network(views), views))
+                epoch.step(self.training_loss(views))
         loop.spread = self.spread(normals)
         self.facts = {**loop.facts, **self.resolved}
+
+    def training_loss(self, views: Tensor) -> Tensor:
+        """() loss of (B, channels, side, side) views."""
+        return self.loss(self.network(views), views)
 
     @torch.no_grad()
     def spread(self, normals: TrainingSet) -> float | None:
@@ -176,17 +184,17 @@ def side_of(shape: tuple[int, int, int], patches: bool) -> int:
     return PATCH if patches else height
 
 
-def view(images: Tensor, patches: bool) -> Tensor:
+def view(images: Tensor, patches: bool, turn: float = TURN, shift: float = SHIFT) -> Tensor:
     """Random views (B, 3, side, side) of (B, 3, H, W) images, drawn from torch's global generator.
 
     Patches are rotated by any angle and lie inside the image if it is large enough. Whole images are shifted by up to
-    SHIFT and rotated by up to TURN. Beyond its border the image is reflected.
+    `shift` of their sides and rotated by up to `turn` degrees. Beyond its border the image is reflected.
     """
     count, _, height, width = images.shape
     side = torch.tensor([width, height], dtype=torch.float32)
-    angle = (2 * torch.rand(count) - 1) * math.radians(180 if patches else TURN)
+    angle = (2 * torch.rand(count) - 1) * math.radians(180 if patches else turn)
     scale = PATCH / side if patches else torch.ones(2)
-    room = (1 - math.sqrt(2) * scale).clamp(min=0) if patches else torch.full((2,), 2 * SHIFT)
+    room = (1 - math.sqrt(2) * scale).clamp(min=0) if patches else torch.full((2,), 2 * shift)
     centre = (2 * torch.rand(count, 2) - 1) * room  # in units of half the side, as in grid_sample
     cos, sin = angle.cos(), angle.sin()
     ratio = side[1] / side[0]
@@ -204,21 +212,26 @@ def view(images: Tensor, patches: bool) -> Tensor:
 
 def residual_map(network: nn.Module, images: Tensor, residual: Compare, patches: bool, batch: int) -> Tensor:
     """(B, H, W): the residual of whole (B, C, H, W) images, or its mean over all patches that contain a pixel."""
+    return mean_map(lambda part: residual(network(part), part), images, patches, batch)
+
+
+def mean_map(make: Callable[[Tensor], Tensor], images: Tensor, patches: bool, batch: int, step: int = STEP) -> Tensor:
+    """(B, H, W): what `make` makes of whole (B, C, H, W) images, or its mean over all patches that contain a pixel."""
     if not patches:
-        return residual(network(images), images)
+        return make(images)
     total = images.new_zeros(images.shape[0], *images.shape[2:])
     counts = images.new_zeros(images.shape[2:])
-    for top, left in places(images.shape[2], images.shape[3]):
+    for top, left in places(images.shape[2], images.shape[3], step):
         part = images[:, :, top : top + PATCH, left : left + PATCH]
         chunks = (part,) if torch.compiler.is_compiling() else torch.split(part, batch)  # a graph has no loops
-        errors = torch.cat([residual(network(chunk), chunk) for chunk in chunks])
+        errors = torch.cat([make(chunk) for chunk in chunks])
         total[:, top : top + PATCH, left : left + PATCH] += errors
         counts[top : top + PATCH, left : left + PATCH] += 1
     return total / counts
 
 
-def places(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Top-left corners of patches every STEP pixels, plus a last one at the far border."""
-    for top in starts(height, PATCH, STEP):
-        for left in starts(width, PATCH, STEP):
+def places(height: int, width: int, step: int = STEP) -> Iterator[tuple[int, int]]:
+    """Top-left corners of patches every `step` pixels, plus a last one at the far border."""
+    for top in starts(height, PATCH, step):
+        for left in starts(width, PATCH, step):
             yield top, left

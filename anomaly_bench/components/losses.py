@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_bench.hardware.torch_setup import float64_device
+
 SIGMA, RADIUS = 1.5, 5  # pixels: an 11 x 11 Gaussian window
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
@@ -38,6 +40,16 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     """Mean structural similarity () over all pixels whose window lies inside the image, as in scikit-image."""
     inner = slice(RADIUS, -RADIUS)
     return ssim_map(first, second)[..., inner, inner].mean()
+
+
+def dissimilarity(first: Tensor, second: Tensor) -> Tensor:
+    """1 - structural similarity at every pixel of grey images, (B, 1, H, W) twice -> (B, H, W).
+
+    In float64: small variances are differences of large numbers, and would depend on the other images of a batch.
+    """
+    device = float64_device(first.device)
+    exact = ssim_map(first.to(device, torch.float64), second.to(device, torch.float64))[:, 0]
+    return (1 - exact).to(first)
 
 
 def blur(maps: Tensor, zeros: bool) -> Tensor:

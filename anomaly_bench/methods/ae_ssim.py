@@ -8,13 +8,11 @@ the network, training and arguments shared with AE-L2.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from anomaly_bench.components.autoencoder import Reconstruction
-from anomaly_bench.components.losses import ssim, ssim_map
-from anomaly_bench.hardware.torch_setup import float64_device
+from anomaly_bench.components.losses import dissimilarity, ssim
 
 
 class AESSIM(Reconstruction):
@@ -32,10 +30,5 @@ class AESSIM(Reconstruction):
         return 1 - ssim(output, images)
 
     def residual(self, output: Tensor, images: Tensor) -> Tensor:
-        """1 - SSIM at every pixel, (B, 1, H, W) twice -> (B, H, W).
-
-        In float64: small variances are differences of large numbers, and would depend on the other images of a batch.
-        """
-        device = float64_device(output.device)
-        exact = ssim_map(output.to(device, torch.float64), images.to(device, torch.float64))[:, 0]
-        return (1 - exact).to(output)
+        """1 - SSIM at every pixel, (B, 1, H, W) twice -> (B, H, W)."""
+        return dissimilarity(output, images)

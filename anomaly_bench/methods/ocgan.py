@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_bench.components.gan import agree, initialise
 from anomaly_bench.components.small_images import resized
 from anomaly_bench.components.training import Epoch, Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
@@ -206,11 +207,6 @@ class Critics(nn.Module):
         return (agree(self.classifier(outputs), 1) + agree(self.classifier(made), 0)) / 2
 
 
-def agree(logits: Tensor, label: int) -> Tensor:
-    """() binary cross-entropy of logits with one label for all."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
-
-
 def critic(channels: int, width: int) -> nn.Sequential:
     """(B, C, 61, 61) -> (B, 1, 1, 1)."""
     layers = [*convolution(width, 2 * width), *convolution(2 * width, 4 * width), nn.Conv2d(4 * width, 1, 5, 2)]
@@ -223,11 +219,3 @@ def convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 def norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, momentum=MOMENTUM)
-
-
-def initialise(layer: nn.Module) -> None:
-    """Normal initial weights of deviation 0.02, around 1 for norms, as in the authors' code."""
-    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
-        nn.init.normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d)), 0.02)
-        if layer.bias is not None:
-            nn.init.normal_(layer.bias, 0, 0.02) if isinstance(layer, nn.Linear) else nn.init.zeros_(layer.bias)

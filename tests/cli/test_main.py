@@ -155,6 +155,7 @@ FILTERS_OF_PAPERS = {
     **dict.fromkeys(("draem", "mahalanobis_ad"), "bilinear_no_antialias"),
     **dict.fromkeys(("dfr", "fcdd", "patch_svdd"), "nearest"),
     "spade": "area",
+    "vae": "bicubic",
 }
 
 

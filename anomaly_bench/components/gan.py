@@ -1,0 +1,44 @@
+"""Parts of generative adversarial networks.
+
+Alec Radford, Luke Metz, Soumith Chintala: DCGAN, 2015, arXiv 1511.06434; layers as in GANomaly's code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench.components.validation import check_sides
+
+
+def shrinking(channels: int, side: int, outputs: int, width: int = 64) -> nn.Sequential:
+    """Convolutions (B, C, side, side) -> (B, outputs, 1, 1), without biases: a discriminator or an encoder.
+
+    Args:
+        width: channels of the first layer; each further one halves the side and doubles them.
+
+    Raises:
+        UsageError: a side that halving does not lead to 4.
+    """
+    check_sides("the discriminator", (side, side), 8)
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, padding=1, bias=False), nn.LeakyReLU(0.2)]
+    side //= 2
+    while side > 4:
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, padding=1, bias=False), nn.BatchNorm2d(2 * width)]
+        layers.append(nn.LeakyReLU(0.2))
+        side, width = side // 2, 2 * width
+    return nn.Sequential(*layers, nn.Conv2d(width, outputs, side, bias=False)).apply(initialise)
+
+
+def agree(logits: Tensor, label: int) -> Tensor:
+    """() binary cross-entropy of logits with one label for all."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def initialise(layer: nn.Module) -> None:
+    """Normal initial weights of deviation 0.02, around 1 for norms."""
+    if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)):
+        nn.init.normal_(layer.weight, float(isinstance(layer, nn.BatchNorm2d)), 0.02)
+        if layer.bias is not None:
+            nn.init.normal_(layer.bias, 0, 0.02) if isinstance(layer, nn.Linear) else nn.init.zeros_(layer.bias)
