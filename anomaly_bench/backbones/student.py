@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,20 +117,23 @@ def recomputed(block: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Te
     """The output of a block, storing only its input for the backward pass."""
     norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d) and part.track_running_stats]
     outputs: Tensor = checkpoint(
-        forward, inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(norms))
+        forward, inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), FrozenStatistics(norms))
     )
     return outputs
 
 
-@contextlib.contextmanager
-def frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Context in which batch norms do not update their running statistics."""
-    saved = [(norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, saved, strict=True):
+class FrozenStatistics:
+    """Context in which batch norms do not update their running statistics; a double backward enters it twice."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.saved = [(norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, batches) in zip(self.norms, self.saved, strict=True):
             norm.momentum = momentum
             norm.get_buffer("num_batches_tracked").copy_(batches)

@@ -57,15 +57,15 @@ def test_double_backward_through_a_level(levels):
 
     (slopes,) = torch.autograd.grad(lack(), first)
     assert slopes.abs().max() > 1e-5
-    for place in slopes.flatten().abs().argsort(descending=True)[:3].tolist():
+    for place in (slopes.abs() > 0.8 * slopes.abs().max()).nonzero().tolist()[:2]:
         values = []
         for sign in (1, -1):
             with torch.no_grad():
-                first.view(-1)[place] += sign * 1e-6
+                first[tuple(place)] += sign * 1e-6
             values.append(lack().item())
             with torch.no_grad():
-                first.view(-1)[place] -= sign * 1e-6
-        assert slopes.flatten()[place].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-3)
+                first[tuple(place)] -= sign * 1e-6
+        assert slopes[tuple(place)].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-3)
 
 
 def test_attention_of_an_earlier_level_is_that_of_a_slow_version():

@@ -118,7 +118,7 @@ def test_the_loss_falls_and_outputs_follow_their_inputs():
     for number in range(8):
         images[number, 8 * number : 8 * number + 8] = 200
     method, normals = built(lr=3e-3), TrainingSet("bars", images)
-    normals.steps = 40
+    normals.steps = 15
     method.fit(normals)
     curve = method.facts["training"]["curve"]["loss"]
     assert curve[-1] < curve[0]
