@@ -3,15 +3,18 @@
 Shashanka Venkataramanan, Kuan-Chuan Peng, Rajat Vikram Singh, Abhijit Mahalanobis: Attention Guided Anomaly
 Localization in Images; ECCV 2020, arXiv 1911.08616. Here the unsupervised variant on a residual network.
 
-The attention is the sigmoid of Grad-CAM: the features weighted by the mean gradient of the sum of the code's means. As
-a loss makes it large on normal images, one minus the attention is the anomaly map. With the published form, a linear
-head on the last features, the gradient is the same at all positions; `levels: [3, 4]` takes the attention of an earlier
-level, through the layers between.
+The attention is the sigmoid of Grad-CAM: the features weighted by the mean gradient of the code's means. As a loss
+makes it large on normal images, one minus the attention is the anomaly map. With the published form, a linear head on
+the last features, the gradient is the same at all positions; `levels: [3, 4]` takes the attention of an earlier level,
+through the layers between.
 
 The authors published no code. From the paper are the pretrained encoder, the convolutional code, the losses and their
 weights (1, 1, 0.01), and the map. Ours are the decoder, which mirrors ResNet-18, the discriminator (of DCGAN's layers
 on images of 64 pixels, not pretrained on Celeb-A), and how losses are reduced: squared errors and divergence are
-summed, as in a VAE, and divided by the number of values in an image, so that the attention's weight tells.
+summed, as in a VAE, and divided by the number of values in an image, so that the attention's weight tells. What is
+explained is the mean over the code's channels; its sum would saturate the sigmoid. The encoder's batch norms keep their
+statistics: with those of a batch, the code would hardly depend on an earlier level as a whole, and the images of a
+batch would share their gradients.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Code(NamedTuple):
 
     means: Tensor  # (B, latent, h, w)
     log_variances: Tensor  # (B, latent, h, w)
-    attention: Tensor  # (B, h', w') in (0, 1)
+    lack: Tensor  # (B, h', w') in (0, 1): one minus the attention
 
 
 class CAVGARu(nn.Module):
@@ -84,7 +87,7 @@ class CAVGARu(nn.Module):
         """
         if len(shapes) > 2:
             raise UsageError(f"CAVGA-Ru: {len(shapes)} levels; expected one or two, such as method.levels=[4]")
-        self.encoder = self.backbone.trainable_copy(pretrained=True)
+        self.stages = nn.ModuleList(self.backbone.trainable_stages())
         self.heads, self.decoder = Heads(shapes[-1][0], self.latent), decoder(self.latent, 3, self.width)
         self.size = STRIDE * shapes[-1][1], STRIDE * shapes[-1][2]
         self.to(memory_format=torch.channels_last)
@@ -123,7 +126,7 @@ class CAVGARu(nn.Module):
         """() weighted sum of the VAE's loss, the discriminator's answers to outputs, and the lack of attention."""
         errors = (outputs - images).square().sum(dim=(1, 2, 3))
         bound = (errors + divergence(code.means, code.log_variances)).mean() / images[0].numel()
-        return bound + self.adversarial * agree(logits, 1) + self.attention * (1 - code.attention).mean()
+        return bound + self.adversarial * agree(logits, 1) + self.attention * code.lack.mean()
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -138,14 +141,17 @@ class CAVGARu(nn.Module):
         check_fitted(self)
         code = self.code(images)
         errors = (self.decoder(code.means) - images).abs().mean(dim=(1, 2, 3))
-        maps = F.interpolate(1 - code.attention[:, None], images.shape[2:], mode="bilinear")[:, 0]
+        maps = F.interpolate(code.lack[:, None], images.shape[2:], mode="bilinear")[:, 0]
         return Scores(errors, maps)
 
     def code(self, images: Tensor) -> Code:
         """The code of images and its attention, through which gradients flow in training."""
+        first, *others = self.stages
         with torch.enable_grad():
-            levels = self.encoder(images)
-            means, log_variances = self.heads(levels[-1])
-            (slopes,) = torch.autograd.grad(means.sum(), levels[0], create_graph=self.training)
+            explained = last = first(images)
+            for stage in others:
+                last = stage(last)
+            means, log_variances = self.heads(last)
+            (slopes,) = torch.autograd.grad(means.mean(dim=1).sum(), explained, create_graph=self.training)
         weights = slopes.mean(dim=(2, 3), keepdim=True)
-        return Code(means, log_variances, (weights * levels[0]).sum(dim=1).sigmoid())
+        return Code(means, log_variances, (-weights * explained).sum(dim=1).sigmoid())

@@ -27,16 +27,16 @@ def built(*words):
 
 
 def test_attention_of_the_linear_head_in_closed_form():
-    """Each feature has the same gradient everywhere: the sum of its weights; alone as in a batch."""
+    """Each feature has the same gradient everywhere: the mean of its weights; alone as in a batch."""
     method = built().eval()
     with torch.no_grad():
-        features = method.encoder(IMAGES)[-1]
-        weights = method.heads.mean.weight[:, :, 0, 0].sum(dim=0)
+        features = method.stages[-1](IMAGES)
+        weights = method.heads.mean.weight[:, :, 0, 0].mean(dim=0)
         expected = torch.einsum("c,bchw->bhw", weights, features).sigmoid()
-        found = method.code(IMAGES).attention
+        found = 1 - method.code(IMAGES).lack
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(method.code(IMAGES[:1]).attention, expected[:1])
-    assert 0 < expected.min() < expected.max() < 1
+    torch.testing.assert_close(1 - method.code(IMAGES[:1]).lack, expected[:1])
+    assert 0.05 < expected.min() < expected.max() < 0.95
 
 
 def test_a_head_of_zeros_pays_half_the_attention():
@@ -50,10 +50,10 @@ def test_double_backward_through_a_level(levels):
     """The gradient of the attention's loss with respect to the first weights, by finite differences."""
     method = built(f"method.levels={levels}").double().train()
     images = IMAGES.double()
-    first = next(method.encoder.parameters())
+    first = next(method.stages.parameters())
 
     def lack():
-        return (1 - method.code(images).attention).mean()
+        return method.code(images).lack.mean()
 
     (slopes,) = torch.autograd.grad(lack(), first)
     assert slopes.abs().max() > 1e-5
@@ -61,23 +61,23 @@ def test_double_backward_through_a_level(levels):
         values = []
         for sign in (1, -1):
             with torch.no_grad():
-                first[tuple(place)] += sign * 1e-6
+                first[tuple(place)] += sign * 1e-8
             values.append(lack().item())
             with torch.no_grad():
-                first[tuple(place)] -= sign * 1e-6
-        assert slopes[tuple(place)].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-3)
+                first[tuple(place)] -= sign * 1e-8
+        assert slopes[tuple(place)].item() == pytest.approx((values[0] - values[1]) / 2e-8, rel=1e-3)
 
 
 def test_attention_of_an_earlier_level_is_that_of_a_slow_version():
     method = built("method.levels=[3,4]").eval()
-    found = method.code(IMAGES).attention
+    found = 1 - method.code(IMAGES).lack
     assert found.shape == (2, 4, 4)
     for number in range(2):
-        levels = method.encoder(IMAGES[number : number + 1])
-        levels[0].retain_grad()
-        method.heads.mean(levels[1]).sum().backward()
-        weights = levels[0].grad[0].mean(dim=(1, 2))
-        total = sum(weight * feature for weight, feature in zip(weights, levels[0][0], strict=True))
+        explained = method.stages[0](IMAGES[number : number + 1])
+        explained.retain_grad()
+        method.heads.mean(method.stages[1](explained)).mean(dim=1).sum().backward()
+        weights = explained.grad[0].mean(dim=(1, 2))
+        total = sum(weight * feature for weight, feature in zip(weights, explained[0], strict=True))
         torch.testing.assert_close(found[number], total.sigmoid(), rtol=1e-3, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_losses_by_hand():
     assert agree(zeros, 1) + agree(zeros, 0) == pytest.approx(2 * math.log(2))
     assert method.loss(images, images, code, zeros).item() == pytest.approx(math.log(2) + 0.01 * 0.5)
     assert method.loss(images, images + 0.1, code, zeros).item() == pytest.approx(0.01 + math.log(2) + 0.005, rel=1e-4)
-    wide = code._replace(means=torch.ones(2, 4, 2, 2), attention=torch.ones(2, 2, 2))
+    wide = code._replace(means=torch.ones(2, 4, 2, 2), lack=torch.zeros(2, 2, 2))
     expected = 0.5 * 16 / (3 * 64 * 64) + math.log(2)
     assert method.loss(images, images, wide, zeros).item() == pytest.approx(expected, rel=1e-5)
 
