@@ -82,7 +82,7 @@ SMALLER = {
         "method.moves=5",
     ),
     "vevae": ("method.width=16", "method.lr=0.002"),
-    "cavga_ru": ("method.width=16", "method.critic_width=16", "method.batch=8"),
+    "cavga_ru": ("method.width=16", "method.critic_width=16", "method.batch=8", "method.adversarial=0.1"),
 }
 
 
