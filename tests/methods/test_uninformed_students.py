@@ -28,7 +28,7 @@ def fitted():
     made = setup("uninformed_students")
     normals = made.normals()
     normals.steps = 20
-    return made.fit(made.new(patches=[17, 33]), normals)
+    return made.fit(made.new(patches=[17, 33], students=3, crop=None), normals)
 
 
 def as_published(patch, describer):
@@ -217,10 +217,11 @@ def test_crops_have_the_descriptors_of_the_whole_image(fitted, monkeypatch):
 
 
 def test_images_no_larger_than_a_patch_have_one_descriptor():
-    made = setup("uninformed_students", words=("method.patches=[33]", "method.students=5"))
+    made = setup("uninformed_students")
     normals = TrainingSet("small", pictures(12, side=32))
     normals.steps = 4
-    method = made.fitted(normals)
+    method = made.fit(made.new(students=5), normals)
+    assert len(method.scales[0].students) == 5
     result = method.score(TEST[:, :, :32, :32])
     torch.testing.assert_close(result.map, result.image[:, None, None].expand(3, 32, 32))
     patch = F.interpolate(method.normalised(TEST[:, :, :32, :32]), (33, 33), mode="bilinear", antialias=True)
@@ -232,7 +233,7 @@ def test_images_no_larger_than_a_patch_have_one_descriptor():
 def test_a_folder_of_photographs_teaches(tmp_path):
     for number in range(3):
         Image.new("RGB", (40, 30), (80 * number, 20, 200)).save(tmp_path / f"{number}.png")
-    made = setup("uninformed_students", words=("method.patches=[33]", f"method.teacher_images={tmp_path}"))
+    made = setup("uninformed_students", words=(f"method.teacher_images={tmp_path}",))
     seen = made.new().photographs((64, 64))
     assert seen.shape[1:] == (3, 64, 64)
     assert {round(float(value) * 255) for value in seen[:, 0].unique()} <= {0, 80, 160}
@@ -244,7 +245,7 @@ def test_a_folder_of_photographs_teaches(tmp_path):
 
 
 def test_few_images_are_not_split(caplog):
-    made = setup("uninformed_students", words=("method.patches=[33]",))
+    made = setup("uninformed_students")
     normals = TrainingSet("few", pictures(2))
     normals.steps = 4
     made.fitted(normals)
