@@ -16,7 +16,7 @@ endef
 
 .venv/installed: pyproject.toml
 	@echo "Installing anomaly-bench and about 85 packages into .venv: on Linux 6 GB on the disk,"
-	@echo "nearly all of it torch with CUDA. For the CPU build of torch, about 1.5 GB in all, stop this and run"
+	@echo "nearly all of it torch with CUDA. For the much smaller CPU build of torch, stop this and run"
 	@echo "  make $(or $(MAKECMDGOALS),demo) TORCH_INDEX=URL"
 	@echo "with the URL that PyTorch's installation page gives for pip and CPU."
 	$(PYTHON) -m venv .venv
