@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from test_build import FOUR, SPEED, record, trained
 
 from anomaly_bench.cli.main import command as call
+from anomaly_bench.config.settings import FAMILIES
 from anomaly_bench.published import publications
 from anomaly_bench.records import gallery
 from anomaly_bench.records.outlines import outlines_by_file
@@ -377,6 +378,12 @@ def test_of_many_methods_each_has_a_row_and_traits(tmp_path):
     assert values["family"] == ["density", "nearest neighbours", "other", "reconstruction", "teacher and student"]
     few = sections.Section("s1", [record(method=name) for name in names[:4]], [tmp_path])
     assert few.trait_values() == {}
+
+
+def test_families_of_methods_are_known():
+    folder = Path(__file__).parents[2] / "conf" / "method"
+    stated = {yaml.safe_load(path.read_text(encoding="utf-8"))["about"].get("family") for path in folder.glob("*.yaml")}
+    assert stated - {None} == set(FAMILIES)
 
 
 def luminance(colour: str) -> float:
