@@ -1,4 +1,4 @@
-"""Synthetic anomalies for training: Perlin noise, confetti, cuts and scars, and blended patches.
+"""Synthetic anomalies for training: Perlin noise, confetti, cuts and scars, stains, and blended patches.
 
 All random numbers come from torch's global CPU generator.
 """

@@ -1,0 +1,330 @@
+"""Glance, also Loc-Glo: Glancing at the Patch: Anomaly Localization with Global and Local Feature Comparison.
+
+Shenzhi Wang, Liwei Wu, Lei Cui, Yujun Shen; CVPR 2021. There is no public code, and this is a reconstruction from what
+others report of the paper.
+
+A local network, distilled from a pretrained one, describes a patch; a global network predicts that description from
+the image without the patch. Both disagree at anomalies: their distance is one score, and the answer of a classifier
+that has learnt to tell descriptions of clean patches from those of stained ones is the other.
+
+The global network has partial convolutions: pixels of the patch are multiplied by zero, and cells that saw nothing else
+stay hidden, so that the patch cannot change the prediction. Ours are the layers of all networks, that the prediction is
+read where the patch is, beside the mean over the image, and that the distilled network stays as it is afterwards, as
+both could otherwise agree on a constant.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_bench.components.patches import cut_patches
+from anomaly_bench.components.synthetic_anomalies.stains import stained
+from anomaly_bench.components.training import Loop
+from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.errors import UsageError
+from anomaly_bench.protocol import Scores
+
+if TYPE_CHECKING:
+    from anomaly_bench.protocol import Features, TrainingSet
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+SEEN = 33  # pixels a side of a patch as the local network sees it
+TAUGHT = 64  # pixels a side of a patch as the pretrained network sees it
+CODE = 128  # dimensions of a description
+SLOPE = 0.005  # of the local network's leaky ReLUs
+STRIDE = 16  # of the global network
+EACH = 4  # patches of each training image that are distilled in a step
+CALIBRATION = 8  # patches of each training image for the scales of the two scores
+CHUNK = 50  # patches that are scored at once
+
+
+class Glance(nn.Module):
+    """Glance.
+
+    Args:
+        backbone: a frozen network, whose last level, averaged over the patch, the local network learns.
+        epochs, lr, weight_decay, batch: for training with Adam; each epoch has a step's patches of every image once.
+        pretraining: share of the training for the local network.
+        lessons: random patches of each training image that the local network learns from.
+        side: of the patches, in pixels.
+        grid: patches along each side of the image when scoring.
+        weight: of the distance in the score; the rest is the classifier's.
+    """
+
+    code_mean: Tensor  # (CODE,) of the local network's outputs
+    code_std: Tensor
+    term_mean: Tensor  # (2,) of the distance and of the classifier's score
+    term_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Features,
+        epochs: int,
+        lr: float = 5e-4,
+        weight_decay: float = 1e-5,
+        batch: int = 32,
+        pretraining: float = 0.4,
+        lessons: int = 32,
+        side: int = 33,
+        grid: int = 20,
+        weight: float = 0.8,
+    ) -> None:
+        if not 0 < pretraining < 1 or not 0 <= weight <= 1:
+            raise UsageError(f"method.pretraining={pretraining}, method.weight={weight}: expected shares of 1")
+        for key, value in (("lessons", lessons), ("side", side), ("grid", grid)):
+            if value < 1:
+                raise UsageError(f"method.{key}={value}: expected at least 1")
+        super().__init__()
+        self.backbone, self.epochs, self.lr, self.weight_decay = backbone, epochs, lr, weight_decay
+        self.batch, self.pretraining, self.lessons = batch, pretraining, lessons
+        self.side, self.grid, self.weight = side, grid, weight
+
+    def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Create the networks and the scores' scales; levels do not matter."""
+        self.local, self.glancing = local_network(), GlobalNetwork()
+        self.judge = nn.Sequential(nn.Linear(2 * CODE, CODE), nn.ReLU(), nn.Linear(CODE, 1))
+        for name, size in (("code", CODE), ("term", 2)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        for layer in (*self.local, *self.glancing.layers):
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+                nn.init.zeros_(layer.get_parameter("bias"))
+        self.to(memory_format=torch.channels_last)
+
+    def fit(self, normals: TrainingSet) -> None:
+        """Distil the local network, train the global one and the classifier, and measure the scores of normal patches.
+
+        Raises:
+            UsageError: patches larger than the images.
+            ValueError: the loss is not finite.
+        """
+        height, width = normals.size
+        if self.side > min(height, width):
+            raise UsageError(f"method.side={self.side}: expected patches within images of {height} x {width} pixels")
+        corners, wanted = self.teach(normals)
+        decoder = nn.Linear(CODE, wanted.shape[2]).to(wanted.device)
+        distil = self.adam(nn.ModuleList([self.local, decoder]))
+        predict = self.adam(nn.ModuleList([self.glancing, self.judge]))
+        loop = Loop(nn.ModuleList([self, decoder]), [distil, predict], normals, self.epochs)
+        loop.memo["standardised"] = False
+        for epoch in loop:
+            for numbers in epoch.batches(len(normals), self.batch):
+                images = normals.select(numbers)
+                if epoch.progress < self.pretraining:
+                    chosen = numbers[:, None], torch.randint(self.lessons, (len(numbers), EACH))
+                    codes = self.local(normalised(self.patches(images, corners[chosen])))
+                    epoch.step(distillation(codes, decoder(codes), wanted[chosen].flatten(0, 1)), distil)
+                    continue
+                if not loop.memo["standardised"]:
+                    loop.memo["standardised"] = self.standardise(normals, corners)
+                epoch.step(self.loss(images, self.draw(images, 1)), predict)
+        if not loop.memo["standardised"]:  # a budget of one step
+            self.standardise(normals, corners)
+        self.eval()
+        self.calibrate(normals)
+        self.facts = loop.facts
+
+    def adam(self, module: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(module.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+
+    @torch.no_grad()
+    def teach(self, normals: TrainingSet) -> tuple[Tensor, Tensor]:
+        """Corners (N, n, 2) of random patches, and their standardised features (N, n, C)."""
+        corners, found = [], []
+        for images in normals.images(self.batch):
+            corners.append(self.draw(images, self.lessons))
+            for each, places in zip(images, corners[-1], strict=True):
+                patches = cut(each[None], places[None], self.side)
+                level = self.backbone(F.interpolate(patches, (TAUGHT, TAUGHT), mode="bilinear"))[-1]
+                found.append(level.mean(dim=(2, 3)))
+        wanted = torch.stack(found)
+        std, mean = torch.std_mean(wanted, dim=(0, 1), correction=0)
+        return torch.cat(corners), (wanted - mean) / std.clamp(min=1e-6)
+
+    def draw(self, images: Tensor, count: int) -> Tensor:
+        """Corners (B, count, 2), row and column, of random patches."""
+        rooms = [length - self.side + 1 for length in images.shape[2:]]
+        return torch.stack([torch.randint(room, (len(images), count)) for room in rooms], dim=2)
+
+    def patches(self, images: Tensor, corners: Tensor) -> Tensor:
+        """The patches (B * n, 3, SEEN, SEEN) of images at corners (B, n, 2)."""
+        patches = cut(images, corners, self.side)
+        return patches if self.side == SEEN else F.interpolate(patches, (SEEN, SEEN), mode="bilinear")
+
+    @torch.no_grad()
+    def standardise(self, normals: TrainingSet, corners: Tensor) -> bool:
+        """Set mean and deviation of the local network's outputs; True."""
+        batches = zip(normals.images(self.batch), torch.split(corners, self.batch), strict=True)
+        codes = torch.cat([self.local(normalised(self.patches(images, places))) for images, places in batches])
+        std, mean = torch.std_mean(codes, dim=0, correction=0)
+        self.code_mean.copy_(mean)
+        self.code_std.copy_(std.clamp(min=1e-6))
+        return True
+
+    def describe(self, patches: Tensor) -> Tensor:
+        """(n, 3, SEEN, SEEN) -> (n, CODE), with mean 0 and deviation 1 over training patches."""
+        with torch.no_grad():
+            codes: Tensor = (self.local(normalised(patches)) - self.code_mean) / self.code_std
+        return codes
+
+    def loss(self, images: Tensor, corners: Tensor) -> Tensor:
+        """Mean squared distance of both descriptions, and cross-entropy for clean (1) and stained (0) patches."""
+        patches = self.patches(images, corners)
+        clean, dirty = self.describe(patches), self.describe(stained(patches.cpu()).to(patches))
+        predicted = self.glancing(normalised(images), corners[:, 0], self.side)
+        answers = self.judge(torch.cat([torch.cat([clean, dirty]), predicted.repeat(2, 1)], dim=1))[:, 0]
+        labels = torch.cat([torch.ones(len(clean)), torch.zeros(len(dirty))]).to(answers)
+        return F.mse_loss(predicted, clean) + F.binary_cross_entropy_with_logits(answers, labels)
+
+    def terms(self, images: Tensor, corners: Tensor) -> Tensor:
+        """(B, 2) distance of both descriptions, and 1 - the classifier's probability of a clean patch, at (B, 2)."""
+        own = self.describe(self.patches(images, corners[:, None]))
+        predicted = self.glancing(normalised(images), corners, self.side)
+        answers = self.judge(torch.cat([own, predicted], dim=1))[:, 0]
+        return torch.stack([(own - predicted).square().mean(dim=1), torch.sigmoid(-answers)], dim=1)
+
+    @torch.no_grad()
+    def calibrate(self, normals: TrainingSet) -> None:
+        """Set mean and deviation of both terms over random training patches of the grid."""
+        terms, grid = [], self.corners(normals.size)
+        for images in normals.images(self.batch):
+            for places in grid[torch.randint(len(grid), (CALIBRATION, len(images)))]:
+                terms.append(self.terms(images, places))
+        std, mean = torch.std_mean(torch.cat(terms), dim=0, correction=0)
+        self.term_mean.copy_(mean)
+        self.term_std.copy_(std.clamp(min=1e-6))
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Scores:
+        """Scores of a grid of patches, bilinear between their centres; the image score is the map's maximum.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        check_fitted(self)
+        size = images.shape[2:]
+        grid = self.corners(size)
+        terms = torch.stack([torch.cat(list(self.chunks(image, grid))) for image in images])
+        terms = (terms - self.term_mean) / self.term_std
+        scores = self.weight * terms[..., 0] + (1 - self.weight) * terms[..., 1]
+        down, across = (between(side, tuple(starts(side, self.side, self.grid)), self.side).to(images) for side in size)
+        maps = down @ scores.view(len(images), down.shape[1], across.shape[1]) @ across.T
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    def chunks(self, image: Tensor, grid: Tensor) -> Iterator[Tensor]:
+        """The terms of a (3, H, W) image's patches, some at a time."""
+        for corners in torch.split(grid, CHUNK):
+            yield self.terms(image.expand(len(corners), -1, -1, -1), corners)
+
+    def corners(self, size: Sequence[int]) -> Tensor:
+        """(n, 2) upper left corners of the grid's patches in (H, W) images, row by row."""
+        rows, columns = (torch.tensor(starts(side, self.side, self.grid)) for side in size)
+        return torch.cartesian_prod(rows, columns)
+
+
+class GlobalNetwork(nn.Module):
+    """Predicts the description of a patch from the image around it, by partial convolutions (Liu et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [(3, 16, 5), (16, 32, 3), (32, 32, 3), (32, 64, 3), (64, 64, 3), (64, 128, 3), *[(128, 128, 3)] * 2]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(*each, stride=2 if number == 0 else 1, padding=each[2] // 2) for number, each in enumerate(widths)
+        )
+        self.last = nn.Linear(256, CODE)
+
+    def forward(self, images: Tensor, corners: Tensor, side: int) -> Tensor:
+        """(B, 3, H, W) normalised images, (B, 2) corners of what is hidden -> (B, CODE)."""
+        visible = 1 - holes(images, corners, side)
+        cells = images
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Conv2d)
+            cells, visible = partial_convolution(cells, visible, layer)
+            cells = F.relu(cells)
+            if number in (0, 2, 4):
+                cells, visible = F.max_pool2d(cells, 2), F.max_pool2d(visible, 2)
+        centres = ((corners + side // 2) // STRIDE).to(images.device)
+        rows, columns = (centres[:, axis].clamp(max=cells.shape[2 + axis] - 1) for axis in (0, 1))
+        here = cells[torch.arange(len(cells), device=cells.device), :, rows, columns]
+        everywhere = cells.sum(dim=(2, 3)) / visible.sum(dim=(2, 3)).clamp(min=1)
+        predicted: Tensor = self.last(torch.cat([here, everywhere], dim=1))
+        return predicted
+
+
+def partial_convolution(cells: Tensor, visible: Tensor, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Convolve what is visible (B, 1, h, w), scaled by the window's share of it; and where anything was.
+
+    Cells whose window saw nothing are 0, without bias. Padding is hidden.
+    """
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    share = F.avg_pool2d(visible, kernel, stride, padding)
+    seen = (share > 0).to(share)
+    sums = F.conv2d(cells * visible, layer.weight, None, stride, padding)
+    return (sums / share.clamp(min=1 / (2 * kernel**2)) + layer.get_parameter("bias")[:, None, None]) * seen, seen
+
+
+def holes(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(B, 1, H, W) float: 1 in the square at each image's corner (B, 2)."""
+    tops, lefts = corners.to(images.device).unbind(dim=1)
+    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
+    down = (rows >= tops[:, None]) & (rows < tops[:, None] + side)
+    across = (columns >= lefts[:, None]) & (columns < lefts[:, None] + side)
+    return (down[:, :, None] & across[:, None, :]).to(images)[:, None]
+
+
+def local_network() -> nn.Sequential:
+    """(n, 3, SEEN, SEEN) -> (n, CODE): the layers of Uninformed Students for patches of 33 pixels, half as wide."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, kernel, pool in ((3, 64, 5, True), (64, 128, 5, True), (128, 128, 2, False)):
+        layers += [nn.Conv2d(inputs, outputs, kernel), nn.LeakyReLU(SLOPE)]
+        layers += [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(*layers, nn.Conv2d(128, CODE, 4), nn.Flatten())
+
+
+def distillation(codes: Tensor, decoded: Tensor, wanted: Tensor) -> Tensor:
+    """() squared distance of (n, C) features, and squared correlations of different entries of (n, CODE), over CODE."""
+    centred = codes - codes.mean(dim=0)
+    unit = centred / torch.linalg.vector_norm(centred, dim=0).clamp(min=1e-6)
+    correlations = (unit.T @ unit).fill_diagonal_(0)
+    total: Tensor = (decoded - wanted).square().sum(dim=1).mean() + correlations.square().sum()
+    return total / codes.shape[1]
+
+
+def normalised(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> by ImageNet's statistics."""
+    mean, std = (torch.tensor(three, device=images.device).view(3, 1, 1) for three in (MEAN, STD))
+    return (images - mean) / std
+
+
+def cut(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """The patches (B * n, C, side, side) of images (B, C, H, W) at corners (B, n, 2), image by image."""
+    count = corners.shape[1]
+    numbers = torch.arange(len(images)).repeat_interleave(count).to(images.device)
+    tops, lefts = corners.flatten(0, 1).to(images.device).unbind(dim=1)
+    return cut_patches(images, numbers, tops, lefts, side)
+
+
+def starts(length: int, side: int, count: int) -> Sequence[int]:
+    """Where patches of this side begin: `count` evenly from border to border, fewer if they would coincide."""
+    if count == 1:
+        return [(length - side) // 2]
+    return sorted({number * (length - side) // (count - 1) for number in range(count)})
+
+
+@functools.lru_cache(maxsize=32)
+def between(length: int, places: tuple[int, ...], side: int) -> Tensor:
+    """The (length, n) matrix of linear interpolation between the patches' centres, constant beyond them."""
+    centres = np.array(places) + (side - 1) / 2
+    rows = [np.interp(np.arange(length), centres, unit) for unit in np.eye(len(places))]
+    return torch.from_numpy(np.stack(rows, axis=1)).float()
