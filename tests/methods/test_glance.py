@@ -146,7 +146,7 @@ def test_stains_are_found():
     with torch.no_grad():
         answers = [method.judge(torch.cat([codes, predicted], dim=1))[:, 0] for codes in (own, dirty)]
     assert float((answers[0] > answers[1]).float().mean()) > 0.7
-    terms = method.terms(TEST, corners[:, 0])
+    terms = method.terms(TEST, corners[:, 0]).detach()
     assert terms.shape == (3, 2)
     assert all(0 <= float(each) <= 1 for each in terms[:, 1])
 
