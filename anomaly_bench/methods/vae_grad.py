@@ -136,7 +136,8 @@ class VAEGrad(Reconstruction):
         if self.kind == "ae_ssim":
             return 1 - ssim(self.network(views), views)
         if self.kind == "ae_l2":
-            return (self.network(views) - views).square().mean()
+            difference: Tensor = self.network(views) - views
+            return difference.square().mean()
         means, log_variances = self.network.encode(views).chunk(2, dim=1)
         outputs = self.network.decode(sample(means, log_variances))
         return (self.errors(outputs, views) + divergence(means, log_variances)).mean()

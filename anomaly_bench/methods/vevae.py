@@ -103,7 +103,7 @@ class VEVAE(nn.Module):
     def attention(self, images: Tensor) -> Tensor:
         """(B, h, w): the outputs of the explained convolution, weighted by the mean of the normalised gradient."""
         inputs = self.before(images)
-        outputs = self.block.layers[0](inputs)
+        outputs: Tensor = self.block.layers[0](inputs)
         slopes = self.slopes(outputs, inputs)
         slopes = slopes / (slopes.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + SMALL)
         return (slopes.mean(dim=(2, 3), keepdim=True) * outputs).sum(dim=1)
