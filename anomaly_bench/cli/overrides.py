@@ -53,7 +53,26 @@ def arrange(arguments: Sequence[str], groups: Sequence[str]) -> list[str]:
     flags, overrides = list(arguments), list(found.overrides)
     for override in overrides:
         flags.remove(override)
-    return [*(readable(override, groups, found.multirun) for override in overrides), *flags]
+    words = [readable(override, groups, found.multirun) for override in overrides]
+    return [*(for_each_choice(words) if found.multirun else words), *flags]
+
+
+def for_each_choice(overrides: Sequence[str]) -> list[str]:
+    """`method=a,b method.epochs=5`: a key of a swept group becomes a sweep of one value, `choice(5)`.
+
+    Hydra would set it before the choice, in the default method.
+    """
+    parsed = {override: parse(override) for override in overrides}
+    swept = {each.key_or_group for each in parsed.values() if each is not None and each.is_sweep_override()}
+
+    def changed(override: str) -> str:
+        (key, _, value), each = override.partition("="), parsed[override]
+        group, dot, _ = key.lstrip("+").partition(".")
+        if each is None or each.is_sweep_override() or not dot or group not in swept or key.startswith("~"):
+            return override
+        return f"{key}=choice({value})"
+
+    return [changed(override) for override in overrides]
 
 
 def as_sweep(arguments: Sequence[str]) -> list[str]:

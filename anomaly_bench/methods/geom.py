@@ -125,6 +125,11 @@ class GEOM(nn.Module):
 
     def log_softmax(self, images: Tensor) -> Tensor:
         """(N, C, size, size) -> (T, N, T) logarithms of the outputs, a row for each transformation and image."""
+        if torch.compiler.is_compiling():  # a graph has no loops: the network once, on all views
+            views = torch.cat([transform(images) for transform in self.transforms])
+            count = len(self.transforms)
+            outputs: Tensor = self.network(views)
+            return outputs.log_softmax(dim=1).view(count, -1, count)
         found = []
         for transform in self.transforms:
             parts = [self.network(transform(part)) for part in torch.split(images, SCORED)]

@@ -105,8 +105,12 @@ class KDE(nn.Module):
         if vectors.shape[1] != len(self.mean):
             raise ValueError(f"images of {vectors.shape[1]} values; expected {len(self.mean)}, as in fit")
         projected = self.project((vectors - self.low) / self.span)
-        squared = torch.cdist(projected, self.points.to(projected)).square()
-        return Scores(-log_density(squared, self.bandwidth, self.points.shape[1]).float(), None)
+        points = self.points.to(projected)
+        if torch.compiler.is_compiling():  # a graph: how cdist computes depends on the number of images
+            squared = (projected[:, None] - points).square().sum(dim=2)
+        else:
+            squared = torch.cdist(projected, points).square()
+        return Scores(-log_density(squared, self.bandwidth, points.shape[1]).float(), None)
 
     def contrast(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D) float64 (on MPS float32): minus the image's mean, divided by the absolute sum."""
@@ -144,5 +148,14 @@ class KDE(nn.Module):
 def log_density(squared: Tensor, bandwidth: float | Tensor, dimensions: int) -> Tensor:
     """(B, N) squared distances to N points -> (B,) log of the mean Gaussian kernel around them."""
     count = squared.shape[1]
-    normalisation = math.log(count) + dimensions * (0.5 * math.log(2 * math.pi) + math.log(float(bandwidth)))
-    return torch.logsumexp(squared / (-2 * float(bandwidth) ** 2), dim=1) - normalisation
+    width: Any
+    logarithm: Any
+    if torch.compiler.is_compiling():  # a graph reads no number from a tensor
+        width = torch.as_tensor(bandwidth).to(squared)
+        logarithm = width.log()
+    else:
+        width = float(bandwidth)
+        logarithm = math.log(width)
+    normalisation = math.log(count) + dimensions * (0.5 * math.log(2 * math.pi) + logarithm)
+    result: Tensor = torch.logsumexp(squared / (-2 * width**2), dim=1) - normalisation
+    return result

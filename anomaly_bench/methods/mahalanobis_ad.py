@@ -57,6 +57,7 @@ class MahalanobisAD(nn.Module):
         batches = [pool_levels(levels) for levels in normals.features(self.backbone, self.batch)]
         levels = [torch.cat(level) for level in zip(*batches, strict=True)]  # (N, C) each
         for gaussian, level in zip(self.gaussians, levels, strict=True):
+            assert isinstance(gaussian, Gaussian)
             gaussian.fit(level, normals.name)
 
     def score(self, images: Tensor) -> Scores:

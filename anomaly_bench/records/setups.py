@@ -77,8 +77,8 @@ def describe(record: Record) -> str:
     """'input 256×256, crop 224×224', and any other non-default part of the setup."""
     words = PROTOCOLS.get(record.protocol, f"input {{}}, protocol {record.protocol}")
     parts = [words.format(describe_input(record.input))]
-    if words := regime_words(record):
-        parts.append(f"task {' '.join(words)}")
+    if regime := regime_words(record):
+        parts.append(f"task {' '.join(regime)}")
     if record.precision != "fp32":
         parts.append(record.precision)
     share, rate = holdout_of(record)

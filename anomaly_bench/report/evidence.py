@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
-from anomaly_bench.published import Publication, load_references, publications
+from anomaly_bench.published import Publication, Reference, load_references, publications
 from anomaly_bench.tables.evidence import MEASURED, STATUSES, measured_cells, measurements, read_parity, small
 
 if TYPE_CHECKING:
@@ -67,8 +67,13 @@ class Evidence:
         """Measurements beside the published numbers."""
         known = [each for each in self.records if each.dataset == REFERENCE and "revision" in about_of(each)]
         if self.about and known:
-            references = load_references()
-            yield from (measured_cells(each, self.name, references) for each in measurements(known))
+            yield from (measured_cells(each, self.name, references()) for each in measurements(known))
+
+
+@cache
+def references() -> list[Reference]:
+    """Read once: all methods share them."""
+    return load_references()
 
 
 def about_of(record: Record) -> Mapping[str, Any]:

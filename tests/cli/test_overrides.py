@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from conftest import make_category
 
-from anomaly_bench.cli.overrides import parse, readable
+from anomaly_bench.cli.overrides import arrange, parse, readable
 from anomaly_bench.config.settings import GROUPS
 from anomaly_bench.records import load_all
 
@@ -34,6 +34,22 @@ def test_names_in_lists_and_sweeps_stay_as_typed():
     assert value("category=1_1,1e3,choice", sweep=True) == ["1_1", "1e3", "choice"]
     assert value("category=choice(1_1,01)", sweep=True) == ["1_1", "01"]
     assert value("a=[1_1,x]") == ["1_1", "x"]
+
+
+def test_a_key_of_a_swept_group_is_set_after_the_choice():
+    words = [
+        "-m",
+        "method=panda,fyd",
+        "method.epochs=0",
+        "method.levels=[1,2]",
+        "seed=1",
+        "dataset=folder",
+        "dataset.name=a",
+    ]
+    kept = ["seed=1", "dataset=folder", "dataset.name=a", "-m"]
+    expected = ["method=panda,fyd", "method.epochs=choice(0)", "method.levels=choice([1,2])", *kept]
+    assert arrange(words, GROUPS) == expected
+    assert arrange(["method=panda", "method.epochs=0"], GROUPS) == ["method=panda", "method.epochs=0"]
 
 
 @pytest.mark.parametrize(
