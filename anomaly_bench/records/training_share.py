@@ -15,12 +15,14 @@ PUBLISHED = (*LENGTHS, "samples")  # of about.schedule; samples: images per epoc
 def training_of(facts: Mapping[str, Any] | None, method: Mapping[str, Any]) -> dict[str, Any] | None:
     """`Record.training` of what `components.training.Loop` tells; None: a method with a schedule told nothing.
 
+    Empty: nothing is to be trained, also with `epochs=0`.
+
     Args:
         method: its node in the configuration.
     """
     schedule = method["about"].get("schedule") or {}
     if facts is None:
-        return None if schedule else {}
+        return None if schedule and method.get("epochs") != 0 else {}
     published = {key: schedule[key] for key in PUBLISHED if key in schedule}
     return {**facts, "published": published, "share": share_of(facts, published)}
 

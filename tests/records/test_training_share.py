@@ -29,6 +29,7 @@ def test_what_a_record_holds():
     assert held == {**told, "published": {"epochs": 500}, "share": 0.01}
     assert training_of(None, {"about": {}}) == {}
     assert training_of(None, {"about": {"schedule": {"epochs": 500}}}) is None
+    assert training_of(None, {"about": {"schedule": {"epochs": 500}}, "epochs": 0}) == {}
     assert training_of(told, {"about": {}})["share"] is None
 
 
