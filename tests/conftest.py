@@ -19,6 +19,7 @@ from anomaly_bench.config.settings import conf_folder
 from anomaly_bench.hardware.devices import cores
 
 os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")  # read by `cores`: of small images, two threads waste most of the CPU
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets: tables would be cut to the width of a terminal
 torch.set_num_threads(cores())
 
 SHARED = Path(os.environ.get("ANOMALY_BENCH_REAL", Path(__file__).parents[2] / "shared" / "data"))
@@ -95,7 +96,8 @@ def truncated_architecture(backbone: Any, *size: object) -> object:
 def one_thread() -> Iterator[None]:
     """Also after a test of a run with more."""
     yield
-    torch.set_num_threads(cores())
+    os.environ.pop("COLUMNS", None)  # which pytest-xdist sets: tables would be cut to the width of a terminal
+torch.set_num_threads(cores())
 
 
 @pytest.fixture

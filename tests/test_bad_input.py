@@ -571,7 +571,7 @@ def test_job_that_does_not_fit_is_refused(command, data, tmp_path):
 LITTLE_MEMORY = """
 import resource
 from pathlib import Path
-import timm, torch, torchvision
+import scipy.ndimage, timm, torch, torchvision
 import anomaly_bench.runs.runner
 from anomaly_bench.cli.main import main
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

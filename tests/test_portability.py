@@ -38,7 +38,8 @@ def test_no_functions_missing_on_windows(path):
         if isinstance(node, ast.ImportFrom):
             assert str(node.module).partition(".")[0] not in ELSEWHERE
         if isinstance(node, ast.Attribute):
-            assert node.attr not in LINKS, f"{path.name}:{node.lineno}: {node.attr}"
+            own = node.attr == "link" and ast.unparse(node.value) != "os"  # a table's cell has one
+            assert node.attr not in LINKS or own, f"{path.name}:{node.lineno}: {node.attr}"
 
 
 def test_a_damaged_file_is_closed_before_it_is_deleted(tmp_path, monkeypatch):

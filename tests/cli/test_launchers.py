@@ -82,7 +82,7 @@ def test_missing_plugin(name, command, monkeypatch):
     status, out, err = command("-m", f"hydra/launcher={name}", "seed=0,1")
     assert (status, out) == (2, "")
     extra = launchers.PLUGINS[name][1]
-    expected = f"error: hydra/launcher={name}: its plugin is not installed; run: "
+    expected = f"error: hydra/launcher={name}: its plugin is not installed; run "
     assert err == f"{expected}pip install '.[{extra}]' in the folder of anomaly-bench\n"
 
 

@@ -68,7 +68,7 @@ def test_a_flag_before_its_command(command, tmp_path):
         ("anomaly-bench tab", ["tables"]),
         ("anomaly-bench list m", ["methods", "metrics"]),
         ("anomaly-bench --config-dir . lis", ["list"]),
-        ("anomaly-bench method=pa", ["method=padim", "method=panda", "method=patchcore"]),
+        ("anomaly-bench method=pa", ["method=padim", "method=panda", "method=patch_svdd", "method=patchcore"]),
         ("anomaly-bench -m method=padim,spa", ["method=padim,spade"]),
         ("anomaly-bench tables format=m", ["format=md"]),
         ("anomaly-bench tables table=[per_class,sum", ["table=[per_class,summary"]),

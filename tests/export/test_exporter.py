@@ -189,7 +189,7 @@ def test_a_method_that_cannot_be_traced_is_refused_with_the_reason():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"format=onnx: needs onnx; pip install 'anomaly-bench-suite\[onnx\]'"):
+    with pytest.raises(UsageError, match=r"format=onnx: needs onnx; pip install '\.\[onnx\]' in the folder"):
         formats.format_module("onnx")
 
 

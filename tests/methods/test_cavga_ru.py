@@ -83,6 +83,7 @@ def test_attention_of_an_earlier_level_is_that_of_a_slow_version():
 
 def test_losses_by_hand():
     method = built()
+    method.adversarial = 1.0
     images, zeros = torch.rand(2, 3, 64, 64), torch.zeros(2, 1)
     code = Code(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2), torch.full((2, 2, 2), 0.5))
     assert agree(zeros, 1) + agree(zeros, 0) == pytest.approx(2 * math.log(2))
