@@ -97,6 +97,8 @@ def one_thread() -> Iterator[None]:
     """Also after a test of a run with more."""
     yield
     os.environ.pop("COLUMNS", None)  # which pytest-xdist sets: tables would be cut to the width of a terminal
+
+
 torch.set_num_threads(cores())
 
 
