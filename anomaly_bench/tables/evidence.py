@@ -157,7 +157,7 @@ def overview(
     evidence = packaged_node("method", name)["about"]["evidence"]
     tests = evidence["tests"]
     row = (
-        f"[{title(name)}](#{title(name).lower().replace(' ', '-')})",
+        f"[{title(name)}](#{name})",
         STATUSES[evidence["status"]][0],
         "; ".join(dict.fromkeys(package(row["peer"]) for row in compared)) or "-",
         small(max(row["difference"] for row in compared)) if compared else "-",
@@ -233,6 +233,7 @@ def details(
         wanted = "its name, title, arXiv number, paper and date"
         raise DataError(f"published/methods.csv has no line for {name}: add {wanted}")
     paper, arxiv = papers[name].paper, papers[name].arxiv
+    yield f'<a id="{name}"></a>'
     yield f"### {title(name)}"
     yield f"{status}: {meaning}. Paper: {paper}, {f'arXiv {arxiv}' if arxiv else 'not on arXiv'}."
     if evidence.get("choices"):
