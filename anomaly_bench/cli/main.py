@@ -130,12 +130,19 @@ def command(arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return Exit.USAGE
-    except KeyboardInterrupt:
-        print("interrupted; finished work is kept", file=sys.stderr)
-        return Exit.INTERRUPTED
-    except Exception as error:  # a bug, ours or a library's: one line and a log, not a traceback
-        print(f"error: {failure(error)}", file=sys.stderr)
+    except (KeyboardInterrupt, Exception) as error:
+        if interrupted(error):
+            print("interrupted; finished work is kept", file=sys.stderr)
+            return Exit.INTERRUPTED
+        print(f"error: {failure(error)}", file=sys.stderr)  # a bug, ours or a library's: one line and a log
         return Exit.FAILED
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """The user interrupted; a lock that is given back meanwhile may raise an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:

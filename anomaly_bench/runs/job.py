@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.geometry import centre, has_masks
 from anomaly_bench.data.readers import limit_pixels
 from anomaly_bench.data.remembered import content_hash, file_digests
-from anomaly_bench.errors import DataError, UsageError, ran_out
+from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, safe_filename
 from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
@@ -167,14 +168,11 @@ class Job:
         return tuple(image for image in images if image.id.startswith(own)) if own else images
 
     def decode(self) -> None:
-        """Fill the store; errors are reported later, when the pixels are read."""
-        try:
+        """Fill the store; what fails here fails again, and is reported, when the pixels are read."""
+        with contextlib.suppress(Exception):
             for images in (self.task.fit, self.task.validation, *self.task.tests.values()):
                 self.pixels(images)
                 self.masks(images)
-        except Exception as error:
-            if not isinstance(error, DataError) and not ran_out(error):
-                raise
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -165,8 +165,9 @@ def test_failures_before_the_first_job_are_listed_with_method_and_backbone(sweep
         status, out, err = command(*call)
         assert status == 1
         text = err if call[0] == "-m" else out
-        assert row(text, "padim", "lite0")[-2:] != ["0", "0"]
-        assert row(text, "padim", "r18")[-2:] != ["0", "0"]
+        changed = [] if call[0] == "-m" else ["backbone.weights=/no/such/file"]
+        for backbone in ("lite0", "r18"):
+            assert row(text, "padim", backbone, *changed)[-2:] != ["0", "0"]
         assert text.count("backbone.weights=/no/such/file: no such file") >= 2
 
 

@@ -435,7 +435,7 @@ def test_interrupted_by_the_user(site, tmp_path, command):
     words = ["data", "download", "--config-dir", str(tmp_path / "conf"), "dataset=small", f"data_root={site.root}"]
     choose(site, tmp_path, "interrupt")
     status, _, err = command(*words)
-    assert status == 130
+    assert status == 130, err
     assert "interrupted" in err
     assert site.part.stat().st_size == len(site.state.content) // 2
     choose(site, tmp_path, "whole")
