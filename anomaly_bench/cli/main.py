@@ -131,18 +131,11 @@ def command(arguments: Sequence[str]) -> int:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return Exit.USAGE
     except (KeyboardInterrupt, Exception) as error:
-        if interrupted(error):
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
             print("interrupted; finished work is kept", file=sys.stderr)
-            return Exit.INTERRUPTED
+            return Exit.INTERRUPTED  # a lock that is given back meanwhile may raise an error of its own
         print(f"error: {failure(error)}", file=sys.stderr)  # a bug, ours or a library's: one line and a log
         return Exit.FAILED
-
-
-def interrupted(error: BaseException | None) -> bool:
-    """The user interrupted; a lock that is given back meanwhile may raise an error of its own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
