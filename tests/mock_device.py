@@ -63,6 +63,8 @@ class Calls(TorchFunctionMode):
     """Call torch's functions with the device underneath, as they would look for a real GPU first."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__deepcopy__:  # names no device, but has a long list of all that is copied
+            return func(*args)
         kwargs = underneath(kwargs or {})
         if func is torch.tensor and "device" in kwargs:  # it copies to its device bypassing all modes
             return torch.tensor(*args, **{**kwargs, "device": None}).to(kwargs["device"])
