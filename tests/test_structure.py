@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -26,3 +28,18 @@ def test_test_files_are_named_after_modules():
     assert strays == [], "tests that concern no single module belong at the top of tests/"
     names = [file.name for file in files]
     assert len(set(names)) == len(names), "pytest needs unique names"
+
+
+def test_benchmarks_import_names_that_exist():
+    """Some run only in an environment of their own, where neither tests nor types are checked."""
+    imports = [
+        (node.module, alias.name, path.name)
+        for path in (HERE.parent / "benchmarks").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("anomaly_bench")
+        for alias in node.names
+    ]
+    assert imports
+    for module, name, path in imports:
+        found = importlib.import_module(str(module))
+        assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{path}: {module}.{name}"

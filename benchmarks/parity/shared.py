@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skimage.measure import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from anomaly_bench.metrics import PRO_LIMIT, evaluate
+from anomaly_bench.metrics.metrics import PRO_LIMIT, evaluate
 from anomaly_bench.protocol import Outcome
 from anomaly_bench.testing.setup import Setup
 
