@@ -22,7 +22,7 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
     "fcdd",
     "texture_inspection",
 )
-SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "draem", "nsa", "vevae")  # detect a defect only after hundreds of steps
+SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "draem", "ganomaly", "nsa", "vevae")  # detect a defect after hundreds of steps
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
@@ -61,6 +61,7 @@ SMALLER = {
     "fyd": ("method.lr=0.1", "method.batch=12", "method.dimensions=20"),
     "gradcon": ("method.batch=4",),
     "fcdd": ("method.batch=8", "method.repeats=2", "method.lr=0.01"),
+    "ganomaly": ("method.size=32", "method.width=4", "method.samples=32", "method.batch=8", "method.lr=0.002"),
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
     "kdad": ("method.batch=8",),
     "uninformed_students": (
