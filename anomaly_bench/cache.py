@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 CACHE_VARIABLE = "ANOMALY_BENCH_CACHE"
 FEATURES = "features"  # the folder of backbone features
 LOCKS = "locks"
 BY_DATASET = ("store", FEATURES)
+STANDSTILL = 60.0  # seconds
 
 
 def cache_root() -> Path:
     """`$ANOMALY_BENCH_CACHE`, or the system's cache folder for this user."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("anomaly-bench", appauthor=False)
+
+
+@contextlib.contextmanager
+def turn(lock: Path, unfinished: str) -> Iterator[None]:
+    """Wait while another process makes what this one needs, unless it stands still: it may be stopped.
+
+    Args:
+        lock: the lock of what is made.
+        unfinished: the pattern, in the folder of the lock, of the files being written, which grow meanwhile.
+    """
+
+    def written() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_size) for path in lock.parent.glob(unfinished))
+
+    with contextlib.ExitStack() as held:
+        before = None
+        while True:
+            try:
+                held.enter_context(FileLock(lock).acquire(timeout=STANDSTILL))
+                break
+            except Timeout:
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile, so it is finished
+                    if written() == before:
+                        break
+                    before = written()
+        yield
 
 
 def listing() -> list[tuple[str, int, int]]:

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from conftest import make_category
 
-from anomaly_bench import records
+from anomaly_bench import cache, records
 from anomaly_bench.cli.main import command
 from anomaly_bench.config.compose import compose
 from anomaly_bench.runs import leases
@@ -127,6 +127,7 @@ class Storm:
         self.reference = {record.task: record.images for record in records.load_all(folder / "whole")[0]}
         assert len(self.reference) == tasks
         leases.BEAT, leases.LIFE = LEASE / 10, LEASE
+        cache.STANDSTILL = LEASE
 
     def new_results(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))

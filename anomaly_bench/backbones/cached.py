@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,6 +41,7 @@ from anomaly_bench.backbones.feature_store import (
     lock_file,
     temporary,
 )
+from anomaly_bench.cache import turn
 from anomaly_bench.errors import ran_out
 from anomaly_bench.files import digest
 from anomaly_bench.hardware import devices, memory, timing
@@ -222,7 +222,7 @@ class CachedBackbone:
         folder = store.shelf.folder(rows.dataset, self.key(store, rows, batch))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock_file(folder)):
+            with turn(lock_file(folder), f"{folder.name}/.tmp-*"):
                 stored = CachedPass.load(folder, len(rows.pixels), batch)
                 if not stored.levels.keys() >= set(self.inner.paths):
                     stored = self.fill(store, rows, stored)
@@ -248,7 +248,7 @@ class CachedBackbone:
         shapes, most = network.infer_shapes(rows.pixels.shape[1:3])
         sizes = dict(zip(network.paths, (4 * math.prod(shape) for shape in shapes), strict=True))
         memory.require(most * min(stored.batch, stored.images), self.ledger.device, "a pass for the cache", "cache=off")
-        for leftover in stored.folder.glob(".tmp-*"):  # from a killed job, as we hold the lock
+        for leftover in stored.folder.glob(".tmp-*"):  # from a job that was killed or stands still, as it is our turn
             leftover.unlink(missing_ok=True)
         store.shelf.reserve(stored.folder, {temporary(path): stored.images * sizes[path] for path in new})
         writer, seconds = Writer(stored, new), 0.0

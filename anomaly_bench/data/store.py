@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from anomaly_bench.cache import cache_root
+from anomaly_bench.cache import cache_root, turn
 from anomaly_bench.config.settings import FILTER
 from anomaly_bench.data.dataset import RGB
 from anomaly_bench.data.decoding import Decoded, decode_sample
@@ -137,7 +136,7 @@ def stored(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{key}.lock"):
+        with turn(folder / f".{key}.lock", f".tmp-{key}-*"):
             found = find_array(folder, key, shape, dtype)
             if found is None:
                 return Stored(write_arrays(folder, key, shape, dtype, decoded(), facts), facts)
@@ -219,7 +218,7 @@ def write_arrays(
 
     Plain writes, not a writable map: on a full disk they raise, whereas a map would kill the process.
     """
-    for left in folder.glob(f".tmp-{key}-*"):  # left by a killed process: we hold the lock
+    for left in folder.glob(f".tmp-{key}-*"):  # left by a process that was killed or stands still: it is our turn
         left.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".tmp-{key}-")
     crc = 0

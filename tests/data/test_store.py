@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import picture, save
+from filelock import FileLock
 from PIL import Image as PILImage
 
+from anomaly_bench import cache
 from anomaly_bench.config.settings import FILTERS
 from anomaly_bench.data import decoding, store
 from anomaly_bench.data.dataset import Sample, Source, Task
@@ -139,6 +142,37 @@ def test_concurrent_calls_write_one_file(paths, empty_cache):
         first, second = pool.map(lambda _: load(paths), range(2))
     assert np.array_equal(first, second)
     assert len(stored_files(empty_cache)) == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_process_that_works_is_waited_for_but_none_that_stands_still(paths, empty_cache, monkeypatch, works):
+    monkeypatch.setattr(cache, "STANDSTILL", 0.2)
+    expected = load(paths)
+    (lock,) = (empty_cache / "store").rglob(".*.lock")
+    (file,) = stored_files(empty_cache)
+    unfinished = lock.with_name(f".tmp-{lock.stem[1:]}-x")
+    file.rename(unfinished)
+    held, over = threading.Event(), threading.Event()
+
+    def other():
+        with FileLock(lock):
+            held.set()
+            for _ in range(10):
+                if over.wait(0.1):
+                    return
+                with unfinished.open("ab") as written:
+                    written.write(bytes(works))
+            unfinished.replace(file)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(other)
+        held.wait()
+        made = []
+        found = load(paths, advance=made.append)
+        assert np.array_equal(found, expected)
+        over.set()
+        done.result()
+    assert made == ([5] if works else [1] * 5)
 
 
 def test_unwritable_cache_only_costs_time(paths, tmp_path, monkeypatch, caplog):

@@ -609,14 +609,18 @@ return [shown, cut];
 """
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 900, 1400])
-def test_no_figure_is_cut(browser, width, scheme):
+def show(browser, width, scheme):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.refresh()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 900, 1400])
+def test_no_figure_is_cut(browser, width, scheme):
+    show(browser, width, scheme)
     try:
         shown, cut = browser.execute_script(CUT)
         assert shown >= 16
@@ -624,6 +628,24 @@ def test_no_figure_is_cut(browser, width, scheme):
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.refresh()
+
+
+@pytest.mark.slow
+def test_no_figure_of_a_full_page_is_cut(tmp_path, chrome):
+    """Ten categories, fifty methods with speeds, some of them with long names."""
+    random = np.random.default_rng(0)
+    for number, category in itertools.product(range(50), range(10)):
+        points = tuple(random.uniform(50, 100, 3))
+        name = f"m{number}" + "_of_a_long_name" * (number % 3)
+        save(record(points, f"category{category}", name, speed=timed(5 + number)), tmp_path)
+    assert call(["report", f"results={tmp_path}", f"out={tmp_path}/report.html"]) == 0
+    chrome.get((tmp_path / "report.html").as_uri())
+    for width, scheme in itertools.product((400, 900, 1400), ("light", "dark")):
+        show(chrome, width, scheme)
+        shown, cut = chrome.execute_script(CUT)
+        assert shown >= 5
+        assert cut == []
+    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_no_horizontal_scrolling_on_a_phone(browser):
