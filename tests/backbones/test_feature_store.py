@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_category, picture, save
+from filelock import FileLock
 from setups import METHODS, SMALLER, each
 
 from anomaly_bench.backbones import build, cached, feature_store
@@ -417,7 +418,7 @@ def test_unfinished_entries_count_towards_the_limit(cache):
     one.parent.mkdir(parents=True)
     shelf.reserve(one, {".tmp-x": 600})
     with (
-        cached.FileLock(feature_store.lock_file(one)),
+        FileLock(feature_store.lock_file(one)),
         pytest.raises(feature_store.NoRoomError, match="do not fit into"),
     ):
         shelf.reserve(two, {".tmp-x": 500})
