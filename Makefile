@@ -113,6 +113,8 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=glance,smai
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vae_grad,vevae,cavga_ru
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ganomaly
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1200 method=anogan method.width=32 method.batch=8 \
+		method.moves=100
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0
 	$(BIN)/python benchmarks/update_readme.py
 

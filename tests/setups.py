@@ -62,6 +62,7 @@ SMALLER = {
     "gradcon": ("method.batch=4",),
     "fcdd": ("method.batch=8", "method.repeats=2", "method.lr=0.01"),
     "ganomaly": ("method.size=32", "method.width=4", "method.samples=32", "method.batch=8", "method.lr=0.002"),
+    "anogan": ("method.size=32", "method.width=4", "method.samples=64", "method.batch=8", "method.moves=5"),
     "geom": ("method.width=1", "method.size=16", "method.shift=0", "method.batch=16"),
     "kdad": ("method.batch=8",),
     "uninformed_students": (

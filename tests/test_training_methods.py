@@ -19,7 +19,8 @@ TRAINING = [method for method in METHODS if "epochs" in NODES[method]]
 FROZEN = [method for method in TRAINING if NODES[method].get("uses_backbone", True)]
 HOLDING_OUT = [method for method in TRAINING if "held_out" in NODES[method]]
 TWO_NEEDED = ("cutpaste", "fyd", "geom")  # fit distributions to the training images
-SEVERAL = {"cavga_ru": 7, "cflow_ad": 40, "ganomaly": 7, "ocgan": 8}  # more steps than 5 and those of a batch
+# more steps than 5 and those of a batch
+SEVERAL = {"anogan": 7, "cavga_ru": 7, "cflow_ad": 40, "ganomaly": 7, "ocgan": 8}
 
 
 class Killed(Exception):

@@ -52,6 +52,7 @@ class Epoch:
         self.loop, self.number = loop, number
         self.generator = torch.Generator().manual_seed(seed)
         self.total, self.steps, self.samples = torch.zeros(()), 0, 0
+        self.counted = 0  # steps in `total`
         self.planned, self.drawn = 0, 0  # batches
         self.sum, self.summed = torch.zeros(()), 0  # of the losses since the last point of the learning curve
         self.points: list[tuple[int, Tensor]] = []  # optimiser steps so far, and the mean loss of a batch's steps
@@ -77,11 +78,13 @@ class Epoch:
             self.drawn += 1
             self.add_point()
 
-    def step(self, losses: Tensor | Iterable[Tensor], optimiser: Optimizer | None = None) -> None:
+    def step(self, losses: Tensor | Iterable[Tensor], optimiser: Optimizer | None = None, curve: bool = True) -> None:
         """Take one optimiser step on a () loss, or on the sum of several, backpropagated one at a time.
 
         Args:
             optimiser: which one steps, if the loop has several; None: the only one.
+            curve: whether the loss is part of the learning curve. Of two opponents, one's loss rises as the other's
+                falls, so their mean shows nothing.
 
         Raises:
             ValueError: the loop has several optimisers and none is given.
@@ -94,14 +97,16 @@ class Epoch:
         optimiser.zero_grad(set_to_none=True)
         for loss in [losses] if isinstance(losses, Tensor) else losses:
             loss.backward()
-            self.total = self.total.to(loss.device) + loss.detach()  # read once per epoch: reading synchronises a GPU
-            self.sum = self.sum.to(loss.device) + loss.detach()
+            if curve:
+                self.total = self.total.to(loss.device) + loss.detach()  # read once per epoch: reading stops a GPU
+                self.sum = self.sum.to(loss.device) + loss.detach()
         if self.loop.clip is not None:
             parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.loop.clip)
         optimiser.step()
         self.steps += 1
-        self.summed += 1
+        self.counted += curve
+        self.summed += curve
         self.loop.steps += 1
 
     def add_point(self) -> None:
@@ -112,8 +117,8 @@ class Epoch:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the steps so far, over all optimisers."""
-        return float(self.total) / max(1, self.steps)
+        """The mean loss of the steps so far, over all optimisers whose losses are in the learning curve."""
+        return float(self.total) / max(1, self.counted)
 
     @property
     def share(self) -> float:

@@ -236,6 +236,18 @@ def test_step_with_several_optimisers_must_name_one():
         epoch.step(module(X).mean())
 
 
+def test_an_opponents_loss_stays_out_of_the_curve():
+    weight = nn.Parameter(torch.ones(()))
+    optimiser = torch.optim.SGD([weight], lr=0.0)
+    loop = Loop(nn.ParameterList([weight]), optimiser, normals(), 1)
+    for epoch in loop:
+        for _ in epoch.batches(2, 1):
+            epoch.step(3 * weight)
+            epoch.step(-100 * weight, curve=False)
+    assert loop.losses == [3]
+    assert loop.facts["training"]["curve"] == {"steps": [2, 4], "loss": [3, 3]}
+
+
 def test_checkpoint_with_other_number_of_optimisers_is_ignored(tmp_path, caplog):
     with pytest.raises(Stopped):
         fit_adversaries(stop_in=2, checkpoint=tmp_path / "c")

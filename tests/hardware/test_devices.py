@@ -22,7 +22,7 @@ from anomaly_bench.testing.contract import CHECKS, check_planted_defect_outscore
 from anomaly_bench.testing.setup import Setup, assert_close, new_images
 
 PRETENDED = ("cuda", "mps")
-GRADIENTS = ("cavga_ru", "gradcon", "kdad", "vae_grad", "vevae")  # taken by `score`
+GRADIENTS = ("anogan", "cavga_ru", "gradcon", "kdad", "vae_grad", "vevae")  # taken by `score`
 DEVICES = (
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
     pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")),
