@@ -92,9 +92,9 @@ class Worker:
         return self.status is not None
 
     def works(self, results: Path) -> bool:
-        """Whether it holds a lease."""
+        """Whether it holds a lease that another may take over if this worker stands still."""
         held = (leases.read_lease(path) or {} for path in found(results / "leases", "*.json"))
-        return any(each.get("process") == self.process for each in held)
+        return any(each.get("process") == self.process and not each.get("saving") for each in held)
 
     def stopped(self) -> bool:
         """Whether it stands still, or has ended."""

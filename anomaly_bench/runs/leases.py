@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from anomaly_bench.documents import read_json
 from anomaly_bench.files import write_atomically
@@ -39,7 +39,10 @@ class Lease:
     def kept(self) -> Iterator[bool]:
         """Whether no other process has taken it since, having found it without a beat; in the block none can."""
         with locked(self.results):
-            yield read_lease(self.path) == owner()
+            ours = is_ours(self.path)
+            if ours:
+                write_atomically(self.path, json.dumps({**owner(), "saving": True}))
+        yield ours
 
 
 @contextlib.contextmanager
@@ -62,20 +65,42 @@ def claim(results: Path, name: str) -> Iterator[Lease]:
         over.set()
         heart.join()
         with contextlib.suppress(OSError), locked(results):
-            if read_lease(path) == owner():
+            if is_ours(path):
                 path.unlink()
                 path.parent.rmdir()  # if it was the last
 
 
-def locked(results: Path) -> FileLock:
-    return FileLock(results / ".leases.lock")
+@contextlib.contextmanager
+def locked(results: Path) -> Iterator[None]:
+    """Hold the lock of the leases; one that is held for as long as a lease lives is replaced: its holder is stopped.
+
+    When it continues, it finds the work done, or that its lease is another's.
+    """
+    path = results / ".leases.lock"
+    with contextlib.ExitStack() as held:
+        while True:
+            before = file_id(path)
+            try:
+                held.enter_context(FileLock(path).acquire(timeout=LIFE))
+                break
+            except Timeout:
+                if file_id(path) == before:
+                    with contextlib.suppress(OSError):  # Windows deletes no open file
+                        path.unlink()
+        yield
+
+
+def file_id(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_ino
+    return None
 
 
 def beat(path: Path, over: threading.Event) -> None:
     """Touch a lease until the work is over, or another process has taken it over as expired."""
     while not over.wait(BEAT):
         with contextlib.suppress(OSError):
-            if read_lease(path) != owner():
+            if not is_ours(path):
                 return
             os.utime(path)
 
@@ -85,14 +110,23 @@ def is_held(path: Path) -> bool:
     held_by = read_lease(path)
     if held_by is None:
         return False
-    if held_by.get("host") == owner()["host"] and held_by != owner() and not alive(held_by):
-        return False
+    saving = bool(held_by.get("saving"))
+    if held_by.get("host") == owner()["host"] and not is_ours(path):
+        if not alive(held_by):
+            return False
+        if saving:
+            return True
     probe = path.with_name(f".now-{os.getpid()}")
     probe.touch()
     try:
-        return probe.stat().st_mtime - path.stat().st_mtime < LIFE
+        return probe.stat().st_mtime - path.stat().st_mtime < (10 * LIFE if saving else LIFE)
     finally:
         probe.unlink()
+
+
+def is_ours(path: Path) -> bool:
+    held_by = read_lease(path) or {}
+    return all(held_by.get(name) == value for name, value in owner().items())
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:

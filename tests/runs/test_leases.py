@@ -9,7 +9,6 @@ import sys
 import threading
 
 import pytest
-from filelock import Timeout
 
 from anomaly_bench.runs import leases
 
@@ -91,12 +90,50 @@ def test_lease_taken_over_is_left_to_its_new_owner(tmp_path):
     with leases.claim(tmp_path, "work") as ours:
         with ours.kept() as still:
             assert still
-            with pytest.raises(Timeout):  # nobody can claim it meanwhile
-                leases.locked(tmp_path).acquire(timeout=0)
+            os.utime(path, (1, 1))
+            second = other(tmp_path)  # nobody can claim it meanwhile, nor has to wait
+            assert second.communicate("")[0] == "False\n"
         write(tmp_path, host="elsewhere")
         with ours.kept() as still:
             assert not still
     assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize(("age", "free"), [(61, False), (599, False), (601, True)])
+def test_a_lease_of_another_machine_that_saves_lasts_longer(tmp_path, age, free):
+    write(tmp_path, host="elsewhere", process=1, saving=True)
+    path = tmp_path / "leases" / "work.json"
+    then = path.stat().st_mtime - age
+    os.utime(path, (then, then))
+    with leases.claim(tmp_path, "work") as ours:
+        assert ours.ours == free
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no open file")
+def test_the_lock_of_a_stopped_process_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "LIFE", 0.2)
+    held, over = threading.Event(), threading.Event()
+
+    def stopped() -> None:
+        with leases.locked(tmp_path):
+            held.set()
+            over.wait()
+
+    def waiting() -> None:
+        with leases.locked(tmp_path):
+            pass
+
+    thread = threading.Thread(target=stopped)
+    thread.start()
+    held.wait()
+    with leases.locked(tmp_path):
+        second = threading.Thread(target=waiting)
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()  # the new lock is one
+    over.set()
+    thread.join()
+    second.join()
 
 
 def test_truncated_lease_has_no_owner(tmp_path):
