@@ -5,6 +5,9 @@ Alec Radford, Luke Metz, Soumith Chintala: DCGAN, 2015, arXiv 1511.06434; layers
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +37,17 @@ def shrinking(channels: int, side: int, outputs: int, width: int = 64) -> nn.Seq
 def agree(logits: Tensor, label: int) -> Tensor:
     """() binary cross-entropy of logits with one label for all."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+@contextlib.contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """No gradients for the weights of these networks: an opponent's step does not need them."""
+    weights = [weight for network in networks for weight in network.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    yield
+    for weight in weights:
+        weight.requires_grad_(True)
 
 
 def initialise(layer: nn.Module) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.autoencoder import PATCH, mean_map, side_of, view
-from anomaly_bench.components.gan import agree
+from anomaly_bench.components.gan import agree, frozen
 from anomaly_bench.components.small_images import resized
 from anomaly_bench.components.training import Epoch, Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
@@ -123,10 +123,9 @@ class AnoGAN(nn.Module):
         noise = uniform(len(images), self.latent).to(images)
         made = self.generator(noise).detach()
         epoch.step(agree(self.critic(images), 1) + agree(self.critic(made), 0), judges)
-        self.critic.requires_grad_(False)
-        for _ in range(2):
-            epoch.step(agree(self.critic(self.generator(noise)), 1), generates, curve=False)
-        self.critic.requires_grad_(True)
+        with frozen(self.critic):
+            for _ in range(2):
+                epoch.step(agree(self.critic(self.generator(noise)), 1), generates, curve=False)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:

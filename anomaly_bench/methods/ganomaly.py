@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components.gan import agree, initialise, shrinking
+from anomaly_bench.components.gan import agree, frozen, initialise, shrinking
 from anomaly_bench.components.small_images import resized
 from anomaly_bench.components.training import Epoch, Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
@@ -96,9 +96,8 @@ class GANomaly(nn.Module):
         """One step of the generator, and one of the discriminator, whose loss is that of before the generator's."""
         generates, judges = epoch.loop.optimisers
         codes, outputs, others = self.reconstruct(images)
-        critic.requires_grad_(False)  # while the generator is judged
-        imitated = critic[:-1](outputs)
-        critic.requires_grad_(True)
+        with frozen(critic):
+            imitated = critic[:-1](outputs)
         features = critic[:-1](images)
         judged = (agree(critic[-1](features), 1) + agree(critic(outputs.detach()), 0)) / 2
         parts = F.mse_loss(imitated, features.detach()), F.l1_loss(outputs, images), F.mse_loss(others, codes)
