@@ -11,7 +11,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from anomaly_bench.errors import DataError
@@ -163,6 +163,14 @@ def tree(root: Path, links: bool = True) -> Iterator[Path]:
 def relative(path: Path, folder: Path) -> str:
     """The path below a folder, as a name in lists and records: see `composed`."""
     return composed(path.relative_to(folder).as_posix())
+
+
+def below(folder: Path, text: str) -> Path:
+    """The path of a file below a folder that a list names; ValueError: another one."""
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in text or not text.isprintable():
+        raise ValueError(f"file or mask {text!r}; expected a path below {folder}, with forward slashes")
+    return folder / path
 
 
 def composed(name: str) -> str:

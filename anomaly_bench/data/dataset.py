@@ -17,6 +17,7 @@ from anomaly_bench.errors import UsageError, closest
 from anomaly_bench.files import composed
 
 Digests = Mapping[Path, tuple[int, str]]  # file -> size in bytes, sha256
+Root = str | os.PathLike[str] | None  # `data_root`; None: below $ANOMALY_BENCH_DATA
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def chosen(dataset: Dataset, category: Any) -> list[str]:
 DATA_VARIABLE = "ANOMALY_BENCH_DATA"
 
 
-def find_root(name: str, data_root: str | os.PathLike[str] | None, what: str, archive: str = "") -> Path:
+def find_root(name: str, data_root: Root, what: str, archive: str = "") -> Path:
     """The dataset's folder, or a file with the suffix `archive`, from the key `data_root` or the environment."""
     shared = os.environ.get(DATA_VARIABLE)
     if data_root is None and shared is None:

@@ -5,12 +5,11 @@ DIR holds one folder per category, or is a single category (it then has a folder
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_bench.config.settings import listed_names
-from anomaly_bench.data.dataset import Dataset, find_root
+from anomaly_bench.data.dataset import Dataset, Root, find_root
 from anomaly_bench.data.listed import Listed, read_list
 from anomaly_bench.data.mvtec import GOOD, TRUTH, MVTecDataset
 from anomaly_bench.errors import DataError, UsageError, closest, shorten
@@ -20,7 +19,7 @@ from anomaly_bench.files import composed, entries, image_files, subfolders
 def folder(
     name: str | None,
     title: str | None,
-    data_root: str | os.PathLike[str] | None,
+    data_root: Root,
     textures: Sequence[str] = (),
     normal: str | list[str] = GOOD,
     masks: str = TRUTH,

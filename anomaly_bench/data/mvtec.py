@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from anomaly_bench.data.dataset import Digests, Sample, Source, Task, find_root
+from anomaly_bench.data.categories import Categories
+from anomaly_bench.data.dataset import Digests, Root, Sample, Source, Task, find_root
 from anomaly_bench.data.findings import Finding
 from anomaly_bench.data.mask_files import mask_folder, with_masks
 from anomaly_bench.data.remembered import file_digests
@@ -25,22 +26,16 @@ CALLED_NORMAL = (GOOD, "ok", "normal")  # in any case: folders that cannot hold 
 
 
 @dataclass(frozen=True)
-class MVTecDataset:
+class MVTecDataset(Categories):
     """Categories in the layout above.
 
     Attributes:
-        categories: every category of the dataset in the papers' order -> its group, or None.
-        beside: what else is in `root` and should be named if it holds images.
-        root: the folder that holds the categories.
         folders: category -> folder, where it is not `root / category`.
         normal: the names of folders of normal images, in place of "good".
         truth: the folder of a category's masks.
+        beside: what else is in `root` and should be named if it holds images.
     """
 
-    name: str
-    title: str
-    root: Path
-    categories: dict[str, str | None]
     folders: dict[str, Path] = field(default_factory=dict)
     normal: tuple[str, ...] = (GOOD,)
     truth: str = TRUTH
@@ -72,9 +67,7 @@ class MVTecDataset:
         return file_digests(task.files, self.folder(task.name))
 
 
-def mvtec(
-    name: str, title: str, categories: Mapping[str, Sequence[str]], data_root: str | os.PathLike[str] | None
-) -> MVTecDataset:
+def mvtec(name: str, title: str, categories: Mapping[str, Sequence[str]], data_root: Root) -> MVTecDataset:
     """MVTec AD below `data_root`, else below `$ANOMALY_BENCH_DATA/<name>`.
 
     Args:
@@ -83,8 +76,13 @@ def mvtec(
     Raises:
         UsageError: no root is given, or it does not exist.
     """
-    groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
-    return MVTecDataset(name, title, find_root(name, data_root, "the folder that contains bottle, cable, ..."), groups)
+    root = find_root(name, data_root, "the folder that contains bottle, cable, ...")
+    return MVTecDataset(name, title, root, by_category(categories))
+
+
+def by_category(groups: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Category -> its group, in the papers' order."""
+    return {category: group for group, names in groups.items() for category in names}
 
 
 def read_category(name: str, group: str | None, folder: Path, normal: Sequence[str], truth: str) -> Task:

@@ -9,18 +9,17 @@ images have masks too.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_bench.data.dataset import RGB, Digests, Plane, Sample, Source, Task, find_root
+from anomaly_bench.data.categories import Categories, require_choice, require_images
+from anomaly_bench.data.dataset import RGB, Plane, Root, Sample, Source, Task, find_root
 from anomaly_bench.data.readers import READERS, read_tiff
-from anomaly_bench.data.remembered import file_digests
-from anomaly_bench.errors import DataError, UsageError, closest, shorten
+from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import image_files, subfolders
 
 XYZ = Plane("xyz", 3, "float32", "nearest")
@@ -31,13 +30,9 @@ GOOD = "good"
 
 
 @dataclass(frozen=True)
-class Scans:
+class Scans(Categories):
     """Categories in the layout above, with some of their planes."""
 
-    name: str
-    title: str
-    root: Path
-    categories: Mapping[str, None]
     planes: tuple[Plane, ...]
 
     @property
@@ -51,50 +46,34 @@ class Scans:
             DataError: no training or test scans, or one that lacks a file.
         """
         folder = self.root / category
-        fit = self.scans(folder / "train" / GOOD, folder)
-        validation = self.scans(folder / "validation" / GOOD, folder)
+        fit, validation = (tuple(self.scans(folder, part, GOOD)) for part in ("train", "validation"))
         kinds = subfolders(folder / "test") if (folder / "test").is_dir() else []
-        tested = [scan for kind in kinds for scan in self.scans(kind, folder)]
-        if not fit or not tested:
-            raise DataError(
-                f"{category}: {len(fit)} training and {len(tested)} test scans in {folder}; expected both, in "
-                "train/good/rgb, test/good/rgb and test/<defect>/rgb"
-            )
-        return Task(category, None, tuple(fit), {"test": tuple(tested)}, tuple(validation), self.planes)
+        test = tuple(scan for kind in kinds for scan in self.scans(folder, "test", kind.name))
+        require_images(category, fit, test, folder, "train/good/rgb, test/good/rgb and test/<defect>/rgb")
+        return Task(category, None, fit, {"test": test}, validation, self.planes)
 
-    def scans(self, where: Path, folder: Path) -> list[Sample]:
-        """The scans in train/good, validation/good, or one folder of test."""
-        files = {
-            part: {path.stem: path for path in (image_files(where / part) if (where / part).is_dir() else [])}
-            for part in ("rgb", "xyz", "gt")
-        }
-        tested, defective = where.parent.name == "test", where.name != GOOD
-        every = sorted(files["rgb"].keys() | files["xyz"].keys())
-        for part in (*dict.fromkeys(FILES[plane.name][0] for plane in self.planes), *(["gt"] if tested else [])):
-            if lacking := [stem for stem in every if stem not in files[part]]:
-                raise DataError(f"{where}: scans without a file in {part}/: {shorten(lacking)}; expected one for each")
-
-        def sources(stem: str) -> tuple[Source, ...]:
-            pairs = (FILES[plane.name] for plane in self.planes)
-            return tuple(Source(files[part][stem], reader=reader) for part, reader in pairs)
-
-        return [
-            Sample(
-                f"{where.relative_to(folder).as_posix()}/{stem}",
-                where.name if defective else None,
-                sources(stem),
-                (Source(files["gt"][stem]),) if defective else (),
-            )
-            for stem in every
-        ]
-
-    def digests(self, task: Task) -> Digests:
-        return file_digests(task.files, self.root / task.name)
+    def scans(self, folder: Path, split: str, kind: str) -> Iterator[Sample]:
+        """The scans of one kind, such as good, in a category's train, validation or test."""
+        files = {part: by_stem(folder / split / kind / part) for part in ("rgb", "xyz", "gt")}
+        stems = sorted(files["rgb"].keys() | files["xyz"].keys())
+        needed = [*(FILES[plane.name][0] for plane in self.planes), *(["gt"] if split == "test" else [])]
+        for part in needed:
+            if lacking := [stem for stem in stems if stem not in files[part]]:
+                where = f"{folder / split / kind}: scans without a file in {part}/"
+                raise DataError(f"{where}: {shorten(lacking)}; expected one for each")
+        for stem in stems:
+            readers = (FILES[plane.name] for plane in self.planes)
+            sources = tuple(Source(files[part][stem], reader=reader) for part, reader in readers)
+            defect = () if kind == GOOD else (Source(files["gt"][stem]),)
+            yield Sample(f"{split}/{kind}/{stem}", None if kind == GOOD else kind, sources, defect)
 
 
-def mvtec3d(
-    name: str, title: str, categories: Sequence[str], modality: str, data_root: str | os.PathLike[str] | None
-) -> Scans:
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The files of a folder, which need not exist, by the number of their scan."""
+    return {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
+
+
+def mvtec3d(name: str, title: str, categories: Sequence[str], modality: str, data_root: Root) -> Scans:
     """MVTec 3D-AD below `data_root`, or below `$ANOMALY_BENCH_DATA/mvtec3d`.
 
     Args:
@@ -103,12 +82,10 @@ def mvtec3d(
     Raises:
         UsageError: no such modality, or the root does not exist.
     """
-    if modality not in MODALITIES:
-        found = f"dataset.modality={modality}: expected {', '.join(MODALITIES)}"
-        raise UsageError(f"{found}{closest(str(modality), MODALITIES)}")
-    root = find_root("mvtec3d", data_root, "the folder that contains bagel, cable_gland, ...")
+    require_choice("modality", modality, MODALITIES)
     if modality != "rgb":
         name, title = f"{name}_{modality.replace('+', '_')}", f"{title} ({modality})"
+    root = find_root("mvtec3d", data_root, "the folder that contains bagel, cable_gland, ...")
     return Scans(name, title, root, dict.fromkeys(categories), MODALITIES[modality])
 
 

@@ -7,7 +7,6 @@ image only, not on a method's seed. The paper does not say what fills the corner
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from anomaly_bench.data.dataset import Sample, Source, Task, find_root
-from anomaly_bench.data.mvtec import MVTecDataset
+from anomaly_bench.config.settings import whole_number
+from anomaly_bench.data.dataset import Root, Sample, Source, Task, find_root
+from anomaly_bench.data.mvtec import MVTecDataset, by_category
 from anomaly_bench.data.readers import READERS, read_source
-from anomaly_bench.errors import DataError, UsageError
+from anomaly_bench.errors import DataError
 
 DEGREES, WHOLE, CROP = 10.0, 256, 224
 Filter = PILImage.Resampling
@@ -53,23 +53,15 @@ def move(image: Sample, seed: str) -> Sample:
     )
 
 
-def rd_mvtec(
-    name: str,
-    title: str,
-    categories: Mapping[str, Sequence[str]],
-    draw: int,
-    data_root: str | os.PathLike[str] | None,
-) -> Rotated:
+def rd_mvtec(name: str, title: str, categories: Mapping[str, Sequence[str]], draw: int, data_root: Root) -> Rotated:
     """Rd-MVTec AD from MVTec AD below `data_root`, else below `$ANOMALY_BENCH_DATA/mvtec`.
 
     Raises:
         UsageError: no root is given, or it does not exist; no such draw.
     """
-    if type(draw) is not int or draw < 0:
-        raise UsageError(f"dataset.draw={draw}: expected a whole number of at least 0")
+    whole_number({"dataset.draw": draw}, "dataset.draw", 0)
     root = find_root("mvtec", data_root, "MVTec AD's folder, which contains bottle, cable, ...")
-    groups: dict[str, str | None] = {each: group for group, names in categories.items() for each in names}
-    return Rotated(name, title, root, groups, draw=draw)
+    return Rotated(name, title, root, by_category(categories), draw=draw)
 
 
 def read_rotated(source: Source) -> NDArray[np.uint8]:

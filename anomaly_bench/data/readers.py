@@ -71,9 +71,10 @@ def source_size(source: Source) -> tuple[int, int]:
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[PILImage.Image]:
     """An open image file; any error, now or while it is decoded, names the file."""
-    with naming(source), contextlib.ExitStack() as stack:
-        file = stack.enter_context(member_file(source)) if source.member else source.path
-        yield stack.enter_context(PILImage.open(file, formats=image_formats()))
+    with naming(source):
+        file = member_file(source) if source.member else source.path
+        with PILImage.open(file, formats=image_formats()) as image:
+            yield image
 
 
 def orientation(image: PILImage.Image) -> int | None:
@@ -193,9 +194,15 @@ def read_image(source: Source) -> NDArray[Any]:
         return np.asarray(image if plain else image.convert("RGB"))
 
 
+def mapped_npy(path: Path) -> NDArray[Any]:
+    """An npy file, memory-mapped."""
+    values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
+
+
 def read_npy(source: Source) -> NDArray[Any]:
     """An npy file, or its row `member`, such as a frame of (T, H, W); memory-mapped, not read as a whole."""
-    values: NDArray[Any] = np.load(source.path, mmap_mode="r", allow_pickle=False)
+    values = mapped_npy(source.path)
     return np.array(values[int(source.member)] if source.member else values)
 
 

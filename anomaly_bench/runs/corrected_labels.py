@@ -1,24 +1,25 @@
 """Corrected labels: a file of images with new labels or masks, under which kept scores and maps are evaluated again.
 
-A CSV with the columns
+A CSV (see `csv_files` for dialects) with the columns
     file     the image with its category, as the report writes it: screw/test/good/003.png
-    label    the new label: good, or a kind of defect; empty: as before
+    label    the new label: good (or ok, normal, in any case), or a kind of defect; empty: as before
     mask     the new mask of a defective image, a file relative to the CSV; empty: as before, and none for a good image
     reason   why, in words
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomaly_bench.data.csv_files import read_csv
 from anomaly_bench.data.dataset import Source
+from anomaly_bench.data.mvtec import CALLED_NORMAL
 from anomaly_bench.data.remembered import file_digests
 from anomaly_bench.errors import DataError, UsageError, closest
-from anomaly_bench.files import digest, plain_cell
+from anomaly_bench.files import composed, digest
 
 if TYPE_CHECKING:
     from anomaly_bench.data.dataset import Sample
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
 COLUMNS = ("file", "label", "mask", "reason")
-GOOD = "good"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Correction:
         Raises:
             DataError: a mask for a good image, or none for one that is now defective.
         """
-        label = {"": image.label, GOOD: None}.get(self.label, self.label)
+        label = None if self.label.casefold() in CALLED_NORMAL else self.label or image.label
         if label is None:
             if self.mask is not None:
                 raise DataError(
@@ -92,19 +92,14 @@ def read_labels(value: Any) -> CorrectedLabels | None:
     """The file that `labels=` names.
 
     Raises:
-        UsageError: it cannot be read, lacks a column, or has a row that is empty, twice there or without a reason.
+        UsageError: it cannot be read, or a row is not complete, without a reason or there twice.
     """
     if value is None:
         return None
     path = Path(str(value)).expanduser()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            listed = list(csv.DictReader(stream))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UsageError(f"labels={path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     rows: dict[str, Correction] = {}
-    for content in listed:
-        row = read_row(path, content)
+    for _, cells in read_csv("labels", path, COLUMNS):
+        row = read_row(path, cells)
         if row.file in rows:
             raise UsageError(f"labels={path}: {row.file} is listed twice; expected one row for each image")
         rows[row.file] = row
@@ -116,15 +111,10 @@ def read_labels(value: Any) -> CorrectedLabels | None:
     return CorrectedLabels(path, rows, digest(sorted(told)))
 
 
-def read_row(path: Path, content: Mapping[str, str | None]) -> Correction:
+def read_row(path: Path, cells: Mapping[str, str]) -> Correction:
     """One row of a CSV."""
-    lacking = [name for name in COLUMNS if content.get(name) is None]
-    if lacking:
-        raise UsageError(
-            f"labels={path}: a row without {', '.join(lacking)}; expected the columns {', '.join(COLUMNS)}"
-        )
-    file, label, mask, reason = (plain_cell(str(content[name]).strip()) for name in COLUMNS)
-    file = file.replace("\\", "/")
+    file, label, mask, reason = (cells[name] for name in COLUMNS)
+    file, mask = composed(file).replace("\\", "/"), mask.replace("\\", "/")
     if not label and not mask:
         raise UsageError(f"labels={path}: {file} has no new label and no new mask; give one, or delete the row")
     if not reason:

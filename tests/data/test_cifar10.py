@@ -13,7 +13,7 @@ import pytest
 from conftest import save
 
 from anomaly_bench.data.cifar10 import cifar10
-from anomaly_bench.data.cifar10_files import CLASSES
+from anomaly_bench.data.cifar10_batches import CLASSES
 from anomaly_bench.data.dataset import Source
 from anomaly_bench.data.readers import read_member, read_source
 from anomaly_bench.errors import DataError, UsageError
@@ -131,15 +131,19 @@ def test_invalid_files_and_keys(tmp_path):
     with pytest.raises(UsageError, match=r"no images of CIFAR-10; expected a folder or zip of train/<class>"):
         opened(tmp_path)
     write_binary(tmp_path)
-    with pytest.raises(UsageError, match=r"dataset.protocol=E: expected A, B, C or D"):
+    with pytest.raises(UsageError, match=r"dataset.protocol=E: no such protocol; valid: A, B, C, D"):
         opened(tmp_path, "E")
+    with pytest.raises(UsageError, match=r"dataset.draw=x: expected a whole number of at least 0"):
+        opened(tmp_path, "D", "x")
     path = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"test_batch.bin: 307299 bytes; expected rows of 3073 bytes"):
         opened(tmp_path)
     path.unlink()
-    with pytest.raises(DataError, match=r"cat: no training or no test images in .*; expected both of every class"):
+    with pytest.raises(
+        DataError, match=r"cat: 10 training and 0 test images in .*; expected both, in a folder or zip of"
+    ):
         opened(tmp_path).task("cat")
 
 

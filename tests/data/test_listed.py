@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 
 import pytest
 
@@ -30,6 +31,22 @@ def write(tree, rows, header=HEADER):
         csv.writer(file).writerows([header, *rows])
 
 
+def text_of(rows, separator=","):
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows(rows)
+    return text.getvalue()
+
+
+DIALECTS = {
+    "semicolons": lambda rows: text_of(rows, ";").encode(),
+    "tabs and a byte order mark": lambda rows: text_of(rows, "\t").encode("utf-8-sig"),
+    "UTF-16": lambda rows: text_of(rows).encode("utf-16"),
+    "other case and spaces": lambda rows: text_of([[f" {name.title()} " for name in rows[0]], *rows[1:]]).encode(),
+    "other order": lambda rows: text_of([row[::-1] for row in rows]).encode(),
+    "trailing commas and empty lines": lambda rows: text_of(rows).replace("\r\n", ",\r\n\r\n").encode(),
+}
+
+
 def opened(tree, **keys):
     return folder(None, None, tree, normal=["OK"], csv="list.csv", **keys)
 
@@ -48,6 +65,22 @@ def test_a_list_gives_the_images_of_the_layout(tree):
         (each.label, each.sources, each.masks) for each in layout.tests["test"]
     ]
     assert tested[0].id == "cog/test/good/000.png"
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects(name, tree):
+    rows = list(rows_of(tree, "cog"))
+    write(tree, rows)
+    plain = opened(tree).task("cog")
+    (tree / "list.csv").write_bytes(DIALECTS[name]([HEADER, *rows]))
+    assert opened(tree).task("cog") == plain
+
+
+def test_good_images_are_normal_in_any_case(tree):
+    names = iter(["", "Good", "OK", "normal"] * 5)
+    write(tree, [[file, next(names) if "good" in file else "Spot", *rest] for file, _, *rest in rows_of(tree, "cog")])
+    task = folder(None, None, tree, csv="list.csv").task("cog")
+    assert [image.label for image in task.tests["test"]] == [None] * 3 + ["Spot"] * 3
 
 
 def test_a_run_on_a_list_without_categories(command, tree, tmp_path):
@@ -79,10 +112,19 @@ def test_a_wrong_row_is_named(column, value, message, tree):
 
 
 def test_wrong_lists_and_files(tree):
-    with pytest.raises(UsageError, match=r"dataset.csv=.*list.csv: No such file or directory; expected a CSV of file"):
+    with pytest.raises(
+        UsageError, match=r"dataset.csv=.*list.csv: cannot be read \(No such file or directory\); expected a CSV with"
+    ):
         opened(tree)
     write(tree, [], ["image", "label"])
-    with pytest.raises(UsageError, match=r"list.csv: columns image,label; expected file,label,mask,split, perhaps"):
+    with pytest.raises(
+        UsageError, match=r"list.csv: not a CSV with the columns file, label, mask, split \(its first line"
+    ):
+        opened(tree)
+    write(tree, [], [*HEADER[:4], "kategory"])
+    with pytest.raises(
+        UsageError, match=r"list.csv: a column kategory; expected file, label, mask, split, and perhaps"
+    ):
         opened(tree)
     write(tree, [])
     with pytest.raises(UsageError, match="no rows; expected one for each image"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 
 from anomaly_bench import records
 from anomaly_bench.cli.main import command as call
+from anomaly_bench.data.dataset import Sample, Source
 from anomaly_bench.metrics.metrics import evaluate
 from anomaly_bench.protocol import Outcome
+from anomaly_bench.runs.corrected_labels import Correction, read_labels
 
 SETTINGS = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "save_maps=true", "threads=1")
 NEW = "cog/test/good/000.png"  # becomes defective
@@ -37,7 +41,9 @@ def run(made, command, tmp_path):
 
     def write(rows, *words):
         with (tmp_path / "labels.csv").open("w", newline="") as stream:
-            csv.writer(stream).writerows([("file", "label", "mask", "reason", "old_label"), *rows])
+            csv.writer(stream).writerows(
+                [("file", "label", "mask", "reason", "old_label"), *([*row, ""][:5] for row in rows)]
+            )
         where = (f"maps={made[1]}", f"data_root={made[0]}", f"labels={tmp_path / 'labels.csv'}")
         return command("score", *where, "dataset=folder", "threads=1", *words)
 
@@ -121,7 +127,7 @@ def test_without_maps_image_metrics_are_computed(made, run, tmp_path):
         ((NEW, "", "", "why"), "has no new label and no new mask"),
         ((NEW, "scratch", "", ""), "without a reason"),
         ((NEW, "scratch", "none.png", "why"), "expected a mask, relative to the CSV"),
-        ((NEW, "scratch"), "a row without mask, reason"),
+        ((NEW, "scratch"), "line 2 has 3 cells, the first has 5"),
         ((NEW, "scratch", "", "why"), "now labelled scratch, without a mask"),
         ((NEW, "", "new.png", "why"), "for a good image"),
     ],
@@ -131,6 +137,30 @@ def test_bad_rows_are_refused(run, tmp_path, row, message):
     status, _, err = run([row])
     assert status != 0
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding"), [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8"), (",", "utf-16")]
+)
+def test_dialects(separator, encoding, tmp_path):
+    mask(tmp_path, 48)
+    rows = [
+        ("FILE", "Reason ", "label", "mask"),
+        (NEW, "seen, at the edge", "scratch", "new.png"),
+        ("a/b.png", "dust", "good", ""),
+    ]
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows(rows)
+    (tmp_path / "labels.csv").write_bytes(text.getvalue().encode(encoding))
+    found = read_labels(tmp_path / "labels.csv")
+    expected = Correction(NEW, "scratch", tmp_path / "new.png", "seen, at the edge")
+    assert found.rows == {NEW: expected, "a/b.png": Correction("a/b.png", "good", None, "dust")}
+
+
+@pytest.mark.parametrize("label", ["good", "Good", "OK", "normal"])
+def test_good_in_any_case_is_no_defect(label):
+    image = Sample("a.png", "spot", (), (Source(Path("mask.png")),))
+    assert Correction("a.png", label, None, "dust").applied(image, masked=True) == Sample("a.png", None, ())
 
 
 def test_no_table_without_corrected_labels(made, command, tmp_path):

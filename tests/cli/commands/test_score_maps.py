@@ -300,9 +300,9 @@ def test_listed_scores_override_the_map_maximum(rescore, cog, tmp_path):
             ",x", ""
         ): "1 of 6 test images are not in scores: test/good/000.png",
         "file,score\nelse.png,1": "6 of 6 test images are not in scores",
-        "name,score\na,1": "not a CSV with the columns file and score",
+        "name,score\na,1": "not a CSV with the columns file, score",
         "file,score\na,high": "a has the score high; expected a finite number",
-        "file,score\na": "not a CSV with the columns file and score",
+        "file,score\na": "line 2 has 1 cells, the first has 2",
         "file,score\na,1\na,2": "a is listed twice; expected one finite score each",
         "file,score\na,nan": "a has the score nan; expected a finite number",
     }.items():
