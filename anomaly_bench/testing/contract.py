@@ -38,8 +38,11 @@ def check_shapes_and_values(setup: Setup) -> None:
     assert isinstance(result, Scores), f"score returned {type(result).__name__}: return Scores(image, map)"
     expected = {"image": (BATCH,), "map": (BATCH, setup.side, setup.side)}
     for name, part in result._asdict().items():
-        if name == "map" and part is None:
-            continue
+        if name == "map":
+            told = bool(setup.config["method"].get("about", {}).get("maps", True))
+            assert told == (part is not None), f"about.maps is {told}, but score returned map={part}"
+            if part is None:
+                continue
         found = tuple(part.shape)
         assert found == expected[name], f"{name} scores of shape {found}, expected {expected[name]}: one value per " + (
             "image" if name == "image" else "pixel; upsample the map to the images' size"

@@ -40,7 +40,9 @@ def test_list(command, subject):
     out = command("list", subject)[1]
     assert known[subject] in out
     if subject == "methods":
-        assert "(synthetic anomalies)" in next(line for line in out.splitlines() if line.startswith("draem"))
+        told = "(reconstruction; fitted on synthetic anomalies; evidence: parity (third party))"
+        assert next(line for line in out.splitlines() if line.startswith("draem")).endswith(told)
+        assert next(line for line in out.splitlines() if line.startswith("kde")).endswith("; no anomaly maps)")
 
 
 @pytest.mark.parametrize("words", [["list", "methods"], ["tables"], ["references", "check"], ["records", "merge", "a"]])
