@@ -38,6 +38,7 @@ RUNNER_KEYS = (
     "weights",
     "oracle",
     "planes",
+    "optional_planes",
     "zero_shot",
     "train_steps",
 )  # not passed to the constructor

@@ -22,9 +22,9 @@ from anomaly_bench.data.readers import READERS, read_tiff
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import image_files, subfolders
 
-XYZ = Plane("xyz", 3, "float32", "nearest")
-DEPTH = Plane("depth", 1, "float32", "nearest")
-MODALITIES = {"rgb": (RGB,), "depth": (DEPTH,), "xyz": (XYZ,), "rgb+depth": (RGB, DEPTH), "rgb+xyz": (RGB, XYZ)}
+PLANES = {"rgb": RGB, **{name: Plane(name, count, "float32", "nearest") for name, count in (("depth", 1), ("xyz", 3))}}
+NAMES = ("rgb", "depth", "xyz", "rgb+depth", "rgb+xyz", "depth+xyz", "rgb+depth+xyz")
+MODALITIES = {name: tuple(PLANES[part] for part in name.split("+")) for name in NAMES}
 FILES = {"rgb": ("rgb", "image"), "xyz": ("xyz", "tiff"), "depth": ("xyz", "depth")}  # plane -> folder, reader
 GOOD = "good"
 
@@ -90,11 +90,11 @@ def mvtec3d(name: str, title: str, categories: Sequence[str], modality: str, dat
 
 
 def read_depth(source: Source) -> NDArray[np.generic]:
-    """The distance from the camera, (H, W): the third coordinate."""
+    """The distance from the camera's centre, (H, W), as in the paper; 0 where there is no value."""
     coordinates = read_tiff(source)
     if coordinates.ndim != 3 or coordinates.shape[2] != 3:
         raise DataError(f"{source}: an array {coordinates.shape}; expected (H, W, 3) coordinates")
-    return coordinates[..., 2]
+    return np.asarray(np.linalg.norm(coordinates, axis=2), dtype=np.float32)
 
 
 READERS["depth"] = read_depth

@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -305,13 +305,19 @@ def synthetic(name: str, title: str, data_root: str | None) -> MVTecDataset:
     """
     if data_root is not None:
         raise UsageError("data_root has no effect on dataset=synthetic: its images are generated; leave it out")
-    root = cache_root() / f"synthetic-{IMAGES_REVISION}"
-    complete = len(CATEGORIES) * (TRAIN + NORMAL) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
+    files = len(CATEGORIES) * (TRAIN + NORMAL) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
+    root = generated(f"synthetic-{IMAGES_REVISION}", files, generate)
+    return MVTecDataset(name, title, root, dict(CATEGORIES))
+
+
+def generated(name: str, files: int, write: Callable[[Path], None]) -> Path:
+    """The folder of this name in the cache, made anew by `write` unless it holds that many files."""
+    root = cache_root() / name
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_suffix(".lock")):
-        if sum(1 for _ in root.rglob("*.png")) != complete:
+        if sum(path.is_file() for path in root.rglob("*.*")) != files:
             shutil.rmtree(root, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=root.parent, prefix=".tmp-") as folder:
-                generate(Path(folder, "tree"))
+                write(Path(folder, "tree"))
                 os.replace(Path(folder, "tree"), root)
-    return MVTecDataset(name, title, root, dict(CATEGORIES))
+    return root

@@ -18,7 +18,7 @@ from anomaly_bench.tables.table import DASH
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record
 
-NO_DATA = ("synthetic",)  # datasets that are generated
+NO_DATA = ("synthetic", "synthetic3d")  # datasets that are generated
 
 
 def name_of(record: Record) -> str:

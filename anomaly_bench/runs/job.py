@@ -301,12 +301,15 @@ def make_job(
 def read_planes(task: Task, config: Mapping[str, Any]) -> Task:
     """The task with the planes that the method reads: its YAML's `planes`, by default "rgb".
 
+    Those of `optional_planes` come before them where the images have them.
+
     Raises:
         UsageError: the images lack a plane, or the backbone does not accept that many channels.
     """
     method, known = config["method"], {plane.name: plane.channels for plane in task.planes}
     wanted = method.get("planes", [RGB.name])
     have = ", ".join(f"{name} ({channels})" for name, channels in known.items())
+    wanted = [*(name for name in method.get("optional_planes", ()) if name in known), *wanted]
     if not wanted or not set(wanted) <= known.keys():
         raise UsageError(
             f"method={method['name']} reads the planes {', '.join(wanted) or 'none'}; the images of {task.name} have "

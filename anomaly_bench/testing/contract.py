@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from anomaly_bench.errors import NotFittedError
-from anomaly_bench.protocol import Scores
+from anomaly_bench.protocol import Scores, to_tensor
 from anomaly_bench.testing import training_checks
-from anomaly_bench.testing.setup import BATCH, TRAINING, Setup, assert_close, assert_equal, pick, pictures
+from anomaly_bench.testing.setup import BATCH, TRAINING, Setup, assert_close, assert_equal, pick
 
 
 def check_is_a_method(setup: Setup) -> None:
@@ -79,7 +79,8 @@ def check_same_seed_same_bits(setup: Setup) -> None:
 
 
 def check_second_fit_forgets(setup: Setup) -> None:
-    others = setup.normals(255 - pictures(TRAINING, 500, setup.side))
+    unlike = setup.opposite(to_tensor(setup.pictures(TRAINING, 500)))
+    others = setup.normals(unlike.permute(0, 2, 3, 1).numpy())
     others.steps = 1  # enough to leave traces
     method = setup.fit(setup.new(), others)
     advice = "a second fit depends on the first: create all networks and statistics in build, called before each fit"
@@ -90,18 +91,20 @@ def check_inputs_untouched(setup: Setup) -> None:
     images = setup.new_images()
     copy = images.clone()
     setup.one.score(images)
-    assert np.array_equal(setup.pixels, pictures(TRAINING, side=setup.side)), (
+    assert np.array_equal(setup.pixels, setup.pictures(TRAINING)), (
         "fit changed its images: work on a copy of normals.pixels"
     )
     assert torch.equal(images, copy), "score changed its images: avoid in-place operations on them (-=, clamp_)"
 
 
 def check_planted_defect_outscores_its_twin(setup: Setup) -> None:
-    clean = setup.new_images()
-    defective, spot = clean.clone(), slice(setup.side * 3 // 8, setup.side * 5 // 8)
-    defective[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0], device=clean.device).view(3, 1, 1)
+    clean, spot = setup.new_images(), slice(setup.side * 3 // 8, setup.side * 5 // 8)
+    defective = setup.spoilt(clean, spot)
     before, after = setup.one.score(clean), setup.one.score(defective)
-    advice = "when a red square is added to an image: higher must mean more anomalous; is a sign wrong?"
+    advice = (
+        "when a red square is added to an image, or a raised one to a scan: higher must mean more anomalous; is a sign "
+        "wrong?"
+    )
     assert (after.image > before.image).all(), f"the image score does not rise {advice}"
     if before.map is not None and after.map is not None:
         raised = (after.map - before.map)[:, spot, spot].mean(dim=(1, 2))
@@ -172,7 +175,7 @@ def check_loss_falls(setup: Setup) -> None:
 def check_outputs_differ(setup: Setup) -> None:
     """For methods with parameters: their layers' outputs depend on the image."""
     images = setup.new_images()
-    unlike = torch.cat([images[: BATCH // 2], 1 - images[BATCH // 2 :]])
+    unlike = torch.cat([images[: BATCH // 2], setup.opposite(images[BATCH // 2 :])])
     training_checks.assert_outputs_differ(setup.one, setup.one.score, unlike)
 
 

@@ -61,7 +61,8 @@ class Setup:
 
     def shapes(self, size: tuple[int, int] | None = None) -> list[tuple[int, int, int]]:
         """The (C, h, w) shapes passed to `build` for (H, W) images; None: the contract's images."""
-        return list(self.network.shapes(size or (self.side, self.side)))
+        channels = [1] if self.plane == "depth" else []  # else 3, as of any network
+        return list(self.network.shapes(size or (self.side, self.side), *channels))
 
     def new(self, **resolved: Any) -> Any:
         """A new method, not yet built; `resolved`: what another one's fit chose, as in a saved model."""
@@ -78,9 +79,37 @@ class Setup:
         return self.fit(self.new(), normals)
 
     @functools.cached_property
-    def pixels(self) -> NDArray[np.uint8]:
+    def pixels(self) -> NDArray[Any]:
         """What `one` is fitted on."""
-        return pictures(TRAINING, side=self.side)
+        return self.pictures(TRAINING)
+
+    def pictures(self, count: int, first: int = 0) -> NDArray[Any]:
+        """(count, side, side, C) images of the planes that the method reads: see `pictures` and `scans`."""
+        if self.plane == "rgb":
+            return pictures(count, first, self.side)
+        return scans(self.plane, count, first, self.side)
+
+    @property
+    def plane(self) -> str:
+        """What the method reads of the images: "rgb", "depth" or "xyz"."""
+        plane: str = self.config["method"].get("planes", ["rgb"])[0]
+        return plane
+
+    def opposite(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in negative, or scans with hills for valleys, half a metre away."""
+        if self.plane == "rgb":
+            return 1 - images
+        depth = images[:, -1:]
+        return images * torch.where(depth > 0, (1 - depth) / depth.clamp(min=1e-6), 0.0)
+
+    def spoilt(self, images: Tensor, spot: slice) -> Tensor:
+        """The images with a red square, or the scans with one that is raised by 3 centimetres."""
+        changed = images.clone()
+        if self.plane == "rgb":
+            changed[:, :, spot, spot] = torch.tensor([1.0, 0.0, 0.0], device=images.device).view(3, 1, 1)
+        else:
+            changed[:, :, spot, spot] *= 0.94
+        return changed
 
     @functools.cached_property
     def watched(self) -> tuple[Any, Training]:
@@ -98,12 +127,13 @@ class Setup:
         """The training of `one`."""
         return self.watched[1]
 
-    def normals(self, pixels: NDArray[np.uint8] | None = None) -> TrainingSet:
+    def normals(self, pixels: NDArray[Any] | None = None) -> TrainingSet:
         """A training set, by default of TRAINING images."""
-        return TrainingSet("contract", pictures(TRAINING, side=self.side) if pixels is None else pixels, self.device)
+        return TrainingSet("contract", self.pictures(TRAINING) if pixels is None else pixels, self.device)
 
     def new_images(self) -> Tensor:
-        return new_images(self.side).to(self.device)
+        """(BATCH, C, side, side) images not used for fitting."""
+        return to_tensor(self.pictures(BATCH, 1000), self.device)
 
 
 def pictures(count: int, first: int = 0, side: int = 64) -> NDArray[np.uint8]:
@@ -115,6 +145,21 @@ def pictures(count: int, first: int = 0, side: int = 64) -> NDArray[np.uint8]:
         wave = np.sin((columns + rows / 3) / 4 + random.uniform(-0.2, 0.2)) * 40 + 128
         images.append(wave[..., None] + random.normal(0, 6, (side, side, 3)))
     return np.stack(images).clip(0, 255).astype(np.uint8)
+
+
+def scans(plane: str, count: int, first: int = 0, side: int = 64) -> NDArray[np.float32]:
+    """(count, side, side, 3 or 1): gratings in relief, half a metre before a pinhole camera; "xyz" or its "depth" z.
+
+    Some pixels have no value.
+    """
+    relief = pictures(count, first, side)[..., :1].astype(np.float32) / 255 - 0.5
+    depth: NDArray[np.float32] = (0.5 + 0.1 * relief).astype(np.float32)
+    depth[:, :2, :2] = 0
+    if plane == "depth":
+        return depth
+    rows, columns = np.mgrid[:side, :side] / side - 0.5
+    points = np.concatenate([depth * columns[..., None], depth * rows[..., None], depth], axis=-1)
+    return points.astype(np.float32)
 
 
 def new_images(side: int = 64) -> Tensor:
