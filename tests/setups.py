@@ -32,6 +32,7 @@ SMALLER = {
     "glance": ("method.side=17", "method.lessons=4", "method.grid=4", "method.batch=8", "method.lr=0.002"),
     "depth_vm": ("method.views=2",),
     "voxel_vm": ("method.grid=16", "method.views=2"),
+    "pnet": ("method.width=4", "method.batch=6", "method.lr=0.005", "method.structure_lr=0.003", "method.adversarial=0.1"),
     "smai": ("method.segments=[8,4]", "method.width=4", "method.lr=0.005"),
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
