@@ -124,7 +124,7 @@ class PNet(nn.Module):
         real, made = critic(targets), critic(outputs.detach())
         loss = self.loss(outputs, targets, critic(outputs), real)
         epoch.step(loss, generates)  # first, as its graph has the weights that the other step changes
-        epoch.step((agree(real[-1], 1) + agree(made[-1], 0)) / 2, judges)
+        epoch.step((agree(real[-1], 1) + agree(made[-1], 0)) / 2, judges, curve=False)
 
     def loss(self, outputs: Tensor, targets: Tensor, made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
         """() loss of the reconstruction: squared errors, the discriminator's answers, and those of its features.
@@ -133,7 +133,9 @@ class PNet(nn.Module):
             outputs, targets: (B, 3, H, W).
             made, real: the discriminator's layers for both.
         """
-        matched = torch.stack([F.mse_loss(*pair) for pair in zip(made, (layer.detach() for layer in real), strict=True)])
+        matched = torch.stack(
+            [F.mse_loss(*pair) for pair in zip(made, (layer.detach() for layer in real), strict=True)]
+        )
         return F.mse_loss(outputs, targets) + self.adversarial * agree(made[-1], 1) + self.matching * matched.sum()
 
     def structure(self, images: Tensor) -> Tensor:
