@@ -96,9 +96,8 @@ class PNet(nn.Module):
         critic = PatchCritic(norms=True, width=self.width).to(normals.device)
         targets = torch.cat([canny_edges(images) for images in normals.images(self.batch)])
         parts = (self.structure_encoder, self.image_encoder, self.decoder)
-        draws = adam(self.edges.parameters(), self.structure_lr)
+        draws, judges = adam(self.edges.parameters(), self.structure_lr), adam(critic.parameters(), self.critic_lr)
         generates = adam(chain.from_iterable(part.parameters() for part in parts), self.lr)
-        judges = adam(critic.parameters(), self.critic_lr)
         loop = Loop(nn.ModuleList([self, critic]), [draws, generates, judges], normals, self.epochs)
         for epoch in loop:
             batch = self.batch if epoch.progress >= 0.5 else self.batch * 4 // 3
@@ -117,9 +116,8 @@ class PNet(nn.Module):
     def step(self, images: Tensor, critic: PatchCritic, epoch: Epoch) -> None:
         """One step each of the reconstruction and of its discriminator, from the same outputs of both."""
         _, generates, judges = epoch.loop.optimisers
-        factor = rate_factor(2 * epoch.progress - 1)
-        set_rate(generates, self.lr * factor)
-        set_rate(judges, self.critic_lr * factor)
+        for optimiser, rate in ((generates, self.lr), (judges, self.critic_lr)):
+            set_rate(optimiser, rate * rate_factor(2 * epoch.progress - 1))
         targets, outputs = self.blurred(images), self.reconstruct(images)
         real, made = critic(targets), critic(outputs.detach())
         loss = self.loss(outputs, targets, critic(outputs), real)
@@ -133,10 +131,9 @@ class PNet(nn.Module):
             outputs, targets: (B, 3, H, W).
             made, real: the discriminator's layers for both.
         """
-        matched = torch.stack(
-            [F.mse_loss(*pair) for pair in zip(made, (layer.detach() for layer in real), strict=True)]
-        )
-        return F.mse_loss(outputs, targets) + self.adversarial * agree(made[-1], 1) + self.matching * matched.sum()
+        features = [F.mse_loss(ours, theirs.detach()) for ours, theirs in zip(made, real, strict=True)]
+        matched = self.matching * torch.stack(features).sum()
+        return F.mse_loss(outputs, targets) + self.adversarial * agree(made[-1], 1) + matched
 
     def structure(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1, H, W): 1 at edges, else 0; no gradient passes."""
@@ -145,17 +142,14 @@ class PNet(nn.Module):
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), from the edges and the deepest features of the images."""
-        first, second, third, fourth, deepest = self.structure_encoder(self.structure(images))
+        _, second, third, fourth, deepest = self.structure_encoder(self.structure(images))
         code = torch.cat([deepest, self.image_encoder(images)[-1]], dim=1)
-        reconstructed: Tensor = self.decoder(code, [fourth, third, second, None])
-        return reconstructed
+        outputs: Tensor = self.decoder(code, [fourth, third, second, None])
+        return outputs
 
     def blurred(self, images: Tensor) -> Tensor:
         """What is reconstructed of (B, 3, H, W) images."""
-        if not self.sigma:
-            return images
-        blurred: Tensor = gaussian_blur(images, [WINDOW, WINDOW], [self.sigma, self.sigma])
-        return blurred
+        return gaussian_blur(images, [WINDOW] * 2, [self.sigma] * 2) if self.sigma else images
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -236,8 +230,7 @@ def double(inputs: int, outputs: int) -> nn.Sequential:
 def canny_edges(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, H, W) int64: 1 at edges of any channel, else 0.
 
-    As in the authors' code, thresholds for values in [0, 1] meet values up to 255: nearly each ridge of the gradient
-    is an edge.
+    As in the authors' code, thresholds are those for values up to 1: nearly each ridge of the gradient is an edge.
     """
     planes = (255 * images).double().cpu().numpy()
     found = [[torch.from_numpy(canny(plane, 1.0, 0.1, 0.2)) for plane in image] for image in planes]
