@@ -128,8 +128,7 @@ class PNet(nn.Module):
         """() loss of the reconstruction: squared errors, the discriminator's answers, and those of its features.
 
         Args:
-            outputs, targets: (B, 3, H, W).
-            made, real: the discriminator's layers for both.
+            made, real: the discriminator's layers for outputs and targets, (B, 3, H, W).
         """
         features = [F.mse_loss(ours, theirs.detach()) for ours, theirs in zip(made, real, strict=True)]
         matched = self.matching * torch.stack(features).sum()
@@ -149,7 +148,8 @@ class PNet(nn.Module):
 
     def blurred(self, images: Tensor) -> Tensor:
         """What is reconstructed of (B, 3, H, W) images."""
-        return gaussian_blur(images, [WINDOW] * 2, [self.sigma] * 2) if self.sigma else images
+        blurred: Tensor = gaussian_blur(images, [WINDOW] * 2, [self.sigma] * 2) if self.sigma else images
+        return blurred
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
