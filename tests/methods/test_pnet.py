@@ -207,9 +207,9 @@ def test_the_networks_learn():
 def test_wrong_settings():
     for settings in ({"sigma": -1.0}, {"power": 0.0}):
         with pytest.raises(UsageError, match=r"method.sigma=.*, method.power=.*: expected at least 0, and more than 0"):
-            built(**settings)
+            PNet(epochs=1, **settings)
     with pytest.raises(UsageError, match=r"method\.width=5: expected an even number of channels, such as 64"):
-        built(width=5)
+        PNet(epochs=1, width=5)
     with pytest.raises(UsageError, match="P-Net cannot take images of 40 x 64 pixels"):
         built().build([(3, 40, 64)])
     with pytest.raises(UsageError, match="P-Net cannot take images of 40 x 64 pixels"):
