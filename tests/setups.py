@@ -22,7 +22,8 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
     "fcdd",
     "texture_inspection",
 )
-SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "draem", "ganomaly", "nsa", "vevae")  # detect a defect after hundreds of steps
+# Those that detect a defect only after hundreds of steps
+SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "depth_ae", "draem", "ganomaly", "nsa", "vevae", "voxel_ae")
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
@@ -30,6 +31,8 @@ SMALLER = {
     "adtr": (*TRANSFORMER, "method.lr=0.003"),
     "adtr_plus": (*TRANSFORMER, "method.lr=0.003"),
     "glance": ("method.side=17", "method.lessons=4", "method.grid=4", "method.batch=8", "method.lr=0.002"),
+    "depth_ae": ("method.views=2", "method.latent=8", "method.batch=8", "method.lr=0.003"),
+    "voxel_ae": ("method.grid=16", "method.views=2", "method.width=4", "method.latent=8", "method.lr=0.005"),
     "depth_vm": ("method.views=2",),
     "voxel_vm": ("method.grid=16", "method.views=2"),
     "pnet": (

@@ -11,7 +11,7 @@ from setups import METHODS, PRETRAINED, each, setup
 from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import TrainingSet
-from anomaly_bench.testing.setup import assert_equal, new_images, pictures
+from anomaly_bench.testing.setup import assert_equal
 
 EPOCHS, BATCH = 3, 8
 NODES = {method: packaged_node("method", method) for method in METHODS}
@@ -58,19 +58,23 @@ def fit(method, made, normals):
     return setup(method, "lite0").fit(made, normals)
 
 
-def normals(**keys):
-    return TrainingSet("cog", pictures(12), **keys)
+def normals(method, count=12, **keys):
+    return TrainingSet("cog", setup(method, "lite0").pictures(count), **keys)
+
+
+def new_images(method):
+    return setup(method, "lite0").new_images()
 
 
 @pytest.mark.parametrize("method", each(TRAINING))
 def test_killed_fit_resumes_with_the_same_result(method, tmp_path):
-    unbroken = fit(method, make(method), normals())
+    unbroken = fit(method, make(method), normals(method))
     checkpoint = tmp_path / "c.checkpoint"
     with pytest.raises(Killed):
-        fit(method, make(method), normals(stage=stages(kill_after=2), checkpoint=checkpoint))
+        fit(method, make(method), normals(method, stage=stages(kill_after=2), checkpoint=checkpoint))
     assert len(torch.load(checkpoint, weights_only=True)["losses"]) == 2
-    resumed = fit(method, make(method), normals(checkpoint=checkpoint))
-    found, expected = resumed.score(new_images()), unbroken.score(new_images())
+    resumed = fit(method, make(method), normals(method, checkpoint=checkpoint))
+    found, expected = resumed.score(new_images(method)), unbroken.score(new_images(method))
     assert_equal(found, expected, "what a fit draws must come from torch's generator, seeded anew in each epoch")
     assert resumed.facts == unbroken.facts
     assert resumed.facts["training"]["epochs"] == EPOCHS
@@ -89,7 +93,7 @@ def test_later_epochs_run_no_backbone_pass(method):
         for name in ("trainable_copy", "trainable_stages", "mean", "std"):
             setattr(counted, name, getattr(backbone, name, None))
         made.backbone = counted
-        fit(method, made, normals())
+        fit(method, made, normals(method))
         return sum(calls)
 
     assert passes(1) == passes(EPOCHS)
@@ -97,14 +101,14 @@ def test_later_epochs_run_no_backbone_pass(method):
 
 @pytest.mark.parametrize("method", each(name for name in TRAINING if name not in (*HOLDING_OUT, *TWO_NEEDED)))
 def test_one_training_image_is_enough(method):
-    made = fit(method, make(method), TrainingSet("cog", pictures(1)))
-    assert made.score(new_images()).image.isfinite().all()
+    made = fit(method, make(method), normals(method, 1))
+    assert made.score(new_images(method)).image.isfinite().all()
 
 
 @pytest.mark.parametrize("method", [method for method in TRAINING if method not in PRETRAINED])  # untouched then
 def test_zero_epochs_are_rejected(method):
     with pytest.raises(UsageError, match=r"method.epochs=0: expected"):
-        fit(method, make(method, epochs=0), normals())
+        fit(method, make(method, epochs=0), normals(method))
 
 
 @pytest.mark.parametrize("method", each(TRAINING))
@@ -112,7 +116,7 @@ def test_a_budget_counts_steps_whatever_the_number_of_images(method):
     """The budget ends the training with the batch that reaches its steps; some methods take several per batch."""
     counted = []
     for count in (8, 12):
-        task = TrainingSet("cog", pictures(count))
+        task = normals(method, count)
         task.steps = 5
         made = fit(method, make(method, batch=4), task)
         counted.append(made.facts["training"]["steps"])
@@ -134,7 +138,7 @@ def test_rates_that_change_follow_the_budget(monkeypatch):
         return step(self, *words, **keys)
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    task = normals()
+    task = normals("draem")
     task.steps = 10
     fit("draem", make("draem", batch=4), task)
     assert seen == pytest.approx([1e-4] * 8 + [2e-5, 4e-6])

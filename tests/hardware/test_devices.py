@@ -49,7 +49,11 @@ def test_the_whole_contract(device, method, check):
 @pytest.mark.parametrize("device", DEVICES)
 def test_scores_match_the_cpu(device, method):
     """Not bit by bit: the order of summation differs."""
-    close(once(method, device).one.score(new_images().to(device)), once(method).one.score(new_images()), 1e-2)
+    close(
+        once(method, device).one.score(once(method, device).new_images()),
+        once(method).one.score(once(method).new_images()),
+        1e-2,
+    )
 
 
 def there(method: str, device: str) -> Any:
@@ -75,9 +79,10 @@ def pairs() -> Iterator[Any]:
 def test_no_method_mixes_devices(device, method):
     if method in GRADIENTS:
         pytest.skip(f"{method} takes gradients while scoring, which autograd does not support on that device")
-    expected = once(method).one.score(new_images())
+    images = once(method).new_images()
+    expected = once(method).one.score(images)
     with mock_device(device):
-        found = there(method, device).score(new_images().to(device))
+        found = there(method, device).score(images.to(device))
         assert {part.device.type for part in found if part is not None} == {device}
         found = Scores(*(None if part is None else part.cpu() for part in found))
     assert_close(found, expected, "the same arithmetic on the same CPU")
