@@ -42,6 +42,7 @@ SMALLER = {
         "method.structure_lr=0.003",
         "method.adversarial=0.1",
     ),
+    "scadn": ("method.width=4", "method.lr=0.002"),
     "smai": ("method.segments=[8,4]", "method.width=4", "method.lr=0.005"),
     "ae_l2": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
     "ae_ssim": ("method.samples=64", "method.latent=8", "method.batch=16", "method.lr=0.002"),
