@@ -204,7 +204,8 @@ class Residual(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return images + self.layers(images)
+        result: Tensor = images + self.layers(images)
+        return result
 
 
 class Unit(nn.Module):
