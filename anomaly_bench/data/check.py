@@ -71,13 +71,11 @@ def look(dataset: Dataset, task: Task, threads: int) -> list[Finding]:
     sources = list(dict.fromkeys(source for image in task.samples for source in (*image.sources, *image.masks)))
 
     def examined(source: Source) -> Facts:
+        if source in colours and source not in masks:
+            values, facts = decode_sample(Sample("", None, (source,)), (RGB,), None)
+            return [values.shape[1], values.shape[0], facts]
         height, width = readers.source_size(source)
-        facts: dict[str, Any] = {}
-        if source in masks:
-            facts = look_at_mask(source)
-        elif source in colours:
-            facts = decode_sample(Sample("", None, (source,)), (RGB,), (height, width)).facts
-        return [width, height, facts]
+        return [width, height, look_at_mask(source) if source in masks else {}]
 
     with remembered("looks", dataset.root / task.name, examined) as look_up, ThreadPoolExecutor(threads) as pool:
         found = dict(zip(sources, pool.map(look_up, sources), strict=True))
