@@ -35,15 +35,20 @@ def config(root, counts=None, category="all"):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The files whose headers are read."""
+    """The files that are read."""
     files = []
-    inner = check.readers.source_size
+    size, decode = check.readers.source_size, check.decode_sample
 
-    def spy(source):
+    def spied_size(source):
         files.append(source.path)
-        return inner(source)
+        return size(source)
 
-    monkeypatch.setattr(check.readers, "source_size", spy)
+    def spied_decode(sample, *rest):
+        files.append(sample.sources[0].path)
+        return decode(sample, *rest)
+
+    monkeypatch.setattr(check.readers, "source_size", spied_size)
+    monkeypatch.setattr(check, "decode_sample", spied_decode)
     return files
 
 
