@@ -79,7 +79,8 @@ def turn_points(points: Tensor, angles: Tensor, axes: Tensor) -> Tensor:
     cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
     along = axis * (axis * offset).sum(dim=1, keepdim=True)
     turned = centre + offset * cos + torch.linalg.cross(axis, offset, dim=1) * sin + along * (1 - cos)
-    return turned.view_as(points) * seen
+    back: Tensor = turned.view_as(points) * seen
+    return back
 
 
 def background_axes(normals: TrainingSet) -> Tensor:
@@ -101,7 +102,7 @@ def background_axis(points: Tensor) -> Tensor:
     near = ((found - corners[:, :1]) @ axes[:, :, None]).abs()[..., 0] < NEAR  # (TRIALS, n)
     proper = axes.any(dim=1)  # not three points on a line
     agreeing = found[near[(near.sum(dim=1) * proper).argmax()]]
-    axis = torch.linalg.svd(agreeing - agreeing.mean(dim=0), full_matrices=False).Vh[-1]
+    axis: Tensor = torch.linalg.svd(agreeing - agreeing.mean(dim=0), full_matrices=False).Vh[-1]
     return axis * axis[2].sign().where(axis[2] != 0, torch.ones_like(axis[2]))
 
 

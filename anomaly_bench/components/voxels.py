@@ -89,7 +89,7 @@ class Voxels(nn.Module):
             values = counts.new_zeros(len(images), 3, counts.shape[1]).scatter_add_(2, each, colours.flatten(2))
             values /= counts.clamp(min=1)[:, None]
         grids = torch.where(counts[:, None] > 0, values, EMPTY)[:, :, :-1]
-        return grids.unflatten(2, (self.side, self.side, self.side))
+        return grids.reshape(*grids.shape[:2], self.side, self.side, self.side)
 
     def project(self, values: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, side, side, side) values of voxels -> (B, H, W): the largest of the voxels that lie on a pixel; else 0.

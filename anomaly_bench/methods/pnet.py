@@ -137,7 +137,8 @@ class PNet(nn.Module):
     def structure(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1, H, W): 1 at edges, else 0; no gradient passes."""
         with torch.no_grad():
-            return self.edges(images).argmax(dim=1, keepdim=True).to(images)
+            classes: Tensor = self.edges(images)
+            return classes.argmax(dim=1, keepdim=True).to(images)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), from the edges and the deepest features of the images."""

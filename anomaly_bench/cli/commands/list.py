@@ -40,6 +40,6 @@ def method_traits(path: Path) -> str:
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
     fitted_on = about.get("supervision", SUPERVISIONS[0])
-    status, _ = STATUSES.get((about.get("evidence") or {}).get("status"), (None, None))
-    told = [about.get("family"), f"fitted on {fitted_on}", status and f"evidence: {status}"]
+    status = STATUSES.get(str((about.get("evidence") or {}).get("status")))
+    told = [about.get("family"), f"fitted on {fitted_on}", f"evidence: {status[0]}" if status else None]
     return "; ".join(filter(None, [*told, None if about.get("maps", True) else "no anomaly maps"]))
