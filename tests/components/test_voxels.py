@@ -87,9 +87,9 @@ def test_a_voxel_returns_to_the_pixels_of_its_points():
         depth = low[2] + (z + 0.5) * cell
         corners = [camera @ ((low[0] + (x + i) * cell) / depth, (low[1] + (y + i) * cell) / depth, 1) for i in (0, 1)]
         (left, top), (right, bottom) = corners
-        for row, column in np.ndindex(64, 64):
-            if left <= column < right and top <= row < bottom:
-                expected[row, column] = max(expected[row, column], float(values[0, z, y, x]))
+        rows, columns = np.arange(64)[:, None], np.arange(64)
+        there = (left <= columns) & (columns < right) & (top <= rows) & (rows < bottom)
+        expected[there] = np.maximum(expected[there], float(values[0, z, y, x]))
     found = voxels.project(values, (64, 64))[0].numpy()
     assert (np.abs(found - expected) > 1e-6).mean() < 0.01, "but for pixels on the edge of a cell"
 
