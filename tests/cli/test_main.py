@@ -155,7 +155,7 @@ def test_python_values_as_hydra_overrides(value, word):
 FILTERS_OF_PAPERS = {
     **dict.fromkeys(("cflow_ad", "nsa", "padim", "pefm"), "lanczos"),
     **dict.fromkeys(("draem", "mahalanobis_ad"), "bilinear_no_antialias"),
-    **dict.fromkeys(("dfr", "fcdd", "patch_svdd"), "nearest"),
+    **dict.fromkeys(("dfr", "fcdd", "patch_svdd", "pnet"), "nearest"),
     "spade": "area",
     "vae": "bicubic",
 }

@@ -432,9 +432,13 @@ def test_stalling_server(site, capsys, monkeypatch):
 def test_interrupted_by_the_user(site, tmp_path, command):
     if not hasattr(signal, "pthread_kill"):
         pytest.skip("needs pthread_kill")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     words = ["data", "download", "--config-dir", str(tmp_path / "conf"), "dataset=small", f"data_root={site.root}"]
     choose(site, tmp_path, "interrupt")
-    status, _, err = command(*words)
+    try:
+        status, _, err = command(*words)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 130, err
     assert "interrupted" in err
     assert site.part.stat().st_size == len(site.state.content) // 2

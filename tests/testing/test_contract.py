@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ class Mean(torch.nn.Module):
 class OfMethod(Setup):
     """A setup for a method without YAML; `method` is its class."""
 
+    config: ClassVar[dict[str, Any]] = {"method": {}}
     network = Pool()
 
     def new(self):
