@@ -75,9 +75,11 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
     weights = [weight for network in networks for weight in network.parameters() if weight.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
-    yield
-    for weight in weights:
-        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def initialise(layer: nn.Module) -> None:

@@ -21,6 +21,23 @@ FAMILIES = (  # of methods, by what they compare an image with; `about.family`, 
     *("nearest neighbours", "density", "normalising flow", "teacher and student", "reconstruction"),
     *("one-class network", "pretext task"),
 )
+STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what it says
+    "parity": ("parity", "the authors' own code gives the same numbers from the same weights and inputs"),
+    "parity_third_party": (
+        "parity (third party)",
+        "an implementation of others that can be installed, or the library that the authors' code calls, gives the "
+        "same numbers from the same weights and inputs, part by part; the whole is held by our tests",
+    ),
+    "paper": (
+        "paper",
+        "no whole implementation can be installed: an independent, slow version, written from the published formulas, "
+        "gives the same numbers",
+    ),
+    "reconstruction": (
+        "reconstruction",
+        "published without code, and the paper leaves open what changes numbers: those choices are ours, and listed",
+    ),
+}
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
 CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans

@@ -22,7 +22,7 @@ from anomaly_bench.data.readers import READERS, read_tiff
 from anomaly_bench.errors import DataError, shorten
 from anomaly_bench.files import image_files, subfolders
 
-PLANES = {"rgb": RGB, **{name: Plane(name, count, "float32", "nearest") for name, count in (("depth", 1), ("xyz", 3))}}
+PLANES = {"rgb": RGB, "depth": Plane("depth", 1, "float32", "nearest"), "xyz": Plane("xyz", 3, "float32", "nearest")}
 NAMES = ("rgb", "depth", "xyz", "rgb+depth", "rgb+xyz", "depth+xyz", "rgb+depth+xyz")
 MODALITIES = {name: tuple(PLANES[part] for part in name.split("+")) for name in NAMES}
 FILES = {"rgb": ("rgb", "image"), "xyz": ("xyz", "tiff"), "depth": ("xyz", "depth")}  # plane -> folder, reader

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 256  # images decoded before the next are begun
-STORE_REVISION = 2  # raised when the pixels of a stored image change
+STORE_REVISION = 3  # raised when the pixels of a stored image change
 
 
 class Stored(NamedTuple):

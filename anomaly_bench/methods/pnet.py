@@ -104,7 +104,7 @@ class PNet(nn.Module):
             for numbers in epoch.batches(len(normals), batch):
                 images = normals.select(numbers)
                 if epoch.progress < 0.5:
-                    set_rate(draws, self.structure_lr * (0.1 if epoch.progress >= 0.25 else 1))
+                    draws.param_groups[0]["lr"] = self.structure_lr * (0.1 if epoch.progress >= 0.25 else 1)
                     epoch.step(F.cross_entropy(self.edges(images), targets[numbers].to(images.device)), draws)
                 else:
                     self.step(images, critic, epoch)
@@ -117,7 +117,7 @@ class PNet(nn.Module):
         """One step each of the reconstruction and of its discriminator, from the same outputs of both."""
         _, generates, judges = epoch.loop.optimisers
         for optimiser, rate in ((generates, self.lr), (judges, self.critic_lr)):
-            set_rate(optimiser, rate * rate_factor(2 * epoch.progress - 1))
+            optimiser.param_groups[0]["lr"] = rate * rate_factor(2 * epoch.progress - 1)
         targets, outputs = self.blurred(images), self.reconstruct(images)
         real, made = critic(targets), critic(outputs.detach())
         loss = self.loss(outputs, targets, critic(outputs), real)
@@ -134,11 +134,11 @@ class PNet(nn.Module):
         matched = self.matching * torch.stack(features).sum()
         return F.mse_loss(outputs, targets) + self.adversarial * agree(made[-1], 1) + matched
 
+    @torch.no_grad()
     def structure(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1, H, W): 1 at edges, else 0; no gradient passes."""
-        with torch.no_grad():
-            classes: Tensor = self.edges(images)
-            return classes.argmax(dim=1, keepdim=True).to(images)
+        classes: Tensor = self.edges(images).argmax(dim=1, keepdim=True)
+        return classes.to(images)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), from the edges and the deepest features of the images."""
@@ -241,10 +241,6 @@ def canny_edges(images: Tensor) -> Tensor:
 def rate_factor(progress: float) -> float:
     """Of the learning rate, at a share of the second stage: of 800 epochs, less from the 560th and the 720th."""
     return 1.0 if progress < 0.7 else 0.1 if progress < 0.9 else 0.01
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    optimiser.param_groups[0]["lr"] = rate
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:

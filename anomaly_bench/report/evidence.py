@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
+from anomaly_bench.config.settings import STATUSES
 from anomaly_bench.published import Publication, Reference, load_references, publications
-from anomaly_bench.tables.evidence import MEASURED, STATUSES, measured_cells, measurements, read_parity, small
+from anomaly_bench.tables.evidence import MEASURED, measured_cells, measurements, read_parity, small
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record

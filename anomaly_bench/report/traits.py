@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
-from anomaly_bench.config.settings import SUPERVISIONS
-from anomaly_bench.tables.evidence import STATUSES
+from anomaly_bench.config.settings import STATUSES, SUPERVISIONS
 
 if TYPE_CHECKING:
     from anomaly_bench.records.record import Record

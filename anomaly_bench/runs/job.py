@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,19 @@ class Job:
     def staging(self) -> Path:
         """Folder below the results folder, of this process alone, for what is to stand beside the records."""
         return Path(".staging", self.lease, uuid.uuid4().hex[:12])
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[Path]:
+        """The folder `staging`, deleted at the end, and before it those that killed runs of this job have left."""
+        folder = self.settings.results / self.staging
+        shutil.rmtree(folder.parent, ignore_errors=True)  # this run has the lease now
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's files are in it
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
     @functools.cached_property
     def lease(self) -> str:

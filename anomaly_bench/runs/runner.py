@@ -6,10 +6,9 @@ import contextlib
 import functools
 import gc
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,7 +267,7 @@ class Runner:
     def compute(self, job: Job, where: str, lease: leases.Lease) -> list[Record] | None:
         """Compute and save what is missing for one category; None: another run has taken it over meanwhile."""
         known = None if self.settings.overwrite else self.known(job)
-        with self.staged(job) as staging:
+        with job.staged() as staging:
             if known is None:
                 computed = self.evaluator(job).evaluate(job)
             else:
@@ -285,19 +284,6 @@ class Runner:
         (self.settings.results / job.checkpoint).unlink(missing_ok=True)
         self.reporter.say(f"{where}: {headline(computed)}")
         return computed
-
-    @contextlib.contextmanager
-    def staged(self, job: Job) -> Iterator[Path]:
-        """The folder for a job's unfinished files, deleted at the end, like those that killed runs have left."""
-        staging = self.settings.results / job.staging
-        shutil.rmtree(staging.parent, ignore_errors=True)  # this run has the lease now
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run's files are in it
-                staging.parent.rmdir()
-                staging.parent.parent.rmdir()
 
     def done(self, job: Job) -> list[Record] | None:
         """The records of a category that is complete; None: it is not."""

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.config.parts import packaged_node
-from anomaly_bench.config.settings import choices, conf_folder, describe_input
+from anomaly_bench.config.settings import STATUSES, choices, conf_folder, describe_input
 from anomaly_bench.errors import DataError
 from anomaly_bench.published import ORIGINS, TABLES, load_references, publications
 from anomaly_bench.published.audit.page import bullets, markdown_table, publish
@@ -22,23 +22,6 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
 
-STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what it says
-    "parity": ("parity", "the authors' own code gives the same numbers from the same weights and inputs"),
-    "parity_third_party": (
-        "parity (third party)",
-        "an implementation of others that can be installed, or the library that the authors' code calls, gives the "
-        "same numbers from the same weights and inputs, part by part; the whole is held by our tests",
-    ),
-    "paper": (
-        "paper",
-        "no whole implementation can be installed: an independent, slow version, written from the published formulas, "
-        "gives the same numbers",
-    ),
-    "reconstruction": (
-        "reconstruction",
-        "published without code, and the paper leaves open what changes numbers: those choices are ours, and listed",
-    ),
-}
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
 SHARED_PARTS = {"metrics": "Metrics", "backbones": "Backbones"}  # shared by all methods; keys of parity.json
 

@@ -40,7 +40,10 @@ def check_shapes_and_values(setup: Setup) -> None:
     for name, part in result._asdict().items():
         if name == "map":
             told = bool(setup.config["method"].get("about", {}).get("maps", True))
-            assert told == (part is not None), f"about.maps is {told}, but score returned map={part}"
+            made = part is not None
+            assert told == made, (
+                f"about.maps is {told}, but score returned {'a map' if made else 'none'}: correct the YAML"
+            )
             if part is None:
                 continue
         found = tuple(part.shape)

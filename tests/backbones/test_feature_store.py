@@ -292,7 +292,7 @@ NOTHING: Callable[[pytest.MonkeyPatch, Path], None] = lambda monkeypatch, data: 
 KEYS = {
     "images": (other_image, ()),
     "resize filter": (NOTHING, ("input.filter=nearest",)),
-    "decoding": (with_attribute(store, "STORE_REVISION", 3), ()),
+    "decoding": (with_attribute(store, "STORE_REVISION", 4), ()),
     "size": (NOTHING, ("input.resize=96",)),
     "crop": (NOTHING, ("input.crop=64",)),
     "weights": (other_weights, ()),

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from anomaly_bench.config.parts import packaged_node, without_target
-from anomaly_bench.config.settings import choices, conf_folder
+from anomaly_bench.config.settings import STATUSES, choices, conf_folder
 from anomaly_bench.errors import DataError
 from anomaly_bench.published import publications
 from anomaly_bench.tables.aggregate import RECONSTRUCTION
-from anomaly_bench.tables.evidence import SHARED_PARTS, STATUSES, read_parity
+from anomaly_bench.tables.evidence import SHARED_PARTS, read_parity
 
 ROOT = Path(__file__).parents[2]
 METHODS = choices("method", [conf_folder()])

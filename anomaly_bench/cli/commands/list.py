@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_bench.config.compose import config_folders
-from anomaly_bench.config.settings import SUPERVISIONS, choices
+from anomaly_bench.config.settings import STATUSES, SUPERVISIONS, choices
 from anomaly_bench.documents import read_yaml
 from anomaly_bench.errors import Exit, UsageError
-from anomaly_bench.tables.evidence import STATUSES
 
 LISTS = {"datasets": "dataset", "methods": "method", "backbones": "backbone", "metrics": "metric", "tables": "table"}
 
