@@ -70,7 +70,7 @@ def latency(points: Sequence[Point], y_title: str) -> Figure:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The points that none is better than in both, by latency; of means over the same categories only."""
+    """The points that no other beats in both, by latency; of means over the same categories only."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x, -point.y)):
         if not point.share and (not front or point.y > front[-1].y):
