@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from anomaly_bench.components.voxels import MARGIN, Voxels
 from anomaly_bench.protocol import TrainingSet
 from anomaly_bench.testing.setup import scans
 
+CALIBRATION = Path(__file__).parents[3] / "shared" / "data" / "mvtec3d_meta" / "camera_parameters.json"
 GRID = 16
 
 
@@ -75,6 +78,23 @@ def test_the_camera_is_found():
     points = pixels[pixels.any(axis=3)]
     found = (points / points[:, 2:]) @ voxels.camera.numpy().T
     assert np.abs(found - np.stack([columns, rows], axis=1)).max() < 0.01
+
+
+@pytest.mark.skipif(not CALIBRATION.exists(), reason="needs the calibration of MVTec 3D-AD in ../shared/data")
+def test_a_fitted_pinhole_is_close_to_the_calibrated_camera_of_the_real_dataset():
+    """Points on a plane, seen by the tire's camera with its lens distortion (HALCON's division model)."""
+    camera = json.loads(CALIBRATION.read_text(encoding="utf-8"))
+    height, width, size = camera["image_height"], camera["image_width"], 100
+    rows, columns = np.meshgrid(np.linspace(0, height - 1, size), np.linspace(0, width - 1, size), indexing="ij")
+    x, y = (columns - camera["cx"]) * camera["sx"], (rows - camera["cy"]) * camera["sy"]
+    rays = np.stack([x, y], axis=-1) / (1 + camera["kappa"] * (x**2 + y**2))[..., None] / camera["focus"]
+    points = 0.5 * np.concatenate([rays, np.ones((size, size, 1))], axis=-1)
+    voxels = fitted(np.float32(points)[None])
+    found = np.concatenate([rays, np.ones((size, size, 1))], axis=-1) @ voxels.camera.double().numpy().T
+    found *= [(width - 1) / (size - 1), (height - 1) / (size - 1)]  # pixels of the real image
+    errors = np.linalg.norm(found - np.stack([columns, rows], axis=-1), axis=-1)
+    assert 0 < np.median(errors) < 1, "pixels of 600 x 800"
+    assert errors.max() < 4, "in the corners, where the lens bends most"
 
 
 def test_a_voxel_returns_to_the_pixels_of_its_points():
