@@ -134,6 +134,7 @@ methods: .venv/dev  ## the committed records of methods without gradient trainin
 CIFAR ?= ../shared/data/cifar10_jpeg.zip
 CLASSES := $(BIN)/anomaly-bench -m dataset=cifar10 data_root=$(CIFAR) category=[ship,frog] seed=0 gallery=0 speed=false
 cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CIFAR is a folder or archive of its images
+	$(CLASSES) method=kde category=all
 	$(CLASSES) budget=short method=dsvdd,lsa,ocgan
 	$(CLASSES) budget=short method=vae method.image_score=elbo
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
