@@ -25,14 +25,14 @@ class ImageVersions:
     """The versions of each category's images among some records, numbered from the most common one, 0."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        counts: dict[tuple[str, str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
+        counts: dict[tuple[str, str, str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
         for record in records:
             if record.hashes:
                 counts[self._place(record)][record.hashes["fit"], record.hashes["test"]] += 1
         self.known = {place: sorted(found, key=lambda pair: (-found[pair], pair)) for place, found in counts.items()}
 
-    def _place(self, record: Record) -> tuple[str, str, str]:
-        return record.category, selection(record), str(record.regime)
+    def _place(self, record: Record) -> tuple[str, str, str, str]:
+        return record.dataset, record.category, selection(record), str(record.regime)
 
     def number(self, record: Record) -> int:
         """Of the record's images; those of an older record count as the most common ones, see `note`."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from anomaly_bench.published import MEANS, load_references
-from anomaly_bench.records.setups import all_categories
+from anomaly_bench.records.setups import all_categories, dataset_title
 from anomaly_bench.tables.entries import Setting, group_records
 from anomaly_bench.tables.layout import SPEEDS, TEXTS
-from anomaly_bench.tables.papers import match_methods, printed_methods
+from anomaly_bench.tables.papers import match_methods, printed_methods, printed_of
 from anomaly_bench.tables.table import Header
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TableInput:
     """The data of one table.
 
     Attributes:
-        records: of one setup, unless mixed on purpose; may be empty for a paper's table.
+        records: of one setup, unless mixed on purpose; a paper's table has one for each of its datasets, or no records.
         references: published cells of the methods to show in a paper's table; they do not affect its rows.
         source: "measured", "reported", "ours_beside" or "gaps".
         ours: methods to show beside a paper's table; None: those that it lacks, or all if it lacks none.
@@ -153,7 +153,7 @@ def _methods(material: TableInput) -> list[AxisItem]:
 def _entries(material: TableInput) -> list[ResultGroup]:
     found = group_records(material.records, any(measure.value in SPEEDS for measure in material.measures))
     places = {name: place for place, name in enumerate(material.order)}
-    return sorted(found, key=lambda entry: places.get(entry.sample.method, len(places)))
+    return sorted(found, key=lambda entry: (entry.sample.dataset, places.get(entry.sample.method, len(places))))
 
 
 def _printed_categories(material: TableInput) -> list[AxisItem]:
@@ -174,16 +174,15 @@ def _label(key: str, layout: Layout) -> str:
 def _printed_methods(material: TableInput) -> list[AxisItem]:
     """The paper's methods in its order, then recorded methods that it lacks; or only ours beside the paper's."""
     labels = {cell.category: _label(cell.category, material.layout) for cell in material.references}
-    printed = printed_methods(material.references, labels)
+    printed = printed_methods(material.references, material.layout, labels)
     over = material.layout.header("methods")
-    ours = {each.method for each in printed}
-    found = [each for each in _entries(material) if each.sample.method in ours or _has_any(each, material.measures)]
+    found = [each for each in _entries(material) if printed_of(each, printed) or _has_any(each, material.measures)]
     if material.source == "ours_beside":
         theirs = [AxisItem(Header((each.name, "")), _over(each, over), printed=each) for each in printed]
-        return [*theirs, *_own_items(material, ours)]
+        return [*theirs, *_own_items(material, printed)]
     made: list[AxisItem] = []
     for each, entry in match_methods(printed, found):
-        headers = _over(each, over) if each else (EXTRA,)
+        headers = _over(each, over) if each else _over_own(EXTRA, entry, material)
         first = each is None and bool(made) and made[-1].printed is not None
         head = Header(_names(each, entry, material.source), opens=first, above=EXTRA if first else "")
         made.append(AxisItem(head, headers, entry=entry, printed=each))
@@ -195,18 +194,24 @@ def _over(printed: Printed, groups: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, (groups.get(printed.name), *printed.variant.split("/"))))
 
 
-def _own_items(material: TableInput, theirs: Collection[str]) -> list[AxisItem]:
+def _over_own(title: str, entry: ResultGroup | None, material: TableInput) -> tuple[str, ...]:
+    """The header lines above a method of ours: a title and, in a table of several datasets, its dataset."""
+    several = len({record.dataset for record in material.records}) > 1
+    return (title, dataset_title(entry.sample)) if entry and several else (title,)
+
+
+def _own_items(material: TableInput, printed: Sequence[Printed]) -> list[AxisItem]:
     """Our methods beside the paper's: those chosen, else those that the paper lacks, else all."""
     found = [each for each in _entries(material) if material.empty or _has_any(each, material.measures)]
     if material.ours is None:
-        found = [each for each in found if each.sample.method not in theirs] or found
+        found = [each for each in found if not printed_of(each, printed)] or found
     else:
         found = [each for each in found if each.sample.method in material.ours]
     made = []
     for place, entry in enumerate(found):
         name = f"{entry.full_title} ({entry.backbone})" if entry.backbone else entry.full_title
         head = Header((name, ""), opens=not place, above="" if place else OURS, divides=not place)
-        made.append(AxisItem(head, (OURS,), entry=entry))
+        made.append(AxisItem(head, _over_own(OURS, entry, material), entry=entry))
     return made
 
 

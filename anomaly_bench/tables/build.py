@@ -67,7 +67,7 @@ def build_tables(
     """
     _check_source(source, layout)
     if layout.published and references is None:
-        references = published.load_references(layout.published)
+        references = layout.references()
     found = [record for record in records if record.holdout or not layout.holdout]
     if layout.holdout and not found:
         raise UsageError(f"{layout.name}: no record has thresholds from held-out images; run with holdout=0.2")
@@ -108,21 +108,23 @@ def _check_ours(ours: Sequence[str], have: set[str]) -> None:
 
 
 def _parts(records: Sequence[Record], layout: Layout, source: str, mixed: bool) -> list[list[Record]]:
-    """The records of each table."""
+    """The records of each table; a paper's table has one setup for each of its datasets."""
     if source == "reported":
         return [[]]
-    if layout.published:
-        paper = published.TABLES[layout.published]
-        records = [record for record in records if record.dataset in (paper.dataset, *paper.copies)]
-    parts = setups(records, mixed)
-    if layout.published and len(parts) > 1:
+    if not layout.published:
+        return setups(records, mixed)
+    datasets = dict.fromkeys(map(layout.datasets, ("", *layout.variants)))
+    found = [setups((record for record in records if record.dataset in names), mixed) for names in datasets]
+    parts = [part for each in found for part in each]
+    if any(len(each) > 1 for each in found):
         kinds = {setup_name(part[0]): f"{describe(part[0])} ({len(part)} records)" for part in parts}
         listed = "; ".join(f"setup={name}: {text}" for name, text in kinds.items())
+        one = "one for each dataset; choose them, setup=[A,B]," if layout.variants else "one; choose one,"
         raise UsageError(
-            f"{layout.name}: found records of {len(parts)} setups, expected one; choose one, or set "
+            f"{layout.name}: found records of {len(parts)} setups, expected {one} or set "
             f"allow_mixed=true to mix and mark them: {listed}"
         )
-    return parts or ([[]] if layout.published else [])
+    return [[record for part in parts for record in part]]
 
 
 def _table(material: TableInput, name: str, mixed: bool) -> Table:

@@ -49,7 +49,7 @@ def place(device: str, threads: int | None) -> str:
 
 @dataclass(frozen=True)
 class ResultGroup:
-    """A method with one backbone, one set of hyper-parameters and, if speed is shown, one speed setting.
+    """A method on a dataset, with one backbone, one set of hyper-parameters and, if speed is shown, one speed setting.
 
     Attributes:
         title, backbone: as printed; `label`: the hyper-parameters that differ between groups with the same title.
@@ -110,15 +110,16 @@ def corrected_values(record: Record) -> dict[str, Any]:
 
 
 def group_records(records: Sequence[Record], with_speed: bool) -> list[ResultGroup]:
-    """Groups sorted by title, backbone, hyper-parameters and speed setting."""
-    pairs: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    """Groups sorted by title, backbone, dataset, hyper-parameters and speed setting."""
+    pairs: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     methods, backbones = _titles(records, "method"), _titles(records, "backbone")
     for record in records:
-        pairs[methods[record.method], backbones[record.backbone]].append(record)
+        pairs[methods[record.method], backbones[record.backbone], record.dataset].append(record)
     found = []
     versions = ImageVersions(records)
-    for title, backbone in sorted(pairs, key=lambda pair: (pair[0].casefold(), pair[1].casefold(), pair)):
-        for label, part in _variants(pairs[title, backbone], versions):
+    for key in sorted(pairs, key=lambda key: (key[0].casefold(), key[1].casefold(), key)):
+        title, backbone, _ = key
+        for label, part in _variants(pairs[key], versions):
             categories: dict[str, list[Record]] = defaultdict(list)
             for record in part:
                 categories[record.category].append(record)

@@ -10,7 +10,7 @@ Without a categories axis, values are means over categories; without a cells axi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from anomaly_bench.published import TABLES, load_references
 
 if TYPE_CHECKING:
     from anomaly_bench.metrics.registry import Entries
+    from anomaly_bench.published import Reference
 
 AXES = ("categories", "methods", "cells")
 SPEEDS = ("fps", "latency_ms", "backbone_fps", "backbone_latency_ms")
@@ -60,6 +61,19 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What the columns of one variant of a paper's table are here, such as those of "3d only/voxel".
+
+    Attributes:
+        dataset: its name in records.
+        methods: name in the paper's header -> our method, where `published/aliases.csv` has another.
+    """
+
+    dataset: str
+    methods: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Layout:
     """The content of `conf/table/<name>.yaml`.
 
@@ -68,6 +82,7 @@ class Layout:
         rows, columns: two of `AXES`, one of them "methods".
         cells: metric names, or mappings with the keys of `Column`.
         published: a key of `published.TABLES`: rows and columns are those of this paper's table.
+        variants: which dataset and methods a variant's columns are, if not the paper's: its name -> keys of `Variant`.
         groups: headers over columns of a paper's table: title -> printed method names, or categories.
         labels: category, or mean as in `published.MEANS` -> label in the paper's table.
         best: how the best is marked, one of `MARKS`.
@@ -85,6 +100,7 @@ class Layout:
     columns: str
     cells: list[Any]
     published: str = ""
+    variants: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
     best: str = "bold"
@@ -114,6 +130,24 @@ class Layout:
         known["best"] = metric.best if metric else "" if unranked else "highest"
         made: Column = _make(Column, {**known, **content} if isinstance(content, dict) else content, self.name)
         return made
+
+    def variant(self, name: str) -> Variant:
+        """One of `variants`; for others, the dataset of the paper's table and no method instead of its own."""
+        content = self.variants.get(name, {"dataset": TABLES[self.published].dataset})
+        made: Variant = _make(Variant, content, f"{self.name}: variants: {name}")
+        return made
+
+    def datasets(self, variant: str) -> tuple[str, ...]:
+        """Names in records of what a variant's columns are measured on: the dataset itself first, then its copies."""
+        paper, dataset = TABLES[self.published], self.variant(variant).dataset
+        return (dataset, *(paper.copies if dataset == paper.dataset else ()))
+
+    def references(self) -> list[Reference]:
+        """The cells of the paper's table, with the methods of `variants`."""
+        return [
+            replace(cell, method=self.variant(cell.variant).methods.get(cell.printed_name, cell.method))
+            for cell in load_references(self.published)
+        ]
 
     def header(self, axis: str) -> dict[str, str]:
         """Method or category -> the group header above it, if that axis is the columns."""
@@ -220,13 +254,18 @@ def _check(layout: Layout, where: str) -> None:
 def _check_paper(layout: Layout, where: str) -> None:
     """Reject keys that need a paper's table, and names that the paper does not have."""
     if not layout.published:
-        for key in ("groups", "labels"):
+        for key in ("variants", "groups", "labels"):
             if getattr(layout, key):
                 raise UsageError(f"{where}: {key} has no effect without published: TABLE")
         return
     if layout.published not in TABLES:
         raise UsageError(f"{where}: published: no table {layout.published}{closest(layout.published, TABLES)}")
     cells = load_references(layout.published)
+    _check_names(layout.variants, {cell.variant for cell in cells} - {""}, f"{where}: variants")
+    for name in layout.variants:
+        methods, here = layout.variant(name).methods, f"{where}: variants: {name}: methods"
+        _check_names(methods, {cell.printed_name for cell in cells if cell.variant == name}, here)
+        _check_texts(methods, here)
     categories = {cell.category for cell in cells}
     for title, names in layout.groups.items():
         if not isinstance(names, list):
@@ -234,9 +273,13 @@ def _check_paper(layout: Layout, where: str) -> None:
         valid = categories if layout.columns == "categories" else {cell.printed_name for cell in cells}
         _check_names(names, valid, f"{where}: groups: {title}")
     _check_names(layout.labels, categories, f"{where}: labels")
-    for name, label in layout.labels.items():
-        if not _is(label, "str"):
-            raise UsageError(f"{where}: labels: {name} is {label!r}, expected a text")
+    _check_texts(layout.labels, f"{where}: labels")
+
+
+def _check_texts(content: Mapping[str, Any], where: str) -> None:
+    for name, text in content.items():
+        if not _is(text, "str"):
+            raise UsageError(f"{where}: {name} is {text!r}, expected a text")
 
 
 def _check_names(names: Iterable[Any], valid: set[str], where: str) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anomaly_bench.published import Reference
     from anomaly_bench.records.record import Record
     from anomaly_bench.tables.entries import ResultGroup
-    from anomaly_bench.tables.layout import Column
+    from anomaly_bench.tables.layout import Column, Layout
 
 DISAGREEMENTS = ("dataset", "backbone", "input", "machine", "oracle", "task", "holdout")
 
@@ -31,6 +31,7 @@ class Printed:
     """A method in a paper: its printed name, our names for it and its backbone, its cells.
 
     Attributes:
+        datasets: names in records of what it was measured on, see `Layout.datasets`.
         cells: by (category, metric).
         repairs: comment -> the corrected values of the cells that share it; misprints: the printed ones.
     """
@@ -39,6 +40,7 @@ class Printed:
     method: str
     backbone: str
     variant: str
+    datasets: Sequence[str]
     cells: Mapping[tuple[str, str], Reference]
     repairs: Mapping[str, str]
     misprints: Mapping[str, str]
@@ -49,13 +51,18 @@ class Printed:
         return self.cells.get((category, metric)) or self.cells.get(("", metric))
 
 
-def printed_methods(references: Iterable[Reference], labels: Mapping[str, str]) -> list[Printed]:
+def printed_methods(references: Iterable[Reference], layout: Layout, labels: Mapping[str, str]) -> list[Printed]:
     """The methods of one table in the paper's order; `labels`: those of its categories."""
     parts: dict[tuple[str, str, str, str], list[Reference]] = defaultdict(list)
     for cell in references:
         parts[cell.printed_name, cell.method, cell.backbone, cell.variant].append(cell)
     return [
-        Printed(*key, {(cell.category, cell.metric): cell for cell in part}, *_repairs(part, labels))
+        Printed(
+            *key,
+            layout.datasets(variant=key[-1]),
+            {(cell.category, cell.metric): cell for cell in part},
+            *_repairs(part, labels),
+        )
         for key, part in parts.items()
     ]
 
@@ -86,18 +93,20 @@ def match_methods(
 ) -> list[tuple[Printed | None, ResultGroup | None]]:
     """The paper's methods in its order, each with our entries for it, then entries the paper lacks.
 
-    An entry is matched by method and backbone, else by method alone (the last match).
+    An entry is matched by method, dataset and backbone, else by method and dataset alone (the last match).
     """
     found: list[tuple[Printed | None, ResultGroup | None]] = []
     for each in printed:
-        own = [entry for entry in entries if _printed_of(entry, printed) is each]
+        own = [entry for entry in entries if printed_of(entry, printed) is each]
         found += [(each, entry) for entry in own or (None,)]
-    return [*found, *((None, entry) for entry in entries if _printed_of(entry, printed) is None)]
+    return [*found, *((None, entry) for entry in entries if printed_of(entry, printed) is None)]
 
 
-def _printed_of(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | None:
-    named = [each for each in printed if each.method == entry.sample.method]
-    exact = [each for each in named if each.backbone == entry.sample.backbone]
+def printed_of(entry: ResultGroup, printed: Sequence[Printed]) -> Printed | None:
+    """The paper's method for an entry, see `match_methods`."""
+    sample = entry.sample
+    named = [each for each in printed if each.method == sample.method and sample.dataset in each.datasets]
+    exact = [each for each in named if each.backbone == sample.backbone]
     return (exact or named)[-1] if named else None
 
 
@@ -132,8 +141,8 @@ def disagreements(printed: Printed, cell: Reference, sample: Record, measure: Co
         found["holdout"] = f"fitted without the {sample.holdout:g} of the training images that thresholds are made from"
     if words := regime_words(sample):
         found["task"] = f"task {' '.join(words)} (published: one model for each category)"
-    if sample.dataset != cell.dataset:
-        found["dataset"] = f"{dataset_title(sample)} (published: {cell.dataset})"
+    if sample.dataset != printed.datasets[0]:
+        found["dataset"] = f"{dataset_title(sample)} (published: {printed.datasets[0]})"
     if (printed.backbone or "none") != sample.backbone:
         found["backbone"] = f"backbone {sample.backbone} (published: {printed.backbone or 'not stated'})"
     shape = _published_input(cell, sample)

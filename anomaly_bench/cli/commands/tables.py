@@ -18,13 +18,14 @@ from anomaly_bench.cli.overrides import as_choices
 from anomaly_bench.config.settings import FILTER, choices, conf_folder, truth
 from anomaly_bench.errors import UsageError, closest, shown
 from anomaly_bench.metrics.registry import find_metric
-from anomaly_bench.published import TABLES, load_references
+from anomaly_bench.published import TABLES
 from anomaly_bench.records import outlines, results_csv
 from anomaly_bench.records.setups import OWN_INPUTS, setup_name, setups
 from anomaly_bench.tables import query
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.formats.draw import FORMATS, draw
 from anomaly_bench.tables.layout import MARKS, load_layout, make_layout
+from anomaly_bench.tables.papers import table_sides
 
 if TYPE_CHECKING:
     from anomaly_bench.published import Reference
@@ -88,11 +89,11 @@ def print_tables(config: Any) -> None:
     known = [] if set(sources.values()) == {"reported"} else query.read_records(config, outlines.outlines)
     made, missing = [], []
     for layout in layouts:
-        found, cells = query.choose(known, load_references(layout.published) if layout.published else [], config)
+        found, cells = query.choose(known, layout.references() if layout.published else [], config)
         source, mixed = sources[layout.name], truth(config, "allow_mixed")
         metrics = query.name_list(config["cells"])
         made += build_tables(found, layout, metrics, source, references=cells, mixed=mixed, **options)
-        missing += how_to_get(found, cells) if source != "reported" else []
+        missing += how_to_get(layout, found, cells) if source != "reported" else []
     made = titled(of_categories(made, query.name_list(config["only"]["category"])), config)
     color, fit = in_color(config["out"]), str(config["fit"] or "page")
     text = draw(
@@ -197,23 +198,40 @@ def show(text: str, out: Any) -> None:
         raise UsageError(f"out={path}: cannot be written ({error.strerror}); give another file") from error
 
 
-def how_to_get(found: list[Record], cells: list[Reference]) -> list[str]:
+def how_to_get(layout: Layout, found: list[Record], cells: list[Reference]) -> list[str]:
     """For each method of a paper's table without records, the command to run, or that it is unavailable."""
     if not cells:
         return []
     dataset, here = cells[0].dataset, choices("method", [conf_folder()])
     if dataset not in choices("dataset", [conf_folder()]):
         return [f"{dataset}: not among the datasets of anomaly-bench; only published numbers can be shown"]
-    done = {(record.method, record.backbone) for record in found if record.dataset == dataset}
-    setup = _overrides(found[0]) if found else f"protocol={TABLES[cells[0].table].protocol}"
+    columns = dict.fromkeys((cell.printed_name, cell.method, cell.backbone, cell.variant) for cell in cells)
     lines, missing = [], []
-    for name, method, backbone in dict.fromkeys((cell.printed_name, cell.method, cell.backbone) for cell in cells):
+    for name, method, backbone, variant in columns:
+        title, names = f"{name} ({variant})" if variant in layout.variants else name, layout.datasets(variant)
+        done = [record for record in found if record.dataset in names]
         if method not in here:
-            missing.append(name)
-        elif not any(each[0] == method and backbone in ("", each[1]) for each in done):
-            words = [f"method={method}", *_backbone(method, backbone), f"dataset={dataset}", setup, "data_root=..."]
-            lines.append(f"{name}: no records, dashes; anomaly-bench {' '.join(words)} makes them")
+            missing.append(title)
+        elif not any(record.method == method and backbone in ("", record.backbone) for record in done):
+            words = [f"method={method}", *_backbone(method, backbone), *_dataset(names[0], dataset)]
+            words += [_overrides(done[0]) if done else f"protocol={_protocol(layout, method)}", "data_root=..."]
+            lines.append(f"{title}: no records, dashes; anomaly-bench {' '.join(words)} makes them")
     return lines + ([f"not among the methods of anomaly-bench: {', '.join(missing)}"] if missing else [])
+
+
+def _dataset(name: str, paper: str) -> list[str]:
+    """The overrides of a dataset by its name in records: mvtec3d_rgb_xyz is mvtec3d in the modality rgb+xyz."""
+    if not name.startswith(f"{paper}_"):
+        return [f"dataset={name}"]
+    modality = name.removeprefix(f"{paper}_").replace("_", "+")
+    return [f"dataset={paper}", f"dataset.modality={modality}"]
+
+
+def _protocol(layout: Layout, method: str) -> str:
+    """That of the paper's table; if it has no input for a method, that of the method's own paper."""
+    protocol = TABLES[layout.published].protocol
+    sides = table_sides(protocol)
+    return "paper" if sides and method not in sides else protocol
 
 
 def _backbone(method: str, published: str) -> list[str]:
