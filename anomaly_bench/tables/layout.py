@@ -144,8 +144,11 @@ class Layout:
 
     def references(self) -> list[Reference]:
         """The cells of the paper's table, with the methods of `variants`."""
+        methods = {
+            (name, printed): ours for name in self.variants for printed, ours in self.variant(name).methods.items()
+        }
         return [
-            replace(cell, method=self.variant(cell.variant).methods.get(cell.printed_name, cell.method))
+            replace(cell, method=methods.get((cell.variant, cell.printed_name), cell.method))
             for cell in load_references(self.published)
         ]
 
