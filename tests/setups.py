@@ -23,16 +23,38 @@ FAMILIES = (  # one or two of each kind, with which `make test` runs what `make 
     "texture_inspection",
 )
 # Those that detect a defect only after hundreds of steps
-SLOW_LEARNERS = ("ae_ssim", "cavga_ru", "depth_ae", "draem", "ganomaly", "nsa", "vevae", "voxel_ae")
+SLOW_LEARNERS = (
+    "ae_ssim",
+    "cavga_ru",
+    "depth_ae",
+    "depth_gan",
+    "draem",
+    "ganomaly",
+    "nsa",
+    "vevae",
+    "voxel_ae",
+    "voxel_gan",
+)
 PRETRAINED = ("fyd", "panda")  # train a copy of the backbone
 PAIRS = {"lite0": "lite0_lite1", "r18": "r34_r50"}  # for a method that compares two networks
 TRANSFORMER = ("method.grid=4", "method.width=16", "method.heads=2", "method.layers=2", "method.hidden=32")
+SMALL_GAN = (
+    "method.views=2",
+    "method.width=4",
+    "method.latent=8",
+    "method.batch=8",
+    "method.lr=0.002",
+    "method.encoder_lr=0.002",
+    "method.adversarial=0.5",
+)
 SMALLER = {
     "adtr": (*TRANSFORMER, "method.lr=0.003"),
     "adtr_plus": (*TRANSFORMER, "method.lr=0.003"),
     "glance": ("method.side=17", "method.lessons=4", "method.grid=4", "method.batch=8", "method.lr=0.002"),
     "depth_ae": ("method.views=2", "method.latent=8", "method.batch=8", "method.lr=0.003"),
     "voxel_ae": ("method.grid=16", "method.views=2", "method.width=4", "method.latent=8", "method.lr=0.005"),
+    "depth_gan": SMALL_GAN,
+    "voxel_gan": (*SMALL_GAN, "method.grid=16"),
     "depth_vm": ("method.views=2",),
     "voxel_vm": ("method.grid=16", "method.views=2"),
     "pnet": (

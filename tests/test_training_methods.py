@@ -20,7 +20,18 @@ FROZEN = [method for method in TRAINING if NODES[method].get("uses_backbone", Tr
 HOLDING_OUT = [method for method in TRAINING if "held_out" in NODES[method]]
 TWO_NEEDED = ("cutpaste", "fyd", "geom")  # fit distributions to the training images
 # more steps than 5 and those of a batch
-SEVERAL = {"anogan": 7, "cavga_ru": 7, "cflow_ad": 40, "f_anogan": 7, "ganomaly": 7, "ocgan": 8, "pnet": 7, "scadn": 7}
+SEVERAL = {
+    "anogan": 7,
+    "cavga_ru": 7,
+    "cflow_ad": 40,
+    "depth_gan": 7,
+    "f_anogan": 7,
+    "ganomaly": 7,
+    "ocgan": 8,
+    "pnet": 7,
+    "scadn": 7,
+    "voxel_gan": 7,
+}
 
 
 class Killed(Exception):

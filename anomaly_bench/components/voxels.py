@@ -24,6 +24,12 @@ MARGIN = 1.05  # side of the grid over the longest side of the box around all po
 EMPTY = -1.0
 
 
+def check_grid_halves(side: int) -> None:
+    """Raise UsageError unless halving leads from the side of a grid to 4, as networks of voxels do."""
+    if side < 8 or side & (side - 1):
+        raise UsageError(f"method.grid={side}: expected a power of two of at least 8, such as 64")
+
+
 class Voxels(nn.Module):
     """The grid of one category, and its camera: (column, row) = camera @ (x / z, y / z, 1).
 

@@ -6,17 +6,15 @@ Unsupervised Anomaly Detection with Generative Adversarial Networks; Medical Ima
 A generator and a critic of residual blocks are trained first (WGAN-GP), then an encoder that maps images to the
 generator's noise, so that nothing has to be searched for. The score adds the errors of pixels and of critic features.
 
-Networks, initial weights, losses and optimisers follow the authors' code. There, one of twelve encoders was picked by
-hand; here the last one counts. RMSProp starts from a second moment of one, as TensorFlow's; its 1e-10 inside the root
-is 1e-5 outside. Training views and whole images of 64 pixels are ours: the code is for patches of retinal scans. The
-code makes no maps; ours are absolute differences.
+Networks, initial weights, losses and optimisers (`components.gan`) follow the authors' code. There, one of twelve
+encoders was picked by hand; here the last one counts. Training views and whole images of 64 pixels are ours: the code
+is for patches of retinal scans. The code makes no maps; ours are absolute differences.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -24,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.autoencoder import view
-from anomaly_bench.components.gan import frozen
+from anomaly_bench.components.gan import check_phases, errors, optimisers, train_on
 from anomaly_bench.components.small_images import resized
-from anomaly_bench.components.training import Epoch, Loop, output_spread
+from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
@@ -34,9 +32,7 @@ from anomaly_bench.protocol import Scores
 if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
-BETAS = 0.0, 0.9  # of Adam
 STRIDE = 16  # of the networks
-MOMENTUM = 0.01  # of batch norms
 Norm = Callable[[int], nn.Module]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -75,8 +71,7 @@ class FAnoGAN(nn.Module):
     ) -> None:
         if size < 2 * STRIDE or size % STRIDE:
             raise UsageError(f"method.size={size}: expected a multiple of {STRIDE} of at least {2 * STRIDE}")
-        if not 0 < adversarial < 1:
-            raise UsageError(f"method.adversarial={adversarial}: expected a share between 0 and 1, such as 0.24")
+        check_phases(adversarial, judged)
         super().__init__()
         self.epochs, self.lr, self.encoder_lr, self.batch, self.samples = epochs, lr, encoder_lr, batch, samples
         self.size, self.latent, self.width, self.adversarial = size, latent, width, adversarial
@@ -98,51 +93,14 @@ class FAnoGAN(nn.Module):
         Raises:
             ValueError: the loss is not finite.
         """
-        judges, generates = (
-            torch.optim.Adam(network.parameters(), self.lr, BETAS, fused=True)
-            for network in (self.critic, self.generator)
-        )
-        loop = Loop(self, [judges, generates, rms_prop(self.encoder, self.encoder_lr)], normals, self.epochs)
+        loop = Loop(self, optimisers(self), normals, self.epochs)
         for epoch in loop:
             for numbers in epoch.batches(len(normals), self.batch, self.samples, whole=True):
-                images = self.prepared(view(normals.select(numbers), False))
-                step = self.compete if epoch.progress < self.adversarial else self.encode
-                step(images, epoch)
+                train_on(self, self.prepared(view(normals.select(numbers), False)), epoch)
         with torch.no_grad():
             images = self.prepared(normals.select(torch.arange(min(self.batch, len(normals)))))
             loop.spread = output_spread(self.generator(self.encoder(images)), images)
         self.facts = loop.facts
-
-    def compete(self, images: Tensor, epoch: Epoch) -> None:
-        """One step of the critic; before the sixth, the eleventh, and so on, one of the generator."""
-        judges, generates, _ = epoch.loop.optimisers
-        self.generator.train()
-        number = epoch.number * epoch.planned + epoch.drawn
-        if number and number % self.judged == 0:
-            with frozen(self.critic):
-                epoch.step(-self.critic(self.generator(self.noise(images))).mean(), generates, curve=False)
-        with torch.no_grad(), kept_statistics(self.generator):
-            made = self.generator(self.noise(images))
-        epoch.step(self.critic_loss(images, made), judges)
-
-    def critic_loss(self, images: Tensor, made: Tensor) -> Tensor:
-        """() of WGAN-GP: what is made is to be rated low, images high, with gradients of norm 1 in between."""
-        share = torch.rand(len(images), 1, 1, 1).to(images)
-        between = (images + share * (made - images)).requires_grad_()
-        (slopes,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
-        penalty = (slopes.flatten(1).norm(dim=1) - 1).square().mean()
-        loss: Tensor = self.critic(made).mean() - self.critic(images).mean() + self.penalty * penalty
-        return loss
-
-    def encode(self, images: Tensor, epoch: Epoch) -> None:
-        """One step of the encoder; generator and critic stay as they are."""
-        with frozen(self.generator.eval(), self.critic):
-            epoch.step(self.errors(images, self.generator(self.encoder(images))).mean(), epoch.loop.optimisers[2])
-
-    def errors(self, images: Tensor, made: Tensor) -> Tensor:
-        """(B,) mean squared differences of pixels, and, weighted, those of the critic's features."""
-        features: Tensor = self.critic[:-1](images) - self.critic[:-1](made)
-        return (images - made).square().mean(dim=(1, 2, 3)) + self.weight * features.square().mean(dim=1)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -158,11 +116,7 @@ class FAnoGAN(nn.Module):
         shown = self.prepared(images)
         made = self.generator(self.encoder(shown))
         maps = (shown - made).abs().mean(dim=1, keepdim=True)
-        return Scores(self.errors(shown, made), F.interpolate(maps, images.shape[2:], mode="bilinear")[:, 0])
-
-    def noise(self, images: Tensor) -> Tensor:
-        """(B, latent) from the normal distribution, drawn on the CPU, so that all devices train alike."""
-        return torch.randn(len(images), self.latent).to(images)
+        return Scores(errors(self, shown, made), F.interpolate(maps, images.shape[2:], mode="bilinear")[:, 0])
 
     def prepared(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, C, size, size) in [-1, 1]."""
@@ -223,27 +177,8 @@ def started(layer: Layer, gain: float = 1.0) -> Layer:
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=MOMENTUM)
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def layer_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels)  # over all values of an image
-
-
-def rms_prop(network: nn.Module, lr: float) -> torch.optim.RMSprop:
-    """RMSProp as TensorFlow starts it."""
-    optimiser = torch.optim.RMSprop(network.parameters(), lr, alpha=0.9, eps=1e-5)
-    for weight in network.parameters():
-        optimiser.state[weight] = {"step": torch.zeros(()), "square_avg": torch.ones_like(weight)}
-    return optimiser
-
-
-@contextlib.contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norms that leave their running statistics as they are."""
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 0.0
-    yield
-    for norm in norms:
-        norm.momentum = MOMENTUM

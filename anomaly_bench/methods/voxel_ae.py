@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from anomaly_bench.components.scans import Views, check_planes
 from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
-from anomaly_bench.components.voxels import EMPTY, Voxels
-from anomaly_bench.errors import UsageError
+from anomaly_bench.components.voxels import EMPTY, Voxels, check_grid_halves
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ class VoxelAE(nn.Module):
         latent: int = 256,
         views: int = 20,
     ) -> None:
-        if grid < 8 or grid & (grid - 1):
-            raise UsageError(f"method.grid={grid}: expected a power of two of at least 8, such as 64")
+        check_grid_halves(grid)
         super().__init__()
         self.epochs, self.lr, self.batch, self.grid = epochs, lr, batch, grid
         self.width, self.latent, self.views = width, latent, views
