@@ -43,8 +43,8 @@ SMALL_GAN = (
     "method.width=4",
     "method.latent=8",
     "method.batch=8",
-    "method.lr=0.002",
-    "method.encoder_lr=0.002",
+    "method.lr=0.001",
+    "method.encoder_lr=0.001",
     "method.adversarial=0.5",
 )
 SMALLER = {

@@ -217,8 +217,8 @@ def kept_statistics(network: nn.Module) -> Iterator[None]:
 def wgan(axes: int, channels: int, side: int, width: int, latent: int) -> tuple[nn.Sequential, ...]:
     """Generator, critic and encoder of images (B, channels, side, side), or with three sides, which all lead to 4.
 
-    The generator's values have any range. The critic starts as a constant; its last layer needs no bias, which would
-    cancel out of all losses.
+    As in f-AnoGAN, generator and encoder have batch norms, and the critic layer norms. The generator's values have any
+    range. The critic starts as a constant; its last layer needs no bias, which would cancel out of all losses.
 
     Args:
         axes: 2 or 3 sides.
@@ -236,12 +236,13 @@ def wgan(axes: int, channels: int, side: int, width: int, latent: int) -> tuple[
     for inputs, outputs in pairwise([narrowing[-1], *reversed(growing)]):
         made += [nn.Upsample(scale_factor=2), conv(inputs, outputs, 3, padding=1, bias=False), norm(outputs), nn.ReLU()]
     generator = nn.Sequential(*made, conv(width, channels, 3, padding=1))
-    trunks: list[list[nn.Module]] = [[], []]
-    for trunk in trunks:
-        for inputs, outputs in pairwise([channels, *narrowing]):
-            trunk += [conv(inputs, outputs, 4, 2, padding=1), nn.LeakyReLU(SLOPE)]
-    critic = nn.Sequential(*trunks[0], nn.Flatten(), nn.Linear(features, 1, bias=False))
-    encoder = nn.Sequential(*trunks[1], nn.Flatten(), nn.Linear(features, latent), nn.Tanh())
+    judging: list[nn.Module] = []
+    encoding: list[nn.Module] = []
+    for inputs, outputs in pairwise([channels, *narrowing]):
+        for layers, normed in ((judging, nn.GroupNorm(1, outputs)), (encoding, norm(outputs))):
+            layers += [conv(inputs, outputs, 4, 2, padding=1, bias=False), normed, nn.LeakyReLU(SLOPE)]
+    critic = nn.Sequential(*judging, nn.Flatten(), nn.Linear(features, 1, bias=False))
+    encoder = nn.Sequential(*encoding, nn.Flatten(), nn.Linear(features, latent), nn.Tanh())
     for layer in (*generator, *critic, *encoder):
         if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
             nn.init.kaiming_normal_(layer.weight, 1.0 if isinstance(layer, nn.Linear) else SLOPE)

@@ -13,7 +13,7 @@ from anomaly_bench.testing.setup import scans
 
 
 @pytest.mark.parametrize(
-    ("channels", "counts"), [(1, [3_224_353, 3_843_808, 4_884_320]), (4, [3_225_220, 3_845_344, 4_885_856])]
+    ("channels", "counts"), [(1, [3_224_353, 3_845_056, 4_885_568]), (4, [3_225_220, 3_846_592, 4_887_104])]
 )
 def test_parameters_of_the_networks(channels, counts):
     with torch.device("meta"):
@@ -65,12 +65,13 @@ def test_the_networks_learn():
     """Depths are restored better than by the untrained networks, and unlike scans unlike."""
     normals = TrainingSet("scans", scans("depth", 12))
     images = torch.from_numpy(scans("depth", 12)).permute(0, 3, 1, 2)
-    method = setup("depth_gan").new(epochs=100)
+    settings = {"epochs": 40, "lr": 0.001, "encoder_lr": 0.001, "judged": 2, "adversarial": 0.6, "width": 8}
+    method = setup("depth_gan").new(**settings)
     torch.manual_seed(0)
     method.build([(1, 64, 64)])
     method.largest.copy_(images.max())
     before = method.eval().score(images).map.mean()
     torch.manual_seed(0)
     method.fit(normals)
-    assert method.score(images).map.mean() < 0.7 * before
+    assert method.score(images).map.mean() < 0.5 * before
     assert method.facts["training"]["spread"] > 0.01
