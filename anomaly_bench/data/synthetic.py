@@ -25,6 +25,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from anomaly_bench.cache import cache_root
+from anomaly_bench.cache import LOCKS, cache_root
+from anomaly_bench.data.dataset import Task
 from anomaly_bench.data.mvtec import MVTecDataset
 from anomaly_bench.errors import UsageError
 
@@ -56,28 +59,27 @@ Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float64)
 VISIBLE = 0.03  # a smaller change of a pixel in [0, 1] is left out of image and mask
 
 
-def generate(root: Path) -> None:
-    """Write <category>/train/good, test/<good or defect> and ground_truth/<defect> below `root`, as PNG files."""
+def generate(category: str, root: Path) -> None:
+    """Write a category's train/good, test/<good or defect> and ground_truth/<defect> below `root`, as PNG files."""
     with ThreadPoolExecutor(4) as pool:  # NumPy and Pillow release the GIL
-        for written in [pool.submit(_write, root, *image) for image in _images()]:
+        for written in [pool.submit(_write, root, category, *image) for image in _images(category)]:
             written.result()
 
 
-def _images() -> Iterator[tuple[str, str, str, int, int]]:
-    """Category, split, defect, number in the folder and number in the split of every image."""
-    for category, defects in DEFECTS.items():
-        yield from ((category, "train", "good", number, number) for number in range(TRAIN))
-        yield from ((category, "test", "good", number, number) for number in range(NORMAL))
-        for place, defect in enumerate(defects):
-            first = NORMAL + place * EACH
-            yield from ((category, "test", defect, number, first + number) for number in range(EACH))
+def _images(category: str) -> Iterator[tuple[str, str, int, int]]:
+    """Split, defect, number in the folder and number in the split of every image."""
+    yield from (("train", "good", number, number) for number in range(TRAIN))
+    yield from (("test", "good", number, number) for number in range(NORMAL))
+    for place, defect in enumerate(DEFECTS[category]):
+        first = NORMAL + place * EACH
+        yield from (("test", defect, number, first + number) for number in range(EACH))
 
 
 def _write(root: Path, category: str, split: str, defect: str, number: int, index: int) -> None:
     image, mask = render(category, split, index, defect)
-    _save(image, root / category / split / defect / f"{number:03d}.png")
+    _save(image, root / split / defect / f"{number:03d}.png")
     if defect != "good":
-        _save(mask.astype(np.uint8) * 255, root / category / "ground_truth" / defect / f"{number:03d}_mask.png")
+        _save(mask.astype(np.uint8) * 255, root / "ground_truth" / defect / f"{number:03d}_mask.png")
 
 
 def _save(pixels: Pixels, path: Path) -> None:
@@ -297,27 +299,39 @@ def _biscuit(rng: Generator, flaw: Generator, defect: str, strength: float) -> _
     return _blend(plate, dough, solid) + relief
 
 
-def synthetic(name: str, title: str, data_root: str | None) -> MVTecDataset:
-    """The dataset of the generated images, generated into the cache if missing or incomplete.
+@dataclass(frozen=True)
+class SyntheticDataset(MVTecDataset):
+    """The generated images: a category is generated into the cache, if missing or incomplete, when it is read."""
+
+    @property
+    def available(self) -> list[str]:
+        return list(self.categories)
+
+    def task(self, category: str) -> Task:
+        files = TRAIN + NORMAL + 2 * EACH * len(DEFECTS[category])  # images and masks
+        generated(self.folder(category), files, partial(generate, category))
+        return super().task(category)
+
+
+def synthetic(name: str, title: str, data_root: str | None) -> SyntheticDataset:
+    """The dataset of the generated images.
 
     Raises:
         UsageError: a data_root is given.
     """
     if data_root is not None:
         raise UsageError("data_root has no effect on dataset=synthetic: its images are generated; leave it out")
-    files = len(CATEGORIES) * (TRAIN + NORMAL) + 2 * EACH * sum(map(len, DEFECTS.values()))  # images and masks
-    root = generated(f"synthetic-{IMAGES_REVISION}", files, generate)
-    return MVTecDataset(name, title, root, dict(CATEGORIES))
+    return SyntheticDataset(name, title, cache_root() / f"synthetic-{IMAGES_REVISION}", dict(CATEGORIES))
 
 
-def generated(name: str, files: int, write: Callable[[Path], None]) -> Path:
-    """The folder of this name in the cache, made anew by `write` unless it holds that many files."""
-    root = cache_root() / name
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_suffix(".lock")):
+def generated(root: Path, files: int, write: Callable[[Path], None]) -> None:
+    """Have `write` make this folder in the cache anew unless it holds that many files."""
+    locks = cache_root() / LOCKS
+    for parent in (root.parent, locks):
+        parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{root.parent.name}-{root.name}.lock"):
         if sum(path.is_file() for path in root.rglob("*.*")) != files:
             shutil.rmtree(root, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=root.parent, prefix=".tmp-") as folder:
                 write(Path(folder, "tree"))
                 os.replace(Path(folder, "tree"), root)
-    return root

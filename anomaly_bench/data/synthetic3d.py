@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from anomaly_bench.cache import cache_root
 from anomaly_bench.data.categories import require_choice
 from anomaly_bench.data.mvtec3d import GOOD, MODALITIES, Scans
 from anomaly_bench.data.synthetic import generated
@@ -149,7 +150,8 @@ def synthetic3d(name: str, title: str, modality: str, data_root: str | None) -> 
         raise UsageError("data_root has no effect on dataset=synthetic3d: its scans are generated; leave it out")
     require_choice("modality", modality, MODALITIES)
     files = len(CATEGORIES) * sum(count * (3 if "test" in folder else 2) for folder, count in COUNTS.items())
-    root = generated(f"synthetic3d-{SCANS_REVISION}", files, generate)
+    root = cache_root() / f"synthetic3d-{SCANS_REVISION}"
+    generated(root, files, generate)
     if modality != "rgb+depth+xyz":
         name, title = f"{name}_{modality.replace('+', '_')}", f"{title} ({modality})"
     return Scans(name, title, root, dict.fromkeys(CATEGORIES), MODALITIES[modality])

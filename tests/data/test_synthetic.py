@@ -17,7 +17,8 @@ PAIRS = [(category, defect) for category, defects in synthetic.DEFECTS.items() f
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("synthetic")
-    synthetic.generate(path)
+    for category in synthetic.CATEGORIES:
+        synthetic.generate(category, path / category)
     return path
 
 
@@ -106,3 +107,13 @@ def test_images_match_the_revision(category: str, mean: float) -> None:
     image, mask = synthetic.render(category, "test", 21, synthetic.DEFECTS[category][0])
     assert synthetic.IMAGES_REVISION == 2
     assert image[mask].mean() == pytest.approx(mean, abs=0.02)
+
+
+def test_only_the_category_that_is_read_is_generated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ANOMALY_BENCH_CACHE", str(tmp_path))
+    dataset = synthetic.synthetic("synthetic", "Synthetic", None)
+    assert dataset.available == list(synthetic.CATEGORIES)
+    assert len(dataset.task("gear").fit) == synthetic.TRAIN
+    assert names(dataset.root) == ["gear"]
+    (dataset.root / "gear/train/good/003.png").unlink()
+    assert len(dataset.task("gear").fit) == synthetic.TRAIN, "an incomplete category is made anew"
