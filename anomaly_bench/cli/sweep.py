@@ -41,7 +41,7 @@ class SweepJob:
         title: the overrides in which it differs from the others.
         names: of method and backbone.
         runner: None if the configuration cannot run; `error` says why.
-        blocked: what would run but for its weights.
+        blocked: what would run but for its weights, or with images of other planes.
         states: task -> state.
     """
 
@@ -127,10 +127,11 @@ class Jobs:
                 if key in known:
                     continue
                 known.add(key)
+                job.look()
             except (UsageError, DataError, OSError) as error:
+                job.runner, job.blocked = None, job.runner or job.blocked
                 why = one_line(str(error)) if isinstance(error, UsageError) else reason(error)
                 job.error = why.removeprefix(f"{job.title}: ")  # most errors start with the wrong override
-            job.look()
             yield job
 
     def compose(self, overrides: Sequence[str]) -> Mapping[str, Any]:

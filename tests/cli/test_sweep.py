@@ -236,6 +236,19 @@ def test_invalid_configuration_fails_alone(sweep, command):
     assert row(err, "padim", "lite0") == ["1", "0", "1", "0"]
 
 
+def test_a_method_that_reads_other_planes_fails_alone(sweep, command):
+    words, _ = sweep
+    plain = [word for word in words if not word.startswith("method.")]
+    status, _, err = command("-m", *plain, "method=variation_model,voxel_vm", "category=cog")
+    assert status == 1
+    assert row(err, "variation_model", "none") == ["1", "0", "0", "0"]
+    assert row(err, "voxel_vm", "none") == ["0", "0", "1", "0"]
+    assert "failed: method=voxel_vm: method=voxel_vm reads the planes rgb, xyz; the images of cog have" in err
+    status, out, _ = command("status", *plain, "method=variation_model,voxel_vm", "category=cog")
+    assert status == 1
+    assert "voxel_vm reads the planes" in out
+
+
 def test_equivalent_jobs_run_once(sweep, command):
     words, results = sweep
     words = [word for word in words if not word.startswith("method.")]
