@@ -209,7 +209,7 @@ def pool_windows_(mean: Tensor, scatter: Tensor, count: int, grid: tuple[int, in
     samples = count * box_sum(before.new_ones(len(before), 1), grid, window)  # (h * w, 1)
     pooled = count * box_sum(before, grid, window) / samples
     dimensions = mean.shape[1]
-    for rows in torch.split(torch.arange(dimensions), max(1, 10_000 // dimensions)):
+    for rows in torch.split(torch.arange(dimensions), max(1, 1000 // dimensions)):  # a few at a time, for memory
         about_origin = scatter[:, rows].to(device, torch.float64) + count * before[:, rows, None] * before[:, None]
         sums = box_sum(about_origin.flatten(1), grid, window).view_as(about_origin)
         sums -= samples[..., None] * pooled[:, rows, None] * pooled[:, None]
