@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
 from anomaly_bench.config.compose import compose
 from anomaly_bench.data import synthetic3d
 from anomaly_bench.data.dataset import open_dataset
 from anomaly_bench.errors import UsageError
+from anomaly_bench.records import load_all
 from anomaly_bench.runs.job import read_planes
 from anomaly_bench.testing.dataset_checks import DATASET_CHECKS
 
@@ -83,3 +86,39 @@ def test_unknown_modality_and_data_root_are_refused(small):
         small(modality="xy")
     with pytest.raises(UsageError, match="data_root has no effect"):
         synthetic3d.synthetic3d("a", "A", "xyz", "somewhere")
+
+
+def test_pro_of_made_scans_by_brute_force(small, command, tmp_path):
+    """From the stored maps and the masks of the scans: every score a threshold, every region by its own pixels."""
+    task = small().task("bun")
+    words = ["dataset=synthetic3d", "category=bun", "method=voxel_vm", "method.grid=16", "method.views=2"]
+    words += ["input.resize=128", f"results={tmp_path / 'results'}", "threads=1"]  # as large as the scans
+    status, _, err = command(*words, "speed=false", "gallery=0", "save_maps=true")
+    assert status == 0, err
+    (record,) = load_all(tmp_path / "results")[0]
+    maps = np.load(tmp_path / "results" / record.path.with_suffix("") / "maps.npy")
+    truth = [[mask.path for mask in scan.masks] for scan in task.tests["test"]]
+    masks = np.zeros(maps.shape, np.bool_)
+    for place, paths in enumerate(truth):
+        for path in paths:
+            masks[place] |= np.asarray(Image.open(path)) > 0
+    assert masks.any(axis=(1, 2)).sum() == 4
+    regions = [inside for mask, scores in zip(masks, maps, strict=True) for inside in regions_of(mask, scores)]
+    normal = maps[~masks]
+    rate = overlap = expected = 0.0
+    for threshold in np.unique(maps)[::-1]:
+        before, known = rate, overlap
+        rate = float((normal >= threshold).mean())
+        overlap = float(np.mean([(region >= threshold).mean() for region in regions]))
+        if rate > 0.3:  # the last step is cut at the limit
+            rate, overlap = 0.3, known + (overlap - known) * (0.3 - before) / (rate - before)
+        expected += (rate - before) * (overlap + known) / 2 / 0.3
+        if rate == 0.3:
+            break
+    assert record.metrics["pro"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def regions_of(mask, scores):
+    """The scores in each 8-connected region of a mask."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    return [scores[labels == number] for number in range(1, count + 1)]
