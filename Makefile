@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar bench peer parity gpu gpu-bundle clean
+.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar scans all-methods bench peer parity gpu gpu-bundle clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -139,6 +139,18 @@ cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CI
 	$(CLASSES) budget=short method=vae method.image_score=elbo
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
 	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
+
+SCANS := $(BIN)/anomaly-bench -m dataset=synthetic3d category=bun seed=0 gallery=0 speed=false
+scans: .venv/dev  ## the committed records of methods of 3D data, on generated scans with and without colours
+	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=voxel_vm,depth_vm
+	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae,depth_gan,voxel_ae,voxel_gan budget=short
+	$(BIN)/python benchmarks/update_readme.py
+
+ALL := $(BIN)/anomaly-bench -m results=build/all-methods budget=smoke speed=false gallery=1
+all-methods: .venv/installed  ## every method with its smallest budget on one generated category: a table and a report
+	-$(ALL) dataset=synthetic category=gear 'method=glob(*)'
+	$(ALL) dataset=synthetic3d category=bun 'method=glob([voxel_*,depth_*])'
+	$(BIN)/anomaly-bench report results=build/all-methods out=build/all-methods/report.html
 
 structure: .venv/dev  ## measure the package's structure against its targets
 	$(BIN)/python benchmarks/structure.py
