@@ -67,9 +67,10 @@ class Method(Protocol):
     Its parameters count as extra parameters, its persistent buffers as stored statistics; its state dict is saved. The
     backbone is passed to the constructor and is not a submodule. An optional attribute `facts` (a dict) is stored in
     the record's `cost`, and its key "training", made by `components.training.Loop`, in `training`. An optional
-    `resolved` replaces constructor arguments in a saved model. If its YAML has the key `oracle`, the method also has
-    `oracle(images)`: with oracle=true it receives all batches of a test set before scoring, to choose on them what its
-    paper chose on the test set.
+    `resolved` replaces constructor arguments in a saved model. An optional `fit_bytes(images)` says, after `build`, how
+    many bytes fitting on so many images takes beside the statistics, such as for a memory bank. If its YAML has the key
+    `oracle`, the method also has `oracle(images)`: with oracle=true it receives all batches of a test set before
+    scoring, to choose on them what its paper chose on the test set.
     """
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:

@@ -130,12 +130,17 @@ class PatchCore(nn.Module):
                 f"a ratio of {least / rows:.2g}"
             )
         memory.require(
-            (rows + count) * 4 * dimensions + rows * (4 * (self.projection or 0) + 16),
+            self.fit_bytes(len(normals)),
             self.bank.device,
             f"{normals.name}: the embedding of {rows} patches x {dimensions}, with a bank of {count},",
             "use a smaller input.resize or input.crop, deeper method.levels, or fewer training images",
         )
         return self.bank.new_empty(rows, dimensions), count
+
+    def fit_bytes(self, images: int) -> int:
+        """What `fit` takes for the embedding of this many images, its projection and the bank."""
+        rows, dimensions = images * self.grid[0] * self.grid[1], self.bank.shape[1]
+        return (rows + int(self.ratio * rows)) * 4 * dimensions + rows * (4 * (self.projection or 0) + 16)
 
     def score(self, images: Tensor) -> Scores:
         """Squared distances to the bank, upsampled and blurred; the image score is the largest before that.

@@ -145,6 +145,8 @@ class Evaluator:
         host = {"images": min(job.image_bytes, mapped.LARGE), "maps and metrics": scored, "libraries": LIBRARY_BYTES}
         host |= {"saved model": stored} if settings.save_model else {}
         device = {"statistics": stored, "a batch": image * batch}
+        if hasattr(method := self.built(job.task.channels), "fit_bytes"):
+            device["fitting"] = method.fit_bytes(len(job.task.fit))
         if self.device.type != "cpu":
             return [(self.device, device), (None, host)]
         whole = device | host
@@ -153,17 +155,20 @@ class Evaluator:
 
     @functools.cache  # noqa: B019 (an evaluator lives as long as its run)
     def footprint(self, channels: int) -> tuple[int, int]:
-        """Bytes of a fitted method's statistics and parameters, and of one image's pass through the backbone.
+        """Bytes of a fitted method's statistics and parameters, and of one image's pass through the backbone."""
+        size, image = sizes(self.built(channels)), self.shapes(channels)[1]
+        # each parameter has its value, its gradient, and two moments of the optimiser
+        stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
+        return stored, image + 2 * 4 * channels * self.settings.size[0] * self.settings.size[1]
 
-        A parameter counts four times: its value, its gradient, and two moments of the optimiser.
-        """
-        shapes, image = self.shapes(channels)
+    @functools.cache  # noqa: B019 (see `footprint`)
+    def built(self, channels: int) -> Any:
+        """The method without values."""
+        shapes, _ = self.shapes(channels)
         with torch.device("meta"):
             method = self.new_method()
             method.build(shapes)
-        size = sizes(method)
-        stored = round(1e6 * (4 * size["extra_mb"] + size["stored_mb"]))
-        return stored, image + 2 * 4 * channels * self.settings.size[0] * self.settings.size[1]
+        return method
 
     @functools.cache  # noqa: B019 (see `footprint`)
     def shapes(self, channels: int) -> tuple[list[tuple[int, int, int]], int]:

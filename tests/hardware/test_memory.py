@@ -164,7 +164,7 @@ def evaluator(*words: str) -> Evaluator:
     [
         (["method.dimensions=20"], 16 * 16 * (20 * 20 + 20) * 4 + 20 * 8),
         (["method=mahalanobis_ad", "method.levels=[1,2]"], (24 * 24 + 24 + 40 * 40 + 40) * 4),
-        (["method=patchcore"], 0),  # a memory bank reserves its own memory
+        (["method=patchcore"], 0),  # a memory bank is none before the fit
     ],
 )
 def test_statistics_are_known_before_the_fit(words, stored):
@@ -192,3 +192,13 @@ def test_memory_parts_of_a_job_are_named(tmp_path, monkeypatch):
         rf"needs {needed / 1e6:.0f} MB of memory, 10 MB are free: use a smaller",
     ):
         made.require_memory(job)
+
+
+def test_a_memory_bank_counts(tmp_path):
+    make_category(tmp_path / "data" / "cog", train=4, good=2, defects=1, side=32)
+    made = evaluator("method=patchcore", "method.ratio=0.5", "input.resize=64", f"data_root={tmp_path / 'data'}")
+    dataset = open_dataset(made.config["dataset"], made.settings.data_root)
+    job = make_job(made.config, made.settings, dataset, build.find_weights(made.config), "cog")
+    ((_, parts),) = made.needs(job)
+    patches = 4 * 8 * 8
+    assert parts["fitting"] == (patches + patches // 2) * 1024 * 4 + patches * (128 * 4 + 16)
