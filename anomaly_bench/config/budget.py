@@ -15,7 +15,7 @@ LENGTHS = ("epochs", "steps")  # what a published schedule is stated in
 def with_budget(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the steps that `budget` allows as `method.train_steps`.
 
-    Where the schedule has a batch for the budget (`short_batch`), that replaces the published one.
+    Where the schedule has another key for the budget (`short_batch`, `smoke_moves`), that replaces the published one.
     Unchanged with budget=paper, for a method that does not train, and where `method.epochs` is not the published one:
     that overrides the budget.
 
@@ -38,6 +38,6 @@ def with_budget(config: Mapping[str, Any]) -> dict[str, Any]:
             f"`{budget}: STEPS` to the YAML, or give budget=STEPS"
         )
     changed = {"train_steps": budget if number else schedule[budget]}
-    if f"{budget}_batch" in schedule and method["batch"] == schedule["batch"]:
-        changed["batch"] = schedule[f"{budget}_batch"]
+    cut = {key: schedule.get(f"{budget}_{key}") for key in schedule if method.get(key) == schedule[key]}
+    changed |= {key: value for key, value in cut.items() if value is not None}
     return {**config, "method": {**method, **changed}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anomaly_bench.config.budget import with_budget
+from anomaly_bench.config.budget import REDUCED, with_budget
 from anomaly_bench.config.compose import compose
 from anomaly_bench.config.settings import choices, conf_folder
 from anomaly_bench.console import Reporter
@@ -27,6 +27,11 @@ def test_a_schedule_is_what_the_method_does_by_default(method):
     schedule, node = SCHEDULES[method], compose("config", [f"method={method}"])["method"]
     for key in schedule.keys() & {"epochs", "steps", "batch", "samples"}:
         assert schedule[key] == node.get(key, schedule[key]), key
+    for key in schedule:
+        budget, _, changed = key.partition("_")
+        if changed:
+            assert budget in REDUCED
+            assert schedule[changed] == node[changed], f"what {key} replaces"
     assert schedule["source"]
     assert 0 < schedule["smoke"] < schedule["short"]
 
@@ -47,6 +52,12 @@ def test_a_short_budget_may_have_a_smaller_batch():
     assert (method("budget=short")["train_steps"], method("budget=short")["batch"]) == (schedule["short"], 8)
     assert method("budget=short", "method.batch=16")["batch"] == 16, "what the user says"
     assert method("budget=paper")["batch"] == method("budget=smoke")["batch"] == schedule["batch"]
+
+
+def test_a_search_may_be_shorter_as_well():
+    node = with_budget(compose("config", ["method=anogan", "budget=smoke"]))["method"]
+    assert (node["train_steps"], node["moves"]) == (3, 3)
+    assert with_budget(compose("config", ["method=anogan", "budget=short"]))["method"]["moves"] == 300
 
 
 def test_epochs_override_the_budget():
