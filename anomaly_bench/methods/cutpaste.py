@@ -181,11 +181,11 @@ class CutPaste(nn.Module):
         """(B, 3, H, W) -> (B, h, w, D) of patches every `stride` pixels."""
         assert self.patches is not None
         axes = [torch.tensor(starts(side, self.patch, stride)) for side in images.shape[2:]]
-        places = torch.cartesian_prod(torch.arange(len(images)), *axes).to(images.device)
+        places = torch.cartesian_prod(torch.arange(images.shape[0]), *axes).to(images.device)
         chunks = torch.split(places, SCORED)
         parts = [cut_patches(images, part[:, 0], part[:, 1], part[:, 2], self.patch) for part in chunks]
         embedded = torch.cat([self.patches.embed(self.patches.features(part)) for part in parts])
-        return embedded.view(len(images), len(axes[0]), len(axes[1]), -1)
+        return embedded.view(images.shape[0], len(axes[0]), len(axes[1]), -1)
 
 
 class Classifier(nn.Module):

@@ -138,14 +138,14 @@ class DFR(nn.Module):
         targets = rows(regions)
         squares = (self.network(targets) - targets).square()
         errors = squares.sum(dim=1).sqrt() if self.preset.root else squares.mean(dim=1)
-        maps = enlarge(errors.view(len(images), *regions.shape[2:]), images.shape[2:], self.preset.corners)
+        maps = enlarge(errors.view(images.shape[0], *regions.shape[2:]), images.shape[2:], self.preset.corners)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def regions(self, images: Tensor, preset: Preset) -> list[Tensor]:
         """(B, C, H / 4, W / 4), channels last, of all levels together; in a list, as a backbone's."""
         height, width = (side // REGION for side in images.shape[2:])
         levels, start = self.backbone(images), 0
-        whole = images.new_empty(len(images), height, width, sum(level.shape[1] for level in levels))
+        whole = images.new_empty(images.shape[0], height, width, sum(level.shape[1] for level in levels))
         for level in levels:
             down = to_regions(level.shape[2], height, preset).to(level)
             across = to_regions(level.shape[3], width, preset).to(level)

@@ -219,7 +219,7 @@ class Glance(nn.Module):
         terms = (terms - self.term_mean) / self.term_std
         scores = self.weight * terms[..., 0] + (1 - self.weight) * terms[..., 1]
         down, across = (between(side, tuple(starts(side, self.side, self.grid)), self.side).to(images) for side in size)
-        maps = down @ scores.view(len(images), down.shape[1], across.shape[1]) @ across.T
+        maps = down @ scores.view(images.shape[0], down.shape[1], across.shape[1]) @ across.T
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def chunks(self, image: Tensor, grid: Tensor) -> Iterator[Tensor]:
@@ -310,7 +310,7 @@ def normalised(images: Tensor) -> Tensor:
 def cut(images: Tensor, corners: Tensor, side: int) -> Tensor:
     """The patches (B * n, C, side, side) of images (B, C, H, W) at corners (B, n, 2), image by image."""
     count = corners.shape[1]
-    numbers = torch.arange(len(images)).repeat_interleave(count).to(images.device)
+    numbers = torch.arange(images.shape[0]).repeat_interleave(count).to(images.device)
     tops, lefts = corners.flatten(0, 1).to(images.device).unbind(dim=1)
     return cut_patches(images, numbers, tops, lefts, side)
 

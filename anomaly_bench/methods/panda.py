@@ -186,7 +186,7 @@ class PANDA(nn.Module):
         check_fitted(self)
         level, pooled = self(self.backbone(images)[0])
         distances = nearest(pooled, self.bank, min(self.neighbours, len(self.bank))).distances
-        found = nearest(patch_rows(level), self.patches).distances.view(len(images), *level.shape[2:])
+        found = nearest(patch_rows(level), self.patches).distances.view(images.shape[0], *level.shape[2:])
         return Scores(distances.sum(dim=1), upsampling.smooth_upsample(found, images.shape[2:], self.sigma))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

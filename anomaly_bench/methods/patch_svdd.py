@@ -198,7 +198,9 @@ class Encoder(nn.Module):
 
     def large(self, patches: Tensor) -> Tensor:
         """(B, C, 64, 64) -> (B, D)."""
-        return self.joined(self.small(quadrants(patches)).view(len(patches), 2, 2, -1).permute(0, 3, 1, 2)).flatten(1)
+        return self.joined(self.small(quadrants(patches)).view(patches.shape[0], 2, 2, -1).permute(0, 3, 1, 2)).flatten(
+            1
+        )
 
     def joined(self, codes: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
         """(B, D, h, w) codes of small patches -> those of large ones."""

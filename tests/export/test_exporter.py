@@ -167,7 +167,7 @@ def test_nearest_neighbours_in_a_graph():
         assert torch.equal(found.indices[:, 0], expected.indices[:, 0])
 
 
-@pytest.mark.parametrize("method", ["patchcore", "stfpm", "cflow_ad", "kde"])
+@pytest.mark.parametrize("method", ["patchcore", "stfpm", "cflow_ad", "dfr", "panda", "kde"])
 def test_methods_whose_search_loop_or_network_needs_a_path_of_its_own(method):
     setup = Setup(method, overrides=("backbone.weights=random",))
     graph = Graph(setup.one, ABOUT, None)
