@@ -28,7 +28,7 @@ endef
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
-DEMO := $(BIN)/anomaly-bench -m results=demo method=padim,patchcore batch_size=8
+DEMO := $(BIN)/anomaly-bench -m results=demo method=padim,patchcore batch_size=1
 demo: .venv/installed  ## two methods compared on generated images: tables on the screen, a report with pictures in demo/
 	@echo "1 of 3: PaDiM and PatchCore on generated images of a texture"
 	$(DEMO) category=weave speed=false > /dev/null

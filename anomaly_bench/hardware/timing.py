@@ -1,10 +1,11 @@
 """The only module that reads a clock.
 
-Protocol: warm-up, then calls one after the other, each followed by a synchronisation, until 10 seconds or 300
-calls have passed, with at least 5 calls. A call includes copying images to the device, normalisation, backbone, map
-computation, and copying scores and maps to the host, but not decoding. Batch 1 gives latency, batch N throughput. Calls
-of the backbone alone, cut at the same level, alternate with those of the whole method, so both see the same noise. No
-other job computes on the machine meanwhile (`sharing.exclusive`), or the entry says "alone": false.
+Protocol: warm-up, then calls one after the other, each followed by a synchronisation, until 10 seconds or 300 calls
+have passed, with at least 5 calls. A call includes copying images to the device, normalisation, backbone, map
+computation, and copying scores and maps to the host, but not decoding. Batch 1 gives latency, batch N throughput, from
+the same calls where N is 1. Calls of the backbone alone, cut at the same level, alternate with those of the whole
+method, so both see the same noise. No other job computes on the machine meanwhile (`sharing.exclusive`), or the entry
+says "alone": false.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def measure(
         timed: key prefix -> what is timed; "" is a fitted method, which copies its scores to the host, and "backbone_"
             its network, if any.
         images: (N, 3, H, W) on the host; N is the batch size for throughput.
-        seconds: for timing latency, and again for throughput.
+        seconds: for timing latency, and again for throughput in batches of several images.
         advance: told of each further percent.
 
     Returns:
@@ -126,7 +127,11 @@ def measure(
         return {prefix: functools.partial(call, each) for prefix, each in timed.items()}
 
     one = in_turn(calls(images[:1]), device, seconds, advance)
-    many = in_turn(calls(images), device, seconds, advance)
+    if len(images) > 1:
+        many = in_turn(calls(images), device, seconds, advance)
+    else:
+        many = one
+        advance(50)
     entry: dict[str, Any] = {"threads": torch.get_num_threads(), "batch_size": len(images)}
     for prefix in timed:
         entry |= {f"{prefix}{title}": percentile(one[prefix], p) for title, p in PERCENTILES.items()}

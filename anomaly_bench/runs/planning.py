@@ -100,7 +100,8 @@ class Planner:
             return None
         scored = [record.cost["score_s"] / record.counts["test"] for record in like]
         tested = sum(map(len, job.task.tests.values())) + len(job.task.validation)
-        timed = 2 * timing.SECONDS if runner.settings.speed else 0
+        passes = min(2, runner.settings.batch_size)  # latency, and throughput in batches of several images
+        timed = passes * timing.SECONDS if runner.settings.speed else 0
         fit = steps if steps is not None else len(job.task.fit) * method.get("epochs", 1)
         work = statistics.median(fitted) * fit + statistics.median(scored) * tested
         return float(work + timed)

@@ -72,6 +72,15 @@ def test_speed_entry(monkeypatch):
     assert "backbone_fps" not in timing.measure({"": len}, torch.zeros(2, 3, 4, 4), CPU, seconds=0)
 
 
+def test_throughput_of_single_images_is_not_timed_again(monkeypatch):
+    calls, said = [], []
+    monkeypatch.setattr(timing, "milliseconds", lambda call, device: calls.append(call()) or 20.0)
+    entry = timing.measure({"": len}, torch.zeros(1, 3, 4, 4), CPU, seconds=0, advance=said.append)
+    assert len(calls) == timing.LEAST_CALLS
+    assert (entry["latency_ms"], entry["fps"], entry["batch_size"]) == (20, pytest.approx(50), 1)
+    assert sum(said) == 100
+
+
 def test_peak_memory_is_reset():
     timing.reset_peaks(CPU)
     first = timing.peak_ram_mb()
