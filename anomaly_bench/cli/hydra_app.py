@@ -132,8 +132,8 @@ def one_composition(arguments: Sequence[str]) -> Iterator[None]:
 
     look_up = Hydra.get_mode
     if not any("hydra.mode" in argument for argument in arguments):
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign] # put back below
     try:
         yield
     finally:
-        Hydra.get_mode = look_up  # type: ignore[method-assign]
+        Hydra.get_mode = look_up  # type: ignore[method-assign] # as above: Hydra has no other way in
