@@ -3,7 +3,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data/mvtec
 PEER ?= $(wildcard .peer/bin/python)
 
-.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar scans all-methods bench peer parity gpu gpu-bundle clean
+.PHONY: help demo test test-all fuzz kills check docs package structure results trained methods cifar scans floors all-methods bench peer parity gpu gpu-bundle clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -82,7 +82,8 @@ results: .venv/installed  ## reproduce the committed records and tables; DATA is
 		method=patchcore,spade,mahalanobis_ad input.crop=224 gallery=0 speed=false
 	$(BIN)/python benchmarks/update_readme.py
 
-TRAIN := $(BIN)/anomaly-bench -m dataset=mvtec data_root=$(DATA) backbone=lite0 gallery=0
+RUN ?= $(BIN)/anomaly-bench -m
+TRAIN := $(RUN) dataset=mvtec data_root=$(DATA) backbone=lite0 gallery=0
 define trained
 	$(TRAIN) category=bottle seed=0 $(1)
 	$(TRAIN) category=transistor seed=0 speed=false $(1)
@@ -132,7 +133,7 @@ methods: .venv/dev  ## the committed records of methods without gradient trainin
 	$(BIN)/python benchmarks/update_readme.py
 
 CIFAR ?= ../shared/data/cifar10_jpeg.zip
-CLASSES := $(BIN)/anomaly-bench -m dataset=cifar10 data_root=$(CIFAR) category=[ship,frog] seed=0 gallery=0 speed=false
+CLASSES := $(RUN) dataset=cifar10 data_root=$(CIFAR) category=[ship,frog] seed=0 gallery=0 speed=false
 cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CIFAR is a folder or archive of its images
 	$(CLASSES) method=kde category=all
 	$(CLASSES) budget=short method=dsvdd,lsa,ocgan
@@ -140,11 +141,15 @@ cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CI
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
 	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
 
-SCANS := $(BIN)/anomaly-bench -m dataset=synthetic3d category=bun seed=0 gallery=0 speed=false
+SCANS := $(RUN) dataset=synthetic3d category=bun seed=0 gallery=0 speed=false
 scans: .venv/dev  ## the committed records of methods of 3D data, on generated scans with and without colours
 	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=voxel_vm,depth_vm
 	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae,depth_gan,voxel_ae,voxel_gan budget=short
 	$(BIN)/python benchmarks/update_readme.py
+
+floors: .venv/dev  ## what the methods that train reach after a single step, and the mean image, beside the committed records
+	$(MAKE) trained cifar RUN="$(BIN)/python benchmarks/floors.py"
+	$(BIN)/python benchmarks/floors.py
 
 ALL := $(BIN)/anomaly-bench -m results=build/all-methods budget=smoke speed=false gallery=1
 all-methods: .venv/installed  ## every method with its smallest budget on one generated category: a table and a report

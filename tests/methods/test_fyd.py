@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -186,3 +187,38 @@ def test_frozen_norms_and_what_is_trained():
     alone = method.score(to_tensor(pictures(1, 900)))
     batch = method.score(to_tensor(pictures(3, 900)))
     torch.testing.assert_close(alone.map[0], batch.map[0], rtol=1e-4, atol=1e-4)
+
+
+def discs(numbers, off_centre=4.0, shift=(0, 0), side=64):
+    """(N, 64, 64, 3): discs with three sectors, each up to `off_centre` pixels from the centre; and where (N, 2)."""
+    rows, columns = np.mgrid[:side, :side]
+    images, places = [], []
+    for number in numbers:
+        random = np.random.default_rng(number)
+        down, across = random.uniform(-off_centre, off_centre, 2) + shift
+        y, x = rows - side / 2 - down, columns - side / 2 - across
+        sectors = np.stack([200 + 0 * x, 120 + 60 * np.sin(3 * np.arctan2(y, x)), 90 + 0 * x], axis=-1)
+        inside = 1 / (1 + np.exp(np.hypot(y, x) - 0.28 * side))[..., None]
+        images.append(40 + (sectors - 40) * inside + random.normal(0, 4, (side, side, 3)))
+        places.append((across, down))
+    return np.stack(images).clip(0, 255).astype(np.uint8), np.array(places)
+
+
+@pytest.mark.slow
+def test_a_shift_that_was_learned_costs_less_than_under_padim():
+    """In the training images the object is up to a patch off; a centred one is then shifted by a patch (4 pixels)."""
+    learned = ("method.epochs=130", "method.lr=0.02", "method.weight=10", "method.align=true")
+    rises = {}
+    for name, words in (("padim", ()), ("fyd", learned)):
+        setup = Setup(name, overrides=(*SMALL, *words))
+        method = setup.fit(setup.new(), TrainingSet("discs", discs(range(48))[0])).eval()
+        centred, *shifted = (
+            float(method.score(to_tensor(discs(range(1000, 1016), 0, shift)[0])).image.mean())
+            for shift in ((0, 0), (0, 4), (4, 0), (0, -4), (-4, 0))
+        )
+        rises[name] = np.mean(shifted) / centred - 1
+    images, places = discs(range(1000, 1032))
+    found = method.transformers[0](to_tensor(images))[:, :, 2].detach().numpy() * 32  # pixels
+    for axis in (0, 1):
+        assert np.polyfit(places[:, axis], found[:, axis], 1)[0] == pytest.approx(1, abs=0.1)
+    assert rises["fyd"] < rises["padim"]
