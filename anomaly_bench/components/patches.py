@@ -18,6 +18,11 @@ def cut_patches(images: Tensor, numbers: Tensor, tops: Tensor, lefts: Tensor, si
     return images[numbers[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
+def random_corners(size: Sequence[int], side: int, *shape: int) -> Tensor:
+    """(*shape, 2): rows and columns of upper left corners of patches within (H, W) images, on the CPU."""
+    return torch.stack([torch.randint(length - side + 1, shape) for length in size], dim=-1)
+
+
 def starts(side: int, patch: int, stride: int) -> Sequence[int]:
     """Where patches begin along an axis: every `stride` pixels, plus a last one at the far border."""
     return sorted({*range(0, side - patch + 1, stride), side - patch})
