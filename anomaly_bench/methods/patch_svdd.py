@@ -7,10 +7,10 @@ codes of two neighbouring patches tell which of eight neighbours the second is. 
 far from the nearest one of the training images, for patches of 64 and of 32 pixels; a pixel, as the patches that cover
 it are on average, multiplied over both sizes.
 
-This follows the authors' code. Neighbours are exact, where it searches a graph of patches of 32 pixels. The codes of
-larger patches come from those of their quadrants, so one pass of an image gives all. As there, the weights of a
-classifier's last layer stay as they were drawn, with columns of unit length. `weight` is that of the README's command,
-for every category; the authors' settings for each are not known. Their loader repeats its crops; this does not.
+This follows the authors' code, also in what classifiers learn. Neighbours are exact, where it searches a graph of
+patches of 32 pixels. The codes of larger patches come from those of their quadrants, so one pass of an image gives all.
+`weight` is that of the README's command, for every category; the authors' settings for each are not known. Their loader
+repeats its crops; this does not.
 """
 
 from __future__ import annotations
@@ -208,18 +208,19 @@ class Encoder(nn.Module):
         return self.joined(codes, 4, SMALL // stride), codes
 
 
-class Classifier(nn.Module):
-    """Tells the direction of a neighbour; the last layer learns biases only."""
+class Classifier(nn.Sequential):
+    """Tells the direction of a neighbour. Weights of the last layer stay as drawn, with columns of unit length."""
 
     def __init__(self, code: int) -> None:
-        super().__init__()
         layers = [nn.Linear(code, HIDDEN), nn.LeakyReLU(SLOPE), nn.Linear(HIDDEN, HIDDEN), nn.LeakyReLU(SLOPE)]
-        self.hidden, self.last = nn.Sequential(*layers), nn.Linear(HIDDEN, len(DIRECTIONS))
-        self.last.weight.requires_grad_(False)
+        super().__init__(*layers, nn.Linear(HIDDEN, len(DIRECTIONS)))
+        self[-1].weight.requires_grad_(False)
 
     def forward(self, differences: Tensor) -> Tensor:
         """(B, D) differences of codes -> (B, 8) logits of `DIRECTIONS`."""
-        return F.linear(self.hidden(differences), F.normalize(self.last.weight, dim=0), self.last.bias)
+        *hidden, last = self
+        assert isinstance(last, nn.Linear)
+        return F.linear(nn.Sequential(*hidden)(differences), F.normalize(last.weight, dim=0), last.bias)
 
 
 def neighbouring_pairs(images: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -157,8 +157,10 @@ def test_the_loss_by_hand(fitted, monkeypatch):
         encode = fitted.encoder.large if side == 64 else lambda patch: fitted.encoder.small(patch).flatten(1)
         patches, labels = kept["neighbouring_pairs", side]
         first, second = (torch.cat([encode(patch[None]) for patch in part]) for part in patches.chunk(2))
-        weight = classifier.last.weight / classifier.last.weight.norm(dim=0)
-        expected += F.cross_entropy(classifier.hidden(first - second) @ weight.T + classifier.last.bias, labels)
+        layers = list(classifier)
+        hidden = nn.Sequential(*layers[:-1])(first - second)
+        weight = layers[-1].weight / layers[-1].weight.norm(dim=0)
+        expected += F.cross_entropy(hidden @ weight.T + layers[-1].bias, labels)
         near = kept["near_pairs", side][0].chunk(2)
         first, second = (torch.cat([encode(patch[None]) for patch in part]) for part in near)
         expected += 0.001 * (first - second).square().sum(dim=1).sqrt().mean()
