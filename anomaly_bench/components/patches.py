@@ -18,6 +18,13 @@ def cut_patches(images: Tensor, numbers: Tensor, tops: Tensor, lefts: Tensor, si
     return images[numbers[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
+def cut_corners(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(B * n, C, side, side) patches of (B, C, H, W) images at upper left corners (B, n, 2), image by image."""
+    numbers = torch.arange(images.shape[0]).repeat_interleave(corners.shape[1]).to(images.device)
+    tops, lefts = corners.flatten(0, 1).to(images.device).unbind(dim=1)
+    return cut_patches(images, numbers, tops, lefts, side)
+
+
 def random_corners(size: Sequence[int], side: int, *shape: int) -> Tensor:
     """(*shape, 2): rows and columns of upper left corners of patches within (H, W) images, on the CPU."""
     return torch.stack([torch.randint(length - side + 1, shape) for length in size], dim=-1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.components.neighbours import nearest, take_row_counts
 from anomaly_bench.components.patch_maps import covering, spread
-from anomaly_bench.components.patches import cut_patches, patch_rows, random_corners, starts
+from anomaly_bench.components.patches import cut_corners, patch_rows, random_corners, starts
 from anomaly_bench.components.training import Loop
 from anomaly_bench.components.validation import check_fitted, check_grid, check_positive, check_sides
 from anomaly_bench.errors import UsageError
@@ -245,6 +245,5 @@ def pairs(images: Tensor, side: int, shifts: Tensor) -> Tensor:
     """(2B, C, side, side): a random patch of each image, then those shifted by (B, 2) pixels and moved into it."""
     limits = torch.tensor(images.shape[2:]) - side
     first = random_corners(images.shape[2:], side, len(images))
-    corners = torch.cat([first, (first + shifts).clamp(min=torch.zeros(2, dtype=torch.long), max=limits)])
-    numbers, (tops, lefts) = torch.arange(len(images)).repeat(2), corners.to(images.device).T
-    return cut_patches(images, numbers.to(images.device), tops, lefts, side)
+    second = (first + shifts).clamp(min=torch.zeros(2, dtype=torch.long), max=limits)
+    return torch.cat([cut_corners(images, corners[:, None], side) for corners in (first, second)])
