@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_bench.components.grey import to_grey
@@ -34,5 +35,5 @@ def correlations(descriptors: Tensor, least: float = 1e-12) -> Tensor:
         least: differences from a dimension's mean are divided by their length, or by this if they are shorter.
     """
     centred = descriptors - descriptors.mean(dim=0)
-    unit = centred / torch.linalg.vector_norm(centred, dim=0).clamp(min=least)
+    unit = F.normalize(centred, dim=0, eps=least)
     return unit.T @ unit

@@ -25,7 +25,8 @@ from anomaly_bench.components.distillation import correlations, squared_distance
 from anomaly_bench.components.imagenet import normalised
 from anomaly_bench.components.partial_convolution import GlobalNetwork
 from anomaly_bench.components.patch_maps import between, spread
-from anomaly_bench.components.patches import SLOPE, cut_corners, random_corners
+from anomaly_bench.components.patch_network import SLOPE
+from anomaly_bench.components.patches import cut_corners, random_corners
 from anomaly_bench.components.synthetic_anomalies.stains import stained
 from anomaly_bench.components.training import Loop
 from anomaly_bench.components.validation import check_fitted, check_positive
