@@ -127,7 +127,7 @@ class GEOM(nn.Module):
         if torch.compiler.is_compiling():  # a graph has no loops: the network once, on all views
             views = torch.cat([transform(images) for transform in self.transforms])
             outputs: Tensor = self.network(views)
-            return outputs.log_softmax(dim=1).unflatten(0, (len(self.transforms), -1))
+            return outputs.log_softmax(dim=1).view(len(self.transforms), -1, len(self.transforms))
         found = []
         for transform in self.transforms:
             parts = [self.network(transform(part)) for part in torch.split(images, SCORED)]

@@ -232,10 +232,9 @@ class Glance(nn.Module):
 def local_network() -> nn.Sequential:
     """(n, 3, SEEN, SEEN) -> (n, CODE): the layers of Uninformed Students for patches of 33 pixels, half as wide."""
     layers: list[nn.Module] = []
-    for inputs, outputs, kernel, pool in ((3, 64, 5, True), (64, 128, 5, True), (128, 128, 2, False)):
-        layers += [nn.Conv2d(inputs, outputs, kernel), nn.LeakyReLU(SLOPE)]
-        layers += [nn.MaxPool2d(2)] if pool else []
-    return nn.Sequential(*layers, nn.Conv2d(128, CODE, 4), nn.Flatten())
+    for inputs, outputs in ((3, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, outputs, 5), nn.LeakyReLU(SLOPE), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Conv2d(128, 128, 2), nn.LeakyReLU(SLOPE), nn.Conv2d(128, CODE, 4), nn.Flatten())
 
 
 def distillation(codes: Tensor, decoded: Tensor, wanted: Tensor) -> Tensor:
