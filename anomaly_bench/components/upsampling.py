@@ -72,6 +72,11 @@ def gaussian(size: int, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     weights /= weights.sum()
-    source = (torch.arange(size)[:, None] + offsets).remainder(2 * size)  # in the line and its mirror image
-    source = torch.where(source < size, source, 2 * size - 1 - source)
+    source = mirrored(torch.arange(size)[:, None] + offsets, size)
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, weights.expand(size, -1).contiguous())
+
+
+def mirrored(places: Tensor, length: int) -> Tensor:
+    """Where places beyond an axis of that length are reflected to, which repeats the border pixel."""
+    source = places.remainder(2 * length)  # in the line and its mirror image
+    return torch.where(source < length, source, 2 * length - 1 - source)

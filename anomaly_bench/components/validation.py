@@ -59,6 +59,13 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
         raise UsageError(f"method.{key}={value}: no such choice{closest(value, choices)}")
 
 
+def check_positive(**settings: int | None) -> None:
+    """Raise UsageError unless a method's settings are at least 1; None is not checked."""
+    for key, value in settings.items():
+        if value is not None and value < 1:
+            raise UsageError(f"method.{key}={value}: expected at least 1")
+
+
 def check_kernels(kernels: Sequence[int]) -> None:
     """Raise UsageError unless there is at least one kernel size and all are odd, as grid-preserving ones must be."""
     if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):

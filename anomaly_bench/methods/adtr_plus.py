@@ -24,8 +24,7 @@ from anomaly_bench.components.feature_transformer import FeatureTransformer, gri
 from anomaly_bench.components.synthetic_anomalies.confetti import spoiled
 from anomaly_bench.components.synthetic_anomalies.perlin import Texture, folder_texture
 from anomaly_bench.components.training import Loop
-from anomaly_bench.components.validation import check_fitted
-from anomaly_bench.errors import UsageError
+from anomaly_bench.components.validation import check_fitted, check_positive
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
@@ -70,9 +69,7 @@ class ADTRPlus(nn.Module):
         hidden: int = 1024,
         dropout: float = 0.1,
     ) -> None:
-        for key, value in (("grid", grid), ("largest", largest)):
-            if value < 1:
-                raise UsageError(f"method.{key}={value}: expected at least 1")
+        check_positive(grid=grid, largest=largest)
         super().__init__()
         self.backbone, self.epochs, self.lr, self.weight_decay = backbone, epochs, lr, weight_decay
         self.batch, self.clip, self.drop, self.grid = batch, clip, drop, grid

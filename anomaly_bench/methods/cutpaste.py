@@ -16,7 +16,6 @@ covariance (Ledoit-Wolf), a single Gaussian for the patches of all places, and t
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.gaussian import LEAST, Gaussian
+from anomaly_bench.components.imagenet import normalised
+from anomaly_bench.components.patch_maps import gaussian, spread
 from anomaly_bench.components.patches import cut_patches, starts
 from anomaly_bench.components.residual_network import resnet18
 from anomaly_bench.components.synthetic_anomalies.cuts import JITTER, LARGEST_SCAR, box, cut_paste, scar
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 SHIFT = 0.1  # largest shift of training images, as a share of the side
 SCORED = 256  # patches per forward pass
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 def cut_paste_or_scar(image: Tensor) -> Tensor:
@@ -173,8 +173,8 @@ class CutPaste(nn.Module):
         else:
             embedded = self.embed_patches(images, self.stride)
             grid = self.patches.density(embedded.flatten(0, 2)).view(embedded.shape[:3])
-            rows, columns = (upsampler(side, self.patch, self.stride).to(grid) for side in size)
-            maps = rows @ grid @ columns.T
+            places = [starts(side, self.patch, self.stride) for side in size]
+            maps = spread(grid, size, places, self.patch, gaussian)
         return Scores(self.whole.density(self.whole.embed(features)), maps)
 
     def embed_patches(self, images: Tensor, stride: int) -> Tensor:
@@ -209,8 +209,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D, h, w)."""
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        features: Tensor = self.trunk(((images - mean) / std).contiguous())
+        features: Tensor = self.trunk(normalised(images).contiguous())
         return features
 
     def embed(self, features: Tensor) -> Tensor:
@@ -242,15 +241,3 @@ def shifted(image: Tensor) -> Tensor:
     padded = F.pad(image, (right, right, down, down), mode="reflect")
     shifted: Tensor = JITTER(padded[box(padded, height, width)])
     return shifted
-
-
-@functools.lru_cache(maxsize=8)
-def upsampler(side: int, patch: int, stride: int) -> Tensor:
-    """(side, patches) weights of the patches along an axis for each pixel: a Gaussian over the patch, summing to 1.
-
-    On both axes, that is a transposed convolution divided by that of a map of ones.
-    """
-    centres = torch.tensor(starts(side, patch, stride)) + (patch - 1) / 2
-    distances = torch.arange(side)[:, None] - centres
-    weights = torch.exp(-0.5 * (distances / (patch / 4)) ** 2) * (distances.abs() < patch / 2)
-    return weights / weights.sum(dim=1, keepdim=True)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from anomaly_bench.components.small_images import resized
 from anomaly_bench.components.training import Loop
-from anomaly_bench.components.validation import check_count, check_fitted
+from anomaly_bench.components.upsampling import mirrored
+from anomaly_bench.components.validation import check_count, check_fitted, check_positive
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware.torch_setup import float64_device
 from anomaly_bench.protocol import Scores
@@ -67,11 +68,9 @@ class GEOM(nn.Module):
         depth: int = 10,
         width: int = 4,
     ) -> None:
-        if depth < 10 or depth % 6 != 4 or width < 1:
-            raise UsageError(
-                f"method.depth={depth}, method.width={width}: expected a depth of 10, 16, 22 and so on, and a width of "
-                "at least 1"
-            )
+        if depth < 10 or depth % 6 != 4:
+            raise UsageError(f"method.depth={depth}: expected 10, 16, 22 and so on")
+        check_positive(width=width)
         if size < STRIDE or size % STRIDE or not 0 <= shift <= size:
             raise UsageError(
                 f"method.size={size}, method.shift={shift}: expected a size that is a multiple of {STRIDE}, and a "
@@ -127,9 +126,8 @@ class GEOM(nn.Module):
         """(N, C, size, size) -> (T, N, T) logarithms of the outputs, a row for each transformation and image."""
         if torch.compiler.is_compiling():  # a graph has no loops: the network once, on all views
             views = torch.cat([transform(images) for transform in self.transforms])
-            count = len(self.transforms)
             outputs: Tensor = self.network(views)
-            return outputs.log_softmax(dim=1).view(count, -1, count)
+            return outputs.log_softmax(dim=1).view(len(self.transforms), -1, len(self.transforms))
         found = []
         for transform in self.transforms:
             parts = [self.network(transform(part)) for part in torch.split(images, SCORED)]
@@ -168,8 +166,7 @@ def transformation(flip: bool, down: int, right: int, turns: int) -> Transform:
     def transform(images: Tensor) -> Tensor:
         if flip:
             images = images.flip(3)
-        images = shifted(shifted(images, down, 2), right, 3)
-        return images.rot90(turns, (2, 3))
+        return shifted(shifted(images, down, 2), right, 3).rot90(turns, (2, 3))
 
     return transform
 
@@ -179,8 +176,7 @@ def shifted(images: Tensor, pixels: int, axis: int) -> Tensor:
     if not pixels:
         return images
     side = images.shape[axis]
-    source = (torch.arange(side, device=images.device) - pixels) % (2 * side)
-    return images.index_select(axis, torch.where(source < side, source, 2 * side - 1 - source))
+    return images.index_select(axis, mirrored(torch.arange(side, device=images.device) - pixels, side))
 
 
 def fit_dirichlet(logarithms: Tensor) -> Tensor:

@@ -7,39 +7,38 @@ A local network, distilled from a pretrained one, describes a patch; a global ne
 the image without the patch. Both disagree at anomalies: their distance is one score, and the answer of a classifier
 that has learnt to tell descriptions of clean patches from those of stained ones is the other.
 
-The global network has partial convolutions: pixels of the patch are multiplied by zero, and cells that saw nothing else
-stay hidden, so that the patch cannot change the prediction. Ours are the layers of all networks, that the prediction is
-read where the patch is, beside the mean over the image, and that the distilled network stays as it is afterwards, as
-both could otherwise agree on a constant.
+The global network has partial convolutions, so that the patch cannot change the prediction. Ours are the layers of all
+networks, that the prediction is read where the patch is, beside the mean over the image, and that the distilled network
+stays as it is afterwards, as both could otherwise agree on a constant.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components.patches import cut_patches
+from anomaly_bench.components.distillation import correlations, squared_distance
+from anomaly_bench.components.imagenet import normalised
+from anomaly_bench.components.partial_convolution import GlobalNetwork
+from anomaly_bench.components.patch_maps import between, spread
+from anomaly_bench.components.patch_network import SLOPE
+from anomaly_bench.components.patches import cut_corners, random_corners
 from anomaly_bench.components.synthetic_anomalies.stains import stained
 from anomaly_bench.components.training import Loop
-from anomaly_bench.components.validation import check_fitted
+from anomaly_bench.components.validation import check_fitted, check_positive
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
 if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 SEEN = 33  # pixels a side of a patch as the local network sees it
 TAUGHT = 64  # pixels a side of a patch as the pretrained network sees it
 CODE = 128  # dimensions of a description
-SLOPE = 0.005  # of the local network's leaky ReLUs
-STRIDE = 16  # of the global network
 EACH = 4  # patches of each training image that are distilled in a step
 CALIBRATION = 8  # patches of each training image for the scales of the two scores
 CHUNK = 50  # patches that are scored at once
@@ -78,9 +77,7 @@ class Glance(nn.Module):
     ) -> None:
         if not 0 < pretraining < 1 or not 0 <= weight <= 1:
             raise UsageError(f"method.pretraining={pretraining}, method.weight={weight}: expected shares of 1")
-        for key, value in (("lessons", lessons), ("side", side), ("grid", grid)):
-            if value < 1:
-                raise UsageError(f"method.{key}={value}: expected at least 1")
+        check_positive(lessons=lessons, side=side, grid=grid)
         super().__init__()
         self.backbone, self.epochs, self.lr, self.weight_decay = backbone, epochs, lr, weight_decay
         self.batch, self.pretraining, self.lessons = batch, pretraining, lessons
@@ -88,7 +85,7 @@ class Glance(nn.Module):
 
     def build(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Create the networks and the scores' scales; levels do not matter."""
-        self.local, self.glancing = local_network(), GlobalNetwork()
+        self.local, self.glancing = local_network(), GlobalNetwork(CODE)
         self.judge = nn.Sequential(nn.Linear(2 * CODE, CODE), nn.ReLU(), nn.Linear(CODE, 1))
         for name, size in (("code", CODE), ("term", 2)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
@@ -125,7 +122,7 @@ class Glance(nn.Module):
                     continue
                 if not loop.memo["standardised"]:
                     loop.memo["standardised"] = self.standardise(normals, corners)
-                epoch.step(self.loss(images, self.draw(images, 1)), predict)
+                epoch.step(self.loss(images, random_corners(normals.size, self.side, len(images), 1)), predict)
         if not loop.memo["standardised"]:  # a budget of one step
             self.standardise(normals, corners)
         self.eval()
@@ -140,23 +137,18 @@ class Glance(nn.Module):
         """Corners (N, n, 2) of random patches, and their standardised features (N, n, C)."""
         corners, found = [], []
         for images in normals.images(self.batch):
-            corners.append(self.draw(images, self.lessons))
+            corners.append(random_corners(normals.size, self.side, len(images), self.lessons))
             for each, places in zip(images, corners[-1], strict=True):
-                patches = cut(each[None], places[None], self.side)
+                patches = cut_corners(each[None], places[None], self.side)
                 level = self.backbone(F.interpolate(patches, (TAUGHT, TAUGHT), mode="bilinear"))[-1]
                 found.append(level.mean(dim=(2, 3)))
         wanted = torch.stack(found)
         std, mean = torch.std_mean(wanted, dim=(0, 1), correction=0)
         return torch.cat(corners), (wanted - mean) / std.clamp(min=1e-6)
 
-    def draw(self, images: Tensor, count: int) -> Tensor:
-        """Corners (B, count, 2), row and column, of random patches."""
-        rooms = [length - self.side + 1 for length in images.shape[2:]]
-        return torch.stack([torch.randint(room, (len(images), count)) for room in rooms], dim=2)
-
     def patches(self, images: Tensor, corners: Tensor) -> Tensor:
         """The patches (B * n, 3, SEEN, SEEN) of images at corners (B, n, 2)."""
-        patches = cut(images, corners, self.side)
+        patches = cut_corners(images, corners, self.side)
         return patches if self.side == SEEN else F.interpolate(patches, (SEEN, SEEN), mode="bilinear")
 
     @torch.no_grad()
@@ -218,8 +210,9 @@ class Glance(nn.Module):
         terms = torch.stack([torch.cat(list(self.chunks(image, grid))) for image in images])
         terms = (terms - self.term_mean) / self.term_std
         scores = self.weight * terms[..., 0] + (1 - self.weight) * terms[..., 1]
-        down, across = (between(side, tuple(starts(side, self.side, self.grid)), self.side).to(images) for side in size)
-        maps = down @ scores.view(images.shape[0], down.shape[1], across.shape[1]) @ across.T
+        rows, columns = self.places(size)
+        scores = scores.view(images.shape[0], len(rows), len(columns))
+        maps = spread(scores, size, (rows, columns), self.side, between)
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def chunks(self, image: Tensor, grid: Tensor) -> Iterator[Tensor]:
@@ -229,90 +222,25 @@ class Glance(nn.Module):
 
     def corners(self, size: Sequence[int]) -> Tensor:
         """(n, 2) upper left corners of the grid's patches in (H, W) images, row by row."""
-        rows, columns = (torch.tensor(starts(side, self.side, self.grid)) for side in size)
-        return torch.cartesian_prod(rows, columns)
+        return torch.cartesian_prod(*(torch.tensor(axis) for axis in self.places(size)))
 
-
-class GlobalNetwork(nn.Module):
-    """Predicts the description of a patch from the image around it, by partial convolutions (Liu et al. 2018)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [(3, 16, 5), (16, 32, 3), (32, 32, 3), (32, 64, 3), (64, 64, 3), (64, 128, 3), *[(128, 128, 3)] * 2]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(*each, stride=2 if number == 0 else 1, padding=each[2] // 2) for number, each in enumerate(widths)
-        )
-        self.last = nn.Linear(256, CODE)
-
-    def forward(self, images: Tensor, corners: Tensor, side: int) -> Tensor:
-        """(B, 3, H, W) normalised images, (B, 2) corners of what is hidden -> (B, CODE)."""
-        visible = 1 - holes(images, corners, side)
-        cells = images
-        for number, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Conv2d)
-            cells, visible = partial_convolution(cells, visible, layer)
-            cells = F.relu(cells)
-            if number in (0, 2, 4):
-                cells, visible = F.max_pool2d(cells, 2), F.max_pool2d(visible, 2)
-        centres = ((corners + side // 2) // STRIDE).to(images.device)
-        rows, columns = (centres[:, axis].clamp(max=cells.shape[2 + axis] - 1) for axis in (0, 1))
-        here = cells[torch.arange(len(cells), device=cells.device), :, rows, columns]
-        everywhere = cells.sum(dim=(2, 3)) / visible.sum(dim=(2, 3)).clamp(min=1)
-        predicted: Tensor = self.last(torch.cat([here, everywhere], dim=1))
-        return predicted
-
-
-def partial_convolution(cells: Tensor, visible: Tensor, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Convolve what is visible (B, 1, h, w), scaled by the window's share of it; and where anything was.
-
-    Cells whose window saw nothing are 0, without bias. Padding is hidden.
-    """
-    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-    share = F.avg_pool2d(visible, kernel, stride, padding)
-    seen = (share > 0).to(share)
-    sums = F.conv2d(cells * visible, layer.weight, None, stride, padding)
-    return (sums / share.clamp(min=1 / (2 * kernel**2)) + layer.get_parameter("bias")[:, None, None]) * seen, seen
-
-
-def holes(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """(B, 1, H, W) float: 1 in the square at each image's corner (B, 2)."""
-    tops, lefts = corners.to(images.device).unbind(dim=1)
-    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
-    down = (rows >= tops[:, None]) & (rows < tops[:, None] + side)
-    across = (columns >= lefts[:, None]) & (columns < lefts[:, None] + side)
-    return (down[:, :, None] & across[:, None, :]).to(images)[:, None]
+    def places(self, size: Sequence[int]) -> list[Sequence[int]]:
+        """Rows and columns at which the grid's patches start."""
+        return [starts(length, self.side, self.grid) for length in size]
 
 
 def local_network() -> nn.Sequential:
     """(n, 3, SEEN, SEEN) -> (n, CODE): the layers of Uninformed Students for patches of 33 pixels, half as wide."""
     layers: list[nn.Module] = []
-    for inputs, outputs, kernel, pool in ((3, 64, 5, True), (64, 128, 5, True), (128, 128, 2, False)):
-        layers += [nn.Conv2d(inputs, outputs, kernel), nn.LeakyReLU(SLOPE)]
-        layers += [nn.MaxPool2d(2)] if pool else []
-    return nn.Sequential(*layers, nn.Conv2d(128, CODE, 4), nn.Flatten())
+    for inputs, outputs in ((3, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, outputs, 5), nn.LeakyReLU(SLOPE), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Conv2d(128, 128, 2), nn.LeakyReLU(SLOPE), nn.Conv2d(128, CODE, 4), nn.Flatten())
 
 
 def distillation(codes: Tensor, decoded: Tensor, wanted: Tensor) -> Tensor:
     """() squared distance of (n, C) features, and squared correlations of different entries of (n, CODE), over CODE."""
-    centred = codes - codes.mean(dim=0)
-    unit = centred / torch.linalg.vector_norm(centred, dim=0).clamp(min=1e-6)
-    correlations = (unit.T @ unit).fill_diagonal_(0)
-    total: Tensor = (decoded - wanted).square().sum(dim=1).mean() + correlations.square().sum()
-    return total / codes.shape[1]
-
-
-def normalised(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> by ImageNet's statistics."""
-    mean, std = (torch.tensor(three, device=images.device).view(3, 1, 1) for three in (MEAN, STD))
-    return (images - mean) / std
-
-
-def cut(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """The patches (B * n, C, side, side) of images (B, C, H, W) at corners (B, n, 2), image by image."""
-    count = corners.shape[1]
-    numbers = torch.arange(images.shape[0]).repeat_interleave(count).to(images.device)
-    tops, lefts = corners.flatten(0, 1).to(images.device).unbind(dim=1)
-    return cut_patches(images, numbers, tops, lefts, side)
+    others = correlations(codes, least=1e-6).fill_diagonal_(0)
+    return (squared_distance(decoded, wanted) + others.square().sum()) / codes.shape[1]
 
 
 def starts(length: int, side: int, count: int) -> Sequence[int]:
@@ -320,11 +248,3 @@ def starts(length: int, side: int, count: int) -> Sequence[int]:
     if count == 1:
         return [(length - side) // 2]
     return sorted({number * (length - side) // (count - 1) for number in range(count)})
-
-
-@functools.lru_cache(maxsize=32)
-def between(length: int, places: tuple[int, ...], side: int) -> Tensor:
-    """The (length, n) matrix of linear interpolation between the patches' centres, constant beyond them."""
-    centres = np.array(places) + (side - 1) / 2
-    rows = [np.interp(np.arange(length), centres, unit) for unit in np.eye(len(places))]
-    return torch.from_numpy(np.stack(rows, axis=1)).float()

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as T
 
+from anomaly_bench.components.imagenet import normalised
 from anomaly_bench.components.residual_network import resnet18
 from anomaly_bench.components.synthetic_anomalies.blends import Patches, Pixels, blend_patches
 from anomaly_bench.components.synthetic_anomalies.perlin import uniform
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 STRIDE = 32  # of the encoder
 LEAST_LR = 1e-6  # at the end
 MARGIN, SHIFT = 1 / 16, 1 / 64  # of the side: reflected around the image for turns, and the largest shift
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,7 @@ class NSA(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, H, W)."""
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        logits: Tensor = self.network(((images - mean) / std).contiguous())[:, 0]
+        logits: Tensor = self.network(normalised(images).contiguous())[:, 0]
         return logits
 
 

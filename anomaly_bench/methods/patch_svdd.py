@@ -7,16 +7,15 @@ codes of two neighbouring patches tell which of eight neighbours the second is. 
 far from the nearest one of the training images, for patches of 64 and of 32 pixels; a pixel, as the patches that cover
 it are on average, multiplied over both sizes.
 
-This follows the authors' code. Neighbours are exact, where it searches a graph of patches of 32 pixels. The codes of
-larger patches come from those of their quadrants, so one pass of an image gives all. As there, the weights of a
-classifier's last layer stay as they were drawn, with columns of unit length. `weight` is that of the README's command,
-for every category; the authors' settings for each are not known. Their loader repeats its crops; this does not.
+This follows the authors' code, also in what classifiers learn. Neighbours are exact, where it searches a graph of
+patches of 32 pixels. The codes of larger patches come from those of their quadrants, so one pass of an image gives all.
+`weight` is that of the README's command, for every category; the authors' settings for each are not known. Their loader
+repeats its crops; this does not.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.neighbours import nearest, take_row_counts
-from anomaly_bench.components.patches import cut_patches, patch_rows
+from anomaly_bench.components.patch_maps import covering, spread
+from anomaly_bench.components.patches import cut_corners, patch_rows, random_corners, starts
 from anomaly_bench.components.training import Loop
-from anomaly_bench.components.validation import check_fitted, check_grid, check_sides
+from anomaly_bench.components.validation import check_fitted, check_grid, check_positive, check_sides
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
@@ -73,10 +73,7 @@ class PatchSVDD(nn.Module):
     ) -> None:
         if stride not in STRIDES:
             raise UsageError(f"method.stride={stride}: expected 2, 4 or 8 pixels")
-        if repeats < 1 or width < 1 or code < 1:
-            raise UsageError(
-                f"method.repeats={repeats}, method.width={width}, method.code={code}: expected numbers of at least 1"
-            )
+        check_positive(repeats=repeats, width=width, code=code)
         super().__init__()
         self.epochs, self.lr, self.batch, self.repeats = epochs, lr, batch, repeats
         self.weight, self.stride, self.width, self.code = weight, stride, width, code
@@ -90,11 +87,12 @@ class PatchSVDD(nn.Module):
         channels, *self.size = shapes[0]
         check_sides("Patch SVDD", self.size, 4 * self.stride)
         if min(self.size) < LARGE:
-            height, width = self.size
             raise UsageError(
-                f"Patch SVDD cannot take images of {height} x {width} pixels; expected at least {LARGE} on each side: "
-                "set input.resize"
+                f"Patch SVDD cannot take images of {self.size[0]} x {self.size[1]} pixels; expected at least {LARGE} "
+                "on each side: set input.resize"
             )
+        strides = {LARGE: 4 * self.stride, SMALL: self.stride}
+        self.places = {side: [starts(length, side, step) for length in self.size] for side, step in strides.items()}
         self.encoder = Encoder(channels, self.width, self.code)
         self.register_buffer("mean", torch.zeros(channels, *self.size))
         for name in ("large", "small"):
@@ -113,9 +111,8 @@ class PatchSVDD(nn.Module):
             self.mean += images.sum(dim=0) / len(normals)
         classifiers = nn.ModuleList([Classifier(self.code) for _ in (LARGE, SMALL)]).to(self.mean.device)
         trained = [value for part in (self, classifiers) for value in part.parameters() if value.requires_grad]
-        loop = Loop(
-            nn.ModuleList([self, classifiers]), torch.optim.Adam(trained, self.lr, fused=True), normals, self.epochs
-        )
+        optimiser = torch.optim.Adam(trained, self.lr, fused=True)
+        loop = Loop(nn.ModuleList([self, classifiers]), optimiser, normals, self.epochs)
         for epoch in loop:
             for numbers in epoch.batches(len(normals), self.batch, self.repeats * len(normals)):
                 epoch.step(self.loss(normals.select(numbers) - self.mean, classifiers))
@@ -136,18 +133,13 @@ class PatchSVDD(nn.Module):
 
     def reserve(self, normals: TrainingSet) -> None:
         """Require memory for the codes."""
-        rows = sum(math.prod(grid(self.size, side, stride)) for side, stride in self.grids)
+        rows = sum(len(down) * len(across) for down, across in self.places.values())
         memory.require(
             4 * len(normals) * rows * self.code,
             self.mean.device,
             f"{normals.name}: the codes of {len(normals)} images",
             "use a smaller input.resize or a larger method.stride, or fewer training images",
         )
-
-    @property
-    def grids(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Side and stride of both kinds of patches."""
-        return (LARGE, 4 * self.stride), (SMALL, self.stride)
 
     @torch.no_grad()
     def store(self, normals: TrainingSet) -> None:
@@ -172,9 +164,9 @@ class PatchSVDD(nn.Module):
         for part in torch.split(images, 1):  # as in `store`, so that equal patches have equal codes
             product = torch.ones((), device=images.device)
             codes = self.encoder.dense(part - self.mean, self.stride)
-            for found, bank, (side, stride) in zip(codes, (self.large, self.small), self.grids, strict=True):
+            for found, bank, (side, places) in zip(codes, (self.large, self.small), self.places.items(), strict=True):
                 distances = nearest(patch_rows(found), bank).distances.sqrt().view(1, *found.shape[2:])
-                product = product * spread(distances, side, stride)
+                product = product * spread(distances, self.size, places, side, covering)
             maps.append(product)
         whole = torch.cat(maps)
         return Scores(whole.amax(dim=(1, 2)), whole)
@@ -198,9 +190,9 @@ class Encoder(nn.Module):
 
     def large(self, patches: Tensor) -> Tensor:
         """(B, C, 64, 64) -> (B, D)."""
-        return self.joined(self.small(quadrants(patches)).view(patches.shape[0], 2, 2, -1).permute(0, 3, 1, 2)).flatten(
-            1
-        )
+        quadrants = patches.unfold(2, SMALL, SMALL).unfold(3, SMALL, SMALL)  # (B, C, 2, 2, 32, 32)
+        codes = self.small(quadrants.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))  # of top left, top right, and so on
+        return self.joined(codes.view(-1, 2, 2, codes.shape[1]).permute(0, 3, 1, 2)).flatten(1)
 
     def joined(self, codes: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
         """(B, D, h, w) codes of small patches -> those of large ones."""
@@ -210,35 +202,25 @@ class Encoder(nn.Module):
 
     def dense(self, images: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         """Codes (B, D, h, w) of the large patches, 4 * stride pixels apart, and of the small ones, stride apart."""
-        *first, last, tanh = self.small
-        for layer in first:
-            images = layer(images)
+        last = self.small[-2]
         assert isinstance(last, nn.Conv2d)
-        codes = tanh(F.conv2d(images, last.weight, last.bias, stride // 2))
+        codes = F.conv2d(self.small[:-2](images), last.weight, last.bias, stride // 2).tanh()
         return self.joined(codes, 4, SMALL // stride), codes
 
 
 class Classifier(nn.Sequential):
-    """(B, D) differences of codes -> (B, 8) logits of directions; the last layer learns biases only."""
+    """Tells the direction of a neighbour. Weights of the last layer stay as drawn, with columns of unit length."""
 
     def __init__(self, code: int) -> None:
         layers = [nn.Linear(code, HIDDEN), nn.LeakyReLU(SLOPE), nn.Linear(HIDDEN, HIDDEN), nn.LeakyReLU(SLOPE)]
-        last = nn.Linear(HIDDEN, len(DIRECTIONS))
-        last.weight.requires_grad_(False)
-        super().__init__(*layers, last)
+        super().__init__(*layers, nn.Linear(HIDDEN, len(DIRECTIONS)))
+        self[-1].weight.requires_grad_(False)
 
     def forward(self, differences: Tensor) -> Tensor:
-        *first, last = self
-        for layer in first:
-            differences = layer(differences)
+        """(B, D) differences of codes -> (B, 8) logits of `DIRECTIONS`."""
+        *hidden, last = self
         assert isinstance(last, nn.Linear)
-        return F.linear(differences, F.normalize(last.weight, dim=0), last.bias)
-
-
-def quadrants(patches: Tensor) -> Tensor:
-    """(B, C, 64, 64) -> (B * 4, C, 32, 32): top left, top right, bottom left, bottom right."""
-    cut = patches.unfold(2, SMALL, SMALL).unfold(3, SMALL, SMALL)  # (B, C, 2, 2, 32, 32)
-    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        return F.linear(nn.Sequential(*hidden)(differences), F.normalize(last.weight, dim=0), last.bias)
 
 
 def neighbouring_pairs(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -262,25 +244,6 @@ def near_pairs(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
 def pairs(images: Tensor, side: int, shifts: Tensor) -> Tensor:
     """(2B, C, side, side): a random patch of each image, then those shifted by (B, 2) pixels and moved into it."""
     limits = torch.tensor(images.shape[2:]) - side
-    first = torch.stack([torch.randint(int(limit) + 1, (len(images),)) for limit in limits], dim=1)
-    corners = torch.cat([first, (first + shifts).clamp(min=torch.zeros(2, dtype=torch.long), max=limits)])
-    numbers, (tops, lefts) = torch.arange(len(images)).repeat(2), corners.to(images.device).T
-    return cut_patches(images, numbers.to(images.device), tops, lefts, side)
-
-
-def grid(size: Sequence[int], side: int, stride: int) -> list[int]:
-    """Rows and columns of the patches of an image."""
-    return [(length - side) // stride + 1 for length in size]
-
-
-def spread(values: Tensor, side: int, stride: int) -> Tensor:
-    """(B, h, w) values of patches -> (B, H, W): for each pixel the mean over the patches that cover it."""
-    down, across = (cover(count, side, stride).to(values) for count in values.shape[1:])
-    return down @ values @ across.T
-
-
-def cover(count: int, side: int, stride: int) -> Tensor:
-    """(length, count): which of the patches along an axis cover a pixel, divided by their number."""
-    offsets = torch.arange((count - 1) * stride + side)[:, None] - stride * torch.arange(count)
-    covers = ((offsets >= 0) & (offsets < side)).float()
-    return covers / covers.sum(dim=1, keepdim=True)
+    first = random_corners(images.shape[2:], side, len(images))
+    second = (first + shifts).clamp(min=torch.zeros(2, dtype=torch.long), max=limits)
+    return torch.cat([cut_corners(images, corners[:, None], side) for corners in (first, second)])

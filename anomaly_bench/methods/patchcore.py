@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.coreset import k_centre
 from anomaly_bench.components.neighbours import nearest, squared_lengths, take_row_counts
-from anomaly_bench.components.validation import check_choice, check_fitted, check_grid
+from anomaly_bench.components.validation import check_choice, check_fitted, check_grid, check_positive
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
@@ -71,9 +71,7 @@ class PatchCore(nn.Module):
     ) -> None:
         if not 0 < ratio <= 1:
             raise UsageError(f"method.ratio={ratio}: expected a fraction of the patches, above 0 and at most 1")
-        for name, value in (("dimensions", dimensions), ("projection", projection)):
-            if value is not None and value < 1:
-                raise UsageError(f"method.{name}={value}: expected at least 1")
+        check_positive(dimensions=dimensions, projection=projection)
         check_choice("pooling", pooling, POOLINGS)
         super().__init__()
         self.backbone, self.ratio, self.seed = backbone, ratio, seed

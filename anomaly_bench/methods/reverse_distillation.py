@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import Features, TrainingSet
 
 EXPANSIONS = {"basic": 1, "bottleneck": 4}  # output channels over planes
-ENDS = ("relu", "linear")  # of a decoder stage
 
 
 class ReverseDistillation(nn.Module):
@@ -66,7 +65,7 @@ class ReverseDistillation(nn.Module):
     ) -> None:
         check_choice("block", block, EXPANSIONS)
         for end in ends or ():
-            check_choice("ends", end, ENDS)
+            check_choice("ends", end, ("relu", "linear"))
         super().__init__()
         self.backbone, self.epochs, self.lr, self.batch = backbone, epochs, lr, batch
         self.block, self.blocks, self.embedding_blocks, self.base_width = block, blocks, embedding_blocks, base_width
@@ -164,12 +163,10 @@ def check_levels(shapes: Sequence[tuple[int, int, int]]) -> None:
 
 
 class Bottleneck(nn.Module):
-    """Multi-scale feature fusion and one-class embedding (section 3.3).
+    """Multi-scale feature fusion, and one-class embedding whose first block halves the grid (section 3.3).
 
     Args:
-        channels: of the three levels.
-        blocks: residual blocks in the embedding; the first halves the grid.
-        expansion, width: see `Residual`.
+        channels, blocks: of the three levels; residual blocks in the embedding. The others are those of `Residual`.
     """
 
     def __init__(self, channels: Sequence[int], blocks: int, expansion: int, width: float) -> None:
@@ -181,8 +178,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Three (B, C, h, w) levels -> (B, 2 C_3, h_3 / 2, w_3 / 2)."""
-        fused = torch.cat([self.first(levels[0]), self.second(levels[1]), levels[2]], dim=1)
-        embedded: Tensor = self.embed(fused)
+        embedded: Tensor = self.embed(torch.cat([self.first(levels[0]), self.second(levels[1]), levels[2]], dim=1))
         return embedded
 
 
@@ -205,8 +201,7 @@ class Decoder(nn.Module):
 
 
 def halving(inputs: int, outputs: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return [*resize(inputs, outputs, 3, "down"), nn.ReLU(inplace=True)]
 
 
 def stage(inputs: int, outputs: int, blocks: int, expansion: int, width: float, up: bool) -> nn.Sequential:
@@ -222,12 +217,9 @@ class Residual(nn.Module):
         inputs, outputs: channels.
         width: inner channels of a bottleneck, as a multiple of outputs / expansion.
         grid: "up" (by 2 x 2 transposed convolutions), "down" or "same".
-
-    Attributes:
-        rectified: whether it ends in a ReLU.
     """
 
-    rectified = True
+    rectified = True  # whether it ends in a ReLU
 
     def __init__(self, inputs: int, outputs: int, expansion: int, width: float, grid: str) -> None:
         super().__init__()

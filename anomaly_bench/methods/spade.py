@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from anomaly_bench.components import upsampling
 from anomaly_bench.components.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
-from anomaly_bench.components.validation import check_choice, check_fitted, check_grid
+from anomaly_bench.components.validation import check_choice, check_fitted, check_grid, check_positive
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 from anomaly_bench.protocol import Scores
@@ -57,8 +57,7 @@ class SPADE(nn.Module):
     def __init__(
         self, backbone: Features, neighbours: int, pyramid: str = "joined", sigma: float = 4.0, batch: int = 32
     ) -> None:
-        if neighbours < 1:
-            raise UsageError(f"method.neighbours={neighbours}: expected at least 1")
+        check_positive(neighbours=neighbours)
         check_choice("pyramid", pyramid, PYRAMIDS)
         super().__init__()
         self.backbone, self.neighbours, self.pyramid = backbone, neighbours, pyramid

@@ -5,28 +5,29 @@ Paul Bergmann, Michael Fauser, David Sattlegger, Carsten Steger; CVPR 2020, arXi
 A teacher learns to describe small patches as a pretrained network does. Students, which differ in their random initial
 weights, learn the teacher's descriptors on normal images. Where they are wrong or disagree, an image is anomalous.
 
-There is no code by the authors. Kernels that the paper prints and that do not fit its patches are corrected; the metric
-loss, which it leaves out for MVTec AD, is not built. Its teacher learns from ImageNet's photographs, here by default
-from the training images. The correlation of descriptors and the image score are ours: the paper has no formulas.
+There is no code by the authors. The metric loss, which the paper leaves out for MVTec AD, is not built. Its teacher
+learns from ImageNet's photographs, here by default from the training images. The correlation of descriptors and the
+image score are ours: the paper has no formulas.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_bench.components.grey import to_grey
-from anomaly_bench.components.patches import PatchNetwork
-from anomaly_bench.components.small_images import resized
+from anomaly_bench.components.distillation import correlations, random_patch, squared_distance
+from anomaly_bench.components.moments import standardisers
+from anomaly_bench.components.patch_network import LAYERS, PatchNetwork
 from anomaly_bench.components.synthetic_anomalies.perlin import folder_texture
 from anomaly_bench.components.training import Loop
-from anomaly_bench.components.validation import check_fitted, check_sides
+from anomaly_bench.components.validation import check_fitted, check_positive, check_sides
 from anomaly_bench.errors import UsageError
 from anomaly_bench.protocol import Scores
 
@@ -35,17 +36,8 @@ if TYPE_CHECKING:
     from anomaly_bench.protocol import TrainingSet
 
 logger = logging.getLogger(__name__)
-LAYERS: dict[int, tuple[tuple[int, int] | None, ...]] = {  # by patch: kernels, and channels / width; None: a pool
-    17: ((6, 1), (5, 2), (5, 2), (4, 1)),
-    33: ((5, 1), None, (5, 2), None, (2, 2), (4, 1)),
-    65: ((5, 1), None, (5, 1), None, (5, 1), None, (4, 2), (1, 1)),
-}
-FIELDS = {17: 17, 33: 32, 65: 60}  # pixels that a descriptor depends on: pools drop the last ones of a patch
-ZOOMS = 4, 16  # sides of the teacher's images, divided by the patch
-GREY = 0.1  # share of grey patches among the teacher's
 STRIDES = (1, 2, 4, 8)
 PIXELS = 2**16  # of images scored at a time
-ROUNDING = 1e-12  # of a mean square
 LEAST = 10  # images from which some are held out
 
 
@@ -55,16 +47,14 @@ class UninformedStudents(nn.Module):
     Args:
         backbone: the network that the teachers learn from, read at one level, whose mean over positions counts.
         epochs, lr: of the students, for training with Adam on one image at a time.
-        teacher_steps, teacher_lr, batch: of the teachers, before the students.
-        weight_decay: of both.
+        teacher_steps, teacher_lr, batch: of the teachers, before the students; `weight_decay` is of both.
         patches: sides of the patches, of 17, 33 and 65 pixels.
         students: of each size.
         stride: pixels between descriptors; 1: one at every pixel, as published.
         crop: side in pixels of the part of an image that a step of the students takes; None: the whole image.
         width: channels of descriptors; the networks' other layers have as many or twice that.
         teacher_images: folder of photographs for the teachers; None: the training images.
-        held_out: share of the training images that the scores are standardised by.
-        seed: for this split.
+        held_out, seed: share of the training images that the scores are standardised by, and of this split.
     """
 
     mean: Tensor
@@ -90,10 +80,9 @@ class UninformedStudents(nn.Module):
     ) -> None:
         if not patches or len(set(patches)) < len(patches) or not set(patches) <= LAYERS.keys():
             raise UsageError(f"method.patches={list(patches)}: expected some of {list(LAYERS)}, such as [33]")
-        if students < 2 or teacher_steps < 1:
-            raise UsageError(
-                f"method.students={students}, method.teacher_steps={teacher_steps}: expected at least 2, and at least 1"
-            )
+        if students < 2:
+            raise UsageError(f"method.students={students}: expected at least 2")
+        check_positive(teacher_steps=teacher_steps)
         if stride not in STRIDES:
             raise UsageError(f"method.stride={stride}: expected 1, 2, 4 or 8 pixels")
         if crop is not None and crop < stride:
@@ -116,7 +105,8 @@ class UninformedStudents(nn.Module):
         if len(shapes) != 1:
             raise UsageError(f"Uninformed Students: {len(shapes)} levels; expected one of one network, such as [4]")
         self.features = shapes[0][0]
-        self.scales = nn.ModuleList([Scale(patch, self.students, self.width) for patch in self.patches])
+        self.each_scale = [Scale(patch, self.students, self.width) for patch in self.patches]
+        self.scales = nn.ModuleList(self.each_scale)
         self.register_buffer("mean", self.backbone.mean.clone(), persistent=False)
         self.register_buffer("std", self.backbone.std.clone(), persistent=False)
 
@@ -138,19 +128,14 @@ class UninformedStudents(nn.Module):
                 for _ in range(self.steps_of_teachers(len(trained), loop.limit)):
                     epoch.step(self.teachers_losses(decoders, trained), teach)
                     epoch.add_point()
-                self.standardise_targets(trained)
+                self.standardise("target", trained)
             for numbers in epoch.batches(len(trained), 1):
                 epoch.step(self.students_losses(trained.select(numbers)), learn)
-        self.standardise_scores(held_out)
+        self.standardise("score", held_out)
         self.facts = loop.facts
 
-    @property
-    def each_scale(self) -> list[Scale]:
-        return [scale for scale in self.scales if isinstance(scale, Scale)]
-
     def adam(self, parts: Sequence[nn.Module], lr: float) -> torch.optim.Adam:
-        parameters = [parameter for part in parts for parameter in part.parameters()]
-        return torch.optim.Adam(parameters, lr, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.Adam(nn.ModuleList(parts).parameters(), lr, weight_decay=self.weight_decay, fused=True)
 
     def split(self, normals: TrainingSet) -> tuple[TrainingSet, TrainingSet]:
         """The images for training, and those held out."""
@@ -169,51 +154,42 @@ class UninformedStudents(nn.Module):
     def teachers_losses(self, decoders: nn.ModuleList, normals: TrainingSet) -> Iterator[Tensor]:
         """For each scale: the squared distance of decoded descriptors from the features, plus their correlation."""
         for scale, decoder in zip(self.each_scale, decoders, strict=True):
-            if self.photograph is None:
-                images = normals.select(torch.randint(len(normals), (self.batch,)))
-            else:
-                images = self.photographs(normals.size).to(self.mean.device)
-            patches = torch.stack([random_patch(image, scale.patch) for image in images])
+            patches = torch.stack([random_patch(image, scale.patch) for image in self.lesson(normals)])
             features = self.backbone(patches)[0].mean(dim=(2, 3))
             descriptors = scale.teacher(self.normalised(patches), scale.teacher.most)[:, :, 0, 0]
-            yield (decoder(descriptors) - features).square().sum(dim=1).mean() + correlation(descriptors)
+            distance, related = squared_distance(decoder(descriptors), features), correlations(descriptors)
+            yield distance + (related.square().sum() - related.diagonal().square().sum())
 
-    def photographs(self, size: tuple[int, int]) -> Tensor:
-        """(batch, 3, *size) in [0, 1], random ones of the folder."""
-        assert self.photograph is not None
-        return torch.stack([self.photograph(size) for _ in range(self.batch)]).float() / 255
+    def lesson(self, normals: TrainingSet) -> Tensor:
+        """(batch, 3, H, W) in [0, 1] for the teachers: random photographs of the folder, or training images."""
+        if self.photograph is None:
+            return normals.select(torch.randint(len(normals), (self.batch,)))
+        photographs = torch.stack([self.photograph(normals.size) for _ in range(self.batch)])
+        return (photographs.float() / 255).to(self.mean.device)
 
     def students_losses(self, images: Tensor) -> Iterator[Tensor]:
         """For each student: the squared distance from the teacher's standardised descriptors, mean over positions."""
         spans = [self.stride if self.crop is None else max(1, side - self.crop + 1) for side in images.shape[2:]]
         shift = tuple(int(torch.randint(span, ())) for span in spans)
         for scale in self.each_scale:
-            view, step = scale.view(self.normalised(images), self.stride, shift, self.crop)
+            view, step = scale.teacher.view(self.normalised(images), self.stride, shift, self.crop)
             with torch.no_grad():
                 targets = scale.targets(view, step)
             for student in scale.students:
-                yield (student(view, step) - targets).square().sum(dim=1).mean()
+                yield squared_distance(student(view, step), targets)
 
     @torch.no_grad()
-    def standardise_targets(self, normals: TrainingSet) -> None:
-        """Set mean and deviation of the teachers' descriptors over all positions of these images."""
+    def standardise(self, name: Literal["target", "score"], normals: TrainingSet) -> None:
+        """Set mean and deviation of the teachers' descriptors, or of the score's terms, over all positions."""
         for scale in self.each_scale:
-            views = (scale.view(part, self.stride) for part in self.parts(normals))
-            mean, std = mean_and_deviation(scale.teacher(view, step) for view, step in views)
-            scale.target_mean.copy_(mean)
-            scale.target_std.copy_(std)
-
-    @torch.no_grad()
-    def standardise_scores(self, normals: TrainingSet) -> None:
-        """Set mean and deviation of the two terms of the score over all positions of these images."""
-        for scale in self.each_scale:
-            mean, std = mean_and_deviation(scale.terms(part, self.stride) for part in self.parts(normals))
-            scale.score_mean.copy_(mean)
-            scale.score_std.copy_(std)
+            measure = scale.teacher.dense if name == "target" else scale.terms
+            mean, deviation = standardisers(measure(part, self.stride) for part in self.parts(normals))
+            scale.get_buffer(f"{name}_mean").copy_(mean)
+            scale.get_buffer(f"{name}_std").copy_(deviation)
 
     def parts(self, normals: TrainingSet) -> Iterator[Tensor]:
         """Normalised images, as many at a time as in scoring."""
-        return (self.normalised(images) for images in normals.images(images_at_a_time(normals.size)))
+        return (self.normalised(images) for images in normals.images(max(1, PIXELS // math.prod(normals.size))))
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -227,7 +203,7 @@ class UninformedStudents(nn.Module):
         """
         check_fitted(self)
         size, maps = images.shape[2:], []
-        for part in torch.split(self.normalised(images), images_at_a_time(size)):
+        for part in torch.split(self.normalised(images), max(1, PIXELS // math.prod(size))):
             each = [F.interpolate(scale.map(part, self.stride), size, mode="bilinear") for scale in self.each_scale]
             maps.append(torch.stack(each).mean(dim=0)[:, 0])
         whole = torch.cat(maps)
@@ -248,27 +224,11 @@ class Scale(nn.Module):
 
     def __init__(self, patch: int, students: int, width: int) -> None:
         super().__init__()
-        self.patch, self.teacher = patch, PatchNetwork(LAYERS[patch], width)
-        self.students = nn.ModuleList([PatchNetwork(LAYERS[patch], width) for _ in range(students)])
+        self.patch, self.teacher = patch, PatchNetwork(patch, width)
+        self.students = nn.ModuleList([PatchNetwork(patch, width) for _ in range(students)])
         for name, channels in {"target": width, "score": 2}.items():
             self.register_buffer(f"{name}_mean", torch.zeros(channels, 1, 1))
             self.register_buffer(f"{name}_std", torch.ones(channels, 1, 1))
-
-    def view(
-        self, images: Tensor, stride: int, shift: Sequence[int] | None = None, crop: int | None = None
-    ) -> tuple[Tensor, int]:
-        """(B, 3, H, W) images padded by reflection for the networks, and the stride they then take.
-
-        Descriptors are of the patches around pixels shift, shift + stride, and so on, below shift + crop; by default
-        around the middle of cells of that size. Images no larger than a patch are resized to it: one descriptor.
-        """
-        if max(images.shape[2:]) <= self.patch:
-            return resized(images, (self.patch, self.patch)), self.teacher.most
-        top, left = (stride // 2, stride // 2) if shift is None else shift
-        before = self.patch // 2
-        after = FIELDS[self.patch] - 1 - before
-        padded = F.pad(images, (before, after, before, after), mode="reflect")[:, :, top:, left:]
-        return padded if crop is None else padded[:, :, : crop + before + after, : crop + before + after], stride
 
     def targets(self, view: Tensor, stride: int) -> Tensor:
         """(B, D, h, w) standardised descriptors of the teacher."""
@@ -277,7 +237,7 @@ class Scale(nn.Module):
 
     def terms(self, images: Tensor, stride: int) -> Tensor:
         """(B, 2, h, w): error of the students' mean (equation 6) and their variance (equation 7), never negative."""
-        view, step = self.view(images, stride)
+        view, step = self.teacher.view(images, stride)
         found = [student(view, step) for student in self.students]
         mean = found[0] + torch.stack([each - found[0] for each in found]).mean(dim=0)
         error = (mean - self.targets(view, step)).square().sum(dim=1)
@@ -287,37 +247,3 @@ class Scale(nn.Module):
     def map(self, images: Tensor, stride: int) -> Tensor:
         """(B, 1, h, w): the sum of both terms, each standardised."""
         return ((self.terms(images, stride) - self.score_mean) / self.score_std).sum(dim=1, keepdim=True)
-
-
-def random_patch(image: Tensor, side: int) -> Tensor:
-    """(3, H, W) -> (3, side, side): a random crop of the image resized to a random multiple of the patch."""
-    height, width = image.shape[1:]
-    whole = int(torch.randint(ZOOMS[0] * side, ZOOMS[1] * side + 1, ()))
-    rows, columns = (min(max(1, round(side * length / whole)), length) for length in (height, width))
-    top, left = int(torch.randint(height - rows + 1, ())), int(torch.randint(width - columns + 1, ()))
-    patch = resized(image[None, :, top : top + rows, left : left + columns], (side, side))
-    return (to_grey(patch).expand_as(patch) if float(torch.rand(())) < GREY else patch)[0]
-
-
-def correlation(descriptors: Tensor) -> Tensor:
-    """(): the sum of squared correlations between different dimensions of descriptors (B, D)."""
-    centred = descriptors - descriptors.mean(dim=0)
-    scaled = F.normalize(centred, dim=0)
-    matrix = scaled.T @ scaled
-    return matrix.square().sum() - matrix.diagonal().square().sum()
-
-
-def mean_and_deviation(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of (B, C, h, w) maps: (C, 1, 1) each, over images and positions; the population's deviation, 1 for constants."""
-    count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for each in maps:
-        values = each.detach().cpu().double().transpose(0, 1).flatten(1)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = total / count
-    variance = squares / count - mean.square()
-    deviation = torch.where(variance > ROUNDING * squares / count, variance, 1.0).sqrt()
-    return mean[:, None, None].float(), deviation[:, None, None].float()
-
-
-def images_at_a_time(size: Sequence[int]) -> int:
-    return max(1, PIXELS // (size[0] * size[1]))

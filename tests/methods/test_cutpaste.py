@@ -1,4 +1,4 @@
-"""CutPaste: its copies, the Gaussian against scipy, maps against a transposed convolution, Grad-CAM by autograd."""
+"""CutPaste: its copies, the Gaussian against scipy, Grad-CAM by autograd."""
 
 from __future__ import annotations
 
@@ -128,30 +128,6 @@ def test_patches_are_those_of_a_loop():
                 patch = TEST[image : image + 1, :, 8 * row : 8 * row + 32, 8 * column : 8 * column + 32]
                 alone = method.patches.embed(method.patches.features(patch))[0]
                 torch.testing.assert_close(found[image, row, column], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_maps_follow_a_transposed_convolution():
-    """A Gaussian of 64 pixels and deviation 16, stride 4, divided by the same of ones."""
-    line = torch.exp(-0.5 * ((torch.arange(64) - 31.5) / 16) ** 2)
-    kernel = (line[:, None] * line)[None, None]
-    rows = cutpaste.upsampler(256, 64, 4)
-    grid = torch.rand(1, 1, 49, 49)
-    whole = F.conv_transpose2d(grid, kernel, stride=4) / F.conv_transpose2d(torch.ones_like(grid), kernel, stride=4)
-    assert whole.shape == (1, 1, 256, 256)
-    torch.testing.assert_close((rows @ grid @ rows.T), whole)
-    torch.testing.assert_close(rows @ torch.full((49, 49), 3.0) @ rows.T, torch.full((256, 256), 3.0))
-    single = torch.zeros(49, 49)
-    single[20, 30] = 1
-    peak = rows @ single @ rows.T
-    row, column = divmod(int(peak.argmax()), 256)
-    assert abs(row - (4 * 20 + 31.5)) <= 2
-    assert abs(column - (4 * 30 + 31.5)) <= 2
-
-
-def test_patches_reach_borders_that_are_no_multiple_of_the_stride():
-    assert cutpaste.starts(70, 32, 16) == [0, 16, 32, 38]
-    weights = cutpaste.upsampler(70, 32, 16)
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(70))
 
 
 def test_grad_cam_is_that_of_autograd():

@@ -140,7 +140,8 @@ def test_fewer_images_than_a_batch_and_a_drawn_part():
 
 def test_wrong_settings():
     for settings, message in (
-        ({"depth": 12}, "method.depth=12, method.width=1: expected a depth of 10, 16, 22"),
+        ({"depth": 12}, "method.depth=12: expected 10, 16, 22"),
+        ({"width": 0}, "method.width=0: expected at least 1"),
         ({"size": 30}, "method.size=30, method.shift=0: expected a size that is a multiple of 4"),
         ({"shift": -8}, "method.size=16, method.shift=-8: expected"),
         ({"images": 1}, "method.images=1: expected at least 2, or null for all"),

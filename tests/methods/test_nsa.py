@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly_bench.components.imagenet import MEAN, STD
 from anomaly_bench.components.synthetic_anomalies.blends import Patches
 from anomaly_bench.config.compose import compose
 from anomaly_bench.config.instantiate import construct
@@ -62,7 +63,7 @@ def test_scores_are_means_of_the_papers_map():
     result = method.score(TEST)
     with torch.no_grad():
         expected = torch.sigmoid(
-            method.network((TEST - torch.tensor(nsa.MEAN).view(3, 1, 1)) / torch.tensor(nsa.STD).view(3, 1, 1))
+            method.network((TEST - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
         )
     assert ((expected > 0) & (expected < 1)).all()
     torch.testing.assert_close(result.image, expected.mean(dim=(1, 2, 3)))
