@@ -110,6 +110,7 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 		method.patches=[33] method.stride=4 method.crop=64
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=cutpaste method.stride=16
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa,itae
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=geom method.shift=0
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=glance,smai
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vae_grad,vevae,cavga_ru
