@@ -2,7 +2,8 @@
 
 A query's distances to a bank are |q|^2 - 2 q.b + |b|^2: a matrix product, computed in cache-sized blocks. Only the
 minimum of every GROUP rows of a block is kept; distances to the rows of the best groups are then recomputed by
-differences. The result is as precise as differences, and costs hardly more than the product.
+differences. The result is as precise as differences, and costs hardly more than the product. Where rows are so close
+together that rounding could hide the nearest, the product is made again in float64.
 
 A graph for another runtime has no blocks and no second look at doubtful queries: `traced`.
 """
@@ -19,7 +20,7 @@ GROUP = 16  # bank rows per minimum
 QUERIES = 1024  # most queries at a time
 SPARE = 3  # rows beyond k that `traced` compares by differences
 DISTANCE_TOLERANCE = 1e-4  # relative error of a distance
-ROUNDING = 8 * 2.0**-23  # error of |q|^2 - 2 q.b + |b|^2 relative to |q|^2 + |b|^2: above any observed
+ROUNDING = 8  # roundings of |q|^2 + |b|^2 that |q|^2 - 2 q.b + |b|^2 may be off by: above any observed
 
 
 class Neighbours(NamedTuple):
@@ -74,9 +75,9 @@ def cache_bytes(device: torch.device) -> int:
     return 4_000_000 if device.type == "cpu" else 200_000_000
 
 
-def squared_lengths(rows: Tensor) -> Tensor:
-    """(M,) squared lengths of (M, D) rows, without copying them."""
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+def squared_lengths(rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(M,) squared lengths of (M, D) rows, without copying them; dtype: of the result, None: that of the rows."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
     return lengths.square_()
 
 
@@ -84,21 +85,30 @@ def concatenate(parts: list[Neighbours]) -> Neighbours:
     return Neighbours(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def search(queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: int) -> Neighbours:
+def search(
+    queries: Tensor, bank: Tensor, k: int, norms: Tensor, block_bytes: int, dtype: torch.dtype = torch.float32
+) -> Neighbours:
     """`nearest` for one part of the queries.
 
     Up to rounding, the k nearest rows lie in the k groups with the smallest minima. If rounding could hide a nearer
-    row in the best remaining group, the query is compared with the whole bank by differences.
+    row in the best remaining group, the products are made in float64, and if it still could, or the device has no
+    float64, the query is compared with the whole bank by differences.
     """
-    minima = group_minima(queries, bank, norms, block_bytes)
+    wide = queries.to(dtype)
+    minima = group_minima(wide, bank, norms, block_bytes)
     _, groups = smallest(minima, min(k, len(minima)), dim=0)
     found = among_groups(queries, bank, k, groups.T, block_bytes)
-    lengths = squared_lengths(queries)
-    left_out = minima.scatter_(0, groups, torch.inf).amin(dim=0) + lengths - ROUNDING * (lengths + norms.max())
+    lengths, rounding = squared_lengths(wide), ROUNDING * torch.finfo(dtype).eps
+    left_out = minima.scatter_(0, groups, torch.inf).amin(dim=0) + lengths - rounding * (lengths + norms.max())
     doubtful = left_out.clamp_(min=0) < (1 - DISTANCE_TOLERANCE) * found.distances[:, -1]
     if doubtful.any():
-        for part, exact in zip(found, by_differences(queries[doubtful], bank, k, block_bytes), strict=True):
-            part[doubtful] = exact
+        rest = queries[doubtful]
+        if dtype == torch.float32 and queries.device.type != "mps":
+            exact = search(rest, bank, k, squared_lengths(bank, torch.float64), block_bytes, torch.float64)
+        else:
+            exact = by_differences(rest, bank, k, block_bytes)
+        for part, values in zip(found, exact, strict=True):
+            part[doubtful] = values
     return found
 
 
@@ -109,14 +119,14 @@ def smallest(values: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int) -> Tensor:
-    """(ceil(M / GROUP), Q): the minima of |b|^2 - 2 q.b over every GROUP rows b of the bank."""
+    """(ceil(M / GROUP), Q): the minima of |b|^2 - 2 q.b over every GROUP rows b of the bank, in the queries' dtype."""
     groups = -(-len(bank) // GROUP)
     minima = queries.new_empty(groups, len(queries))
     step = min(groups, max(1, block_bytes // (4 * GROUP * len(queries))))  # groups per block
     products = queries.new_empty(step * GROUP, len(queries))
     for start in range(0, groups, step):
         rows = slice(start * GROUP, (start + step) * GROUP)
-        part = bank[rows]
+        part = bank[rows].to(queries.dtype)
         torch.addmm(norms[rows, None], part, queries.T, alpha=-2, out=products[: len(part)])
         count = min(step, groups - start)
         if len(part) < count * GROUP:  # the last group

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -142,3 +144,20 @@ def test_rounding_does_not_hide_the_nearest_row():
 def test_well_separated_rows_need_no_recheck(rows, monkeypatch):
     monkeypatch.setattr(neighbours, "by_differences", lambda *_: pytest.fail("compared with the whole bank"))
     check(random(50, 6), random(rows, 6, seed=1), 1, block_bytes=8 * GROUP * 50 * 4)
+
+
+@pytest.mark.parametrize(("gap", "by_differences"), [(1e-3, 0), (1e-9, 1)])
+def test_close_rows_are_multiplied_in_float64(gap, by_differences, monkeypatch):
+    """Products in float32 cannot tell which of the codes of a plain background is nearest."""
+    slow = Mock(wraps=neighbours.by_differences)
+    monkeypatch.setattr(neighbours, "by_differences", slow)
+    rows = torch.zeros(GROUP * 40, 64)
+    rows[:, :2] = 1e4 * gap * random(GROUP * 40, 2, seed=1)
+    centre = torch.zeros(64)
+    centre[2:] = 1e4
+    queries = torch.zeros(20, 64)
+    queries[:, :2] = 1e4 * gap * random(20, 2, seed=2)
+    expected = torch.cdist(queries, rows, compute_mode="donot_use_mm_for_euclid_dist").square().min(dim=1)
+    found = nearest(queries + centre, rows + centre)
+    torch.testing.assert_close(found.distances[:, 0], expected.values, rtol=1e-4, atol=0)
+    assert slow.call_count == by_differences
