@@ -31,7 +31,7 @@ from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
 
 if TYPE_CHECKING:
-    from anomaly_bench.protocol import TrainingSet
+    from anomaly_bench.protocol import Advance, TrainingSet
 
 logger = logging.getLogger(__name__)
 REUSED = 2**27 - 1  # bytes: memory of smaller tensors is kept for reuse when freed
@@ -108,6 +108,8 @@ class Epoch:
         self.counted += curve
         self.summed += curve
         self.loop.steps += 1
+        if self.loop.limit is not None:
+            self.loop.advance(1)
 
     def add_point(self) -> None:
         """Close a point of the learning curve: the mean loss of the steps since the last one."""
@@ -156,6 +158,8 @@ class Loop:
         UsageError: less than one epoch or step.
     """
 
+    advance: Advance  # of the progress bar
+
     def __init__(
         self,
         module: nn.Module,
@@ -197,6 +201,7 @@ class Loop:
         memory.keep_freed(below=REUSED)
         total = self.limit or self.epochs or 0
         with self.normals.stage(f"{self.normals.name}: training", total) as advance:
+            self.advance = advance
             advance(len(self.losses) if self.limit is None else self.steps)
             while not self.ended:
                 number = len(self.losses)
@@ -205,7 +210,7 @@ class Loop:
                 epoch = Epoch(self, number, seed)
                 yield epoch
                 self.add(epoch)
-                advance(1 if self.limit is None else epoch.steps, f"loss {epoch.loss:.4g}")
+                advance(1 if self.limit is None else 0, f"loss {epoch.loss:.4g}")
         self.module.eval()
         memory.keep_freed()
 

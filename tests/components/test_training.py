@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -154,6 +155,21 @@ def test_progress_counts_the_steps_of_the_budget_or_the_epochs(keys, expected):
             seen.append(epoch.progress)
             epoch.step(module(X[chosen]).square().mean())
     assert seen == pytest.approx([step / len(expected) for step in expected])
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(4, [0, 1, 1, 1, 0, 1, 0]), (None, [0, 1, 1])], ids=["budget", "epochs"]
+)
+def test_the_bar_moves_with_each_step_of_a_budget(steps, expected):
+    """An epoch may last for minutes."""
+    seen = []
+
+    @contextlib.contextmanager
+    def stage(title, total):
+        yield lambda done, note="": seen.append(done)
+
+    fit(epochs=2, steps=steps, stage=stage)
+    assert seen == expected
 
 
 def test_a_schedule_may_be_stated_in_steps():
