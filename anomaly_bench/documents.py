@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -21,9 +22,17 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
         ValueError: not a regular file, larger than `most` bytes, not JSON, or nested too deeply.
     """
     try:
-        return shallow(msgspec.json.decode(read_file(path, most)))  # in a fifth of json's time
+        return shallow(decode(read_file(path, most)))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def decode(text: bytes) -> Any:
+    """`json.loads`, in a fifth of its time unless the text holds what only that accepts."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:  # such as half a surrogate pair, from a file name that is not UTF-8
+        return json.loads(text)
 
 
 def read_yaml(path: Path, most: int = 10**5) -> Any:

@@ -96,12 +96,16 @@ class VEVAE(nn.Module):
             NotFittedError: before `fit`.
         """
         check_fitted(self)
-        attention = self.attention(images)[:, None]
+        attention = torch.stack([self.attention(image[None]) for image in images])  # alone: see below
         maps = F.interpolate(attention, images.shape[2:], mode="bilinear")[:, 0].abs()
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def attention(self, images: Tensor) -> Tensor:
-        """(B, h, w): the outputs of the explained convolution, weighted by the mean of the normalised gradient."""
+        """(B, h, w): the outputs of the explained convolution, weighted by the mean of the normalised gradient.
+
+        Products of other batches are rounded otherwise, which turns a ReLU on or off here and there and so changes the
+        gradient by far more than rounding.
+        """
         inputs = self.before(images)
         outputs: Tensor = self.block.layers[0](inputs)
         slopes = self.slopes(outputs, inputs)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ UNREAD = {
     "findings": dict,
 }  # not read by tables; 3/4 of a file
 SHARED = ("categories", "titles", "input", "config")  # equal in many records
-WORTH_A_PROCESS = 500  # unread records
 
 
 def outlines(results: Path) -> tuple[list[Record], list[str]]:
@@ -38,7 +33,7 @@ def outlines(results: Path) -> tuple[list[Record], list[str]]:
 def outlines_by_file(results: Path) -> tuple[dict[Path, Record], list[str]]:
     """`outlines`, each with its file.
 
-    Contents are cached by file size, times and inode: reading 10,000 records takes 10 s of CPU.
+    Contents are cached by file size, times and inode: reading 10,000 records would take 10 s.
     """
     kept_in = cache_root() / "outlines" / f"{digest(str(results.resolve()))[:16]}.json"
     version = [SCHEMA, *(entry.name for entry in fields(Record))]
@@ -47,27 +42,16 @@ def outlines_by_file(results: Path) -> tuple[dict[Path, Record], list[str]]:
         read = json.loads(kept_in.read_bytes())
         kept = read if read["version"] == version and read.keys() == kept.keys() else kept
     files: dict[str, list[Any]] = {}
-    unread: dict[str, list[int]] = {}
-    damaged: dict[str, str] = {}
+    shared = {json.dumps(value): place for place, value in enumerate(kept["shared"])}
+    damaged: list[str] = []
     for name in sorted(_files(results / "records")):
         try:
             stat = os.lstat(name)
-        except OSError as error:
-            damaged[name] = str(error)
-            continue
-        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
-        known = kept["files"].get(name)
-        if known and known[0] == stamp:
-            files[name] = known
-        else:
-            unread[name] = stamp
-    shared = {json.dumps(value): place for place, value in enumerate(kept["shared"])}
-    for name, content in _read_all(list(unread)):
-        if isinstance(content, str):
-            damaged[name] = content
-        else:
-            places = {part: shared.setdefault(content[part], len(shared)) for part in SHARED}
-            files[name] = [unread[name], {**content, **places}]
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns]
+            known = kept["files"].get(name)
+            files[name] = known if known and known[0] == stamp else [stamp, _outline(load(Path(name)), shared)]
+        except (DamagedRecord, OSError) as error:
+            damaged.append(str(error))
     values = [json.loads(text) for text in shared]
     if files != kept["files"]:
         with contextlib.suppress(OSError):  # the next call will just take longer
@@ -75,27 +59,9 @@ def outlines_by_file(results: Path) -> tuple[dict[Path, Record], list[str]]:
     empty = {name: type_() for name, type_ in UNREAD.items()}
     found = {
         Path(name): Record(**{**content, **{part: values[content[part]] for part in SHARED}, **empty})
-        for name, (_, content) in sorted(files.items())
+        for name, (_, content) in files.items()
     }
-    return found, [damaged[name] for name in sorted(damaged)]
-
-
-def _read_all(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each name with its `_outline`, or with what is wrong; many are read in several processes where these may fork."""
-    if sys.platform == "linux" and threading.active_count() == 1:
-        workers = min(len(os.sched_getaffinity(0)), len(names) // WORTH_A_PROCESS)
-        if workers > 1:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-                yield from pool.map(_read, names, chunksize=100)
-            return
-    yield from map(_read, names)
-
-
-def _read(name: str) -> tuple[str, dict[str, Any] | str]:
-    try:
-        return name, _outline(load(Path(name)))
-    except DamagedRecord as error:
-        return name, str(error)
+    return found, damaged
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -104,9 +70,10 @@ def _files(folder: Path) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in (*folders, *names) if name.endswith(".json"))
 
 
-def _outline(record: Record) -> dict[str, Any]:
-    """The record's fields without `UNREAD`; `SHARED` ones as JSON."""
+def _outline(record: Record, shared: dict[str, int]) -> dict[str, Any]:
+    """The record's fields without `UNREAD`; `SHARED` ones are replaced by their index in `shared`."""
     speed = [{name: value for name, value in entry.items() if not isinstance(value, list)} for entry in record.speed]
     content = {entry.name: getattr(record, entry.name) for entry in fields(Record) if entry.name not in UNREAD}
     content["training"] = record.training and {**record.training, "curve": None}
-    return {**content, "speed": speed, **{name: json.dumps(content[name]) for name in SHARED}}
+    places = {name: shared.setdefault(json.dumps(content[name]), len(shared)) for name in SHARED}
+    return {**content, "speed": speed, **places}

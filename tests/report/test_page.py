@@ -630,24 +630,6 @@ def test_no_figure_is_cut(browser, width, scheme):
         browser.refresh()
 
 
-@pytest.mark.slow
-def test_no_figure_of_a_full_page_is_cut(tmp_path, chrome):
-    """Ten categories, fifty methods with speeds, some of them with long names."""
-    random = np.random.default_rng(0)
-    for number, category in itertools.product(range(50), range(10)):
-        points = tuple(random.uniform(50, 100, 3))
-        name = f"m{number}" + "_of_a_long_name" * (number % 3)
-        save(record(points, f"category{category}", name, speed=timed(5 + number)), tmp_path)
-    assert call(["report", f"results={tmp_path}", f"out={tmp_path}/report.html"]) == 0
-    chrome.get((tmp_path / "report.html").as_uri())
-    for width, scheme in itertools.product((400, 900, 1400), ("light", "dark")):
-        show(chrome, width, scheme)
-        shown, cut = chrome.execute_script(CUT)
-        assert shown >= 5
-        assert cut == []
-    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
 def test_no_horizontal_scrolling_on_a_phone(browser):
     size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -665,12 +647,30 @@ def test_hostile_names_stay_text(browser):
 
 
 def test_no_requests_and_no_console_errors(browser, page):
-    """The last test: covers everything the others did."""
+    """The last test of this page: covers everything the others did."""
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
     assert asked
     assert all(address.startswith("data:") or address.partition("#")[0] == page.as_uri() for address in asked)
+
+
+@pytest.mark.slow
+def test_no_figure_of_a_full_page_is_cut(tmp_path, chrome):
+    """Ten categories, fifty methods with speeds, some of them with long names."""
+    random = np.random.default_rng(0)
+    for number, category in itertools.product(range(50), range(10)):
+        points = tuple(random.uniform(50, 100, 3))
+        name = f"m{number}" + "_of_a_long_name" * (number % 3)
+        save(record(points, f"category{category}", name, speed=timed(5 + number)), tmp_path)
+    assert call(["report", f"results={tmp_path}", f"out={tmp_path}/report.html"]) == 0
+    chrome.get((tmp_path / "report.html").as_uri())
+    for width, scheme in itertools.product((400, 900, 1400), ("light", "dark")):
+        show(chrome, width, scheme)
+        shown, cut = chrome.execute_script(CUT)
+        assert shown >= 5
+        assert cut == []
+    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_matplotlibrc_does_not_change_figures(monkeypatch):

@@ -6,17 +6,13 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
 
 import pytest
 from test_build import (
@@ -718,24 +714,6 @@ def test_outlines_follow_the_files(folder: Path, empty_cache: Path) -> None:
     assert "changed" in damaged[0] or "not a record" in damaged[0]
     save(ours((1, 2, 3)), folder)
     assert sorted(each.value("pro") or 0 for each in outlines_module.outlines(folder)[0]) == [0.03, 0.93]
-
-
-def test_outlines_read_in_several_processes_are_the_same(
-    folder: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    damaged = folder / ours().path
-    damaged.write_text(damaged.read_text()[:-9])
-    expected = outlines_module.outlines_by_file(folder)
-    shutil.rmtree(empty_cache / "outlines")
-    pool = Mock(wraps=ProcessPoolExecutor)
-    monkeypatch.setattr(outlines_module, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(outlines_module, "WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(outlines_module.threading, "active_count", lambda: 1)  # pytest's own threads do not matter
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert outlines_module.outlines_by_file(folder) == expected
-    assert len(expected[0]) == 2
-    assert len(expected[1]) == 1
-    assert pool.call_count == (sys.platform == "linux")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "5", '{"files": {}}', "{}"])
