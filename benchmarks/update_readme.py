@@ -19,12 +19,17 @@ BETWEEN = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->\n)", re.
 
 
 def tables(one: bool) -> str:
-    """Markdown tables: one summary of all records of MVTec AD, or three tables per setup of any dataset."""
+    """Markdown tables: three per setup of any dataset, or one summary of MVTec AD.
+
+    The summary leaves out methods with fewer categories than others have: their means would not compare.
+    """
     found, damaged = records.load_all(ROOT / "results")
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
     if one:
         found = [record for record in found if record.dataset == "mvtec"]
+        tasks = {method: {each.task for each in found if each.method == method} for method in {r.method for r in found}}
+        found = [record for record in found if len(tasks[record.method]) == max(map(len, tasks.values()))]
     names = ["summary"] if one else ["per_class", "summary", "complexity"]
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in names]
     return "\n".join(draw(build_tables(found, layout, mixed=one), "md") for layout in layouts)
