@@ -161,11 +161,14 @@ all-methods: .venv/installed  ## every method with its smallest budget on one ge
 structure: .venv/dev  ## measure the package's structure against its targets
 	$(BIN)/python benchmarks/structure.py
 
+LOOPS := adtr,method.grid=8 adtr_plus,method.grid=8 cutpaste,method.batch=4 glance,method.batch=8 itae,method.batch=2 \
+	kdad,method.batch=4 nsa,method.batch=4 patch_svdd,method.batch=16
 bench: .venv/dev  ## speed against lower bounds and, after `make peer`, against anomalib
 	$(BIN)/python benchmarks/bench.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/bench_neighbours.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/bench_tables.py
 	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_training.py --loops $(LOOPS)
 	$(BIN)/python benchmarks/bench_reconstruction.py
 	$(BIN)/python benchmarks/bench_reconstruction.py --peak
 	$(BIN)/python benchmarks/bench_sweeps.py --data $(DATA)

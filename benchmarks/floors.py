@@ -50,9 +50,8 @@ class MeanImage(nn.Module):
 def run(words: Sequence[str]) -> None:
     """Run the command with these words into FLOORS, for one step and with the mean image; records are not repeated."""
     kept = [word for word in words if not word.startswith(REPLACED)]
-    of_methods = [word for word in kept if word.startswith(("method", "backbone"))]
     sweep(*kept, "budget=1")
-    sweep(*(word for word in kept if word not in of_methods), "method=mean_image")
+    sweep(*(word for word in kept if not word.startswith(("method", "backbone"))), "method=mean_image")
 
 
 def sweep(*words: str) -> None:
@@ -65,14 +64,15 @@ def sweep(*words: str) -> None:
 def table() -> str:
     """Markdown, in %: each record of a method that trains, then after one step, then the mean image."""
     records, floors = load_results("results"), load_results(FLOORS)
-    trained = records[records["train_steps"].notna() & (records["seed"] == 0)]
+    trained = records[records["train_steps"].notna()]
     means = floors[floors["method"] == "mean_image"]
     first = floors[floors["method"] != "mean_image"]
-    keys = ["dataset", "category", "resize", "crop"]
+    keys = ["dataset", "category", "seed", "resize", "crop"]
     found = trained.merge(first, on=[*keys, "method", "backbone"], suffixes=("", " 1 step"))
     found = found.merge(means, on=keys, suffixes=("", " mean image"))
     columns = [metric + suffix for metric in METRICS for suffix in ("", " 1 step", " mean image")]
-    shown: str = (100 * found.set_index(["dataset", "category", "method"])[columns]).to_markdown(floatfmt=".1f")
+    found[columns] *= 100
+    shown: str = found[["dataset", "category", "seed", "method", *columns]].to_markdown(index=False, floatfmt=".1f")
     return shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from anomaly_bench import records
@@ -28,8 +29,8 @@ def tables(one: bool) -> str:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
     if one:
         found = [record for record in found if record.dataset == "mvtec"]
-        tasks = {method: {each.task for each in found if each.method == method} for method in {r.method for r in found}}
-        found = [record for record in found if len(tasks[record.method]) == max(map(len, tasks.values()))]
+        measured = Counter(method for method, _ in {(record.method, record.task) for record in found})
+        found = [record for record in found if measured[record.method] == max(measured.values())]
     names = ["summary"] if one else ["per_class", "summary", "complexity"]
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in names]
     return "\n".join(draw(build_tables(found, layout, mixed=one), "md") for layout in layouts)

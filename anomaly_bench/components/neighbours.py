@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anomaly_bench.hardware.torch_setup import float64_device
+
 GROUP = 16  # bank rows per minimum
 QUERIES = 1024  # most queries at a time
 SPARE = 3  # rows beyond k that `traced` compares by differences
@@ -103,7 +105,7 @@ def search(
     doubtful = left_out.clamp_(min=0) < (1 - DISTANCE_TOLERANCE) * found.distances[:, -1]
     if doubtful.any():
         rest = queries[doubtful]
-        if dtype == torch.float32 and queries.device.type != "mps":
+        if dtype == torch.float32 and float64_device(queries.device) == queries.device:
             exact = search(rest, bank, k, squared_lengths(bank, torch.float64), block_bytes, torch.float64)
         else:
             exact = by_differences(rest, bank, k, block_bytes)
@@ -122,7 +124,7 @@ def group_minima(queries: Tensor, bank: Tensor, norms: Tensor, block_bytes: int)
     """(ceil(M / GROUP), Q): the minima of |b|^2 - 2 q.b over every GROUP rows b of the bank, in the queries' dtype."""
     groups = -(-len(bank) // GROUP)
     minima = queries.new_empty(groups, len(queries))
-    step = min(groups, max(1, block_bytes // (4 * GROUP * len(queries))))  # groups per block
+    step = min(groups, max(1, block_bytes // (queries.element_size() * GROUP * len(queries))))  # groups per block
     products = queries.new_empty(step * GROUP, len(queries))
     for start in range(0, groups, step):
         rows = slice(start * GROUP, (start + step) * GROUP)

@@ -96,16 +96,13 @@ class VEVAE(nn.Module):
             NotFittedError: before `fit`.
         """
         check_fitted(self)
-        attention = torch.stack([self.attention(image[None]) for image in images])  # alone: see below
+        # one by one: rounding differs between batch sizes, and a ReLU that flips changes the gradient by far more
+        attention = torch.stack([self.attention(image[None]) for image in images])
         maps = F.interpolate(attention, images.shape[2:], mode="bilinear")[:, 0].abs()
         return Scores(maps.amax(dim=(1, 2)), maps)
 
     def attention(self, images: Tensor) -> Tensor:
-        """(B, h, w): the outputs of the explained convolution, weighted by the mean of the normalised gradient.
-
-        Products of other batches are rounded otherwise, which turns a ReLU on or off here and there and so changes the
-        gradient by far more than rounding.
-        """
+        """(B, h, w): the outputs of the explained convolution, weighted by the mean of the normalised gradient."""
         inputs = self.before(images)
         outputs: Tensor = self.block.layers[0](inputs)
         slopes = self.slopes(outputs, inputs)
