@@ -13,10 +13,10 @@ STRIDE = 16  # of all layers: 2 of the first one, and of the pools
 
 
 class GlobalNetwork(nn.Module):
-    """Predicts the description of a hidden square from the image around it.
+    """Predicts the descriptions of hidden squares from the image around them.
 
-    Pixels of the square are multiplied by zero, and cells that saw nothing else stay hidden, so that what is in the
-    square cannot change the prediction. It is read where the square is, beside the mean over the image.
+    Pixels of the squares are multiplied by zero, and cells that saw nothing else stay hidden, so that what is in the
+    squares cannot change the predictions. They are read where each square is, beside the mean over the image.
 
     Args:
         code: dimensions of the description.
@@ -32,7 +32,7 @@ class GlobalNetwork(nn.Module):
         self.last = nn.Linear(2 * WIDTHS[-1], code)
 
     def forward(self, images: Tensor, corners: Tensor, side: int) -> Tensor:
-        """(B, 3, H, W) normalised images, (B, 2) corners of what is hidden -> (B, code)."""
+        """(B, 3, H, W) normalised images, (B, n, 2) corners of what is hidden -> (B * n, code), image by image."""
         visible = 1 - holes(images, corners, side)
         cells = images
         for number, layer in enumerate(self.layers):
@@ -41,10 +41,11 @@ class GlobalNetwork(nn.Module):
             cells = F.relu(cells)
             if number in POOLED:
                 cells, visible = F.max_pool2d(cells, 2), F.max_pool2d(visible, 2)
-        centres = ((corners + side // 2) // STRIDE).to(images.device)
+        centres = ((corners.flatten(0, 1) + side // 2) // STRIDE).to(images.device)
         rows, columns = (centres[:, axis].clamp(max=cells.shape[2 + axis] - 1) for axis in (0, 1))
-        here = cells[torch.arange(len(cells), device=cells.device), :, rows, columns]
-        everywhere = cells.sum(dim=(2, 3)) / visible.sum(dim=(2, 3)).clamp(min=1)
+        numbers = torch.arange(len(cells), device=cells.device).repeat_interleave(corners.shape[1])
+        here = cells[numbers, :, rows, columns]
+        everywhere = (cells.sum(dim=(2, 3)) / visible.sum(dim=(2, 3)).clamp(min=1))[numbers]
         predicted: Tensor = self.last(torch.cat([here, everywhere], dim=1))
         return predicted
 
@@ -62,9 +63,9 @@ def partial_convolution(cells: Tensor, visible: Tensor, layer: nn.Conv2d) -> tup
 
 
 def holes(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """(B, 1, H, W) float: 1 in the square at each image's corner (B, 2)."""
-    tops, lefts = corners.to(images.device).unbind(dim=1)
+    """(B, 1, H, W) float: 1 in the squares at each image's corners (B, n, 2)."""
+    tops, lefts = corners.to(images.device)[..., None].unbind(dim=2)
     rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
-    down = (rows >= tops[:, None]) & (rows < tops[:, None] + side)
-    across = (columns >= lefts[:, None]) & (columns < lefts[:, None] + side)
-    return (down[:, :, None] & across[:, None, :]).to(images)[:, None]
+    down = (rows >= tops) & (rows < tops + side)
+    across = (columns >= lefts) & (columns < lefts + side)
+    return (down[..., :, None] & across[..., None, :]).any(dim=1).to(images)[:, None]

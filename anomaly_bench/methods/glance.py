@@ -41,6 +41,7 @@ TAUGHT = 64  # pixels a side of a patch as the pretrained network sees it
 CODE = 128  # dimensions of a description
 EACH = 4  # patches of each training image that are distilled in a step
 CALIBRATION = 8  # patches of each training image for the scales of the two scores
+HIDDEN = 1 / 12  # of an image at most, in several patches, for which the global network learns at once
 CHUNK = 50  # patches that are scored at once
 
 
@@ -106,6 +107,7 @@ class Glance(nn.Module):
         height, width = normals.size
         if self.side > min(height, width):
             raise UsageError(f"method.side={self.side}: expected patches within images of {height} x {width} pixels")
+        hidden = max(1, int(HIDDEN * height * width / self.side**2))
         corners, wanted = self.teach(normals)
         decoder = nn.Linear(CODE, wanted.shape[2]).to(wanted.device)
         distil = self.adam(nn.ModuleList([self.local, decoder]))
@@ -122,7 +124,7 @@ class Glance(nn.Module):
                     continue
                 if not loop.memo["standardised"]:
                     loop.memo["standardised"] = self.standardise(normals, corners)
-                epoch.step(self.loss(images, random_corners(normals.size, self.side, len(images), 1)), predict)
+                epoch.step(self.loss(images, random_corners(normals.size, self.side, len(images), hidden)), predict)
         if not loop.memo["standardised"]:  # a budget of one step
             self.standardise(normals, corners)
         self.eval()
@@ -171,7 +173,7 @@ class Glance(nn.Module):
         """Mean squared distance of both descriptions, and cross-entropy for clean (1) and stained (0) patches."""
         patches = self.patches(images, corners)
         clean, dirty = self.describe(patches), self.describe(stained(patches.cpu()).to(patches))
-        predicted = self.glancing(normalised(images), corners[:, 0], self.side)
+        predicted = self.glancing(normalised(images), corners, self.side)
         answers = self.judge(torch.cat([torch.cat([clean, dirty]), predicted.repeat(2, 1)], dim=1))[:, 0]
         labels = torch.cat([torch.ones(len(clean)), torch.zeros(len(dirty))]).to(answers)
         return F.mse_loss(predicted, clean) + F.binary_cross_entropy_with_logits(answers, labels)
@@ -179,7 +181,7 @@ class Glance(nn.Module):
     def terms(self, images: Tensor, corners: Tensor) -> Tensor:
         """(B, 2) distance of both descriptions, and 1 - the classifier's probability of a clean patch, at (B, 2)."""
         own = self.describe(self.patches(images, corners[:, None]))
-        predicted = self.glancing(normalised(images), corners, self.side)
+        predicted = self.glancing(normalised(images), corners[:, None], self.side)
         answers = self.judge(torch.cat([own, predicted], dim=1))[:, 0]
         return torch.stack([(own - predicted).square().mean(dim=1), torch.sigmoid(-answers)], dim=1)
 

@@ -15,7 +15,7 @@ TEST = to_tensor(pictures(3, 500))
 
 def test_pixels_in_the_hole_never_change_the_prediction():
     torch.manual_seed(0)
-    network, corners = GlobalNetwork(16), torch.tensor([[0, 0], [13, 29], [31, 31]])
+    network, corners = GlobalNetwork(16), torch.tensor([[[0, 0]], [[13, 29]], [[31, 31]]])
     inside = holes(TEST, corners, 33)
     assert inside.sum(dim=(1, 2, 3)).tolist() == [33 * 33] * 3
     assert inside[1, 0, 13:46, 29:62].all()
@@ -28,11 +28,23 @@ def test_pixels_in_the_hole_never_change_the_prediction():
         assert not torch.isclose(network(outside, corners, 33), expected).all(dim=1).any()
 
 
+def test_several_squares_are_hidden_at_once():
+    torch.manual_seed(0)
+    network, corners = GlobalNetwork(16), torch.tensor([[[0, 0], [40, 30]], [[10, 5], [15, 9]], [[44, 44], [0, 44]]])
+    inside = holes(TEST, corners, 20)
+    assert inside.sum(dim=(1, 2, 3)).tolist() == [800, 800 - 15 * 16, 800]
+    expected = network(TEST, corners, 20)
+    assert expected.shape == (6, 16)
+    assert torch.equal(network(torch.where(inside > 0, 100 * torch.rand_like(TEST), TEST), corners, 20), expected)
+    turned = network(TEST, corners.flip(1), 20)
+    torch.testing.assert_close(turned.view(3, 2, 16).flip(1).flatten(0, 1), expected)
+
+
 def test_the_prediction_depends_on_the_place():
     torch.manual_seed(0)
     network = GlobalNetwork(16)
     images = torch.rand(1, 3, 128, 128).expand(2, -1, -1, -1)
-    first, second = network(images, torch.tensor([[0, 0], [80, 80]]), 33).detach()
+    first, second = network(images, torch.tensor([[[0, 0]], [[80, 80]]]), 33).detach()
     assert float((first - second).norm() / first.norm()) > 0.05
 
 

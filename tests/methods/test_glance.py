@@ -36,7 +36,7 @@ def test_maps_follow_a_loop_over_patches():
         for number, top, left in [(0, 0, 0), (1, places[1], places[2]), (2, places[2], places[1])]:
             patch = TEST[number : number + 1, :, top : top + method.side, left : left + method.side]
             own = method.describe(F.interpolate(patch, (33, 33), mode="bilinear"))
-            corner = torch.tensor([[top, left]])
+            corner = torch.tensor([[[top, left]]])
             other = method.glancing(glance.normalised(TEST[number : number + 1]), corner, method.side)
             distance = float((own - other).square().mean())
             stain = 1 - float(method.judge(torch.cat([own, other], dim=1)).sigmoid())
@@ -88,7 +88,7 @@ def test_stains_are_found():
     corners = glance.random_corners((64, 64), method.side, 3, 20)
     patches = method.patches(TEST, corners)
     predicted = torch.cat(
-        [method.glancing(glance.normalised(TEST), corners[:, number], method.side) for number in range(20)]
+        [method.glancing(glance.normalised(TEST), corners[:, number : number + 1], method.side) for number in range(20)]
     )
     own = method.describe(patches).view(3, 20, -1).transpose(0, 1).flatten(0, 1)
     dirty = method.describe(glance.stained(patches)).view(3, 20, -1).transpose(0, 1).flatten(0, 1)
@@ -98,6 +98,16 @@ def test_stains_are_found():
     terms = method.terms(TEST, corners[:, 0]).detach()
     assert terms.shape == (3, 2)
     assert all(0 <= float(each) <= 1 for each in terms[:, 1])
+
+
+@pytest.mark.parametrize(("side", "hidden"), [(9, 4), (33, 1)])  # 64 x 64 / (9 x 9 x 12) = 4.2
+def test_patches_that_are_hidden_at_once(side, hidden, monkeypatch):
+    """In training, on a twelfth of an image at most, but at least one."""
+    method, seen = built(epochs=4, side=side), []
+    loss = method.loss
+    monkeypatch.setattr(method, "loss", lambda images, corners: seen.append(corners.shape[1]) or loss(images, corners))
+    method.fit(TrainingSet("few", pictures(2)))
+    assert set(seen) == {hidden}
 
 
 def test_wrong_settings():
