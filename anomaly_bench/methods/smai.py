@@ -50,7 +50,7 @@ class SMAI(nn.Module):
     def __init__(
         self,
         epochs: int,
-        lr: float = 2e-4,
+        lr: float = 1e-3,
         batch: int = 8,
         segments: Sequence[int] = (64, 16),
         share: float = 0.25,
