@@ -67,7 +67,7 @@ class Glance(nn.Module):
         self,
         backbone: Features,
         epochs: int,
-        lr: float = 5e-4,
+        lr: float = 1e-3,
         weight_decay: float = 1e-5,
         batch: int = 32,
         pretraining: float = 0.4,
