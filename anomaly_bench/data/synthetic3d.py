@@ -6,8 +6,8 @@ bun    a round loaf with three cuts; its height, place and turn vary.
 block  a square block with rounded edges and four studs; likewise.
 
 Each has 40 training, 8 validation and 20 normal test scans, and 12 of each defect: dent (a part is pressed in) and hole
-(one sees the table through it). Steep edges and the corners of the field of view have no value. A scan depends only on its category, split
-and number; the mask holds the pixels whose distance from the camera the defect changes by more than a millimetre.
+(one sees the table through it). Steep edges have no value. A scan depends only on its category, split and number; the
+mask holds the pixels whose distance from the camera the defect changes by more than a millimetre.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ _Floats = NDArray[np.float64]
 SCANS_REVISION = 2  # raised when any scan changes
 CATEGORIES = ("bun", "block")
 SIZE = 128  # pixels a side
-SEEN = 0.26  # metres around the image's centre on the table: the field of view
 COUNTS = {"train/good": 40, "validation/good": 8, "test/good": 20, "test/dent": 12, "test/hole": 12}
 FOCUS, TABLE = 1.2 * SIZE, 0.5  # focal length in pixels; distance of the table in metres
 COLOURS = {"bun": (0.78, 0.55, 0.30), "block": (0.35, 0.50, 0.70)}
@@ -57,9 +56,8 @@ def render(category: str, split: str, index: int, defect: str = GOOD) -> tuple[N
         height = _spoilt(height, flaw, defect)
     depth = TABLE + tilt[0] * X + tilt[1] * Y - height + rng.normal(0, 0.0003, height.shape)
     steep = np.hypot(*np.gradient(height)) > 0.012
-    lost = steep | (np.hypot(X, Y) > SEEN)
     points = np.stack([depth * X / TABLE, depth * Y / TABLE, depth], axis=-1)
-    points[lost] = 0
+    points[steep] = 0
     return _colours(category, height, rng), points.astype(np.float32)
 
 
