@@ -107,19 +107,22 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(call trained,method=ae_ssim budget=short)
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=panda,fyd,dfr,fcdd,kdad,patch_svdd
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=uninformed_students \
-		method.patches=[33] method.stride=4 method.crop=64
+		method.patches=[33] method.stride=4 method.crop=64 method.teacher_steps=5000
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=cutpaste method.stride=16
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa,itae
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=nsa
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=itae input.resize=128 method.width=32
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=geom method.shift=0
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=glance,smai
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vae_grad,vevae,cavga_ru
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vevae,cavga_ru
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae_grad method.network=ae_l2
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ae_l2 input.resize=128
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ganomaly
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1200 method=anogan method.width=32 method.batch=8 \
 		method.moves=100
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1500 method=f_anogan method.width=16 method.batch=8 \
 		method.adversarial=0.6
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=pnet method.width=16
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=pnet method.width=16 input.resize=128
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=scadn method.width=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0
 	$(BIN)/python benchmarks/update_readme.py
@@ -142,10 +145,12 @@ cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CI
 	$(CLASSES) budget=short method=gradcon dataset.protocol=D
 	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
 
-SCANS := $(RUN) dataset=synthetic3d category=bun seed=0 gallery=0 speed=false
+SCANS := $(RUN) dataset=synthetic3d seed=0 gallery=0 speed=false
 scans: .venv/dev  ## the committed records of methods of 3D data, on generated scans with and without colours
-	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=voxel_vm,depth_vm
-	$(SCANS) dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae,depth_gan,voxel_ae,voxel_gan budget=short
+	$(SCANS) category=[bun,block] dataset.modality=depth+xyz,rgb+depth+xyz method=depth_vm,voxel_vm
+	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae budget=short
+	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_gan method.adversarial=0.6 budget=short
+	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=voxel_ae,voxel_gan method.width=16 budget=short
 	$(BIN)/python benchmarks/update_readme.py
 
 floors: .venv/dev  ## what the methods that train reach after a single step, and the mean image, beside the committed records
