@@ -14,16 +14,17 @@ remainder ignored.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from anomaly_bench.components import upsampling
-from anomaly_bench.components.neighbours import cache_bytes, nearest, squared_lengths, take_row_counts
+from anomaly_bench.components.cell_search import grouped, lower_, positions_of_cells
+from anomaly_bench.components.neighbours import nearest, take_row_counts
 from anomaly_bench.components.validation import check_choice, check_fitted, check_grid, check_positive
 from anomaly_bench.errors import UsageError
 from anomaly_bench.hardware import memory
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PYRAMIDS = ("joined", "mean")
-FEW = 32  # above one pair of cells in 32, a matrix product is faster than looking up pairs
 
 
 class SPADE(nn.Module):
@@ -52,7 +52,6 @@ class SPADE(nn.Module):
     """
 
     pooled: Tensor  # (N, C)
-    parts: Tensor  # (cells of the second level, m) positions of the first level in each cell, some repeated
 
     def __init__(
         self, backbone: Features, neighbours: int, pyramid: str = "joined", sigma: float = 4.0, batch: int = 32
@@ -79,7 +78,13 @@ class SPADE(nn.Module):
         self.register_buffer("pooled", torch.empty(0, deepest[0]))
         for index, (channels, height, width) in enumerate(pyramid):
             self.register_buffer(f"gallery_{index}", torch.empty(0, height, width, channels))
-        self.register_buffer("parts", positions_of_cells(pyramid[0][1:], pyramid[1][1:]), persistent=False)
+        for index, (fine, coarse) in enumerate(pairwise(shape[1:] for shape in pyramid)):
+            self.register_buffer(f"parts_{index}", positions_of_cells(fine, coarse), persistent=False)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """(cells, m) of each level but the first: positions of the level before that lie in each cell."""
+        return [getattr(self, f"parts_{index}") for index in range(self.depth - 1)]
 
     @property
     def gallery(self) -> list[Tensor]:
@@ -153,94 +158,13 @@ class SPADE(nn.Module):
         return maps
 
     def search_joined(self, levels: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
-        """The (h, w) map of one image, in a list: squared distances to the nearest patch, summed over levels.
-
-        Deeper levels are the same for all patches in a cell of the second level's grid. So distances are computed
-        between cells by a matrix product, one gallery image at a time; only pairs of cells closer than the best patches
-        so far are compared in the first level too. This is exact and takes about a tenth of the work of a product
-        between patches.
-
-        Memory: one block of distances between cells, and as much again for the patches compared.
-        """
-        first, *deeper = self.gallery
-        patches, coarse = (
-            upsampling.align(levels[:1])[self.parts, 0],
-            upsampling.align(levels[1:])[:, 0],
-        )  # (cells, m, C), (cells, D)
-        best = patches.new_full(self.parts.shape, torch.inf)  # without the constant |q|^2 of a cell q
-        step = max(1, cache_bytes(coarse.device) // (4 * len(coarse)))
+        """The (h, w) map of one image, in a list: squared distances to the nearest patch, summed over levels."""
+        ours = grouped([level[0].permute(1, 2, 0) for level in levels], self.parts)
+        best = ours[0].new_full((self.grid[0] * self.grid[1],), torch.inf)
         for index in chosen:
-            known = upsampling.align([level[[index]].permute(0, 3, 1, 2) for level in deeper])[:, 0]
-            theirs, norms = first[index].flatten(0, 1)[self.parts], squared_lengths(known)
-            for start in range(0, len(coarse), step):
-                rows = slice(start, start + step)
-                distances = torch.addmm(norms, coarse[rows], known.T, alpha=-2)
-                lower_(best[rows], distances, patches[rows], theirs)
-        flat = best.new_empty(self.grid).flatten()
-        flat[self.parts] = best.add_(squared_lengths(coarse)[:, None]).clamp_(min=0)
-        return [flat.view(self.grid)]
+            lower_(best, ours, grouped([level[index] for level in self.gallery], self.parts), self.parts)
+        return [best.view(self.grid)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         take_row_counts(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def lower_(best: Tensor, distances: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """Lower the best distances of patches using the patches of another image.
-
-    Args:
-        best: (q, m) best distances of the m patches in each of q cells, updated in place.
-        distances: (q, cells) between cells, in the deeper levels.
-        ours, theirs: (q, m, C) and (cells, m, C) first-level features of the patches in each cell.
-    """
-    near = (distances.amin(dim=1) < best.amax(dim=1)).nonzero()[:, 0]
-    rows = distances[near]
-    if best.isinf().any():  # for the first image, all pairs would be close enough
-        by_pairs_(best, near, rows.argmin(dim=1), distances, ours, theirs)
-    enough = rows < best[near].amax(dim=1, keepdim=True)
-    if enough.count_nonzero() * FEW < enough.numel():
-        row, other = enough.nonzero().unbind(dim=1)
-        by_pairs_(best, near[row], other, distances, ours, theirs)
-    else:
-        by_product_(best, near, rows, ours, theirs)
-
-
-def by_pairs_(best: Tensor, row: Tensor, other: Tensor, distances: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """`lower_` for the given pairs of cells, (n,) and (n,)."""
-    step = max(1, cache_bytes(best.device) // (8 * ours[0].numel()))
-    for cell, match in zip(torch.split(row, step), torch.split(other, step), strict=True):
-        pairs = torch.cdist(ours[cell], theirs[match], compute_mode="donot_use_mm_for_euclid_dist").square_()
-        lowest = pairs.amin(dim=2) + distances[cell, match, None]  # (n, m)
-        best.scatter_reduce_(0, cell[:, None].expand_as(lowest), lowest, "amin")
-
-
-def by_product_(best: Tensor, near: Tensor, rows: Tensor, ours: Tensor, theirs: Tensor) -> None:
-    """`lower_` for all pairs with the cells `near` (n,), whose distances are `rows` (n, cells)."""
-    count, parts = theirs.shape[:2]
-    norms = squared_lengths(theirs.flatten(0, 1)).view(count, parts)
-    step = max(1, cache_bytes(best.device) // (4 * parts * count))
-    for cell, deeper in zip(torch.split(near, step), torch.split(rows, step), strict=True):
-        patches = ours[cell].flatten(0, 1)  # (n * m, C)
-        products = (torch.addmm(norms[:, part], patches, theirs[:, part].T, alpha=-2) for part in range(parts))
-        pairs = functools.reduce(lambda a, b: torch.minimum(a, b, out=a), products).view(len(cell), parts, count)
-        lowest = pairs.add_(deeper[:, None]).amin(dim=2) + squared_lengths(patches).view(-1, parts)
-        best[cell] = torch.minimum(best[cell], lowest)
-
-
-def positions_of_cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:
-    """(cells, m): the positions of a fine grid that `upsampling.align` fills from each position of a coarse one.
-
-    If cells differ in size, the last positions of smaller ones are repeated.
-    """
-
-    def along(axis: int) -> Tensor:
-        sources = [position * coarse[axis] // fine[axis] for position in range(fine[axis])]
-        first = [sources.index(cell) for cell in range(coarse[axis])] + [fine[axis]]
-        longest = max(first[cell + 1] - first[cell] for cell in range(coarse[axis]))
-        return torch.tensor(
-            [[min(first[cell] + step, first[cell + 1] - 1) for step in range(longest)] for cell in range(coarse[axis])],
-            device="cpu",
-        )
-
-    rows, columns = along(0)[:, None, :, None], along(1)[None, :, None, :]
-    return (rows * fine[1] + columns).flatten(2).flatten(0, 1)

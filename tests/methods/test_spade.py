@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from anomaly_bench import evaluate
+from anomaly_bench.components import cell_search
 from anomaly_bench.errors import TooLarge, UsageError
 from anomaly_bench.hardware import memory
-from anomaly_bench.methods import spade
 from anomaly_bench.protocol import TrainingSet, to_tensor
 from anomaly_bench.testing.setup import Setup, pictures
 
@@ -79,40 +79,8 @@ def test_block_size_does_not_change_scores(monkeypatch):
     setup = Setup("spade", overrides=("method.neighbours=6",))
     images = to_tensor(pictures(2, first=700))
     expected = setup.one.score(images).map
-    monkeypatch.setattr(spade, "cache_bytes", lambda device: 1)
+    monkeypatch.setattr(cell_search, "cache_bytes", lambda device: 1)
     torch.testing.assert_close(setup.one.score(images).map, expected, rtol=1e-5, atol=1e-3)
-
-
-@pytest.mark.parametrize("few", [0.01, 10**6])
-@pytest.mark.parametrize("bytes", [1, 10**6])
-def test_cell_patches_are_compared_in_pairs_or_all_at_once(monkeypatch, few, bytes):
-    monkeypatch.setattr(spade, "FEW", few)
-    monkeypatch.setattr(spade, "cache_bytes", lambda device: bytes)
-    random = torch.Generator().manual_seed(0)
-    ours, theirs = torch.rand(5, 3, 7, generator=random), torch.rand(11, 3, 7, generator=random)
-    deeper = torch.rand(5, 11, generator=random)
-    between = (ours[:, :, None, None] - theirs).square().sum(-1)  # (5, 3, 11, 3)
-    expected = (between + deeper[:, None, :, None]).amin(dim=(2, 3))
-    best = torch.full((5, 3), torch.inf)
-    spade.lower_(best, deeper, ours, theirs)
-    torch.testing.assert_close(best, expected)
-    best = expected * torch.tensor([0.5, 2, 1])
-    spade.lower_(best, deeper, ours, theirs)
-    torch.testing.assert_close(best, expected * torch.tensor([0.5, 1, 1]))
-
-
-@pytest.mark.parametrize(("fine", "coarse"), [((4, 6), (2, 3)), ((17, 18), (9, 9)), ((5, 5), (5, 5)), ((7, 3), (2, 2))])
-def test_cells_are_the_positions_of_one_coarse_position(fine, coarse):
-    found = spade.positions_of_cells(fine, coarse)
-    assert found.shape[0] == coarse[0] * coarse[1]
-    for cell, positions in enumerate(found.tolist()):
-        expected = {
-            i * fine[1] + j
-            for i in range(fine[0])
-            for j in range(fine[1])
-            if (i * coarse[0] // fine[0], j * coarse[1] // fine[1]) == divmod(cell, coarse[1])
-        }
-        assert set(positions) == expected
 
 
 def test_stored_features_are_as_large_as_computed():
