@@ -329,7 +329,7 @@ USAGE = [
     ("input=5", "input=5: expected input.resize=PIXELS"),
     ("precision=fp8", "precision=fp8: expected one of fp32, bf16, fp16"),
     ("device=gpu", "device=gpu: expected auto, cpu, cuda"),
-    ("cache=maybe", "cache=maybe: expected auto, on or off"),
+    ("cache=maybe", "cache=maybe: expected auto, on, read or off"),
     ("cache_gb=0", "cache_gb=0: expected a number of GB above 0, such as 20; cache=off keeps nothing"),
     ("cache_gb=-1", "cache_gb=-1: expected a number of GB above 0"),
     ("cache_gb=nan", "cache_gb=nan: expected a number of GB above 0"),

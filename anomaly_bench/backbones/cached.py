@@ -146,6 +146,7 @@ class Store:
         modules: from its YAML: level -> path of the module.
         make: creates the same network read at other levels, on the same device.
         stage: creates a progress bar.
+        fills: whether passes that are missing are stored.
     """
 
     shelf: FeatureCache
@@ -153,6 +154,7 @@ class Store:
     modules: Mapping[str, str] | str
     make: Callable[[list[str]], Any]
     stage: Callable[[str, int], contextlib.AbstractContextManager[Advance]]
+    fills: bool
 
 
 class CachedBackbone:
@@ -218,13 +220,15 @@ class CachedBackbone:
             return None
 
     def open(self, store: Store, rows: ImageSet, batch: int) -> CachedPass | None:
-        """The stored pass over a set, with the levels that are read; None: none exists and none can be stored."""
+        """The stored pass over a set, with the levels that are read; None: none exists and none is to be stored or can be."""
         folder = store.shelf.folder(rows.dataset, self.key(store, rows, batch))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with turn(lock_file(folder), f"{folder.name}/.tmp-*"):
                 stored = CachedPass.load(folder, len(rows.pixels), batch)
                 if not stored.levels.keys() >= set(self.inner.paths):
+                    if not store.fills:
+                        return None
                     stored = self.fill(store, rows, stored)
                 os.utime(folder / INDEX)
                 return stored
@@ -278,7 +282,7 @@ class CachedBackbone:
 
     def stored_bytes(self, size: tuple[int, int]) -> int:
         """Bytes of an (H, W) image's levels in the cache."""
-        if self.store is None:
+        if self.store is None or not self.store.fills:
             return 0
         network = self.whole(self.store, CachedPass(Path(), 0, 0, {}))
         return sum(4 * math.prod(shape) for shape in network.shapes(size))

@@ -97,15 +97,19 @@ def ask_slurms_queue() -> None:
 
 
 def settle(values: dict[str, Any], hydra: Any) -> None:
-    """Set `threads` from the job's launcher, where the configuration leaves it open.
+    """Set `threads` from the job's launcher, where the configuration leaves it open; a single run stores no features.
 
     Args:
         values: a job's resolved configuration, changed in place.
         hydra: the node `hydra` of the sweep's configuration.
     """
+    from hydra.types import RunMode
+
     name = launcher_of(hydra)
     if name in PLUGINS and "threads" in values and values["threads"] is None:
         values["threads"] = share(name, hydra.launcher)
+    if hydra.mode == RunMode.RUN and values.get("cache") == "auto":
+        values["cache"] = "read"
 
 
 def limit_pools(values: Mapping[str, Any], hydra: Any) -> None:

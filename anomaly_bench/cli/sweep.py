@@ -43,6 +43,7 @@ class SweepJob:
         runner: None if the configuration cannot run; `error` says why.
         blocked: what would run but for its weights, or with images of other planes.
         states: task -> state.
+        words: further overrides, for its launch.
     """
 
     overrides: Sequence[str]
@@ -52,6 +53,7 @@ class SweepJob:
     blocked: Runner | None = None
     error: str = ""
     states: dict[str, Standing] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
     @property
     def shown_name(self) -> str:
@@ -146,7 +148,7 @@ class Jobs:
 
     def launch(self, jobs: Sequence[SweepJob], *words: str) -> None:
         """Run some jobs with Hydra's launcher and additional overrides."""
-        self.launcher.launch([[*job.overrides, *words] for job in jobs], initial_job_idx=0)
+        self.launcher.launch([[*job.overrides, *job.words, *words] for job in jobs], initial_job_idx=0)
 
 
 def run_sweep(jobs: Jobs) -> bool:
@@ -163,6 +165,7 @@ def run_sweep(jobs: Jobs) -> bool:
                 job.blocked.fail_all(UsageError(job.error), job.blocked.present)
     before = [job.count(State.DONE) for job in found]
     pending = [job for job in found if job.wanted]
+    spare_features(pending)
     equal = f", {len(jobs) - len(found)} equivalent to others" if len(found) < len(jobs) else ""
     reporter.say(f"{len(found)} jobs{equal}: {len(found) - len(pending)} have nothing to do, launching {len(pending)}")
     launched = True
@@ -180,6 +183,21 @@ def run_sweep(jobs: Jobs) -> bool:
                 job.look()
     show_tables(found)
     return conclude(found, before, launched)
+
+
+def spare_features(pending: Sequence[SweepJob]) -> None:
+    """Have jobs store no features that no other job reads."""
+    users: Counter[tuple[Any, ...]] = Counter()
+    keys: list[list[tuple[Any, ...]]] = []
+    for job in pending:
+        assert job.runner is not None, "it is wanted"
+        config, settings = job.runner.config, job.runner.settings
+        images = digest({name: config.get(name) for name in ("dataset", "backbone")}), settings.resize, settings.size
+        keys.append([(*images, settings.data_root, name) for name in job.runner.present])
+        users.update(keys[-1])
+    for job, theirs in zip(pending, keys, strict=True):
+        if job.runner and job.runner.settings.cache == "auto" and all(users[key] == 1 for key in theirs):
+            job.words = ["cache=read"]
 
 
 def look(jobs: Jobs, reporter: Reporter) -> list[SweepJob]:

@@ -40,7 +40,7 @@ STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what i
 }
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
-CACHES = {"auto": "auto", "on": "on", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
+CACHES = {"auto": "auto", "on": "on", "read": "read", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`
@@ -87,7 +87,7 @@ class Settings:
     fail_fast: bool
     retry: str
     wait: bool
-    cache: str  # "auto", "on" or "off"
+    cache: str  # "auto", "on", "read" or "off"
     cache_gb: float
     protocol: str
     regime: dict[str, Any]  # of conf/task: {"name": one of REGIMES}, with few_shot "shots"
@@ -132,7 +132,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     if config["precision"] not in PRECISIONS:
         raise UsageError(f"precision={config['precision']}: expected one of {', '.join(PRECISIONS)}")
     if not isinstance(config["cache"], (str, bool)) or config["cache"] not in CACHES:
-        raise UsageError(f"cache={config['cache']}: expected auto, on or off")
+        raise UsageError(f"cache={config['cache']}: expected auto, on, read or off")
     return Settings(
         category=listed_names(config["category"], "category"),
         data_root=None if config["data_root"] is None else Path(str(config["data_root"])),

@@ -74,13 +74,14 @@ class Evaluator:
         """Wrap one of the backbone's networks so that its features are read from the cache if possible."""
         node, weights, settings = networks(self.config["backbone"])[name], self.weights[name], self.settings
         store = None
-        if settings.cache == "on" or (settings.cache == "auto" and self.device.type == "cpu"):
+        if settings.cache == "on" or (settings.cache in {"auto", "read"} and self.device.type == "cpu"):
             store = Store(
                 FeatureCache(1e9 * settings.cache_gb),
                 {**identify(without_target("backbone", node), self.weights), "precision": settings.precision},
                 node.get("modules", ""),
                 lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
                 self.reporter.stage,
+                fills=settings.cache != "read",
             )
         self.networks.append(CachedBackbone(network, self.ledger, store))
         return self.networks[-1]
