@@ -40,7 +40,14 @@ STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what i
 }
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
-CACHES = {"auto": "auto", "on": "on", "read": "read", "off": "off", True: "on", False: "off"}  # YAML reads on and off as booleans
+CACHES = {
+    "auto": "auto",
+    "on": "on",
+    "read": "read",
+    "off": "off",
+    True: "on",
+    False: "off",
+}  # YAML reads on and off as booleans
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`

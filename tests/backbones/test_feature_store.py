@@ -503,3 +503,28 @@ def test_memory_ledger_excludes_the_cache(monkeypatch):
     with ledger.stopwatch() as elapsed:
         now[0], ledger.work.spent, ledger.work.read = 10, 11, 10
     assert elapsed() == 10 - 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "stored"),
+    [
+        (("method=padim",), False),
+        (("-m", "method=padim"), False),
+        (("-m", "method=padim", "seed=0,1"), True),
+        (("-m", "method=padim", "input.crop=32,64"), False),
+        (("method=padim", "cache=on"), True),
+    ],
+)
+def test_features_are_stored_where_another_job_reads_them(command, data, tmp_path, cache, words, stored):
+    common = [*SMALL, f"data_root={data}", f"results={tmp_path / 'results'}", "backbone.weights=random"]
+    status, _, err = command(*common, *words)
+    assert status == 0, err
+    assert bool(entries(cache)) == stored
+
+
+def test_a_run_reads_what_is_stored_and_stores_nothing_more(data, filled, cache):
+    levels = sorted(file.name for entry in entries(cache) for file in entry.iterdir())
+    assert passed(evaluate(data, *PADIM, "cache=read")) == 0
+    found = evaluate(data, *PADIM, "cache=read", "method.batch=3", "batch_size=3")
+    assert passed(found) == FIT + TEST
+    assert sorted(file.name for entry in entries(cache) for file in entry.iterdir()) == levels
