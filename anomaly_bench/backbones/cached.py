@@ -220,7 +220,7 @@ class CachedBackbone:
             return None
 
     def open(self, store: Store, rows: ImageSet, batch: int) -> CachedPass | None:
-        """The stored pass over a set, with the levels that are read; None: none exists and none is to be stored or can be."""
+        """The stored pass over a set, with the levels that are read; None: none exists or can be stored."""
         folder = store.shelf.folder(rows.dataset, self.key(store, rows, batch))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)

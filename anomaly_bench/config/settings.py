@@ -40,14 +40,7 @@ STATUSES = {  # about.evidence.status of a method's YAML: as printed, and what i
 }
 PRECISIONS = ("fp32", "bf16", "fp16")
 SWITCHES = ("oracle", "overwrite", "speed", "save_maps", "save_model", "checkpoint", "fail_fast", "wait")
-CACHES = {
-    "auto": "auto",
-    "on": "on",
-    "read": "read",
-    "off": "off",
-    True: "on",
-    False: "off",
-}  # YAML reads on and off as booleans
+CACHES = {word: word for word in ("auto", "on", "read", "off")} | {True: "on", False: "off"}  # YAML's on and off
 DEVICES = r"auto|cpu|cuda(:\d+)?|mps"
 RETRY = ("all", "failed")
 FILTERS = ("bilinear", "lanczos", "bicubic", "area", "nearest", "bilinear_no_antialias")  # see `data.decoding`
