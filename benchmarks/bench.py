@@ -72,7 +72,7 @@ def run_over_floor(data: Path) -> None:
     paths = [path for kind in (data / "bottle").glob("t*/*") for path in image_files(kind)]
 
     words = ["dataset=mvtec", f"data_root={data}", "category=bottle", "input.crop=224", "speed=false"]
-    config = compose("config", [*words, f"threads={THREADS}"])
+    config = compose("config", [*words, f"threads={THREADS}", "cache=read"])  # as a single run from the command line
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +91,8 @@ def run_over_floor(data: Path) -> None:
     floor(plain)
     found = in_turn(5, run=run, floor=lambda: floor(plain), folded=lambda: floor(setup.network))
     ratio = found["run"] / found["floor"]
-    show(f"(a) run of bottle ({len(paths)} images) over its floor", found, ratio, "at most 1.4", ratio <= 1.4)
-    print(f"    over the floor with folded normalisation: {found['run'] / found['folded']:.2f}")
+    show(f"(a) run of bottle ({len(paths)} images) over its floor", found, ratio, "at most 1.2", ratio <= 1.2)
+    print(f"    over the floor with folded normalisation: {found['run'] / found['folded']:.2f} (mark: at most 1.5)")
 
 
 def process_over_peer(data: Path, peer: str, images: str) -> None:
