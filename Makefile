@@ -122,7 +122,7 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 		method.moves=100
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1500 method=f_anogan method.width=16 method.batch=8 \
 		method.adversarial=0.6
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=pnet method.width=16 input.resize=128
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=pnet method.width=16
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=scadn method.width=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0
 	$(BIN)/python benchmarks/update_readme.py
