@@ -9,6 +9,7 @@ from pathlib import Path
 from anomaly_bench import records
 from anomaly_bench.cli.commands.tables import write_tables
 from anomaly_bench.config.settings import conf_folder
+from anomaly_bench.records.record import Record
 from anomaly_bench.tables.build import build_tables
 from anomaly_bench.tables.evidence import evidence_page
 from anomaly_bench.tables.formats.draw import draw
@@ -22,18 +23,22 @@ BETWEEN = re.compile(r"(<!-- table: .*? -->\n).*?(<!-- end of table -->\n)", re.
 def tables(one: bool) -> str:
     """Markdown tables: three per setup of any dataset, or one summary of MVTec AD.
 
-    The summary leaves out methods with fewer categories than others have: their means would not compare.
+    The summary leaves out setups with fewer categories than others have: their means would not compare.
     """
     found, damaged = records.load_all(ROOT / "results")
     if damaged or not found:
         raise SystemExit("\n".join(damaged) or "no records in results/: run make results")
     if one:
         found = [record for record in found if record.dataset == "mvtec"]
-        measured = Counter(method for method, _ in {(record.method, record.task) for record in found})
-        found = [record for record in found if measured[record.method] == max(measured.values())]
+        measured = Counter(name for name, _ in {(setup(record), record.task) for record in found})
+        found = [record for record in found if measured[setup(record)] == max(measured.values())]
     names = ["summary"] if one else ["per_class", "summary", "complexity"]
     layouts = [load_layout(name, [conf_folder() / "table"]) for name in names]
     return "\n".join(draw(build_tables(found, layout, mixed=one), "md") for layout in layouts)
+
+
+def setup(record: Record) -> tuple[str, str]:
+    return record.method, str(record.input)
 
 
 def updated(page: str, one: bool) -> str:
