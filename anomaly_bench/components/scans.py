@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_bench.errors import UsageError
 
@@ -123,12 +123,3 @@ def largest_depth(normals: TrainingSet, batch: int) -> Tensor:
 def scale_depth(images: Tensor, largest: Tensor) -> Tensor:
     """(B, C, H, W): the last channel divided by the largest depth; colours stay in [0, 1]."""
     return torch.cat([images[:, :-1], images[:, -1:] / largest], dim=1)
-
-
-@torch.no_grad()
-def start_at_mean(layer: nn.Module, images: Tensor) -> None:
-    """Set the biases of a network's last layer to the mean of each channel of (B, C, H, W) images.
-
-    Depths lie far from 0 and close together, and small steps take thousands of them to get there.
-    """
-    layer.get_parameter("bias").copy_(images.mean(dim=(0, 2, 3)))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_bench.components.autoencoder import AutoEncoder
-from anomaly_bench.components.scans import Views, check_planes, largest_depth, scale_depth, start_at_mean, turn_images
+from anomaly_bench.components.scans import Views, check_planes, largest_depth, scale_depth, turn_images
 from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError
@@ -63,8 +63,6 @@ class DepthAE(nn.Module):
             ValueError: no pixel has a depth, or the loss is not finite.
         """
         self.largest.copy_(largest_depth(normals, self.batch))
-        some = scale_depth(normals.select(torch.arange(min(self.batch, len(normals)))), self.largest)
-        start_at_mean(self.network.decode[-1], some)
         views = Views(normals, self.views, turn_images)
         loop = Loop(self, torch.optim.Adam(self.parameters(), self.lr, fused=True), normals, self.epochs)
         for epoch in loop:
@@ -72,6 +70,7 @@ class DepthAE(nn.Module):
                 images = scale_depth(views.select(numbers), self.largest)
                 epoch.step(F.mse_loss(self.network(images), images))
         with torch.no_grad():
+            some = scale_depth(normals.select(torch.arange(min(self.batch, len(normals)))), self.largest)
             loop.spread = output_spread(self.network(some), some)
         self.facts = loop.facts
 

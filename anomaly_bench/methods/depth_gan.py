@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_bench.components.gan import check_phases, optimisers, train_on, wgan
-from anomaly_bench.components.scans import Views, check_planes, largest_depth, scale_depth, start_at_mean, turn_images
+from anomaly_bench.components.scans import Views, check_planes, largest_depth, scale_depth, turn_images
 from anomaly_bench.components.training import Loop, output_spread
 from anomaly_bench.components.validation import check_fitted
 from anomaly_bench.errors import UsageError
@@ -87,14 +87,13 @@ class DepthGAN(nn.Module):
             ValueError: no pixel has a depth, or the loss is not finite.
         """
         self.largest.copy_(largest_depth(normals, self.batch))
-        some = scale_depth(normals.select(torch.arange(min(self.batch, len(normals)))), self.largest)
-        start_at_mean(self.generator[-1], some)
         views = Views(normals, self.views, turn_images)
         loop = Loop(self, optimisers(self), normals, self.epochs)
         for epoch in loop:
             for numbers in epoch.batches(len(views), self.batch, whole=True):
                 train_on(self, scale_depth(views.select(numbers), self.largest), epoch)
         with torch.no_grad():
+            some = scale_depth(normals.select(torch.arange(min(self.batch, len(normals)))), self.largest)
             loop.spread = output_spread(self.generator(self.encoder(some)), some)
         self.facts = loop.facts
 
