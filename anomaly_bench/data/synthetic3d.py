@@ -55,7 +55,7 @@ def render(category: str, split: str, index: int, defect: str = GOOD) -> tuple[N
     if defect != GOOD:
         height = _spoilt(height, flaw, defect)
     depth = TABLE + tilt[0] * X + tilt[1] * Y - height + rng.normal(0, 0.0003, height.shape)
-    steep = np.hypot(*np.gradient(height)) > 0.012
+    steep = np.hypot(*np.gradient(height)) > 0.01
     points = np.stack([depth * X / TABLE, depth * Y / TABLE, depth], axis=-1)
     points[steep] = 0
     return _colours(category, height, rng), points.astype(np.float32)

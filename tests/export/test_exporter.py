@@ -183,7 +183,7 @@ def test_methods_whose_search_loop_or_network_needs_a_path_of_its_own(method):
 
 def test_a_method_that_cannot_be_traced_is_refused_with_the_reason():
     graph = Graph(Setup("spade", overrides=("backbone.weights=random",)).one, ABOUT, None)
-    with pytest.raises(UsageError, match=r"SPADE cannot be exported: .+ \(methods/spade\.py, line \d+\); use score"):
+    with pytest.raises(UsageError, match=r"SPADE cannot be exported: .+ \(components/cell_search\.py, line \d+\); use"):
         trace(graph, "SPADE")
 
 
