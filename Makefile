@@ -116,7 +116,6 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=glance,smai
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vevae,cavga_ru
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae_grad method.network=ae_l2
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ae_l2 input.resize=128
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ganomaly
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1200 method=anogan method.width=32 method.batch=8 \
 		method.moves=100
