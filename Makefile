@@ -145,7 +145,7 @@ cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CI
 	$(CLASSES) budget=short method=geom category=[automobile,ship] method.shift=0 method.images=2000
 
 SCANS := $(RUN) dataset=synthetic3d seed=0 gallery=0 speed=false
-scans: .venv/dev  ## the committed records of methods of 3D data, on generated scans with and without colours
+scans: .venv/dev  ## records of methods of 3D data, on generated scans with and without colours
 	$(SCANS) category=[bun,block] dataset.modality=depth+xyz,rgb+depth+xyz method=depth_vm,voxel_vm
 	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae budget=short
 	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_gan method.adversarial=0.6 budget=short

@@ -5,6 +5,7 @@ A job's outcome is read from the results folder, never from its process, which m
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,17 +188,20 @@ def run_sweep(jobs: Jobs) -> bool:
 
 def spare_features(pending: Sequence[SweepJob]) -> None:
     """Have jobs store no features that no other job reads."""
-    users: Counter[tuple[Any, ...]] = Counter()
-    keys: list[list[tuple[Any, ...]]] = []
-    for job in pending:
-        assert job.runner is not None, "it is wanted"
-        config, settings = job.runner.config, job.runner.settings
-        images = digest({name: config.get(name) for name in ("dataset", "backbone")}), settings.resize, settings.size
-        keys.append([(*images, settings.data_root, name) for name in job.runner.present])
-        users.update(keys[-1])
-    for job, theirs in zip(pending, keys, strict=True):
-        if job.runner and job.runner.settings.cache == "auto" and all(users[key] == 1 for key in theirs):
+    runners = [job.runner for job in pending if job.runner is not None]  # of all, as they are wanted
+    keys = [features_read(runner) for runner in runners]
+    readers = Counter(itertools.chain.from_iterable(keys))
+    for job, runner, theirs in zip(pending, runners, keys, strict=True):
+        if runner.settings.cache == "auto" and all(readers[key] == 1 for key in theirs):
+            runner.settings = replace(runner.settings, cache="read")
             job.words = ["cache=read"]
+
+
+def features_read(runner: Runner) -> list[tuple[Any, ...]]:
+    """What the features that a job reads depend on, for each of its tasks."""
+    parts = digest({name: runner.config.get(name) for name in ("dataset", "backbone")})
+    settings = runner.settings
+    return [(parts, settings.data_root, settings.resize, settings.size, name) for name in runner.present]
 
 
 def look(jobs: Jobs, reporter: Reporter) -> list[SweepJob]:

@@ -29,7 +29,7 @@ def grouped(levels: Sequence[Tensor], parts: Sequence[Tensor]) -> Groups:
         parts: `positions_of_cells` for each level but the coarsest.
     """
     flat = [level.flatten(0, 1) for level in levels]
-    return [*(level[part] for level, part in zip(flat, parts, strict=False)), flat[-1]]
+    return [*(level[part] for level, part in zip(flat[:-1], parts, strict=True)), flat[-1]]
 
 
 def positions_of_cells(fine: tuple[int, int], coarse: tuple[int, int]) -> Tensor:

@@ -72,7 +72,7 @@ class Planner:
         method = {key: value for key, value in config["method"].items() if key != "seed"}
         settings = runner.settings
         shape = [settings.size, settings.batch_size, settings.save_maps, settings.save_model, settings.speed]
-        key = digest([method, config["backbone"], settings.precision, settings.device, shape])
+        key = digest([method, config["backbone"], settings.precision, settings.device, settings.cache, shape])
         if key not in self.evaluators:
             self.evaluators[key] = Evaluator(config, runner.weights, settings, runner.reporter)
             self.base = self.base or memory.resident()

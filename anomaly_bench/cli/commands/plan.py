@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from anomaly_bench.cli.commands.run import run_job
 from anomaly_bench.cli.hydra_app import hydra
 from anomaly_bench.cli.overrides import as_sweep
-from anomaly_bench.cli.sweep import complaints, job_table, look, new_console
+from anomaly_bench.cli.sweep import complaints, job_table, look, new_console, spare_features
 from anomaly_bench.console import Reporter
 from anomaly_bench.errors import DataError, UsageError, one_line, reason, shown
 from anomaly_bench.runs import planning
@@ -30,6 +30,7 @@ def print_plan(jobs: Jobs) -> bool:
     """Print what every remaining job will need; True: all of them can start."""
     reporter = Reporter()
     found, planner = look(jobs, reporter), Planner()
+    spare_features([job for job in found if job.wanted])
     rows: list[tuple[tuple[str, ...], list[str]]] = []
     estimates: list[Estimate] = []
     refused: dict[str, None] = {}  # a set in order

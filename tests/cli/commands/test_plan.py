@@ -72,6 +72,17 @@ def test_job_that_cannot_fit_is_refused_with_a_remedy(words, command, monkeypatc
     assert "MB of disk, 0 MB are free: free some, or set ANOMALY_BENCH_CACHE" in out
 
 
+def test_disk_for_features_only_where_jobs_share_them(words, command, monkeypatch):
+    counted = []
+    disk = planning.disk
+    monkeypatch.setattr(planning, "disk", lambda *parts: counted.append(disk(*parts)) or counted[-1])
+    for change in (["cache=off"], [], ["cache=on"], ["-m", "seed=0,1"]):
+        assert command("plan", *words, *change)[0] == 0
+    off, alone, on = counted[0], counted[2], counted[4]  # of two categories each
+    assert off == alone < on
+    assert set(counted[6:]) == set(counted[4:6])
+
+
 def test_invalid_configuration_is_refused(words, command):
     status, out, _ = command("plan", *words[1:], "method.levels=[9]")
     assert status == 1
