@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 
 MOST_BYTES = 64 * 10**6  # of a record of 300,000 images
 DEEPEST = 32  # nested lists and mappings
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
@@ -19,7 +21,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: not a regular file, larger than `most` bytes, not JSON, or nested too deeply.
+        ValueError: not a regular file, larger than `most` bytes, not JSON (such as NaN), or nested too deeply.
     """
     try:
         return shallow(decode(read_file(path, most)))
@@ -32,7 +34,23 @@ def decode(text: bytes) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:  # such as half a surrogate pair, from a file name that is not UTF-8
-        return json.loads(text)
+        return json.loads(text, parse_float=finite, parse_constant=finite)
+
+
+def encode(value: Any, sort_keys: bool = False) -> bytes:
+    """JSON of plain values, in a fifth of the time of `json.dumps`; NaN becomes null."""
+    try:
+        return msgspec.json.encode(value, order="sorted" if sort_keys else None)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(value, sort_keys=sort_keys).encode()
+
+
+def finite(text: str) -> float:
+    """A number; ValueError: NaN or infinite, which JSON has no word for."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text}, expected a finite number")
+    return number
 
 
 def read_yaml(path: Path, most: int = 10**5) -> Any:
@@ -73,10 +91,12 @@ def shallow(content: Any) -> Any:
     """The same; ValueError: nested more than `DEEPEST` deep."""
     level = [content] if isinstance(content, (list, dict)) else []
     for _ in range(DEEPEST):
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
         level = [
             inner
-            for each in level
-            for inner in (each.values() if isinstance(each, dict) else each)
+            for values in parts
+            if not SCALARS.issuperset(map(type, values))  # much faster than looking at each number of a curve
+            for inner in values
             if isinstance(inner, (list, dict))
         ]
         if not level:

@@ -14,7 +14,7 @@ from typing import Any
 
 from anomaly_bench.config.settings import FILTER
 from anomaly_bench.documents import read_json
-from anomaly_bench.files import digest, safe_filename, write_atomically
+from anomaly_bench.files import digest, has_digest, safe_filename, write_atomically
 from anomaly_bench.records.content import check_content
 from anomaly_bench.records.training_share import derived_training
 
@@ -194,7 +194,7 @@ def load(path: Path) -> Record:
             todo = NEWER_SCHEMA if newer else OTHER_SCHEMA
             raise OlderRecord(f"{path}: schema {content.get('schema')}, expected {SCHEMA}; {todo}")
         check_keys(content)
-        if checksum != digest(content):
+        if not has_digest(content, checksum):
             raise DamagedRecord(f"{path}: modified or truncated since it was written; it will be recomputed")
         check_content(content, Record)
         record = Record(**content)

@@ -66,6 +66,31 @@ def test_damage_is_detected(record, tmp_path, damage):
     assert (found, len(messages)) == ([], 1)
 
 
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_no_word_for_are_refused(record, tmp_path, word):
+    record.metrics["pro"] = {"value": None, "revision": 1}  # its digest is that of null
+    path = records.save(record, tmp_path)
+    path.write_text(path.read_text().replace("null", word))
+    with pytest.raises(DamagedRecord, match=f"{word}, expected a finite number"):
+        records.load(path)
+
+
+NUMBERS = [0.1, 1e-4, 1e-5, -4.5e-05, 1.5e-7, 3e-300, 5e-324, 10.00001, 1e15, 1e16, 2.5e20, -0.0, 1, 2**70, 1.0]
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, "é", "a\udc80", "0.00001", "e-5]", "\x7f\n/", None, True, {"b": 1, "a": []}])
+def test_quick_digests_are_those_of_json(value):
+    assert files.has_digest({"of": [value]}, files.digest({"of": [value]}))
+    assert not files.has_digest({"of": [value]}, files.digest({"of": [value, 0]}))
+
+
+def test_usual_numbers_need_no_second_digest(monkeypatch):
+    usual = [0.1, 1e-4, 1e-5, -4.5e-05, 1.5e-7, 1.25e-10, 1.0, 123456]
+    expected = files.digest(usual)
+    monkeypatch.setattr(files, "digest", None)
+    assert files.has_digest(usual, expected)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     files.write_atomically(path, "old")
