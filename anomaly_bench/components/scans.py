@@ -62,12 +62,15 @@ class Views:
 
 
 def turn_images(images: Tensor, angles: Tensor, scans: Tensor | None = None) -> Tensor:
-    """(B, C, H, W) images turned about their centres; the nearest pixels, 0 outside, as depths must not be mixed."""
+    """(B, C, H, W) images turned about their centres; the nearest pixels, as depths must not be mixed.
+
+    Outside is what is at the edge: corners without values would be most of what a network learns.
+    """
     height, width = images.shape[2:]
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     rows = [torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)]
     grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", padding_mode="border", align_corners=False)
 
 
 def turn_points(points: Tensor, angles: Tensor, axes: Tensor) -> Tensor:
@@ -121,5 +124,9 @@ def largest_depth(normals: TrainingSet, batch: int) -> Tensor:
 
 
 def scale_depth(images: Tensor, largest: Tensor) -> Tensor:
-    """(B, C, H, W): the last channel divided by the largest depth; colours stay in [0, 1]."""
-    return torch.cat([images[:, :-1], images[:, -1:] / largest], dim=1)
+    """(B, C, H, W): depths become 1 - depth / largest; colours stay in [0, 1].
+
+    The background, which is farthest, is thus near 0, and a pixel without a value is 1: at the image's border, where
+    the kernels of a decoder reach less of its input, a network learns 0 much sooner than any other value.
+    """
+    return torch.cat([images[:, :-1], 1 - images[:, -1:] / largest], dim=1)

@@ -20,7 +20,7 @@ def test_maps_are_distances_from_the_restoration(channels):
     depths = torch.from_numpy(scans("depth", 2)).permute(0, 3, 1, 2)
     colours = torch.rand(2, channels - 1, 64, 64)
     images = torch.cat([colours, depths], dim=1)
-    scaled = torch.cat([colours, depths / 0.5], dim=1)
+    scaled = torch.cat([colours, 1 - depths / 0.5], dim=1)
     expected = (scaled - method.network(scaled)).square().sum(dim=1).sqrt()
     found = method.score(images)
     assert torch.allclose(found.map, expected, atol=1e-6)

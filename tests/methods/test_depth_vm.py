@@ -49,11 +49,11 @@ def test_a_lost_pixel_is_a_depth_of_zero():
 
 
 def test_turned_images_return():
-    """Nothing is mixed: values are those of the image, or 0 from outside; and turning back shows the image again."""
+    """Nothing is mixed: values are those of the image, also outside; and turning back shows the image again."""
     images = to_tensor(scans("depth", 2)) + 0.1
     angles = torch.tensor([0.08, -0.05])
     turned = turn_images(images, angles)
-    assert set(turned.unique().tolist()) <= {0.0, *images.unique().tolist()}
+    assert set(turned.unique().tolist()) <= {*images.unique().tolist()}
     back = turn_images(turned, -angles)
     inner = (slice(None), slice(None), slice(12, 52), slice(12, 52))
     assert (back[inner] - images[inner]).abs().mean() < 0.1 * images[inner].std()

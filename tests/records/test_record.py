@@ -78,7 +78,9 @@ def test_numbers_that_json_has_no_word_for_are_refused(record, tmp_path, word):
 NUMBERS = [0.1, 1e-4, 1e-5, -4.5e-05, 1.5e-7, 3e-300, 5e-324, 10.00001, 1e15, 1e16, 2.5e20, -0.0, 1, 2**70, 1.0]
 
 
-@pytest.mark.parametrize("value", [*NUMBERS, "é", "a\udc80", "0.00001", "e-5]", "\x7f\n/", None, True, {"b": 1, "a": []}])
+@pytest.mark.parametrize(
+    "value", [*NUMBERS, "é", "a\udc80", "0.00001", "e-5]", "\x7f\n/", None, True, {"b": 1, "a": []}]
+)
 def test_quick_digests_are_those_of_json(value):
     assert files.has_digest({"of": [value]}, files.digest({"of": [value]}))
     assert not files.has_digest({"of": [value]}, files.digest({"of": [value, 0]}))
