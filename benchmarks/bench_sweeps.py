@@ -1,4 +1,4 @@
-"""Sweep benchmarks: parallel processes, finished sweeps, repeated kills, shared passes, a sweep against single calls."""
+"""Sweep benchmarks: parallel processes, a finished one, kills, shared passes, a sweep against single calls."""
 
 from __future__ import annotations
 
