@@ -124,9 +124,5 @@ def largest_depth(normals: TrainingSet, batch: int) -> Tensor:
 
 
 def scale_depth(images: Tensor, largest: Tensor) -> Tensor:
-    """(B, C, H, W): depths become 1 - depth / largest; colours stay in [0, 1].
-
-    The background, which is farthest, is thus near 0, and a pixel without a value is 1: at the image's border, where
-    the kernels of a decoder reach less of its input, a network learns 0 much sooner than any other value.
-    """
-    return torch.cat([images[:, :-1], 1 - images[:, -1:] / largest], dim=1)
+    """(B, C, H, W): the last channel divided by the largest depth; colours stay in [0, 1]."""
+    return torch.cat([images[:, :-1], images[:, -1:] / largest], dim=1)
