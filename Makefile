@@ -114,14 +114,19 @@ trained: .venv/dev  ## the committed records of methods that train, each within 
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=geom method.shift=0
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=adtr,adtr_plus method.grid=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=glance,smai
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae,vevae,cavga_ru
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=2000 method=vae input.resize=146 input.crop=128 \
+		method.width=16 method.batch=8
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=2000 method=vevae input.resize=128 method.width=16 \
+		method.batch=8
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=cavga_ru
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=vae_grad method.network=ae_l2
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=ganomaly
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1200 method=anogan method.width=32 method.batch=8 \
 		method.moves=100
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=1500 method=f_anogan method.width=16 method.batch=8 \
 		method.adversarial=0.6
-	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=pnet method.width=16
+	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=3000 method=pnet input.resize=128 method.width=16 \
+		method.batch=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false budget=short method=scadn method.width=8
 	$(TRAIN) category=[bottle,transistor] seed=0 speed=false method=panda,fyd method.epochs=0
 	$(BIN)/python benchmarks/update_readme.py
@@ -147,7 +152,7 @@ cifar: .venv/dev  ## the committed records of one-class networks on CIFAR-10; CI
 SCANS := $(RUN) dataset=synthetic3d seed=0 gallery=0 speed=false
 scans: .venv/dev  ## records of methods of 3D data, on generated scans with and without colours
 	$(SCANS) category=[bun,block] dataset.modality=depth+xyz,rgb+depth+xyz method=depth_vm,voxel_vm
-	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae budget=short
+	$(SCANS) category=[bun,block] dataset.modality=depth+xyz,rgb+depth+xyz method=depth_ae budget=short
 	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=depth_gan method.adversarial=0.6 budget=short
 	$(SCANS) category=bun dataset.modality=depth+xyz,rgb+depth+xyz method=voxel_ae,voxel_gan method.width=16 budget=short
 	$(BIN)/python benchmarks/update_readme.py
