@@ -27,8 +27,8 @@ SMALL = (
     *("method.levels=[1,2]", "method.dimensions=5"),
 )
 METHODS = (
-    *("padim", "patchcore", "spade", "mahalanobis_ad", "fastflow", "cflow_ad", "cs_flow", "differnet"),
-    *("reverse_distillation", "stfpm", "draem", "ae_l2", "ae_ssim", "variation_model"),
+    *("padim", "patchcore", "spade", "mahalanobis_ad", "fastflow", "cflow_ad", "cs_flow", "dfr"),
+    *("reverse_distillation", "stfpm", "panda", "ae_l2", "ae_ssim", "variation_model"),
 )
 MAIN = "from anomaly_bench.cli.main import main; main()"
 EMPTY = """

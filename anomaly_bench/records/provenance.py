@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from anomaly_bench.version import __version__
 def provenance() -> dict[str, Any]:
     """Versions and system of this run; no host or user name."""
     import PIL
-    import timm
     import torch
 
     return {
@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
         "anomaly_bench": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "system": platform.system(),
