@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from anomaly_bench.files import digest
 
 MOST_BYTES = 64 * 10**6  # of a record of 300,000 images
 DEEPEST = 32  # nested lists and mappings
@@ -43,6 +47,22 @@ def encode(value: Any, sort_keys: bool = False) -> bytes:
         return msgspec.json.encode(value, order="sorted" if sort_keys else None)
     except UnicodeEncodeError:  # half a surrogate pair
         return json.dumps(value, sort_keys=sort_keys).encode()
+
+
+def has_digest(value: Any, expected: str) -> bool:
+    """Whether this is the `digest` of plain values without NaN, which msgspec usually tells in a tenth of the time.
+
+    Its text differs from `json`'s in how it writes very small and large numbers, mended here, and in rare letters: then
+    the digest does not match, and is computed in full.
+    """
+    text = re.sub(rb"e-(\d)(?=[],}])", rb"e-0\1", encode(value, sort_keys=True))
+    text = re.sub(rb"0\.0000([1-9])(\d*)", _scientific, text)
+    return hashlib.sha256(text).hexdigest() == expected or digest(value) == expected
+
+
+def _scientific(number: re.Match[bytes]) -> bytes:
+    """0.000012 as `json` writes it: 1.2e-05."""
+    return number[1] + (b"." + number[2] if number[2] else b"") + b"e-05"
 
 
 def finite(text: str) -> float:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_bench.config.settings import FILTER
-from anomaly_bench.documents import read_json
-from anomaly_bench.files import digest, has_digest, safe_filename, write_atomically
+from anomaly_bench.documents import has_digest, read_json
+from anomaly_bench.files import digest, safe_filename, write_atomically
 from anomaly_bench.records.content import check_content
 from anomaly_bench.records.training_share import derived_training
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from anomaly_bench import files, records
+from anomaly_bench import documents, files, records
 from anomaly_bench.files import safe_filename
 from anomaly_bench.records import results_csv
 from anomaly_bench.records.record import DamagedRecord, Record
@@ -82,15 +82,15 @@ NUMBERS = [0.1, 1e-4, 1e-5, -4.5e-05, 1.5e-7, 3e-300, 5e-324, 10.00001, 1e15, 1e
     "value", [*NUMBERS, "é", "a\udc80", "0.00001", "e-5]", "\x7f\n/", None, True, {"b": 1, "a": []}]
 )
 def test_quick_digests_are_those_of_json(value):
-    assert files.has_digest({"of": [value]}, files.digest({"of": [value]}))
-    assert not files.has_digest({"of": [value]}, files.digest({"of": [value, 0]}))
+    assert documents.has_digest({"of": [value]}, files.digest({"of": [value]}))
+    assert not documents.has_digest({"of": [value]}, files.digest({"of": [value, 0]}))
 
 
 def test_usual_numbers_need_no_second_digest(monkeypatch):
     usual = [0.1, 1e-4, 1e-5, -4.5e-05, 1.5e-7, 1.25e-10, 1.0, 123456]
     expected = files.digest(usual)
-    monkeypatch.setattr(files, "digest", None)
-    assert files.has_digest(usual, expected)
+    monkeypatch.setattr(documents, "digest", None)
+    assert documents.has_digest(usual, expected)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
