@@ -1,4 +1,4 @@
-"""The cache of what can be recomputed: decoded images, features, hashes, image headers, generated datasets."""
+"""The cache of what can be recomputed: decoded images, networks, features, hashes, headers, generated datasets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 CACHE_VARIABLE = "ANOMALY_BENCH_CACHE"
 FEATURES = "features"  # the folder of backbone features
+PROGRAMS = "programs"  # the folder of recorded networks
 LOCKS = "locks"
 BY_DATASET = ("store", FEATURES)
 STANDSTILL = 60.0  # seconds
@@ -51,7 +52,7 @@ def turn(lock: Path, unfinished: str) -> Iterator[None]:
 
 
 def listing() -> list[tuple[str, int, int]]:
-    """(folder, files, bytes) of each part: `store/<dataset>`, `features/<dataset>`, `digests`, `synthetic-...`."""
+    """(folder, files, bytes) of each part: `store/<dataset>`, `features/<dataset>`, `programs`, `digests` and so on."""
     root = cache_root()
     folders = sorted(path for path in root.glob("*") if path.is_dir() and path.name not in BY_DATASET)
     folders += sorted(path for part in BY_DATASET for path in (root / part).glob("*") if path.is_dir())

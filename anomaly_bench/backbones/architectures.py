@@ -122,6 +122,11 @@ def fold_batch_norm(network: nn.Module) -> None:
             parent._modules[second] = getattr(norm, "act", nn.Identity())
 
 
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images in [0, 1], normalised per channel, channels-last, which is about three times as fast on a CPU."""
+    return (images - mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
 def to_grid(tokens: Tensor, height: int, width: int) -> Tensor:
     """(B, T, C) tokens, class tokens first -> (B, C, h, w), a channels-last view."""
     patches = tokens[:, -height * width :]

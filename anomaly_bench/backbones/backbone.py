@@ -29,6 +29,7 @@ from anomaly_bench.backbones.architectures import (
     fold_batch_norm,
     listen,
     load_weights,
+    normalise,
     read_weights,
     reflect_padding,
     to_grid,
@@ -132,9 +133,8 @@ class Backbone:
 
     def differentiable(self, images: Tensor) -> list[Tensor]:
         """The same levels, with the graph that leads from them back to the images if those require gradients."""
-        normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self.autocast(images.device.type):
-            levels = self.read(self.network, normalised)
+            levels = self.read(self.network, normalise(images, self.mean, self.std))
         return [level.float() for level in levels]
 
     def autocast(self, device: str) -> contextlib.AbstractContextManager[object]:

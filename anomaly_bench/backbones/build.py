@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from anomaly_bench.backbones.weights import resolve
 from anomaly_bench.config.instantiate import arguments, construct, networks
+from anomaly_bench.config.parts import without_target
 from anomaly_bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,9 +90,20 @@ def network_weights(name: str, node: Mapping[str, Any]) -> Weights:
     return resolve(name, node["weights"], source)
 
 
-def make_network(node: Mapping[str, Any], weights: Weights, precision: str, levels: Any) -> Any:
-    """Create one network of a backbone, read at these levels. Imports torch."""
-    return construct(node, "backbone", levels=levels, weights=weights.file, precision=precision)
+def make_network(node: Mapping[str, Any], weights: Weights, precision: str, levels: Any, recorded: bool = False) -> Any:
+    """Create one network of a backbone, read at these levels. Imports torch.
+
+    Args:
+        recorded: the network is created only if the cache has no program that runs instead; see `backbones.program`.
+    """
+    from anomaly_bench.backbones.recorded import RecordedBackbone
+
+    make = functools.partial(construct, node, "backbone", levels=levels, weights=weights.file, precision=precision)
+    stored = without_target("backbone", node)
+    ours = "_target_" not in stored and weights.sha256 != "random"
+    if not (recorded and ours and precision == "fp32"):
+        return make()
+    return RecordedBackbone(make, {**identify(stored, {node["name"]: weights}), "levels": levels})
 
 
 def make_backbone(
@@ -98,17 +111,20 @@ def make_backbone(
     weights: Mapping[str, Weights],
     precision: str = "fp32",
     wrap: Callable[[str, Any], Any] = lambda name, network: network,
+    recorded: bool = False,
 ) -> Any:
     """Create the backbone, read at the method's levels; NoBackbone for an image-space method. Imports torch.
 
     Args:
         wrap: called with the name of each network and the network; returns its replacement.
+        recorded: see `make_network`.
     """
     from anomaly_bench.backbones.backbone import NoBackbone
 
     backbone, levels = config["backbone"], config["method"].get("levels")
     parts = [
-        wrap(name, make_network(node, weights[name], precision, levels)) for name, node in networks(backbone).items()
+        wrap(name, make_network(node, weights[name], precision, levels, recorded))
+        for name, node in networks(backbone).items()
     ]
     if not parts:
         return NoBackbone()

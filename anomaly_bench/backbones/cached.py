@@ -41,6 +41,7 @@ from anomaly_bench.backbones.feature_store import (
     lock_file,
     temporary,
 )
+from anomaly_bench.backbones.recorded import RecordedBackbone
 from anomaly_bench.cache import turn
 from anomaly_bench.errors import ran_out
 from anomaly_bench.files import digest
@@ -168,7 +169,9 @@ class CachedBackbone:
 
     def __init__(self, inner: Any, ledger: ExtractionLog, store: Store | None) -> None:
         self.inner, self.ledger = inner, ledger
-        self.store = store if isinstance(inner, Backbone) else None  # other types do not define levels
+        self.store = (
+            store if isinstance(inner, (Backbone, RecordedBackbone)) else None
+        )  # other types do not define levels
         self.current: tuple[ImageSet, int] | None = None  # the set and batch size of `stored`
         self.stored: CachedPass | None = None
 

@@ -68,7 +68,8 @@ class Evaluator:
         self.ledger = ExtractionLog(self.device)
         self.weights = weights
         self.networks: list[CachedBackbone] = []  # of the backbone
-        self.backbone = make_backbone(config, weights, settings.precision, self.watched).to(self.device)
+        made = make_backbone(config, weights, settings.precision, self.watched, recorded=True)
+        self.backbone = made.to(self.device)
 
     def watched(self, name: str, network: Any) -> CachedBackbone:
         """Wrap one of the backbone's networks so that its features are read from the cache if possible."""
@@ -79,7 +80,7 @@ class Evaluator:
                 FeatureCache(1e9 * settings.cache_gb),
                 {**identify(without_target("backbone", node), self.weights), "precision": settings.precision},
                 node.get("modules", ""),
-                lambda levels: make_network(node, weights, settings.precision, levels).to(self.device),
+                lambda levels: make_network(node, weights, settings.precision, levels, recorded=True).to(self.device),
                 self.reporter.stage,
                 fills=settings.cache != "read",
             )
@@ -103,8 +104,9 @@ class Evaluator:
                 self.pixels(job, images, "training")
             with ThreadPoolExecutor(1) as apart:  # decodes test images while training images are in the backbone
                 looking = apart.submit(self.look, job)
-                if "epochs" in self.config["method"]:
-                    looking.result()  # nobody trains for an hour to read that a test image is damaged
+                if "epochs" in self.config["method"] or self.device.type == "cpu":
+                    # nobody trains for an hour to read that a test image is damaged; and both would share the cores
+                    looking.result()
                 fitted = self.fit(job)
                 noticed = looking.result()
             records = [replace(self.test(job, name, fitted), findings=noticed[name]) for name in job.task.tests]

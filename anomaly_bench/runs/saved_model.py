@@ -130,13 +130,18 @@ def read_about(folder: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def load_model(
-    folder: Path, device: torch.device | str = "cpu", weights: str | None = None, folders: Sequence[Path] = ()
+    folder: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    folders: Sequence[Path] = (),
+    recorded: bool = False,
 ) -> Any:
     """Load a method saved by `save_model`, ready to score images of `input`'s size.
 
     Args:
         weights: the file of the backbone's weights, if the backbone's YAML does not locate it.
         folders: folders of user YAML, whose classes and weights may be used.
+        recorded: see `make_network`.
 
     Raises:
         UsageError: files are missing or damaged, or the backbone's weights differ from those it was fitted with.
@@ -145,7 +150,7 @@ def load_model(
     backbone = about["backbone"]
     today = None if backbone is None else backbone_node(backbone["name"], folders)
     found = recorded_weights(backbone, about["weights_sha256"], today, weights, str(folder))
-    network = make_backbone(about, found, about["precision"]).to(device)
+    network = make_backbone(about, found, about["precision"], recorded=recorded).to(device)
     method = make_method(about["method"], network)
     method.build(network.shapes(about["input"]["crop"] or about["input"]["resize"], about.get("channels", 3)))
     try:

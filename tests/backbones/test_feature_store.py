@@ -21,9 +21,9 @@ from filelock import FileLock
 from setups import METHODS, SMALLER, each
 
 from anomaly_bench.backbones import build, cached, feature_store
-from anomaly_bench.backbones.backbone import Backbone
 from anomaly_bench.backbones.cached import ExtractionLog, ImageSet
 from anomaly_bench.backbones.feature_store import CachedPass
+from anomaly_bench.backbones.recorded import RecordedBackbone
 from anomaly_bench.config import compose
 from anomaly_bench.config.parts import packaged_node
 from anomaly_bench.config.settings import read_settings
@@ -198,7 +198,7 @@ def watched() -> tuple[CachedBackbone, list[torch.Tensor]]:
     return made.backbone, seen
 
 
-class Spy(Backbone):
+class Spy(RecordedBackbone):
     def __init__(self, inner: Any, seen: list[torch.Tensor]) -> None:
         self.__dict__ |= inner.__dict__
         self.seen = seen
@@ -253,7 +253,7 @@ def test_reported_time_excludes_cache_overhead(data, monkeypatch):
         monkeypatch.setattr(owner, name, slower)
 
     monkeypatch.setattr(timing, "clock", lambda: now[0])
-    moving(Backbone, "__call__", 5)
+    moving(RecordedBackbone, "__call__", 5)
     moving(CachedPass, "read", 100)
     moving(feature_store.FeatureCache, "reserve", 1000)
     expected = {"s": 20.0, "cached": False, "images": FIT + TEST}  # 2 batches to fit on, and 2 to score

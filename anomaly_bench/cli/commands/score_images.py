@@ -55,7 +55,7 @@ def score_images(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> boo
     if not normal:
         about["thresholds"] = thresholds_at(about, rate)
     device = torch_setup.set_up(wanted.device, wanted.threads, about["precision"])
-    method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders))
+    method = saved_model.load_model(wanted.model, device, wanted.weights, tuple(folders), recorded=True)
     new_folder(values, "out")
     reporter = Reporter()
     linked = [each for folder in folders_read for each in subfolders(folder) if each.is_symlink()]
