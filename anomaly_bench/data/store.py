@@ -63,7 +63,72 @@ def told_planes(task: Task) -> dict[str, Any]:
     return {} if task.planes == (RGB,) else {"planes": [list(astuple(plane)) for plane in task.planes]}
 
 
-def load_images(
+class Wanted(NamedTuple):
+    """Arrays of one shape and type, which are in the store or can be made.
+
+    Attributes:
+        key: a hash of all that they depend on.
+        shape: of all in one array; the first axis counts them.
+        decode: one function for each.
+        place: the subfolder of the store, the dataset's name.
+        threads: that decode.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    decode: Sequence[Callable[[], Decoded]]
+    place: str
+    threads: int
+
+    @property
+    def folder(self) -> Path:
+        return cache_root() / "store" / safe_filename(self.place)
+
+    def known(self) -> bool:
+        """Whether the store has a file of them, be it intact or not."""
+        return not self.decode or any(self.folder.glob(f"{self.key}-*.npy"))
+
+    def load(self, advance: Advance = no_progress) -> Stored:
+        """The arrays and the facts of each, made if they are missing or damaged.
+
+        Args:
+            advance: called with the number of arrays done.
+
+        Raises:
+            DataError: a file that cannot be decoded.
+        """
+        key, shape, dtype, folder = self.key, self.shape, self.dtype, self.folder
+        if not self.decode:
+            return Stored(np.empty(shape, dtype), [])
+        facts: list[Facts] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with turn(folder / f".{key}.lock", f".tmp-{key}-*"):
+                found = find_array(folder, key, shape, dtype)
+                if found is None:
+                    return Stored(write_arrays(folder, key, shape, dtype, self.decoded(facts, advance), facts), facts)
+        except OSError as error:
+            logger.warning("the cache %s failed (%s): decoded images stay in memory", folder, error.strerror or error)
+            return Stored(np.stack(list(self.decoded(facts, advance))), facts)
+        advance(len(self.decode))
+        return found
+
+    def decoded(self, facts: list[Facts], advance: Advance) -> Iterator[NDArray[Any]]:
+        """The arrays, one after the other; the facts of each are put into the list."""
+        facts.clear()
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            for start in range(0, len(self.decode), AT_ONCE):  # so that few wait to be written
+                for array, noticed in in_order(pool, self.decode[start : start + AT_ONCE], self.threads):
+                    facts.append(noticed)
+                    yield array
+                    advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def wanted_images(
     task: Task,
     images: Sequence[Sample],
     hashes: Sequence[str],
@@ -71,80 +136,43 @@ def load_images(
     filter: str,
     place: str,
     threads: int,
-    advance: Advance = no_progress,
     bits: int | None = None,
-) -> Stored:
+) -> Wanted:
     """Decoded, resized images (N, H, W, C) in the task's type and channels.
 
     Args:
         hashes: one per image, of all that its pixels depend on, besides planes, size and filter.
         resize: (H, W); the aspect ratio is not kept.
         filter: see `data.decoding`.
-        place: the subfolder of the store, the dataset's name.
-        advance: called with the number of images done.
+        place, threads: see `Wanted`.
         bits: see `data.decoding.decode_image`.
-
-    Raises:
-        DataError: a file that cannot be decoded.
     """
     about = {"kind": "image", "shape": (*resize, task.channels), "files": list(hashes), **told_planes(task)}
     about |= {"filter": filter} if filter != FILTER else {}
     about |= {"bits": bits} if bits else {}
     decode = [functools.partial(decode_sample, image, task.planes, resize, filter, bits) for image in images]
-    return stored(about, task.dtype, decode, place, threads, advance)
+    return wanted(about, task.dtype, decode, place, threads)
 
 
-def load_masks(
+def wanted_masks(
     images: Sequence[Sample], hashes: Sequence[str], resize: Size, crop: Size | None, place: str, threads: int
-) -> Stored:
-    """Masks (N, H, W) of 0 and 1, nearest neighbour; see `load_images`, and for the crop `decode_mask`."""
+) -> Wanted:
+    """Masks (N, H, W) of 0 and 1, nearest neighbour; see `wanted_images`, and for the crop `decode_mask`."""
     about = {"kind": "mask", "shape": resize, "crop": crop, "files": list(hashes)}
     decode = [functools.partial(decode_mask, image, resize, crop) for image in images]
-    return stored(about, np.dtype(np.uint8), decode, place, threads)
+    return wanted(about, np.dtype(np.uint8), decode, place, threads)
 
 
-def stored(
-    about: Mapping[str, Any],
-    dtype: np.dtype[Any],
-    decode: Sequence[Callable[[], Decoded]],
-    place: str,
-    threads: int,
-    advance: Advance = no_progress,
-) -> Stored:
-    """The stored arrays and facts of what the functions `decode` return, made if it is missing or damaged.
+def wanted(
+    about: Mapping[str, Any], dtype: np.dtype[Any], decode: Sequence[Callable[[], Decoded]], place: str, threads: int
+) -> Wanted:
+    """What the functions `decode` return.
 
     Args:
         about: all that it depends on; "shape": the shape of one part.
     """
     key = digest({**about, "revision": STORE_REVISION, "pillow": PIL.__version__})[:24]
-    folder, shape = cache_root() / "store" / safe_filename(place), (len(decode), *about["shape"])
-    if not decode:
-        return Stored(np.empty(shape, dtype), [])
-    facts: list[Facts] = []
-
-    def decoded() -> Iterator[NDArray[Any]]:
-        facts.clear()
-        pool = ThreadPoolExecutor(threads)
-        try:
-            for start in range(0, len(decode), AT_ONCE):  # so that few wait to be written
-                for array, noticed in in_order(pool, decode[start : start + AT_ONCE], threads):
-                    facts.append(noticed)
-                    yield array
-                    advance(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with turn(folder / f".{key}.lock", f".tmp-{key}-*"):
-            found = find_array(folder, key, shape, dtype)
-            if found is None:
-                return Stored(write_arrays(folder, key, shape, dtype, decoded(), facts), facts)
-    except OSError as error:
-        logger.warning("the cache %s failed (%s): decoded images stay in memory", folder, error.strerror or error)
-        return Stored(np.stack(list(decoded())), facts)
-    advance(len(decode))
-    return found
+    return Wanted(key, (len(decode), *about["shape"]), dtype, decode, place, threads)
 
 
 def in_order(pool: ThreadPoolExecutor, calls: Sequence[Callable[[], Decoded]], threads: int) -> Iterator[Decoded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from anomaly_bench.data.readers import limit_pixels
 from anomaly_bench.data.remembered import content_hash, file_digests
 from anomaly_bench.errors import DataError, UsageError
 from anomaly_bench.files import digest, safe_filename
+from anomaly_bench.hardware.apart import call_apart
 from anomaly_bench.protocol import no_progress
 from anomaly_bench.records.fingerprint import DEFAULTS, fingerprint
 from anomaly_bench.records.record import Record
@@ -76,13 +78,20 @@ class Job:
         """Decoded images before they are cropped; looked up once."""
         kept = self.kept.get(("images", images))
         if kept is None:
-            settings, name = self.settings, self.dataset.name
-            how = (settings.resize, settings.filter, name, settings.threads)
-            kept = store.load_images(self.task, images, self.hashes(images), *how, advance, settings.bits)
-            self.kept["images", images] = kept
+            kept = self.kept["images", images] = self.wanted_images(images).load(advance)
         else:
             advance(len(images))
         return kept
+
+    def wanted_images(self, images: tuple[Sample, ...]) -> store.Wanted:
+        settings, name = self.settings, self.dataset.name
+        how = (settings.resize, settings.filter, name, settings.threads, settings.bits)
+        return store.wanted_images(self.task, images, self.hashes(images), *how)
+
+    def wanted_masks(self, images: tuple[Sample, ...]) -> store.Wanted:
+        settings, hashes = self.settings, [content_hash(image.masks, self.digests) for image in images]
+        how = (settings.resize, settings.crop, self.dataset.name, settings.threads)
+        return store.wanted_masks(images, hashes, *how)
 
     @functools.cached_property
     def kept(self) -> dict[tuple[str, tuple[Sample, ...]], store.Stored]:
@@ -130,10 +139,7 @@ class Job:
             return None
         kept = self.kept.get(("masks", images))
         if kept is None:
-            hashes = [content_hash(image.masks, self.digests) for image in images]
-            settings = self.settings
-            how = (settings.resize, settings.crop, self.dataset.name, settings.threads)
-            kept = self.kept["masks", images] = store.load_masks(images, hashes, *how)
+            kept = self.kept["masks", images] = self.wanted_masks(images).load()
         return kept
 
     @functools.cached_property
@@ -181,12 +187,17 @@ class Job:
         own = tuple(f"{name}/" for name in categories if f"{test}/".startswith(f"{name}/"))
         return tuple(image for image in images if image.id.startswith(own)) if own else images
 
-    def decode(self) -> None:
-        """Fill the store; what fails here fails again, and is reported, when the pixels are read."""
-        with contextlib.suppress(Exception):
-            for images in (self.task.fit, self.task.validation, *self.task.tests.values()):
-                self.pixels(images)
-                self.masks(images)
+    def decode_early(self) -> None:
+        """While torch is imported, begin to fill the store; what fails fails again when the pixels are read.
+
+        Threads would wait for Python's lock, which the import holds, so that a process of its own decodes.
+        """
+        sets = (self.task.fit, self.task.validation, *self.task.tests.values())
+        masked = [images for images in sets if has_masks(images)]
+        wanted = [*map(self.wanted_images, sets), *map(self.wanted_masks, masked)]
+        if "torch" not in sys.modules and not all(part.known() for part in wanted):
+            limit = functools.partial(limit_pixels, self.settings.max_megapixels)
+            call_apart([limit, *(part.load for part in wanted)])
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -82,14 +81,11 @@ class Runner:
         return find_weights(self.config)
 
     def evaluator(self, job: Job) -> Evaluator:
-        """Created for the first job to be computed, so a finished run does not import torch.
-
-        Meanwhile that job's images are decoded: importing uses only one core.
-        """
+        """Created for the first job to be computed, so a finished run does not import torch."""
         if self._evaluator is None:
             if job.image_bytes < DECODED_EARLY:
-                threading.Thread(target=job.decode, daemon=True).start()
-            gc.disable()  # it takes a fifth of the import time and finds nothing
+                job.decode_early()
+            gc.disable()  # it takes a fifth of the import time and finds nothing, then or later
             try:
                 from anomaly_bench.hardware.torch_setup import own_device
                 from anomaly_bench.runs.evaluator import Evaluator
@@ -97,6 +93,7 @@ class Runner:
                 device = self._held.enter_context(own_device(self.settings.device, self.reporter))
                 settings = replace(self.settings, device=device)
                 self._evaluator = Evaluator(self.config, self.weights, settings, self.reporter)
+                gc.freeze()
             finally:
                 gc.enable()
         return self._evaluator

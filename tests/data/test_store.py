@@ -26,7 +26,8 @@ def load(paths, size=(32, 32), advance=lambda done: None, filter="bilinear"):
     digests = file_digests(paths, paths[0].parent)
     images = tuple(Sample(path.name, None, (Source(path),)) for path in paths)
     hashes = [content_hash(image.sources, digests) for image in images]
-    return store.load_images(Task("task", None, images, {}), images, hashes, size, filter, "test", 2, advance).values
+    wanted = store.wanted_images(Task("task", None, images, {}), images, hashes, size, filter, "test", 2)
+    return wanted.load(advance).values
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def mask_of(tmp_path, mask, image_size=(48, 48)):
     mask.save(tmp_path / "mask.png")
     normal = Sample("image.png", None, (Source(tmp_path / "image.png"),))
     defective = replace(normal, label="spot", masks=(Source(tmp_path / "mask.png"),))
-    return store.load_masks([defective, normal], ["a", "b"], (24, 24), None, "test", 1).values
+    return store.wanted_masks([defective, normal], ["a", "b"], (24, 24), None, "test", 1).load().values
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "P", "I;16"])
