@@ -23,7 +23,7 @@ class Moments:
     """
 
     def __init__(self, mean: Tensor, scatter: Tensor) -> None:
-        self.mean, self.scatter, self.count = mean.zero_(), scatter.zero_(), 0
+        self.mean, self.scatter, self.count = mean.zero_(), scatter, 0
 
     def add_(self, patches: Tensor) -> None:
         """Add (P, B, D) patches, which are overwritten."""
@@ -31,7 +31,10 @@ class Moments:
             self.origin = patches.mean(dim=1, keepdim=True)
         patches -= self.origin
         self.mean += patches.sum(dim=1)
-        self.scatter.baddbmm_(patches.transpose(1, 2), patches)
+        if self.count == 0:
+            torch.bmm(patches.transpose(1, 2), patches, out=self.scatter)
+        else:
+            self.scatter.baddbmm_(patches.transpose(1, 2), patches)
         self.count += patches.shape[1]
 
     def finish(self) -> None:

@@ -108,7 +108,7 @@ class Epoch:
         self.counted += curve
         self.summed += curve
         self.loop.steps += 1
-        if self.loop.limit is not None:
+        if self.loop.limit is not None and self.loop.steps <= self.loop.limit:  # a batch of several steps ends later
             self.loop.advance(1)
 
     def add_point(self) -> None:

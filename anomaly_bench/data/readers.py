@@ -53,7 +53,7 @@ def source_size(source: Source) -> tuple[int, int]:
     """(H, W), from the header if the format has one."""
     if source.reader == "image":
         with opened(source) as image:
-            turned = orientation(image) in SIDEWAYS
+            turned = image.width != image.height and orientation(image) in SIDEWAYS  # which may take decoding
             if image.format == "TIFF" and turned:  # before it is loaded, its size depends on Pillow's version
                 image.load()
                 return image.height, image.width

@@ -7,6 +7,7 @@ Ranks are exact, so the metrics are those of one sort in memory, up to the order
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,23 +115,19 @@ def _rank_pixels(outcome: Outcome) -> Ranking | None:
     kind = np.result_type(*{each.dtype for each in maps})
     positives, negatives, sizes = [], [], np.empty(0, np.int64)
     for part in stretches(masks, SORTED):
-        region, more = _regions(masks[part], len(sizes))
-        run = _sorted(*_split(maps[part], masks[part], kind), region)
+        inside, outside = _split(maps[part], masks[part], kind)
+        with ThreadPoolExecutor(1) as apart:  # it needs no lock of Python's
+            sorting = apart.submit(outside.sort)
+            region, more = _regions(masks[part], len(sizes))
+            order = np.argsort(inside)
+            sorting.result()
+        run = inside[order], region[order], outside
         release(maps)
         scores, region, outside = run if part == slice(0, len(masks)) else map(_in_file, run)
         positives.append((scores, region))
         negatives.append(outside)
         sizes = np.concatenate((sizes, more))
     return Ranking(positives, negatives, 1 / (len(sizes) * sizes))
-
-
-def _sorted(
-    positives: NDArray[Any], negatives: NDArray[Any], region: NDArray[np.int32]
-) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[Any]]:
-    """Positives in order with their regions, and negatives, sorted in place."""
-    negatives.sort()
-    order = np.argsort(positives)
-    return positives[order], region[order], negatives
 
 
 def _in_file(run: NDArray[Any]) -> NDArray[Any]:

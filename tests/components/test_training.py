@@ -172,6 +172,22 @@ def test_the_bar_moves_with_each_step_of_a_budget(steps, expected):
     assert seen == expected
 
 
+def test_the_bar_ends_with_the_budget_even_if_a_batch_has_several_steps():
+    seen = []
+
+    @contextlib.contextmanager
+    def stage(title, total):
+        yield lambda done, note="": seen.append(done)
+
+    task, module = normals(stage=stage), nn.Linear(1, 1)
+    task.steps = 2
+    for epoch in Loop(module, torch.optim.SGD(module.parameters(), 0.1), task, 1):
+        for chosen in epoch.batches(len(X), 4):
+            for _ in range(3):
+                epoch.step(module(X[chosen]).square().mean())
+    assert sum(seen) == 2
+
+
 def test_a_schedule_may_be_stated_in_steps():
     module = nn.Linear(1, 1)
     optimiser = torch.optim.SGD(module.parameters(), 0.1)
