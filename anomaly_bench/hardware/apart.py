@@ -17,10 +17,13 @@ def call_apart(calls: Sequence[Callable[[], Any]]) -> subprocess.Popen[bytes]:
 
     Args:
         calls: are pickled, so that their module must be importable there.
+
+    Raises:
+        OSError: no process can be started. Those of pickle.
     """
+    packed = pickle.dumps(list(calls))
     command = [sys.executable, "-P", "-c", CODE]  # -P: nothing is imported from the current folder
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
-    packed = pickle.dumps(list(calls))
     threading.Thread(target=process.communicate, args=(packed,), daemon=True).start()
     return process

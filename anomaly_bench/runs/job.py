@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import shutil
 import sys
 import uuid
@@ -193,11 +194,12 @@ class Job:
         Threads would wait for Python's lock, which the import holds, so that a process of its own decodes.
         """
         sets = (self.task.fit, self.task.validation, *self.task.tests.values())
-        masked = [images for images in sets if has_masks(images)]
+        masked = filter(has_masks, self.task.tests.values())
         wanted = [*map(self.wanted_images, sets), *map(self.wanted_masks, masked)]
         if "torch" not in sys.modules and not all(part.known() for part in wanted):
             limit = functools.partial(limit_pixels, self.settings.max_megapixels)
-            call_apart([limit, *(part.load for part in wanted)])
+            with contextlib.suppress(OSError, pickle.PicklingError, AttributeError, TypeError):  # then it is done later
+                call_apart([limit, *(part.load for part in wanted)])
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ import anomaly_bench
 from anomaly_bench import mapped, records
 from anomaly_bench.cache import cache_root
 from anomaly_bench.errors import UsageError
+from anomaly_bench.hardware import apart
 from anomaly_bench.metrics import ranking
 from anomaly_bench.protocol import to_tensor
-from anomaly_bench.runs import evaluator, saved_model
+from anomaly_bench.runs import evaluator, job, saved_model
 
 SMALL = ("dataset=folder", "input.resize=64", "speed=false", "gallery=0", "method.dimensions=20")
 
@@ -63,6 +66,40 @@ def test_a_finished_run_imports_no_torch(small, command):
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_while_torch_is_imported_a_process_of_its_own_decodes(small, command, monkeypatch, empty_cache):
+    words, results = small
+    command(*words, f"results={results.parent / 'other'}")
+    (store,) = cache_root().glob("store/*")
+    shutil.rmtree(store)
+    started = []
+
+    def waiting(calls):
+        started.append(apart.call_apart(calls))
+        assert started[-1].wait(60) == 0
+        return started[-1]
+
+    monkeypatch.setattr(job, "sys", SimpleNamespace(modules={}))  # as if torch had not been imported
+    monkeypatch.setattr(job, "call_apart", waiting)
+    assert command(*words, "category=cog")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in store.iterdir() if path.suffix == ".npy"}
+    assert len(started) == 1
+    assert len(before) == 3, "training images, test images and masks"
+    assert command(*words, "category=cog", "overwrite=true")[0] == 0
+    assert len(started) == 1, "all is known"
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for error in (pickle.PicklingError, OSError):
+        shutil.rmtree(store)
+        monkeypatch.setattr(job, "call_apart", failing(error))
+        assert command(*words, "category=cog", "overwrite=true")[0] == 0
+
+
+def failing(error):
+    def fails(calls):
+        raise error
+
+    return fails
 
 
 def test_closed_stdout_loses_no_table(small, command):
