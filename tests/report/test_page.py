@@ -470,6 +470,7 @@ def choose(browser, css: str, value: str) -> None:
 
 def reset(browser) -> None:
     find(browser, "#filters button[type=reset]")[0].click()
+    browser.execute_async_script("setTimeout(arguments[0])")  # behind the page's own timer
 
 
 def test_sorting(browser):
