@@ -169,9 +169,8 @@ class CachedBackbone:
 
     def __init__(self, inner: Any, ledger: ExtractionLog, store: Store | None) -> None:
         self.inner, self.ledger = inner, ledger
-        self.store = (
-            store if isinstance(inner, (Backbone, RecordedBackbone)) else None
-        )  # other types do not define levels
+        has_levels = isinstance(inner, (Backbone, RecordedBackbone))  # other types do not define them
+        self.store = store if has_levels else None
         self.current: tuple[ImageSet, int] | None = None  # the set and batch size of `stored`
         self.stored: CachedPass | None = None
 

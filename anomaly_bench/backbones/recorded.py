@@ -28,7 +28,7 @@ class RecordedBackbone:
 
     def __init__(self, make: Callable[[], Backbone], identity: Mapping[str, Any]) -> None:
         self.make, self.identity = make, identity
-        self.programs: dict[tuple[int, ...], Program] = {}  # by channels and image size
+        self.programs: dict[tuple[int, ...], Program | None] = {}  # by channels and image size; None: not recordable
         self.device = torch.device("cpu")
 
     @functools.cached_property
@@ -60,7 +60,7 @@ class RecordedBackbone:
     @property
     def paths(self) -> list[str]:
         """Paths of the modules that are read."""
-        for known in self.programs.values():
+        for known in filter(None, self.programs.values()):
             return list(known.about["paths"])
         return self.created.paths
 
@@ -91,6 +91,5 @@ class RecordedBackbone:
                     found = program.record(self.created, image)
                     if found is not None:
                         program.keep(found, name)
-            if found is not None:
-                self.programs[image] = found
+            self.programs[image] = found
         return self.programs.get(image)

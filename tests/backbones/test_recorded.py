@@ -12,6 +12,7 @@ import torch
 from conftest import make_category
 
 from anomaly_bench import records
+from anomaly_bench.backbones import program
 from anomaly_bench.backbones.backbone import Backbone
 from anomaly_bench.backbones.build import find_weights, make_backbone
 from anomaly_bench.backbones.recorded import RecordedBackbone
@@ -53,6 +54,17 @@ def test_other_levels_sizes_and_weights_have_other_programs(empty_cache, tmp_pat
     lite0("method.levels=[1,2]").shapes((64, 64))
     assert len(list((cache_root() / PROGRAMS).iterdir())) == 3
     assert isinstance(lite0("backbone.weights=random"), Backbone), "a name for random weights is none for their values"
+
+
+def test_what_cannot_be_recorded_is_tried_once(empty_cache, monkeypatch):
+    tried = []
+    monkeypatch.setattr(program, "record", lambda *arguments: tried.append(arguments))
+    made = lite0()
+    assert made.shapes((64, 64)) == made.created.shapes((64, 64))
+    assert made.tiles((64, 64)) == made.created.tiles((64, 64))
+    assert made.paths == made.created.paths
+    assert made(images(1))[0].shape[0] == 1
+    assert len(tried) == 1
 
 
 def test_a_level_that_the_network_lacks_is_an_error(empty_cache):
